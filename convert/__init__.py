@@ -1,0 +1,1 @@
+"""Files to shards: compose, check, pack, verify, inspect and show a data set. No torch here."""

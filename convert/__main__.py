@@ -1,0 +1,140 @@
+"""Command line of the converter: `python -m convert compose|depth|pack|verify|inspect|show`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+# The work is imported inside the commands: `--help` and a user's typing mistake answer at once.
+
+_FOLDER = click.Path(path_type=Path)
+_WORKERS = click.option(
+    "--workers", type=click.IntRange(0), help="Worker processes; default: one a core; 0: none."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Convert a data set of composites once, and prove the result right."""
+
+
+@main.command()
+@click.argument("dataset", type=_FOLDER)
+@click.option("--bg", type=_FOLDER, help="Folder of background photos; default: drawn scenes.")
+@click.option("--fg", type=_FOLDER, help="Folder of RGBA cut-outs; default: drawn people.")
+@click.option("--bg-depth", type=_FOLDER, help="Folder of depth maps named like the photos.")
+@click.option("--backgrounds", type=click.IntRange(1), default=100, show_default=True)
+@click.option("--foregrounds", type=click.IntRange(1), default=100, show_default=True)
+@click.option(
+    "--placements",
+    type=click.IntRange(2),
+    default=40,
+    show_default=True,
+    help="Composites of each pair, half of them flipped.",
+)
+@click.option("--size", type=click.IntRange(32), default=224, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@_WORKERS
+def compose(dataset: Path, **options: object) -> None:
+    """Paste people on backgrounds: DATASET gets images, masks and depth."""
+    from convert.compose import compose as run
+
+    facts = run(dataset, **options)  # type: ignore[arg-type]
+    click.echo(f"{dataset}: {facts['samples']} composites, depth: {facts['depth']}")
+
+
+@main.command()
+@click.argument("dataset", type=_FOLDER)
+@click.option("--model", required=True, help="Name or folder of a monocular depth model.")
+@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
+def depth(dataset: Path, model: str, batch_size: int) -> None:
+    """Write depth maps of DATASET's composites with a depth model (extra `depth`)."""
+    from convert.depth import estimate
+
+    count = estimate(dataset, model, batch_size=batch_size)
+    click.echo(f"{dataset}: {count} depth maps")
+
+
+@main.command()
+@click.argument("dataset", type=_FOLDER)
+@click.argument("shards", type=_FOLDER)
+@click.option("--format", "formats", multiple=True, type=click.Choice(["ffcv", "dali"]))
+@click.option("--mask-codec", type=click.Choice(["runs", "jpeg"]), default="runs")
+@click.option("--depth-codec", type=click.Choice(["luma", "jpeg"]), default="luma")
+@click.option("--samples-per-shard", type=click.IntRange(1), default=10_000, show_default=True)
+@click.option("--samples-per-fg", type=click.IntRange(1), help="Neighbours that show one person.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Order of the tar shards.")
+@click.option("--resume", is_flag=True, help="Go on where a killed run stopped.")
+@click.option("--force", is_flag=True, help="Replace a finished folder SHARDS.")
+@_WORKERS
+def pack(
+    dataset: Path,
+    shards: Path,
+    formats: tuple[str, ...],
+    resume: bool,
+    force: bool,
+    workers: int | None,
+    **options: object,
+) -> None:
+    """Convert DATASET to SHARDS; without --format, for both engines."""
+    from convert.pack import FORMATS, PackConfig
+    from convert.pack import pack as run
+
+    config = PackConfig(formats=formats or FORMATS, **options)  # type: ignore[arg-type]
+    manifest = run(dataset, shards, config=config, workers=workers, resume=resume, force=force)
+    click.echo(f"{shards}: {manifest.layout.samples} samples")
+    for name, file in manifest.files.items():
+        click.echo(f"  {name:28} {file.bytes:>15,} bytes")
+
+
+@main.command()
+@click.argument("shards", type=_FOLDER)
+@click.option("--source", type=_FOLDER, help="Compare pixels with this data set folder.")
+@_WORKERS
+def verify(shards: Path, source: Path | None, workers: int | None) -> None:
+    """Check every byte of SHARDS; exit 1 and one line for each fault."""
+    from convert.verify import verify as run
+
+    faults = run(shards, source=source, workers=workers)
+    for fault in faults:
+        click.echo(fault)
+    if faults:
+        click.echo(f"{shards}: {len(faults)} faults", err=True)
+        sys.exit(1)
+    click.echo(f"{shards}: no faults")
+
+
+@main.command()
+@click.argument("shards", type=_FOLDER)
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+def inspect(shards: Path, as_json: bool) -> None:
+    """Say what SHARDS holds."""
+    from convert.describe import table
+    from convert.manifest import read_manifest
+
+    manifest = read_manifest(shards)
+    click.echo(json.dumps(manifest.to_json(), indent=1) if as_json else table(manifest))
+
+
+@main.command()
+@click.argument("shards", type=_FOLDER)
+@click.argument("out", type=_FOLDER)
+@click.option("--rows", type=click.IntRange(1), default=8, show_default=True)
+def show(shards: Path, out: Path, rows: int) -> None:
+    """Draw a contact sheet of SHARDS into the PNG file OUT."""
+    from convert.errors import DataError
+    from convert.show import contact_sheet
+
+    sheet = contact_sheet(shards, rows)
+    try:
+        sheet.save(out)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{out}: cannot be written ({error}); give a .png path") from None
+    click.echo(f"{out}: {sheet.width}x{sheet.height} pixels")
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m convert")

@@ -1,0 +1,205 @@
+"""Writes the FFCV file: fields verbatim, source order, readable by stock FFCV.
+
+Layout (docs/format.md has it in full): header, field descriptors, one row of metadata a
+sample, pages of data in which no sample crosses a page border, allocation table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from convert.manifest import FIELDS, RECORD, Layout
+from convert.parts import Part, PartReader
+from convert.shards import Shards
+
+NAME = "samples.beton"
+INDEX = "samples.beton.index.npy"
+VERSION = 2
+PAGE = 1 << 23
+
+HEADER = np.dtype(
+    [
+        ("version", "<u2"),
+        ("num_fields", "<u2"),
+        ("page_size", "<u4"),
+        ("num_samples", "<u8"),
+        ("alloc_table_ptr", "<u8"),
+    ],
+    align=True,
+)
+DESCRIPTOR = np.dtype(
+    [("type_id", "u1"), ("name", "u1", 16), ("arguments", "u1", 1024)], align=True
+)
+ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+
+_IMAGE = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
+_BYTES = np.dtype([("ptr", "<u8"), ("size", "<u8")])
+_INT = np.dtype("<i8")
+_JPEG = 0  # `mode` of an image stored as JPEG
+_TYPES = {"image": (2, _IMAGE), "bytes": (3, _BYTES), "int": (1, _INT)}
+
+
+def field_kinds(codecs: dict[str, str]) -> dict[str, str]:
+    """FFCV's kind of each field in file order: an image where the codec stores a JPEG."""
+    kinds = {name: "bytes" if codecs[name] == "runs" else "image" for name in FIELDS}
+    return {**kinds, "index": "int"}
+
+
+def metadata_dtype(codecs: dict[str, str]) -> np.dtype:
+    """One row of metadata: fields f0, f1, ... in file order, aligned as FFCV does."""
+    kinds = field_kinds(codecs).values()
+    return np.dtype([(f"f{i}", _TYPES[kind][1]) for i, kind in enumerate(kinds)], align=True)
+
+
+def write_beton(
+    path: Path, parts: list[Part], folder: Path, layout: Layout, codecs: dict[str, str]
+) -> None:
+    """Put the parts together as one FFCV file, and its per-record index beside it.
+
+    Reads and writes a part at a time, so memory does not grow with the number of samples.
+    """
+    index_path = path.with_name(INDEX)
+    index = np.lib.format.open_memmap(index_path, "w+", RECORD, (layout.samples,))
+    metadata = metadata_dtype(codecs)
+    rows_at = HEADER.itemsize + DESCRIPTOR.itemsize * len(field_kinds(codecs))
+    data_at = _align(rows_at + metadata.itemsize * layout.samples)
+    end = data_at
+    with open(path, "wb") as file:
+        file.write(_header(layout.samples, 0, codecs))
+        for part, placed in _place(parts, folder, data_at):
+            reader = PartReader(part, folder)
+            _write_data(file, reader, placed)
+            file.seek(rows_at + part.start * metadata.itemsize)
+            file.write(_metadata_rows(part, placed, layout, codecs).tobytes())
+            index[part.start : part.stop] = placed
+            end = _end(placed)
+        file.seek(end)
+        for part, placed in _place(parts, folder, data_at):
+            file.write(_allocations(part, placed).tobytes())
+        # The pointer comes last: stock FFCV opens a file without it and reads nonsense.
+        file.seek(0)
+        file.write(_header(layout.samples, end, codecs))
+    index.flush()
+
+
+def _align(position: int) -> int:
+    return -(-position // PAGE) * PAGE
+
+
+def _end(placed: np.ndarray) -> int:
+    last = placed[-1][FIELDS[-1]]
+    return int(last["offset"]) + int(last["size"])
+
+
+def _place(parts: list[Part], folder: Path, start: int) -> Iterator[tuple[Part, np.ndarray]]:
+    """Records of each part with their offsets in the file; no sample crosses a page."""
+    at = start
+    for part in parts:
+        placed = np.load(part.path(folder, "npy"))
+        sizes = np.stack([placed[name]["size"] for name in FIELDS], axis=1).astype(np.int64)
+        begins = _begins(sizes.sum(axis=1), at)
+        offsets = begins[:, None] + np.cumsum(sizes, axis=1) - sizes
+        for column, name in enumerate(FIELDS):
+            placed[name]["offset"] = offsets[:, column]
+        at = _end(placed)
+        yield part, placed
+
+
+def _begins(totals: np.ndarray, at: int) -> np.ndarray:
+    """Where each sample begins, a new page wherever the current one has no room for it."""
+    begins = np.empty(len(totals), np.int64)
+    for row, total in enumerate(totals.tolist()):
+        if total > PAGE:
+            raise ValueError(f"a sample of {total} bytes does not fit a page of {PAGE}")
+        if at // PAGE != (at + total - 1) // PAGE:
+            at = _align(at)
+        begins[row] = at
+        at += total
+    return begins
+
+
+def _write_data(file: BinaryIO, reader: PartReader, placed: np.ndarray) -> None:
+    file.seek(int(placed[0][FIELDS[0]]["offset"]))
+    at = file.tell()
+    for row in range(len(placed)):
+        for name in FIELDS:
+            offset = int(placed[row][name]["offset"])
+            if offset != at:
+                file.write(bytes(offset - at))
+            data = reader.field(row, name)
+            file.write(data)
+            at = offset + len(data)
+
+
+def _header(samples: int, allocations_at: int, codecs: dict[str, str]) -> bytes:
+    kinds = field_kinds(codecs)
+    header = np.zeros(1, HEADER)
+    header["version"], header["num_fields"], header["page_size"] = VERSION, len(kinds), PAGE
+    header["num_samples"], header["alloc_table_ptr"] = samples, allocations_at
+    descriptors = np.zeros(len(kinds), DESCRIPTOR)
+    for row, (name, kind) in zip(descriptors, kinds.items(), strict=True):
+        row["type_id"] = _TYPES[kind][0]
+        row["name"][: len(name)] = np.frombuffer(name.encode("ascii"), np.uint8)
+    return header.tobytes() + descriptors.tobytes()
+
+
+def _metadata_rows(
+    part: Part, placed: np.ndarray, layout: Layout, codecs: dict[str, str]
+) -> np.ndarray:
+    rows = np.zeros(len(placed), metadata_dtype(codecs))
+    for i, (name, kind) in enumerate(field_kinds(codecs).items()):
+        column = rows[f"f{i}"]
+        if kind == "int":
+            column[:] = np.arange(part.start, part.stop)
+        elif kind == "image":
+            column["mode"], column["data_ptr"] = _JPEG, placed[name]["offset"]
+            column["width"], column["height"] = layout.width, layout.height
+        else:
+            column["ptr"], column["size"] = placed[name]["offset"], placed[name]["size"]
+    return rows
+
+
+def _allocations(part: Part, placed: np.ndarray) -> np.ndarray:
+    table = np.zeros((len(placed), len(FIELDS)), ALLOCATION)
+    table["sample_id"] = np.arange(part.start, part.stop)[:, None]
+    for column, name in enumerate(FIELDS):
+        table["ptr"][:, column] = placed[name]["offset"]
+        table["size"][:, column] = placed[name]["size"]
+    return table
+
+
+def check_structure(shards: Shards) -> Iterator[str]:
+    """What stock FFCV does not look at: header, metadata and allocation table, by our index."""
+    file, path = shards.files[0], shards.folder / shards.names[0]
+    codecs, samples = shards.manifest.codecs, len(shards)
+    kinds = field_kinds(codecs)
+    header = file[: HEADER.itemsize].view(HEADER)[0]
+    pointer = int(header["alloc_table_ptr"])
+    expected = pointer + samples * len(FIELDS) * ALLOCATION.itemsize
+    if pointer == 0:
+        yield f"{path}: unfinished: no allocation table"
+        return
+    if int(header["num_samples"]) != samples or file.size != expected:
+        yield (
+            f"{path}: header tells of {header['num_samples']} samples and {expected} bytes, "
+            f"expected {samples} samples and {file.size} bytes"
+        )
+        return
+    at = HEADER.itemsize + len(kinds) * DESCRIPTOR.itemsize
+    if file[:at].tobytes() != _header(samples, pointer, codecs):
+        yield f"{path}: header or field descriptors differ from what pack writes"
+    dtype = metadata_dtype(codecs)
+    rows = file[at : at + samples * dtype.itemsize].view(dtype)
+    table = file[pointer:].view(ALLOCATION).reshape(samples, len(FIELDS))
+    for column, name in enumerate(FIELDS):
+        records = shards.records[name]
+        key = "data_ptr" if kinds[name] == "image" else "ptr"
+        wrong = rows[f"f{column}"][key] != records["offset"]
+        wrong |= table["ptr"][:, column] != records["offset"]
+        wrong |= table["size"][:, column] != records["size"]
+        for index in np.flatnonzero(wrong):
+            yield f"record {index}, {name} ({path}): metadata and per-record index disagree"

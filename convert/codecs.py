@@ -1,0 +1,197 @@
+"""How a field is stored: pure functions from source bytes to stored bytes and back, lossless.
+
+One table, `CODECS`: a new codec is one entry. Every encoder decodes its source in full, so a
+broken image never reaches a shard, and hands the pixels on for the statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from convert import jpeg
+
+AMBIGUOUS = (64, 192)
+"""Mask pixels of the source in this range (inclusive) are counted: not clearly 0 or 255."""
+
+THRESHOLD = 128
+"""Mask pixels of at least this value are 1."""
+
+_FULL_RUN = 255
+_COLOUR_TOLERANCE = 16
+
+
+class Encoded(NamedTuple):
+    """A stored field, its pixels, and remarks of the conversion in numbers.
+
+    pixels: uint8, (H, W, 3) for RGB and (H, W) otherwise; a mask is 0 or 1.
+    """
+
+    data: bytes
+    pixels: np.ndarray
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codec:
+    """One way to store a field.
+
+    encode: source JPEG -> Encoded; ValueError with the reason if the source is bad.
+    decode: stored bytes, height, width -> pixels as in `Encoded`; ValueError if damaged.
+    suffix: ending of the member in a tar shard.
+    """
+
+    encode: Callable[[bytes], Encoded]
+    decode: Callable[[bytes, int, int], np.ndarray]
+    suffix: str
+
+
+def _sized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    if pixels.shape[:2] != (height, width):
+        found = f"{pixels.shape[1]}x{pixels.shape[0]}"
+        raise ValueError(f"decodes to {found} pixels, expected {width}x{height}")
+    return pixels
+
+
+def _checked(source: bytes) -> bytes:
+    refusal = jpeg.read_header(source).refusal
+    if refusal:
+        raise ValueError(refusal)
+    return source
+
+
+def encode_rgb(source: bytes) -> Encoded:
+    """Verbatim: the stored bytes are the source bytes."""
+    return Encoded(source, jpeg.decode_rgb(_checked(source)), {})
+
+
+def decode_rgb(data: bytes, height: int, width: int) -> np.ndarray:
+    """uint8 (H, W, 3), 0..255."""
+    return _sized(jpeg.decode_rgb(data), height, width)
+
+
+def encode_luma(source: bytes) -> Encoded:
+    """The luma plane of a gray image stored as RGB; verbatim where chroma is not neutral."""
+    gray, neutral = _gray(source)
+    header = jpeg.read_header(source)
+    if header.components == 1:
+        return Encoded(source, gray, {})
+    if not neutral:
+        return Encoded(source, gray, {"depth_stored_verbatim": 1})
+    cut = jpeg.cut_to_luma(source)
+    if not np.array_equal(jpeg.decode_gray(cut), gray):
+        return Encoded(source, gray, {"depth_stored_verbatim": 1})
+    return Encoded(cut, gray, {})
+
+
+def encode_gray(source: bytes) -> Encoded:
+    """Verbatim: a gray image, one or three components."""
+    return Encoded(source, _gray(source)[0], {})
+
+
+def _gray(source: bytes) -> tuple[np.ndarray, bool]:
+    """Luma plane of a gray image, and whether R, G and B all equal it.
+
+    Raises ValueError for a colour image: a colour-mapped depth map has no depth in its luma.
+    """
+    if jpeg.read_header(_checked(source)).components == 1:
+        return jpeg.decode_gray(source), True
+    rgb = jpeg.decode_rgb(source)
+    red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]
+    if np.array_equal(red, green) and np.array_equal(green, blue):
+        return np.ascontiguousarray(green), True
+    spread = int(rgb.max(axis=2).astype(np.int16).__sub__(rgb.min(axis=2)).max())
+    if spread > _COLOUR_TOLERANCE:
+        raise ValueError(
+            f"a colour image (channels differ by up to {spread}); expected gray depth, "
+            "saved with a gray colour map"
+        )
+    return jpeg.decode_gray(source), False
+
+
+def decode_gray(data: bytes, height: int, width: int) -> np.ndarray:
+    """uint8 (H, W), 0..255: the luma plane."""
+    return _sized(jpeg.decode_gray(data), height, width)
+
+
+def _mask(source: bytes) -> tuple[np.ndarray, dict[str, int]]:
+    gray = jpeg.decode_gray(_checked(source))
+    low, high = AMBIGUOUS
+    # One wrapping subtraction instead of two comparisons: 64..192 becomes 0..128.
+    ambiguous = int(np.count_nonzero((gray - np.uint8(low)) <= high - low))
+    mask = (gray >= THRESHOLD).view(np.uint8)
+    return mask, {"mask_ambiguous_pixels": ambiguous}
+
+
+def encode_runs(source: bytes) -> Encoded:
+    """Run lengths of the mask thresholded at 128: see `pack_runs`."""
+    mask, counts = _mask(source)
+    return Encoded(pack_runs(mask), mask, counts)
+
+
+def encode_mask_jpeg(source: bytes) -> Encoded:
+    """Verbatim: a mask JPEG, thresholded at 128 when decoded."""
+    mask, counts = _mask(source)
+    return Encoded(source, mask, counts)
+
+
+def decode_mask_jpeg(data: bytes, height: int, width: int) -> np.ndarray:
+    """uint8 (H, W), 0 or 1."""
+    return (decode_gray(data, height, width) >= THRESHOLD).view(np.uint8)
+
+
+def pack_runs(mask: np.ndarray) -> bytes:
+    """Run lengths of a binary image, row by row, as bytes.
+
+    Runs alternate between 0 and 1 and begin with a (maybe empty) run of 0. A run of n
+    pixels is n // 255 bytes of 255 and one byte n % 255: every byte below 255 ends a run.
+    So byte i ends at pixel cumsum(bytes)[i], which a GPU unpacks with two prefix sums.
+
+    mask: uint8, 0 or 1, any shape.
+    """
+    flat = mask.reshape(-1)
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    runs = np.diff(edges, prepend=0, append=flat.size)
+    if flat[0]:
+        runs = np.concatenate(([0], runs))
+    full = runs // _FULL_RUN
+    out = np.full(int(full.sum()) + runs.size, _FULL_RUN, np.uint8)
+    out[np.cumsum(full + 1) - 1] = runs % _FULL_RUN
+    return out.tobytes()
+
+
+@numba.njit(nogil=True, cache=True)
+def unpack_runs(data: np.ndarray, out: np.ndarray) -> bool:
+    """Inverse of `pack_runs` into ``out`` (uint8, flat); False if the runs do not fill it."""
+    start = 0
+    value = np.uint8(0)
+    for byte in data:
+        end = start + byte
+        if end > out.size:
+            return False
+        out[start:end] = value
+        start = end
+        if byte != _FULL_RUN:
+            value ^= np.uint8(1)
+    return start == out.size and data.size > 0 and data[-1] != _FULL_RUN
+
+
+def decode_runs(data: bytes, height: int, width: int) -> np.ndarray:
+    """uint8 (H, W), 0 or 1."""
+    out = np.empty(height * width, np.uint8)
+    if not unpack_runs(np.frombuffer(data, np.uint8), out):
+        raise ValueError(f"run lengths do not add up to {width}x{height} pixels")
+    return out.reshape(height, width)
+
+
+CODECS: dict[str, Codec] = {
+    "jpeg": Codec(encode=encode_rgb, decode=decode_rgb, suffix="jpg"),
+    "jpeg-luma": Codec(encode=encode_luma, decode=decode_gray, suffix="jpg"),
+    "jpeg-gray": Codec(encode=encode_gray, decode=decode_gray, suffix="jpg"),
+    "jpeg-mask": Codec(encode=encode_mask_jpeg, decode=decode_mask_jpeg, suffix="jpg"),
+    "runs": Codec(encode=encode_runs, decode=decode_runs, suffix="runs"),
+}

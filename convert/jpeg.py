@@ -1,0 +1,190 @@
+"""JPEG as bytes: what a header says, checked decoding, and the lossless cut to luma.
+
+Decoding is libjpeg-turbo's accurate DCT with smooth upsampling, bit-identical to Pillow
+(`simplejpeg` carries it). The lossless cut needs libjpeg-turbo's own transform, which only
+the system library has (Debian: libturbojpeg0).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+import simplejpeg
+
+from convert.errors import DataError
+
+LIBRARY = "libturbojpeg.so.0"
+_GRAY = 8  # TJXOPT_GRAY of turbojpeg.h
+
+_BASELINE, _EXTENDED, _PROGRESSIVE = 0xC0, 0xC1, 0xC2
+_STANDALONE = {0x01, *range(0xD0, 0xD8)}  # markers without a length
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+
+
+@dataclass(frozen=True, kw_only=True)
+class JpegHeader:
+    """What the markers before the first scan say."""
+
+    height: int
+    width: int
+    components: int
+    precision: int
+    frame: int
+    orientation: int
+
+    @property
+    def refusal(self) -> str | None:
+        """Why not every engine can decode such a file the same way; None if all can."""
+        if self.frame not in (_BASELINE, _EXTENDED, _PROGRESSIVE):
+            return "a lossless, hierarchical or arithmetic-coded JPEG; save it as baseline JPEG"
+        if self.precision != 8:
+            return f"a JPEG with {self.precision} bits a sample; save it with 8"
+        if self.components == 4:
+            return "a CMYK JPEG; save it as RGB"
+        if self.components not in (1, 3):
+            return f"a JPEG with {self.components} components; save it as RGB or gray"
+        if self.orientation != 1:
+            return (
+                f"EXIF orientation {self.orientation}: some engines would rotate it and others "
+                "not; save it upright without the tag"
+            )
+        return None
+
+
+def read_header(data: bytes) -> JpegHeader:
+    """Size and kind of a JPEG from its markers; ValueError with the reason if it is none."""
+    if data[:2] != b"\xff\xd8":
+        raise ValueError("not a JPEG: " + (f"starts with {data[:4]!r}" if data else "empty file"))
+    at, orientation = 2, 1
+    while at + 4 <= len(data):
+        if data[at] != 0xFF:
+            raise ValueError(f"damaged JPEG: no marker at byte {at}")
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+            continue
+        if marker in _STANDALONE:
+            at += 2
+            continue
+        (length,) = struct.unpack_from(">H", data, at + 2)
+        body = data[at + 4 : at + 2 + length]
+        if marker == 0xE1 and body[:6] == b"Exif\0\0":
+            orientation = _orientation(body[6:])
+        elif marker in _FRAMES and len(body) >= 6:
+            precision, height, width, components = struct.unpack_from(">BHHB", body)
+            return JpegHeader(
+                height=height,
+                width=width,
+                components=components,
+                precision=precision,
+                frame=marker,
+                orientation=orientation,
+            )
+        elif marker in (0xD9, 0xDA):
+            break
+        at += 2 + length
+    raise ValueError("damaged JPEG: no frame header")
+
+
+def _orientation(tiff: bytes) -> int:
+    """EXIF orientation (tag 0x0112 of the first directory), 1 where absent or unreadable."""
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None or len(tiff) < 8:
+        return 1
+    try:
+        (at,) = struct.unpack_from(order + "I", tiff, 4)
+        (entries,) = struct.unpack_from(order + "H", tiff, at)
+        for entry in range(entries):
+            tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, at + 2 + 12 * entry)
+            if tag == 0x0112:
+                return value if 1 <= value <= 8 else 1
+    except struct.error:
+        return 1
+    return 1
+
+
+def decode_rgb(data: bytes, out: np.ndarray | None = None) -> np.ndarray:
+    """Pixels of a JPEG as uint8 (H, W, 3), 0..255; ValueError on any warning or error."""
+    return simplejpeg.decode_jpeg(data, "RGB", buffer=out)
+
+
+def decode_gray(data: bytes, out: np.ndarray | None = None) -> np.ndarray:
+    """Luma plane of a JPEG as uint8 (H, W), 0..255; ValueError on any warning or error."""
+    return simplejpeg.decode_jpeg(data, "GRAY", buffer=out)[..., 0]
+
+
+class _Transform(ctypes.Structure):
+    """`tjtransform` of turbojpeg.h."""
+
+    _fields_ = (
+        ("x", ctypes.c_int),
+        ("y", ctypes.c_int),
+        ("w", ctypes.c_int),
+        ("h", ctypes.c_int),
+        ("op", ctypes.c_int),
+        ("options", ctypes.c_int),
+        ("data", ctypes.c_void_p),
+        ("custom_filter", ctypes.c_void_p),
+    )
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    """The system's libjpeg-turbo; DataError says how to get it."""
+    try:
+        library = ctypes.CDLL(LIBRARY)
+    except OSError:
+        raise DataError(
+            f"{LIBRARY} not found: it cuts depth maps to their luma plane without loss; "
+            "install it (Debian, Ubuntu: apt-get install libturbojpeg0) or store the depth "
+            "maps as they are with --depth-codec jpeg"
+        ) from None
+    library.tjInitTransform.restype = ctypes.c_void_p
+    library.tjTransform.argtypes = (
+        ctypes.c_void_p,
+        ctypes.c_char_p,
+        ctypes.c_ulong,
+        ctypes.c_int,
+        ctypes.POINTER(ctypes.c_void_p),
+        ctypes.POINTER(ctypes.c_ulong),
+        ctypes.POINTER(_Transform),
+        ctypes.c_int,
+    )
+    library.tjFree.argtypes = (ctypes.c_void_p,)
+    library.tjGetErrorStr2.argtypes = (ctypes.c_void_p,)
+    library.tjGetErrorStr2.restype = ctypes.c_char_p
+    return library
+
+
+@functools.cache
+def _transformer() -> int:
+    """One handle a process: `convert` works with processes, never with threads."""
+    return _library().tjInitTransform()
+
+
+def require_transform() -> None:
+    """DataError if the lossless transform is not on this machine."""
+    _library()
+
+
+def cut_to_luma(data: bytes) -> bytes:
+    """The same JPEG without its chroma planes: DCT coefficients kept, no pixel touched.
+
+    Raises ValueError with libjpeg-turbo's reason; DataError if the library is missing.
+    """
+    library, handle = _library(), _transformer()
+    out, size = ctypes.c_void_p(), ctypes.c_ulong()
+    wish = _Transform(options=_GRAY)
+    failed = library.tjTransform(
+        handle, data, len(data), 1, ctypes.byref(out), ctypes.byref(size), ctypes.byref(wish), 0
+    )
+    try:
+        if failed:
+            raise ValueError(library.tjGetErrorStr2(handle).decode())
+        return ctypes.string_at(out, size.value)
+    finally:
+        library.tjFree(out)

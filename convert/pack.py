@@ -1,0 +1,349 @@
+"""Folder of images -> shard folder, in one pass: read, check, encode, count, write.
+
+All work happens in `SHARDS.partial`; the finished folder appears under its name in one rename.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from convert import beton, jpeg, tarshards
+from convert.codecs import CODECS
+from convert.errors import DataError, RecordError
+from convert.manifest import (
+    BACKGROUNDS,
+    MANIFEST,
+    Format,
+    Manifest,
+    Moments,
+    ShardFile,
+    sync_folder,
+    write_json,
+)
+from convert.moments import Accumulator
+from convert.parts import Part, Remarks, read_remarks, split_parts, write_part
+from convert.source import Source, read_source
+from convert.workers import run_all, worker_pool
+
+FORMATS = ("ffcv", "dali")
+MASK_CODECS = {"runs": "runs", "jpeg": "jpeg-mask"}
+DEPTH_CODECS = {"luma": "jpeg-luma", "jpeg": "jpeg-gray"}
+_JOB = "job.json"
+_PARTS = "parts"
+_LIBRARIES = ("numpy", "pillow", "simplejpeg", "crc32c")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackConfig:
+    """What decides the bytes of a shard folder, beside the source."""
+
+    formats: tuple[str, ...] = FORMATS
+    """Which formats to write: "ffcv", "dali" or both."""
+    mask_codec: str = "runs"
+    """How masks are stored: "runs" (lossless run lengths) or "jpeg" (source bytes)."""
+    depth_codec: str = "luma"
+    """How depth is stored: "luma" (lossless, smaller) or "jpeg" (source bytes)."""
+    seed: int = 0
+    """Seed of the order of the tar shards."""
+    samples_per_shard: int = tarshards.SAMPLES_PER_SHARD
+    """Records of each tar shard."""
+    samples_per_fg: int | None = None
+    """Neighbouring samples that show one person; None takes it from dataset.json."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be packed."""
+        for name in self.formats:
+            if name not in FORMATS:
+                raise DataError(f"unknown format {name!r}; choose from {', '.join(FORMATS)}")
+        if not self.formats:
+            raise DataError(f"no format to write; choose from {', '.join(FORMATS)}")
+        if self.samples_per_shard < 1:
+            raise DataError(f"samples per shard is {self.samples_per_shard}, expected at least 1")
+        if self.seed < 0:
+            raise DataError(f"seed is {self.seed}, expected 0 or more")
+        if self.depth_codec == "luma":
+            jpeg.require_transform()
+
+    @property
+    def codecs(self) -> dict[str, str]:
+        """Codec of each field, by its name in `CODECS`."""
+        return {
+            "fg_bg": "jpeg",
+            "mask": MASK_CODECS[self.mask_codec],
+            "depth": DEPTH_CODECS[self.depth_codec],
+        }
+
+
+def pack(
+    dataset: str | Path,
+    shards: str | Path,
+    *,
+    config: PackConfig | None = None,
+    workers: int | None = None,
+    resume: bool = False,
+    force: bool = False,
+    progress: bool = True,
+) -> Manifest:
+    """Convert a data set folder once; the same bytes for any number of workers.
+
+    workers: processes (None: one a core; 0: work in this process).
+    resume: go on where a killed or interrupted run of the same job stopped.
+    force: replace a finished folder of the same name.
+
+    A bad source file ends the run with a RecordError that names it, and nothing is left
+    behind. After a kill, a full disk or a dead worker, finished parts stay in
+    `SHARDS.partial` for ``resume``. Raises DataError for every mistake of the user.
+    """
+    config = config or PackConfig()
+    shards = Path(shards)
+    _check_target(shards, force)
+    source = read_source(dataset, samples_per_fg=config.samples_per_fg)
+    work = shards.with_name(shards.name + ".partial")
+    with _work_folder(work, _job(source, config), resume):
+        bank = _write_backgrounds(source, work)
+        remarks = _write_parts(source, config, work, workers, progress)
+        remarks.statistics = {"bg": bank, **remarks.statistics}
+        manifest = _assemble(source, config, remarks, work, workers, progress)
+        _publish(work, shards, force)
+    return manifest
+
+
+def _check_target(shards: Path, force: bool) -> None:
+    if not shards.exists():
+        if not shards.absolute().parent.is_dir():
+            raise DataError(f"{shards.parent}: no such folder; make it first")
+        return
+    if not shards.is_dir() or (any(shards.iterdir()) and not (shards / MANIFEST).exists()):
+        raise DataError(f"{shards}: exists and is not a shard folder; choose another name")
+    if any(shards.iterdir()) and not force:
+        raise DataError(f"{shards}: exists already; --force replaces it")
+
+
+def _job(source: Source, config: PackConfig) -> dict[str, object]:
+    """What must be the same for a run to go on where another stopped."""
+    names = hashlib.sha256()
+    for group, path in enumerate(source.bg):
+        names.update(f"{path.name}\0{chr(0).join(source.names(group))}\0\0".encode())
+    return {
+        "source": str(source.folder.absolute()),
+        "samples": source.layout.samples,
+        "names_sha256": names.hexdigest(),
+        "arguments": json.loads(json.dumps(asdict(config))),
+    }
+
+
+@contextmanager
+def _work_folder(work: Path, job: dict[str, object], resume: bool) -> Iterator[None]:
+    """The locked work folder: kept after a kill or trouble of the machine, else removed."""
+    if not resume and work.exists() and not _locked(work):
+        shutil.rmtree(work)
+    (work / _PARTS).mkdir(parents=True, exist_ok=True)
+    with open(work / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"{work}: another converter is writing it; wait for it") from None
+        try:
+            _check_job(work, job)
+            yield
+        except RecordError:
+            shutil.rmtree(work)
+            raise
+        except OSError as error:
+            raise DataError(
+                f"{error.filename or work}: {error.strerror}; mend that and run again with "
+                f"--resume, or delete {work}"
+            ) from None
+
+
+def _locked(work: Path) -> bool:
+    try:
+        with open(work / "lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False
+
+
+def _check_job(work: Path, job: dict[str, object]) -> None:
+    path = work / _JOB
+    if path.exists() and json.loads(path.read_text()) != job:
+        raise DataError(
+            f"{work}: was begun with other arguments or another data set; run without --resume "
+            "to start over"
+        )
+    write_json(path, job)
+
+
+def _write_parts(
+    source: Source, config: PackConfig, work: Path, workers: int | None, progress: bool
+) -> Remarks:
+    folder = work / _PARTS
+    parts = list(split_parts(source.layout))
+    missing = [part for part in parts if not part.path(folder, "json").exists()]
+    with (
+        tqdm(total=source.layout.samples, unit=" samples", disable=not progress) as bar,
+        worker_pool(workers) as executor,
+    ):
+        bar.update(source.layout.samples - sum(p.stop - p.start for p in missing))
+        tasks = ((source, config.codecs, part, folder) for part in missing)
+        for size in run_all(executor, _part_task, tasks):
+            bar.update(size)
+    total = Remarks()
+    for part in parts:
+        remarks = read_remarks(part, folder)
+        assert remarks is not None
+        total.add(remarks)
+    return total
+
+
+def _part_task(source: Source, codecs: dict[str, str], part: Part, folder: Path) -> int:
+    write_part(source, codecs, part, folder)
+    return part.stop - part.start
+
+
+def _write_backgrounds(source: Source, work: Path) -> Moments:
+    """The background bank, uint8 (n_bg, H, W, 3), and its sums, once for every sample."""
+    layout = source.layout
+    shape = (len(source.bg), layout.height, layout.width, 3)
+    bank = np.lib.format.open_memmap(work / BACKGROUNDS, "w+", np.uint8, shape)
+    total: Moments | None = None
+    for number, path in enumerate(source.bg):
+        try:
+            pixels = CODECS["jpeg"].encode(path.read_bytes()).pixels
+        except (OSError, ValueError) as error:
+            raise RecordError(number, "bg", str(path), f"{error}; mend or replace it") from None
+        if pixels.shape != shape[1:]:
+            raise RecordError(
+                number,
+                "bg",
+                str(path),
+                f"found {pixels.shape[1]}x{pixels.shape[0]} pixels, expected "
+                f"{layout.width}x{layout.height} like the first background",
+            )
+        bank[number] = pixels
+        sums = Accumulator(3, 255)
+        sums.add(pixels)
+        seen = sums.moments * int(layout.group_starts[number + 1] - layout.group_starts[number])
+        total = seen if total is None else total + seen
+    bank.flush()
+    assert total is not None
+    return total
+
+
+def _assemble(
+    source: Source,
+    config: PackConfig,
+    remarks: Remarks,
+    work: Path,
+    workers: int | None,
+    progress: bool,
+) -> Manifest:
+    parts = list(split_parts(source.layout))
+    folder = work / _PARTS
+    orders: list[np.ndarray] = []
+    tasks: list[tuple[Callable[..., None], tuple]] = []
+    formats: dict[str, Format] = {}
+    if "ffcv" in config.formats:
+        tasks.append(
+            (
+                beton.write_beton,
+                (work / beton.NAME, parts, folder, source.layout, config.codecs),
+            )
+        )
+        formats["ffcv"] = Format(files=(beton.NAME,), index=beton.INDEX)
+    if "dali" in config.formats:
+        order = tarshards.permutation(source.layout.samples, config.seed)
+        size = config.samples_per_shard
+        orders = [order[at : at + size] for at in range(0, len(order), size)]
+        for number, of_shard in enumerate(orders):
+            tasks.append(
+                (tarshards.write_shard, (work, number, of_shard, parts, folder, config.codecs))
+            )
+        names = tuple(tarshards.shard_name(number) for number in range(len(orders)))
+        formats["dali"] = Format(files=names, index=tarshards.INDEX)
+    with worker_pool(workers) as executor:
+        _drain(run_all(executor, _call, tasks), len(tasks), "shards", progress)
+        if orders:
+            tarshards.merge_index(work, orders)
+        names_to_hash = _data_files(formats, len(orders))
+        hashed = run_all(executor, hash_file, ((work / name,) for name in names_to_hash))
+        files = dict(sorted(_drain(hashed, len(names_to_hash), "checksums", progress)))
+    shutil.rmtree(folder)
+    manifest = Manifest(
+        layout=source.layout,
+        backgrounds=tuple(path.name for path in source.bg),
+        codecs=config.codecs,
+        statistics=remarks.statistics,
+        formats=formats,
+        files=files,
+        counts=dict(sorted(remarks.counts.items())),
+        made=_made(source, config),
+    )
+    write_json(work / MANIFEST, manifest.to_json())
+    return manifest
+
+
+def _call(fn: Callable[..., None], args: tuple) -> None:
+    fn(*args)
+
+
+def _drain(results: Iterator, total: int, unit: str, progress: bool) -> list:
+    return list(tqdm(results, total=total, unit=f" {unit}", disable=not progress))
+
+
+def _data_files(formats: dict[str, Format], shards: int) -> list[str]:
+    names = [BACKGROUNDS]
+    for form in formats.values():
+        names += [*form.files, form.index]
+    return names + [tarshards.dali_index_name(number) for number in range(shards)]
+
+
+def hash_file(path: Path) -> tuple[str, ShardFile]:
+    """Name, size and SHA-256 of a file, written through to the disk first."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return path.name, ShardFile(bytes=path.stat().st_size, sha256=digest)
+
+
+def _made(source: Source, config: PackConfig) -> dict[str, object]:
+    return {
+        "arguments": json.loads(json.dumps(asdict(config))),
+        "dataset": source.facts,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in _LIBRARIES},
+        },
+    }
+
+
+def _publish(work: Path, shards: Path, force: bool) -> None:
+    """The finished folder appears under its name in one step."""
+    (work / _JOB).unlink()
+    (work / "lock").unlink()
+    replaced = shards.with_name(shards.name + ".replaced")
+    if shards.exists() and any(shards.iterdir()):
+        assert force
+        shards.rename(replaced)
+    elif shards.exists():
+        shards.rmdir()
+    work.rename(shards)
+    sync_folder(shards.absolute().parent)
+    if replaced.exists():
+        shutil.rmtree(replaced)

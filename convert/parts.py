@@ -1,0 +1,156 @@
+"""The unit of work of `pack`: a run of samples of one background, read, checked and encoded.
+
+A part is three files: `part-000012.bin` (the stored fields back to back), `.npy` (where each
+lies, with its CRC32C) and `.json` (sums and counts), written last: a part without it is
+unfinished. Both formats are put together from parts, so a source file is read once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import crc32c
+import numpy as np
+
+from convert.codecs import CODECS, Encoded
+from convert.errors import DataError, RecordError
+from convert.manifest import FIELDS, RECORD, Layout, Moments, Statistics, write_json
+from convert.moments import Accumulator
+from convert.source import Source
+
+SAMPLES_PER_PART = 1000
+"""About 12 MB a part: small enough to share work evenly, large enough to be read in a gulp."""
+
+_SCALES = {"fg_bg": (3, 255), "mask": (1, 1), "depth": (1, 255)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Samples ``start`` to ``stop - 1``, all of one background, and the part's number."""
+
+    number: int
+    start: int
+    stop: int
+
+    def path(self, folder: Path, suffix: str) -> Path:
+        """One of the part's files."""
+        return folder / f"part-{self.number:06d}.{suffix}"
+
+
+@dataclass(kw_only=True)
+class Remarks:
+    """What a part, or all of them, told of its samples."""
+
+    statistics: Statistics = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def count(self, counts: dict[str, int]) -> None:
+        """Add counts by name."""
+        for name, number in counts.items():
+            self.counts[name] = self.counts.get(name, 0) + number
+
+    def add(self, other: Remarks) -> None:
+        """Take in another part's remarks; the order does not matter, all sums are integers."""
+        self.count(other.counts)
+        for name, moments in other.statistics.items():
+            known = self.statistics.get(name)
+            self.statistics[name] = moments if known is None else known + moments
+
+
+def split_parts(layout: Layout, size: int = SAMPLES_PER_PART) -> Iterator[Part]:
+    """All parts in sample order; independent of the number of workers."""
+    number = 0
+    for first, end in zip(layout.group_starts[:-1], layout.group_starts[1:], strict=True):
+        for start in range(int(first), int(end), size):
+            yield Part(number=number, start=start, stop=min(start + size, int(end)))
+            number += 1
+
+
+def write_part(source: Source, codecs: dict[str, str], part: Part, folder: Path) -> None:
+    """Encode one part's samples into ``folder``; RecordError names a bad source file."""
+    records = np.zeros(part.stop - part.start, RECORD)
+    remarks = Remarks()
+    accumulators = {name: Accumulator(*_SCALES[name]) for name in FIELDS}
+    temporary = part.path(folder, "bin.tmp")
+    with open(temporary, "wb") as file:
+        for row, index in enumerate(range(part.start, part.stop)):
+            for name, path in zip(FIELDS, source.paths(index), strict=True):
+                raw = _read(index, name, path)
+                encoded = _encode(raw, codecs[name], index, name, path, source.layout)
+                offset = file.tell()
+                file.write(encoded.data)
+                records[row][name] = (0, len(encoded.data), offset, crc32c.crc32c(encoded.data))
+                accumulators[name].add(encoded.pixels)
+                remarks.count(encoded.counts)
+                remarks.count({"source_bytes": len(raw)})
+    temporary.replace(part.path(folder, "bin"))
+    np.save(part.path(folder, "npy"), records)
+    remarks.statistics = {name: a.moments for name, a in accumulators.items()}
+    write_json(
+        part.path(folder, "json"),
+        {
+            "statistics": {name: m.to_json() for name, m in remarks.statistics.items()},
+            "counts": remarks.counts,
+        },
+    )
+
+
+def _read(index: int, name: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RecordError(index, name, str(path), f"cannot be read ({error.strerror})") from None
+
+
+def _encode(raw: bytes, codec: str, index: int, name: str, path: Path, layout: Layout) -> Encoded:
+    try:
+        encoded = CODECS[codec].encode(raw)
+    except ValueError as error:
+        raise RecordError(index, name, str(path), f"{error}; mend or replace the file") from None
+    height, width = encoded.pixels.shape[:2]
+    if (height, width) != (layout.height, layout.width):
+        raise RecordError(
+            index,
+            name,
+            str(path),
+            f"found {width}x{height} pixels, expected {layout.width}x{layout.height} "
+            "like the first background",
+        )
+    return encoded
+
+
+def read_remarks(part: Part, folder: Path) -> Remarks | None:
+    """What a finished part says; None if it is not finished."""
+    try:
+        value = json.loads(part.path(folder, "json").read_text())
+    except FileNotFoundError:
+        return None
+    return Remarks(
+        statistics={name: Moments.from_json(m) for name, m in value["statistics"].items()},
+        counts=value["counts"],
+    )
+
+
+class PartReader:
+    """Stored fields of a part, each checked against its CRC32C when taken."""
+
+    def __init__(self, part: Part, folder: Path) -> None:
+        self.part = part
+        self.records = np.load(part.path(folder, "npy"))
+        self._path = part.path(folder, "bin")
+        self._data = np.memmap(self._path, np.uint8, "r")
+
+    def field(self, row: int, name: str) -> memoryview:
+        """Stored bytes of one field of the part's ``row``-th sample."""
+        record = self.records[row][name]
+        start = int(record["offset"])
+        data = self._data[start : start + int(record["size"])].data
+        if crc32c.crc32c(data) != record["crc32c"]:
+            raise DataError(
+                f"{self._path}: sample {self.part.start + row}, {name}: checksum differs, the "
+                "disk lost what was written; delete the folder and pack again"
+            )
+        return data

@@ -1,0 +1,119 @@
+"""Random access to the stored fields of a shard folder: open, take, check, decode."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import crc32c
+import numpy as np
+
+from convert.codecs import CODECS
+from convert.errors import DataError, RecordError
+from convert.manifest import BACKGROUNDS, FIELDS, RECORD, Manifest, read_manifest
+
+
+class Shards:
+    """One format of a shard folder, memory-mapped.
+
+    manifest: the folder's manifest.
+    backgrounds: uint8 (n_bg, H, W, 3), memory-mapped.
+    records: the per-record index (`RECORD`), memory-mapped, in source order.
+    files: the mapped shard files, each uint8 and flat.
+
+    Opening checks that every file has the size of the manifest and that every record lies
+    inside its file; raises DataError otherwise.
+    """
+
+    def __init__(self, folder: str | Path, form: str | None = None) -> None:
+        self.folder = Path(folder)
+        self.manifest: Manifest = read_manifest(folder)
+        self.form = form or next(iter(self.manifest.formats))
+        if self.form not in self.manifest.formats:
+            found = ", ".join(self.manifest.formats)
+            raise DataError(
+                f"{folder}: holds no {self.form} files, only {found}; pack again with "
+                f"--format {self.form}"
+            )
+        self.names = self.manifest.formats[self.form].files
+        for name in self.manifest.files:
+            self._check_size(name)
+        self.backgrounds = self._load(BACKGROUNDS)
+        self.records = self._load(self.manifest.formats[self.form].index)
+        # Copy-on-write maps: some engines have a fast path for writable memory only, and no
+        # write to them ever reaches the file.
+        self.files = [np.memmap(self.folder / name, np.uint8, "c") for name in self.names]
+        self._check_records()
+
+    def _check_size(self, name: str) -> None:
+        path, expected = self.folder / name, self.manifest.files[name].bytes
+        found = path.stat().st_size if path.is_file() else None
+        if found != expected:
+            what = "is missing" if found is None else f"has {found} bytes"
+            raise DataError(f"{path}: {what}, expected {expected} bytes; pack again")
+
+    def _load(self, name: str) -> np.ndarray:
+        layout = self.manifest.layout
+        expected = {
+            BACKGROUNDS: ((len(self.manifest.backgrounds), layout.height, layout.width, 3), "u1"),
+        }.get(name, ((layout.samples,), RECORD))
+        try:
+            array = np.load(self.folder / name, mmap_mode="r")
+        except (ValueError, OSError) as error:
+            raise DataError(
+                f"{self.folder / name}: not a NumPy file ({error}); pack again"
+            ) from None
+        if (array.shape, array.dtype) != (expected[0], np.dtype(expected[1])):
+            raise DataError(
+                f"{self.folder / name}: found {array.dtype} {array.shape}, expected "
+                f"{expected[1]} {expected[0]}; pack again"
+            )
+        return array
+
+    def _check_records(self) -> None:
+        sizes = np.array([file.size for file in self.files], np.uint64)
+        for name in FIELDS:
+            records = self.records[name]
+            which = np.minimum(records["file"], len(sizes) - 1)
+            bad = (records["file"] >= len(sizes)) | (
+                records["offset"] + records["size"] > sizes[which]
+            )
+            if bad.any():
+                index = int(np.argmax(bad))
+                raise RecordError(
+                    index, name, str(self.folder), "lies outside its file; pack again"
+                )
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return self.manifest.layout.samples
+
+    def stored(self, index: int, name: str) -> np.ndarray:
+        """Stored bytes of one field, uint8 and flat, as a view of the mapped file."""
+        record = self.records[index][name]
+        start = int(record["offset"])
+        return self.files[int(record["file"])][start : start + int(record["size"])]
+
+    def where(self, index: int, name: str) -> str:
+        """The file that holds a record, for messages."""
+        return str(self.folder / self.names[int(self.records[index][name]["file"])])
+
+    def check(self, index: int, name: str) -> None:
+        """RecordError if the stored bytes do not have the CRC32C of the index."""
+        found = crc32c.crc32c(self.stored(index, name).data)
+        expected = int(self.records[index][name]["crc32c"])
+        if found != expected:
+            raise RecordError(
+                index,
+                name,
+                self.where(index, name),
+                f"checksum {found:08x}, expected {expected:08x}: damaged after it was written",
+            )
+
+    def decode(self, index: int, name: str) -> np.ndarray:
+        """Pixels of one field as its codec gives them; RecordError if it does not decode."""
+        layout = self.manifest.layout
+        codec = CODECS[self.manifest.codecs[name]]
+        try:
+            return codec.decode(self.stored(index, name).tobytes(), layout.height, layout.width)
+        except ValueError as error:
+            raise RecordError(index, name, self.where(index, name), str(error)) from None

@@ -1,0 +1,41 @@
+"""A contact sheet of a shard folder, for a person to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from convert.manifest import FIELDS
+from convert.shards import Shards
+
+_GAP = 6
+_TITLE = 18
+_TITLES = ("bg", *FIELDS)
+
+
+def contact_sheet(shards: str | Path, rows: int = 8) -> Image.Image:
+    """bg, fg_bg, mask and depth of ``rows`` evenly spread samples, one sample a line."""
+    opened = Shards(shards)
+    layout = opened.manifest.layout
+    indices = np.unique(np.linspace(0, len(opened) - 1, rows).round().astype(np.int64))
+    wide, high = layout.width + _GAP, layout.height + _GAP + _TITLE
+    sheet = Image.new("RGB", (len(_TITLES) * wide + _GAP, len(indices) * high + _GAP), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, index in enumerate(indices.tolist()):
+        top = _GAP + row * high
+        images = [opened.backgrounds[int(layout.background_of(np.asarray(index)))]]
+        images += [opened.decode(index, name) for name in FIELDS]
+        for column, (title, pixels) in enumerate(zip(_TITLES, images, strict=True)):
+            left = _GAP + column * wide
+            label = (
+                f"{title}  {opened.manifest.backgrounds[int(layout.background_of(np.asarray(index)))]}"
+                if title == "bg"
+                else f"{title}  sample {index}"
+            )
+            draw.text((left, top), label, fill="black")
+            scale = 255 if title == "mask" else 1
+            picture = Image.fromarray(np.ascontiguousarray(pixels) * np.uint8(scale))
+            sheet.paste(picture, (left, top + _TITLE))
+    return sheet

@@ -1,0 +1,154 @@
+"""The folder layout of the data set -> ordered, checked sample records.
+
+bg/bg_001.jpg ...                       one file a background
+fg_bg/bg_001/img_0001.jpg ...           its composites
+fg_bg_mask/bg_001/img_0001.jpg ...      the same names
+fg_bg_depth/bg_001/img_0001.jpg ...     the same names
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from convert import jpeg
+from convert.errors import DataError
+from convert.manifest import Layout
+
+FOLDERS = {"fg_bg": "fg_bg", "mask": "fg_bg_mask", "depth": "fg_bg_depth"}
+"""Folder of each field."""
+
+DATASET = "dataset.json"
+_SUFFIXES = (".jpg", ".jpeg")
+_IGNORED = ("Thumbs.db", "desktop.ini")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A checked data set folder.
+
+    bg: the background files in order; sample i of the layout belongs to one of them.
+    facts: what `dataset.json` says, empty where there is none.
+    """
+
+    folder: Path
+    bg: tuple[Path, ...]
+    layout: Layout
+    facts: dict[str, object]
+
+    def paths(self, index: int) -> tuple[Path, Path, Path]:
+        """Files of fg_bg, mask and depth of one sample."""
+        group = int(self.layout.background_of(np.asarray(index)))
+        name = self.names(group)[index - int(self.layout.group_starts[group])]
+        stem = self.bg[group].stem
+        fg_bg, mask, depth = (self.folder / folder / stem / name for folder in FOLDERS.values())
+        return fg_bg, mask, depth
+
+    def names(self, group: int) -> list[str]:
+        """Sorted file names of one background's samples."""
+        return _names(self.folder / FOLDERS["fg_bg"] / self.bg[group].stem)
+
+
+@functools.lru_cache(maxsize=4)
+def _names(folder: Path) -> list[str]:
+    return list_images(folder)
+
+
+def list_images(folder: Path) -> list[str]:
+    """Sorted names of the JPEG files in a folder; DataError for anything else in it."""
+    names = _visible(folder)
+    for name in names:
+        if not name.lower().endswith(_SUFFIXES):
+            raise DataError(f"{folder / name}: found a file that is not a .jpg; move it away")
+    return names
+
+
+def _visible(folder: Path) -> list[str]:
+    """Sorted entries of a folder without hidden files and what file managers leave."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        raise DataError(f"{folder}: no such folder; expected {_layout_hint()}") from None
+    except NotADirectoryError:
+        raise DataError(f"{folder}: found a file, expected a folder of images") from None
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror})") from None
+    return sorted(name for name in names if name[0] != "." and name not in _IGNORED)
+
+
+def _layout_hint() -> str:
+    return "bg/, fg_bg/, fg_bg_mask/ and fg_bg_depth/ as in docs/format.md"
+
+
+def read_source(dataset: str | Path, *, samples_per_fg: int | None = None) -> Source:
+    """Check the names of a whole data set and count its samples.
+
+    Looks at names only; images are checked when they are read. ``samples_per_fg`` overrides
+    what `dataset.json` says. Raises DataError that names the first file out of place.
+    """
+    folder = Path(dataset)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; expected a data set with {_layout_hint()}")
+    bg = tuple(folder / "bg" / name for name in list_images(folder / "bg"))
+    if not bg:
+        raise DataError(f"{folder / 'bg'}: found no images, expected one .jpg a background")
+    stems = [path.stem for path in bg]
+    for name in FOLDERS.values():
+        _same_names(folder / name, _visible(folder / name), stems, f"the names of {folder / 'bg'}")
+    counts = [_count_group(folder, stem) for stem in stems]
+    facts = _read_facts(folder)
+    height, width = _image_size(bg[0])
+    starts = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
+    per_fg = samples_per_fg or facts.get("samples_per_fg")
+    if per_fg is not None and (not isinstance(per_fg, int) or per_fg < 1):
+        raise DataError(f"{folder / DATASET}: samples_per_fg is {per_fg!r}, expected a count")
+    layout = Layout(height=height, width=width, group_starts=starts, samples_per_fg=per_fg)
+    return Source(folder=folder, bg=bg, layout=layout, facts=facts)
+
+
+def _count_group(folder: Path, stem: str) -> int:
+    names = list_images(folder / FOLDERS["fg_bg"] / stem)
+    if not names:
+        raise DataError(f"{folder / FOLDERS['fg_bg'] / stem}: found no images, expected at least 1")
+    for field in ("mask", "depth"):
+        other = folder / FOLDERS[field] / stem
+        _same_names(other, list_images(other), names, f"as many as {FOLDERS['fg_bg']}/{stem}")
+    return len(names)
+
+
+def _same_names(folder: Path, found: list[str], expected: Iterable[str], what: str) -> None:
+    expected = list(expected)
+    if found == expected:
+        return
+    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    first = f"{missing[0]} is missing" if missing else f"{extra[0]} has no counterpart"
+    raise DataError(
+        f"{folder}: found {len(found)} entries, expected {len(expected)} ({what}): {first}"
+    )
+
+
+def _read_facts(folder: Path) -> dict[str, object]:
+    path = folder / DATASET
+    if not path.exists():
+        return {}
+    try:
+        facts = json.loads(path.read_text())
+        if not isinstance(facts, dict):
+            raise ValueError("not an object")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); mend or delete it") from None
+    return facts
+
+
+def _image_size(path: Path) -> tuple[int, int]:
+    try:
+        header = jpeg.read_header(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: {error}; expected a JPEG image") from None
+    return header.height, header.width

@@ -1,0 +1,108 @@
+"""Writes webdataset tar shards and their DALI index.
+
+Engines that stream can only shuffle within a window, so the records lie in a seeded
+permutation; each carries its index in the source order. Members of record 12:
+`000000012.fg_bg.jpg`, `.mask.runs`, `.depth.jpg`, `.index` (int64, little-endian).
+"""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import numpy as np
+
+from convert.codecs import CODECS
+from convert.manifest import FIELDS, RECORD
+from convert.parts import Part, PartReader
+
+INDEX = "samples.tar.index.npy"
+SAMPLES_PER_SHARD = 10_000
+_BLOCK = 512
+_DALI_INDEX_VERSION = "v1.2"
+
+
+def shard_name(number: int) -> str:
+    """File name of a tar shard."""
+    return f"samples-{number:05d}.tar"
+
+
+def dali_index_name(number: int) -> str:
+    """File name of a tar shard's DALI index."""
+    return f"samples-{number:05d}.idx"
+
+
+def permutation(samples: int, seed: int) -> np.ndarray:
+    """Order of the records over all shards: int64 (samples,), the same for the same seed."""
+    return np.random.default_rng(seed).permutation(samples)
+
+
+def extensions(codecs: dict[str, str]) -> dict[str, str]:
+    """Webdataset extension of each field, and of the index."""
+    return {**{name: f"{name}.{CODECS[codecs[name]].suffix}" for name in FIELDS}, "index": "index"}
+
+
+def write_shard(
+    folder: Path,
+    number: int,
+    order: np.ndarray,
+    parts: list[Part],
+    parts_folder: Path,
+    codecs: dict[str, str],
+) -> None:
+    """Write one tar shard with the samples of ``order``, its DALI index and its records.
+
+    The records (`RECORD`, in the order of ``order``) go to `samples-NNNNN.npy`, to be put
+    together by `merge_index`.
+    """
+    starts = np.array([part.start for part in parts])
+    readers: dict[int, PartReader] = {}
+    records = np.zeros(len(order), RECORD)
+    names = extensions(codecs)
+    with (
+        open(folder / shard_name(number), "wb") as tar,
+        open(folder / dali_index_name(number), "w") as dali_index,
+    ):
+        dali_index.write(f"{_DALI_INDEX_VERSION} {len(order)}\n")
+        for row, index in enumerate(order.tolist()):
+            which = int(np.searchsorted(starts, index, side="right")) - 1
+            if which not in readers:
+                readers[which] = PartReader(parts[which], parts_folder)
+            reader = readers[which]
+            line = []
+            for name in (*FIELDS, "index"):
+                data: bytes | memoryview = (
+                    index.to_bytes(8, "little")
+                    if name == "index"
+                    else reader.field(index - parts[which].start, name)
+                )
+                member = f"{index:09d}.{names[name]}"
+                tar.write(_member_header(member, len(data)))
+                offset = tar.tell()
+                tar.write(data)
+                tar.write(bytes(-len(data) % _BLOCK))
+                line.append(f"{names[name]} {offset} {len(data)} {member}")
+                if name != "index":
+                    crc = reader.records[index - parts[which].start][name]["crc32c"]
+                    records[row][name] = (number, len(data), offset, crc)
+            dali_index.write(" ".join(line) + "\n")
+        tar.write(bytes(2 * _BLOCK))
+        tar.write(bytes(-tar.tell() % tarfile.RECORDSIZE))
+    np.save(folder / f"samples-{number:05d}.npy", records)
+
+
+def _member_header(name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def merge_index(folder: Path, orders: list[np.ndarray]) -> None:
+    """Put the shards' records together in source order as `samples.tar.index.npy`."""
+    samples = sum(len(order) for order in orders)
+    index = np.lib.format.open_memmap(folder / INDEX, "w+", RECORD, (samples,))
+    for number, order in enumerate(orders):
+        records = folder / f"samples-{number:05d}.npy"
+        index[order] = np.load(records)
+        records.unlink()
+    index.flush()

@@ -1,0 +1,147 @@
+"""Prove a shard folder right, or name everything that is wrong with it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from convert import beton, tarshards
+from convert.codecs import THRESHOLD
+from convert.errors import DataError, RecordError
+from convert.manifest import FIELDS, read_manifest
+from convert.pack import hash_file
+from convert.parts import split_parts
+from convert.shards import Shards
+from convert.source import Source, read_source
+from convert.workers import run_all, worker_pool
+
+
+def verify(
+    shards: str | Path,
+    *,
+    source: str | Path | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> list[str]:
+    """Every fault of a shard folder, one line each; an empty list if there is none.
+
+    Checks sizes and SHA-256 of every file, the structure of the FFCV file, CRC32C and full
+    decode of every record of every format, and with ``source`` that decoded pixels equal
+    those that Pillow decodes from the source files. Raises DataError where the folder
+    cannot be opened at all.
+    """
+    folder = Path(shards)
+    manifest = read_manifest(folder)
+    original = None if source is None else _matching_source(Path(source), folder)
+    faults = []
+    with worker_pool(workers) as executor:
+        files = [(folder / name,) for name in manifest.files if (folder / name).is_file()]
+        hashed = dict(run_all(executor, hash_file, files))
+        for name, expected in manifest.files.items():
+            found = hashed.get(name)
+            if found is None:
+                faults.append(f"{folder / name}: is missing")
+            elif found.bytes != expected.bytes:
+                faults.append(
+                    f"{folder / name}: has {found.bytes} bytes, expected {expected.bytes}"
+                )
+            elif found != expected:
+                faults.append(f"{folder / name}: SHA-256 differs, the file was changed")
+        for form in manifest.formats:
+            try:
+                opened = Shards(folder, form)
+            except DataError as error:
+                faults.append(error.message)
+                continue
+            faults += _structure(opened)
+            parts = list(split_parts(manifest.layout))
+            tasks = ((folder, form, part.start, part.stop, original) for part in parts)
+            results = run_all(executor, _check_records, tasks)
+            bar = tqdm(results, total=len(parts), unit=" parts", desc=form, disable=not progress)
+            faults += sorted(fault for found_faults in bar for fault in found_faults)
+    return [text for text in dict.fromkeys(faults)]
+
+
+def _matching_source(source: Path, folder: Path) -> Source:
+    found = read_source(source)
+    expected = read_manifest(folder).layout
+    if not np.array_equal(found.layout.group_starts, expected.group_starts):
+        raise DataError(
+            f"{source}: found {found.layout.samples} samples of {len(found.bg)} backgrounds, "
+            f"expected those of {folder} ({expected.samples}); give the data set it was packed from"
+        )
+    return found
+
+
+def _structure(shards: Shards) -> Iterator[str]:
+    if shards.form == "ffcv":
+        yield from beton.check_structure(shards)
+    else:
+        yield from _tar_structure(shards)
+
+
+def _tar_structure(shards: Shards) -> Iterator[str]:
+    """Header and index member of every record, by our index."""
+    extensions = tarshards.extensions(shards.manifest.codecs)
+    for index in range(len(shards)):
+        for name in FIELDS:
+            record = shards.records[index][name]
+            member = f"{index:09d}.{extensions[name]}"
+            header = tarshards._member_header(member, int(record["size"]))
+            at = int(record["offset"])
+            file = shards.files[int(record["file"])]
+            if at < len(header) or file[at - len(header) : at].tobytes() != header:
+                yield (
+                    f"record {index}, {name} ({shards.where(index, name)}): tar header at byte "
+                    f"{at - len(header)} is damaged"
+                )
+
+
+def _check_records(
+    folder: Path, form: str, start: int, stop: int, source: Source | None
+) -> list[str]:
+    """Faults of records start to stop - 1."""
+    shards = Shards(folder, form)
+    faults = []
+    for index in range(start, stop):
+        for column, name in enumerate(FIELDS):
+            try:
+                shards.check(index, name)
+                pixels = shards.decode(index, name)
+                if source is not None:
+                    _compare(pixels, source.paths(index)[column], index, name)
+            except RecordError as error:
+                faults.append(error.message)
+    return faults
+
+
+def _compare(pixels: np.ndarray, path: Path, index: int, name: str) -> None:
+    try:
+        expected = pillow_pixels(path.read_bytes(), name)
+    except OSError as error:
+        raise RecordError(index, name, str(path), f"cannot be read ({error})") from None
+    if pixels.shape != expected.shape:
+        raise RecordError(index, name, str(path), "the source has another size")
+    different = int(np.count_nonzero(pixels != expected))
+    if different:
+        raise RecordError(index, name, str(path), f"{different} values differ from the source's")
+
+
+def pillow_pixels(data: bytes, name: str) -> np.ndarray:
+    """What a field means, decoded by Pillow alone: the independent reference.
+
+    fg_bg: uint8 (H, W, 3). mask: uint8 (H, W), 1 where the gray value is at least 128.
+    depth: uint8 (H, W), the luma plane.
+    """
+    image = Image.open(io.BytesIO(data))
+    if name == "fg_bg":
+        return np.asarray(image.convert("RGB"))
+    if name == "depth":
+        image.draft("L", image.size)
+    gray = np.asarray(image.convert("L"))
+    return (gray >= THRESHOLD).view(np.uint8) if name == "mask" else gray

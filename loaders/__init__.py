@@ -1,0 +1,108 @@
+"""Shards to batches on the device: `build_loader`, `Preprocess`, and who is in which split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from convert.errors import DataError, RecordError
+from convert.manifest import Layout, read_manifest
+from convert.source import read_source
+from loaders.backgrounds import Backgrounds
+from loaders.batch import Batch, Loader
+from loaders.order import Order, distributed_rank
+from loaders.preprocess import Inputs, Preprocess
+from loaders.split import SPLITS, split_indices
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ENGINES = ("ffcv", "dali", "reference")
+
+__all__ = [
+    "ENGINES",
+    "SPLITS",
+    "Backgrounds",
+    "Batch",
+    "DataError",
+    "Inputs",
+    "Layout",
+    "Loader",
+    "Order",
+    "Preprocess",
+    "RecordError",
+    "build_loader",
+    "distributed_rank",
+    "read_layout",
+    "split_indices",
+]
+
+
+def build_loader(
+    engine: str,
+    shards: str | Path,
+    *,
+    batch_size: int = 64,
+    indices: np.ndarray | None = None,
+    shuffle: bool = True,
+    drop_last: bool = False,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    num_workers: int | None = None,
+    rank: int | None = None,
+    world_size: int | None = None,
+) -> Loader:
+    """A loader that yields the same batches whatever the engine.
+
+    engine: "ffcv", "dali", or "reference" (slow, plain Pillow: what the others are tested
+        against).
+    shards: folder that `pack` wrote; for "reference" the data set folder itself.
+    batch_size: samples a batch on this rank.
+    indices: int64, the samples to visit (see `split_indices`); None means all.
+    shuffle: one permutation per (seed, epoch); False visits ``indices`` as they stand.
+    drop_last: leave out the last batch of an epoch where it is smaller.
+    device: where batches and backgrounds are.
+    num_workers: decoding threads; None means one a core.
+    rank, world_size: this process among all; None takes RANK and WORLD_SIZE as torchrun
+        sets them.
+
+    Raises DataError for a user's mistake, and where the engine is not installed.
+    """
+    if rank is None or world_size is None:
+        if rank is not world_size:
+            raise DataError("give both rank and world_size, or neither")
+        rank, world_size = distributed_rank()
+    options = {
+        "batch_size": batch_size,
+        "indices": indices,
+        "shuffle": shuffle,
+        "drop_last": drop_last,
+        "seed": seed,
+        "device": device,
+        "num_workers": num_workers,
+        "rank": rank,
+        "world_size": world_size,
+    }
+    # Each engine is imported where it is chosen: none is needed to use another.
+    if engine == "reference":
+        from loaders.reference import ReferenceLoader
+
+        return ReferenceLoader(shards, **options)  # type: ignore[arg-type]
+    if engine == "ffcv":
+        from loaders.ffcv import FFCVLoader
+
+        return FFCVLoader(shards, **options)  # type: ignore[arg-type]
+    if engine == "dali":
+        from loaders.dali import DALILoader
+
+        return DALILoader(shards, **options)  # type: ignore[arg-type]
+    raise DataError(f"loader: found {engine!r}, expected one of {', '.join(ENGINES)}")
+
+
+def read_layout(path: str | Path) -> Layout:
+    """Layout of a shard folder, or of a data set folder; DataError if it is neither."""
+    if (Path(path) / "fg_bg").is_dir():
+        return read_source(path).layout
+    return read_manifest(path).layout

@@ -1,0 +1,92 @@
+"""All backgrounds, resident on the device: a sample's is found by index arithmetic.
+
+A background is shared by thousands of samples, so it is never stored, decoded or copied to
+the device with them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from convert.errors import DataError
+from convert.manifest import Layout
+
+
+class Backgrounds:
+    """The backgrounds of a data set as one tensor, and which sample shows which.
+
+    images: uint8 (n_bg, 3, H, W), RGB, 0..255; its device is where ``gather`` runs.
+    layout: of the data set; says how many samples each background has.
+
+    Pixels are kept in channels-last memory (height, width, channel), as decoders write them.
+    Raises DataError where the images are not those of the layout.
+    """
+
+    def __init__(self, images: torch.Tensor, layout: Layout) -> None:
+        expected = (len(layout.group_starts) - 1, 3, layout.height, layout.width)
+        if images.dtype != torch.uint8 or tuple(images.shape) != expected:
+            raise DataError(
+                f"backgrounds: found {images.dtype} of shape {tuple(images.shape)}, "
+                f"expected torch.uint8 of shape {expected}; pack again"
+            )
+        self.layout = layout
+        self._pixels = images.permute(0, 2, 3, 1).contiguous()
+        self._samples_per_bg = layout.samples_per_bg
+        # Ends, not starts: the number of ends at or below an index is its background.
+        ends = torch.from_numpy(np.asarray(layout.group_starts[1:], dtype=np.int64))
+        self._ends = ends.to(images.device)
+
+    @classmethod
+    def from_numpy(
+        cls, array: np.ndarray, layout: Layout, device: torch.device | str = "cpu"
+    ) -> Backgrounds:
+        """From uint8 (n_bg, H, W, 3), as in ``backgrounds.npy``; the pixels are copied."""
+        # A copy always: the array may be a read-only memory map of a file that goes away.
+        images = torch.from_numpy(np.array(array, order="C"))
+        return cls(images.permute(0, 3, 1, 2).to(device), layout)
+
+    def gather(self, index: torch.Tensor) -> torch.Tensor:
+        """Background of each sample: uint8 (B, 3, H, W) in channels-last memory.
+
+        index: int64 (B,), samples of the data set, on the device of the backgrounds. Not
+        checked: a check would make the host wait for the device.
+        """
+        if self._samples_per_bg is None:
+            background = torch.searchsorted(self._ends, index, right=True)
+        else:
+            background = torch.div(index, self._samples_per_bg, rounding_mode="floor")
+        return self._pixels.index_select(0, background).permute(0, 3, 1, 2)
+
+    def to(self, device: torch.device | str) -> Backgrounds:
+        """The same backgrounds on another device; itself where it is there already."""
+        images = self.images.to(device)
+        return self if images.device == self.device else Backgrounds(images, self.layout)
+
+    @property
+    def images(self) -> torch.Tensor:
+        """uint8 (n_bg, 3, H, W), a view."""
+        return self._pixels.permute(0, 3, 1, 2)
+
+    @property
+    def shape(self) -> torch.Size:
+        """(n_bg, 3, H, W)."""
+        return self.images.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """torch.uint8."""
+        return self._pixels.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pixels are."""
+        return self._pixels.device
+
+    def __len__(self) -> int:
+        """Number of backgrounds."""
+        return len(self._pixels)
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        """uint8 (3, H, W): background ``number``, a view."""
+        return self.images[number]

@@ -1,0 +1,110 @@
+"""What the loaders of shard folders have in common: the folder, the order, the clean end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from convert.errors import DataError
+from convert.shards import Shards
+from loaders.backgrounds import Backgrounds
+from loaders.batch import Batch
+from loaders.order import Order
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+class ShardLoader:
+    """A loader of one format of a shard folder; engines fill in ``_batches``.
+
+    Satisfies `loaders.batch.Loader`. One epoch runs at a time: asking for another ends the
+    one before. Arguments as in `loaders.build_loader`.
+    """
+
+    def __init__(
+        self,
+        shards: Shards | str | Path,
+        *,
+        batch_size: int,
+        indices: np.ndarray | None = None,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+        num_workers: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.shards = shards if isinstance(shards, Shards) else Shards(shards)
+        self.layout = self.shards.manifest.layout
+        self.statistics = self.shards.manifest.statistics
+        self.device = torch.device(device)
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise DataError(f"device {device}: no GPU found; use --device cpu")
+        self.num_workers = cores() if num_workers is None else num_workers
+        if self.num_workers < 1:
+            raise DataError(f"workers: found {num_workers}, expected 1 or more")
+        self.order = Order(
+            n=self.layout.samples,
+            indices=indices,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+        )
+        self.backgrounds = Backgrounds.from_numpy(self.shards.backgrounds, self.layout, self.device)
+        self._running: Generator[Batch, None, None] | None = None
+
+    def __len__(self) -> int:
+        """Batches of an epoch on this rank."""
+        return len(self.order)
+
+    def epoch(self, n: int, start: int = 0) -> Iterator[Batch]:
+        """Batches ``start`` to the end of epoch ``n``.
+
+        Raises DataError where there is no such batch, RecordError where a record is bad.
+        """
+        if not 0 <= start <= len(self):
+            raise DataError(f"batch to start from: found {start}, expected 0 to {len(self)}")
+        self._end_running()
+        self._running = self._batches(n, start)
+        return self._running
+
+    def _batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
+        raise NotImplementedError
+
+    def _end_running(self) -> None:
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+
+    def close(self) -> None:
+        """End every thread of this loader; it yields nothing any more."""
+        self._end_running()
+
+    def __enter__(self) -> ShardLoader:
+        """A loader that is closed at the end of the block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close, whatever ended the block."""
+        self.close()
+
+    def empty_batch(self) -> Batch:
+        """A batch of no samples: a rank's share of a last step too small for all ranks."""
+        height, width = self.layout.height, self.layout.width
+        return Batch(
+            fg_bg=torch.empty(0, 3, height, width, dtype=torch.uint8, device=self.device),
+            mask=torch.empty(0, 1, height, width, dtype=torch.uint8, device=self.device),
+            depth=torch.empty(0, 1, height, width, dtype=torch.uint8, device=self.device),
+            index=torch.empty(0, dtype=torch.int64, device=self.device),
+        )

@@ -1,0 +1,178 @@
+"""The DALI engine: our order and bytes, DALI's decoders, on the CPU or (`mixed`) on the GPU.
+
+The only module that imports `nvidia.dali`. Batches are fed to an external source, so order,
+resume and the last batch are ours; DALI works ``_AHEAD`` batches ahead.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from convert.errors import DataError, RecordError
+from convert.manifest import FIELDS, read_manifest
+from convert.shards import Shards
+from loaders.base import ShardLoader
+from loaders.batch import Batch
+from loaders.masks import pad_runs, unpack_batch
+
+try:
+    from nvidia.dali import fn, pipeline_def, types
+except ImportError as error:
+    raise DataError(
+        f"DALI cannot be imported ({error}); install it with `pip install .[dali-cu13]` "
+        "(or dali-cu12 for an older driver), or use another --loader"
+    ) from None
+
+_AHEAD = 2
+_THRESHOLD = 128
+
+
+@pipeline_def
+def _graph(
+    source: Callable[[], list], device: str, mask_is_jpeg: bool, height: int, width: int
+) -> tuple[Any, ...]:
+    """fg_bg (H, W, 3); the mask, decoded to (H, W, 1) or as run lengths; depth (H, W, 1).
+
+    source: gives the stored fields of the next batch, in the order of `FIELDS`.
+    device: "cpu", or "mixed" for decoding on the GPU.
+    """
+    # Fancy upsampling and no rotation: what Pillow and the CPU decoder do, on every device.
+    options: dict[str, Any] = {"device": device, "adjust_orientation": False}
+    options["jpeg_fancy_upsampling"] = True
+    if device == "mixed":
+        options |= {"preallocate_width_hint": width, "preallocate_height_hint": height}
+    fg_bg, mask, depth = fn.external_source(
+        source, num_outputs=len(FIELDS), batch=True, dtype=types.UINT8
+    )
+    pixels = fn.decoders.image(fg_bg, output_type=types.RGB, **options)
+    if mask_is_jpeg:
+        mask = fn.decoders.image(mask, output_type=types.GRAY, **options)
+    elif device == "mixed":
+        mask = mask.gpu()
+    return pixels, mask, fn.decoders.image(depth, output_type=types.GRAY, **options)
+
+
+class DALILoader(ShardLoader):
+    """Batches decoded by DALI; see `loaders.build_loader` for the arguments.
+
+    Works on either format of the folder, as both have a per-record index; on the GPU the
+    JPEGs are decoded there and the masks unpacked there.
+    """
+
+    def __init__(self, shards: str | Path, **options: Any) -> None:
+        formats = read_manifest(shards).formats
+        form = "dali" if "dali" in formats else next(iter(formats))
+        super().__init__(Shards(shards, form), **options)
+        self._mask_is_jpeg = self.shards.manifest.codecs["mask"] != "runs"
+        self._files = [np.asarray(file) for file in self.shards.files]
+        self._plan: Iterator[np.ndarray] = iter(())
+        self._fed: deque[np.ndarray] = deque()
+        self._pipeline = self._build()
+
+    def _build(self) -> Any:
+        on_gpu = self.device.type == "cuda"
+        pipeline = _graph(
+            source=self._stored_batch,
+            device="mixed" if on_gpu else "cpu",
+            mask_is_jpeg=self._mask_is_jpeg,
+            height=self.layout.height,
+            width=self.layout.width,
+            batch_size=self.order.batch_size,
+            num_threads=self.num_workers,
+            device_id=(self.device.index or 0) if on_gpu else None,
+            prefetch_queue_depth=_AHEAD,
+        )
+        pipeline.build()
+        return pipeline
+
+    def _batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
+        steps = range(start, len(self))
+        batches = (self.order.batch(epoch, k) for k in steps)
+        self._plan = (indices for indices in batches if len(indices))
+        try:
+            self._pipeline.schedule_run()
+            for k in steps:
+                # Only the last step can be too small to give every rank a sample.
+                last_is_empty = k == len(self) - 1 and not len(self.order.batch(epoch, k))
+                if last_is_empty:
+                    yield self.empty_batch()
+                else:
+                    batch = self._take()
+                    self._pipeline.schedule_run()
+                    yield batch
+        finally:
+            self._drain()
+
+    def _stored_batch(self) -> list[Any]:
+        """What DALI asks for next: the stored fields of one batch; StopIteration at the end."""
+        indices = next(self._plan)
+        records = self.shards.records[indices]
+        fields: list[Any] = []
+        for name in FIELDS:
+            column = records[name]
+            spans = zip(
+                column["file"].tolist(),
+                column["offset"].tolist(),
+                column["size"].tolist(),
+                strict=True,
+            )
+            stored = [self._files[file][at : at + size] for file, at, size in spans]
+            is_runs = name == "mask" and not self._mask_is_jpeg
+            fields.append(pad_runs(stored) if is_runs else stored)
+        self._fed.append(indices)
+        return fields
+
+    def _take(self) -> Batch:
+        indices = self._fed.popleft()
+        try:
+            outputs = self._pipeline.outputs()
+        except RuntimeError as error:
+            raise self._explain(indices, error) from None
+        fg_bg, mask, depth = (torch.from_dlpack(output.as_tensor()) for output in outputs)
+        if self._mask_is_jpeg:
+            mask = (mask.permute(0, 3, 1, 2) >= _THRESHOLD).to(torch.uint8)
+        else:
+            mask = unpack_batch(mask, self.layout.height, self.layout.width)
+        return Batch(
+            fg_bg=fg_bg.permute(0, 3, 1, 2),
+            mask=mask,
+            depth=depth.permute(0, 3, 1, 2),
+            index=torch.from_numpy(indices).to(self.device),
+        )
+
+    def _explain(self, indices: np.ndarray, error: RuntimeError) -> DataError:
+        """The bad record of a batch that DALI could not decode: its message does not say."""
+        for index in indices.tolist():
+            for name in FIELDS:
+                try:
+                    self.shards.decode(index, name)
+                except RecordError as found:
+                    return found
+        first = str(error).strip().splitlines()[0]
+        return DataError(
+            f"{self.shards.folder}: DALI failed on samples {indices.tolist()}: {first}"
+        )
+
+    def _drain(self) -> None:
+        """Take what is still in the pipeline, so that the next epoch starts with its own."""
+        self._plan = iter(())
+        self._fed.clear()
+        try:
+            self._pipeline.schedule_run()
+            while True:
+                self._pipeline.outputs()
+        except StopIteration:
+            self._pipeline.reset()
+        except RuntimeError:
+            self._pipeline = self._build()
+
+    def close(self) -> None:
+        """End DALI's threads."""
+        super().close()
+        self._pipeline = None

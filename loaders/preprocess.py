@@ -1,0 +1,223 @@
+"""From a batch of stored pixels to what the model takes and is measured on, on the device.
+
+Gather the background, resize, augment, normalise, cast. The only place that normalises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from convert.errors import DataError
+from convert.manifest import Statistics
+from loaders.backgrounds import Backgrounds
+from loaders.batch import Batch
+
+
+class Inputs(NamedTuple):
+    """What the model takes (bg, fg_bg) and what it should find (mask, depth).
+
+    bg, fg_bg: ``dtype`` (B, 3, S, S), each normalised with its own mean and std.
+    mask: float32 (B, 1, S, S), exactly 0 or 1.
+    depth: float32 (B, 1, S, S), 0..1.
+    """
+
+    bg: Tensor
+    fg_bg: Tensor
+    mask: Tensor
+    depth: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """Random changes, the same for all images of a sample, drawn on the device.
+
+    flip: probability of a left-right flip.
+    jitter: largest change of brightness (added), contrast (factor 1 - jitter to 1 + jitter),
+        saturation (the same) and hue (this part of a turn), 0 to 0.5.
+    rgb_shift: largest value added to each colour channel, in 0..1.
+    seed: 0 or more. What happens to a sample depends on (seed, epoch, index) alone, so it is
+        the same on every device, in every batch and on every rank.
+
+    Raises DataError for values out of range.
+    """
+
+    flip: float = 0.5
+    jitter: float = 0.1
+    rgb_shift: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, high in (("flip", 1.0), ("jitter", 0.5), ("rgb_shift", 1.0)):
+            if not 0 <= getattr(self, name) <= high:
+                raise DataError(f"{name}: found {getattr(self, name)}, expected 0 to {high:g}")
+        if not 0 <= self.seed < 2**63:
+            raise DataError(f"seed of augmentation: found {self.seed}, expected 0 to 2**63 - 1")
+
+    def __call__(self, inputs: Inputs, index: Tensor, epoch: int) -> Inputs:
+        """Changed copies. ``inputs`` are before normalising: bg and fg_bg float in 0..1.
+
+        index: int64 (B,), the samples. A pixel's new colour depends only on its old colour,
+        so where fg_bg equals bg it still does.
+        """
+        chance = _uniform(index, epoch, self.seed, 8)
+        flipped = chance[:, 0].lt(self.flip)[:, None, None, None]
+        bg, fg_bg, mask, depth = (torch.where(flipped, x.flip(-1), x) for x in inputs)
+        signed = chance.mul(2).sub(1)
+        return Inputs(self._colours(bg, signed), self._colours(fg_bg, signed), mask, depth)
+
+    def _colours(self, image: Tensor, signed: Tensor) -> Tensor:
+        """Jitter and shift of images in 0..1; ``signed`` is (B, 8) in -1..1."""
+        # Here, not above: importing kornia takes a second that only augmenting needs.
+        from kornia import enhance
+
+        if self.jitter:
+            change = signed * self.jitter
+            image = enhance.adjust_brightness(image, change[:, 1])
+            image = enhance.adjust_contrast(image, 1 + change[:, 2])
+            image = enhance.adjust_saturation(image, 1 + change[:, 3])
+            image = enhance.adjust_hue(image, change[:, 4] * (2 * torch.pi))
+        if self.rgb_shift:
+            red, green, blue = (signed[:, 5:] * self.rgb_shift).unbind(1)
+            image = enhance.shift_rgb(image, red, green, blue)
+        return image
+
+
+class Preprocess(nn.Module):
+    """Batch -> Inputs; pure, so that it can be compiled, and runs where the batch is.
+
+    backgrounds: of the data set, on the device.
+    statistics: of the data set, from the manifest; bg and fg_bg are used.
+    size: side S of the result; None keeps the stored size. A smaller side takes the mean of
+        the area of each new pixel (exact where S is half), a larger one is bilinear. The mask
+        is 1 where its mean is 0.5 or more.
+    dtype: of bg and fg_bg. Arithmetic is in float32 and rounded once, at the end.
+    channels_last: memory format of bg and fg_bg.
+    augment: random changes, or None.
+
+    Raises DataError for a size below 1 or statistics with a standard deviation of 0.
+    """
+
+    bg_scale: Tensor
+    bg_shift: Tensor
+    fg_bg_scale: Tensor
+    fg_bg_shift: Tensor
+
+    def __init__(
+        self,
+        backgrounds: Backgrounds,
+        statistics: Statistics,
+        *,
+        size: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        channels_last: bool = True,
+        augment: Augment | None = None,
+    ) -> None:
+        super().__init__()
+        if size is not None and size < 1:
+            raise DataError(f"image size: found {size}, expected 1 or more")
+        self.backgrounds = backgrounds
+        self.size = size
+        self.dtype = dtype
+        self.channels_last = channels_last
+        self.augment = augment
+        for name in ("bg", "fg_bg"):
+            scale, shift = _scale_and_shift(statistics, name)
+            if not channels_last:
+                scale, shift = scale.view(-1, 1, 1), shift.view(-1, 1, 1)
+            # Not part of a checkpoint: they belong to the data set, not to what was learnt.
+            self.register_buffer(f"{name}_scale", scale.to(backgrounds.device), persistent=False)
+            self.register_buffer(f"{name}_shift", shift.to(backgrounds.device), persistent=False)
+
+    def forward(self, batch: Batch, epoch: int = 0) -> Inputs:
+        """Model input and targets of a batch; see `Inputs`.
+
+        epoch: of the training run; only the augmentation depends on it.
+        """
+        bg, times = _resize(self.backgrounds.gather(batch.index), self.size)
+        fg_bg, _ = _resize(batch.fg_bg, self.size)
+        mask, _ = _resize(batch.mask, self.size)
+        depth, _ = _resize(batch.depth, self.size)
+        inputs = Inputs(bg, fg_bg, mask.mul(2).ge(times).to(torch.float32), depth.to(torch.float32))
+        inputs.depth.mul_(1 / (255 * times))
+        if self.augment is not None:
+            bg, fg_bg = (x.to(torch.float32).mul(1 / (255 * times)) for x in (bg, fg_bg))
+            inputs = self.augment(inputs._replace(bg=bg, fg_bg=fg_bg), batch.index, epoch)
+            unit = 1
+        else:
+            unit = 255 * times
+        return inputs._replace(
+            bg=self._normalise(inputs.bg, self.bg_scale, self.bg_shift, unit),
+            fg_bg=self._normalise(inputs.fg_bg, self.fg_bg_scale, self.fg_bg_shift, unit),
+        )
+
+    def _normalise(self, image: Tensor, scale: Tensor, shift: Tensor, unit: int) -> Tensor:
+        """(image / unit - mean) / std as one multiply-add; an image of ``unit`` is white."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        values = image.to(torch.float32, memory_format=layout)
+        # Into the same memory: a fresh 40 MB result costs more than the arithmetic. And through
+        # a view without gaps: torch.compile takes no other `out`.
+        pixels = values.permute(0, 2, 3, 1) if self.channels_last else values
+        torch.addcmul(shift, pixels, scale / unit, out=pixels)
+        return values.to(self.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Preprocess:
+        """Take the backgrounds along when the module moves to another device."""
+        super()._apply(fn, recurse)
+        self.backgrounds = self.backgrounds.to(self.bg_scale.device)
+        return self
+
+
+def _scale_and_shift(statistics: Statistics, name: str) -> tuple[Tensor, Tensor]:
+    """float32 (3,) each: (x - mean) / std is x * scale + shift, for x in 0..1."""
+    mean = torch.tensor(statistics[name].mean, dtype=torch.float64)
+    std = torch.tensor(statistics[name].std, dtype=torch.float64)
+    if not bool((std > 0).all()):
+        raise DataError(
+            f"statistics of {name}: found standard deviations {std.tolist()}, expected more "
+            "than 0 in each channel; are all images one colour?"
+        )
+    scale, shift = 1 / std, -mean / std
+    return scale.float(), shift.float()
+
+
+def _resize(image: Tensor, size: int | None) -> tuple[Tensor, int]:
+    """uint8 (B, C, H, W) -> (values, times), where values / times is the resized image.
+
+    The values of half a size are int16 sums of four pixels: exact, and several times faster
+    than pooling floats, as only bytes are read. Other sizes are float32.
+    """
+    height, width = image.shape[-2:]
+    if size is None or (height, width) == (size, size):
+        return image, 1
+    if (height, width) == (2 * size, 2 * size):
+        rows = image[:, :, ::2].to(torch.int16) + image[:, :, 1::2]
+        return rows[..., ::2] + rows[..., 1::2], 4
+    values = image.to(torch.float32)
+    if size <= height and size <= width:
+        return functional.interpolate(values, size=(size, size), mode="area"), 1
+    shape = (size, size)
+    return functional.interpolate(values, size=shape, mode="bilinear", antialias=True), 1
+
+
+def _uniform(index: Tensor, epoch: int, seed: int, count: int) -> Tensor:
+    """float32 (B, count) in [0, 1), a pure function of its arguments on every device."""
+    state = _mix(index.new_full((1,), seed))
+    state = _mix(_mix(state + epoch) + index)
+    column = torch.arange(1, count + 1, device=index.device, dtype=torch.int64)
+    hashed = _mix(state[:, None] + column * -0x61C8864680B583EB)
+    # The top 24 bits: float32 holds them exactly.
+    return (hashed >> 40 & 0xFFFFFF).to(torch.float32) * 2**-24
+
+
+def _mix(x: Tensor) -> Tensor:
+    """The finaliser of splitmix64 (Steele, Lea, Flood 2014) on int64, which wraps."""
+    # Signed shifts copy the sign downwards; the masks make them shifts of unsigned values.
+    x = (x ^ (x >> 30 & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
+    x = (x ^ (x >> 27 & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
+    return x ^ (x >> 31 & 0x1FFFFFFFF)
