@@ -14,6 +14,7 @@ import numba
 import numpy as np
 
 from convert import jpeg
+from convert.luma import NotReducible, cut_to_luma
 
 AMBIGUOUS = (64, 192)
 """Mask pixels of the source in this range (inclusive) are counted: not clearly 0 or 255."""
@@ -75,42 +76,37 @@ def decode_rgb(data: bytes, height: int, width: int) -> np.ndarray:
 
 
 def encode_luma(source: bytes) -> Encoded:
-    """The luma plane of a gray image stored as RGB; verbatim where chroma is not neutral."""
-    gray, neutral = _gray(source)
-    header = jpeg.read_header(source)
-    if header.components == 1:
-        return Encoded(source, gray, {})
-    if not neutral:
-        return Encoded(source, gray, {"depth_stored_verbatim": 1})
-    cut = jpeg.cut_to_luma(source)
-    if not np.array_equal(jpeg.decode_gray(cut), gray):
-        return Encoded(source, gray, {"depth_stored_verbatim": 1})
-    return Encoded(cut, gray, {})
+    """The luma plane of a gray image stored as RGB, cut out without touching a coefficient.
+
+    Verbatim, and counted, where the image cannot be cut: not baseline, or a trace of colour.
+    """
+    if jpeg.read_header(_checked(source)).components == 1:
+        return Encoded(source, jpeg.decode_gray(source), {})
+    try:
+        cut = cut_to_luma(source)
+    except NotReducible:
+        return Encoded(source, _gray(source), {"depth_stored_verbatim": 1})
+    return Encoded(cut, jpeg.decode_gray(cut), {})
 
 
 def encode_gray(source: bytes) -> Encoded:
     """Verbatim: a gray image, one or three components."""
-    return Encoded(source, _gray(source)[0], {})
+    return Encoded(source, _gray(_checked(source)), {})
 
 
-def _gray(source: bytes) -> tuple[np.ndarray, bool]:
-    """Luma plane of a gray image, and whether R, G and B all equal it.
+def _gray(source: bytes) -> np.ndarray:
+    """Luma plane of a gray image.
 
     Raises ValueError for a colour image: a colour-mapped depth map has no depth in its luma.
     """
-    if jpeg.read_header(_checked(source)).components == 1:
-        return jpeg.decode_gray(source), True
     rgb = jpeg.decode_rgb(source)
-    red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]
-    if np.array_equal(red, green) and np.array_equal(green, blue):
-        return np.ascontiguousarray(green), True
-    spread = int(rgb.max(axis=2).astype(np.int16).__sub__(rgb.min(axis=2)).max())
+    spread = int((rgb.max(axis=2) - rgb.min(axis=2)).max())
     if spread > _COLOUR_TOLERANCE:
         raise ValueError(
             f"a colour image (channels differ by up to {spread}); expected gray depth, "
             "saved with a gray colour map"
         )
-    return jpeg.decode_gray(source), False
+    return jpeg.decode_gray(source)
 
 
 def decode_gray(data: bytes, height: int, width: int) -> np.ndarray:

@@ -1,24 +1,16 @@
-"""JPEG as bytes: what a header says, checked decoding, and the lossless cut to luma.
+"""JPEG as bytes: what a header says, and checked decoding.
 
 Decoding is libjpeg-turbo's accurate DCT with smooth upsampling, bit-identical to Pillow
-(`simplejpeg` carries it). The lossless cut needs libjpeg-turbo's own transform, which only
-the system library has (Debian: libturbojpeg0).
+(`simplejpeg` carries it).
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import struct
 from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
-
-from convert.errors import DataError
-
-LIBRARY = "libturbojpeg.so.0"
-_GRAY = 8  # TJXOPT_GRAY of turbojpeg.h
 
 _BASELINE, _EXTENDED, _PROGRESSIVE = 0xC0, 0xC1, 0xC2
 _STANDALONE = {0x01, *range(0xD0, 0xD8)}  # markers without a length
@@ -115,76 +107,3 @@ def decode_rgb(data: bytes, out: np.ndarray | None = None) -> np.ndarray:
 def decode_gray(data: bytes, out: np.ndarray | None = None) -> np.ndarray:
     """Luma plane of a JPEG as uint8 (H, W), 0..255; ValueError on any warning or error."""
     return simplejpeg.decode_jpeg(data, "GRAY", buffer=out)[..., 0]
-
-
-class _Transform(ctypes.Structure):
-    """`tjtransform` of turbojpeg.h."""
-
-    _fields_ = (
-        ("x", ctypes.c_int),
-        ("y", ctypes.c_int),
-        ("w", ctypes.c_int),
-        ("h", ctypes.c_int),
-        ("op", ctypes.c_int),
-        ("options", ctypes.c_int),
-        ("data", ctypes.c_void_p),
-        ("custom_filter", ctypes.c_void_p),
-    )
-
-
-@functools.cache
-def _library() -> ctypes.CDLL:
-    """The system's libjpeg-turbo; DataError says how to get it."""
-    try:
-        library = ctypes.CDLL(LIBRARY)
-    except OSError:
-        raise DataError(
-            f"{LIBRARY} not found: it cuts depth maps to their luma plane without loss; "
-            "install it (Debian, Ubuntu: apt-get install libturbojpeg0) or store the depth "
-            "maps as they are with --depth-codec jpeg"
-        ) from None
-    library.tjInitTransform.restype = ctypes.c_void_p
-    library.tjTransform.argtypes = (
-        ctypes.c_void_p,
-        ctypes.c_char_p,
-        ctypes.c_ulong,
-        ctypes.c_int,
-        ctypes.POINTER(ctypes.c_void_p),
-        ctypes.POINTER(ctypes.c_ulong),
-        ctypes.POINTER(_Transform),
-        ctypes.c_int,
-    )
-    library.tjFree.argtypes = (ctypes.c_void_p,)
-    library.tjGetErrorStr2.argtypes = (ctypes.c_void_p,)
-    library.tjGetErrorStr2.restype = ctypes.c_char_p
-    return library
-
-
-@functools.cache
-def _transformer() -> int:
-    """One handle a process: `convert` works with processes, never with threads."""
-    return _library().tjInitTransform()
-
-
-def require_transform() -> None:
-    """DataError if the lossless transform is not on this machine."""
-    _library()
-
-
-def cut_to_luma(data: bytes) -> bytes:
-    """The same JPEG without its chroma planes: DCT coefficients kept, no pixel touched.
-
-    Raises ValueError with libjpeg-turbo's reason; DataError if the library is missing.
-    """
-    library, handle = _library(), _transformer()
-    out, size = ctypes.c_void_p(), ctypes.c_ulong()
-    wish = _Transform(options=_GRAY)
-    failed = library.tjTransform(
-        handle, data, len(data), 1, ctypes.byref(out), ctypes.byref(size), ctypes.byref(wish), 0
-    )
-    try:
-        if failed:
-            raise ValueError(library.tjGetErrorStr2(handle).decode())
-        return ctypes.string_at(out, size.value)
-    finally:
-        library.tjFree(out)

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from convert import beton, jpeg, tarshards
+from convert import beton, tarshards
 from convert.codecs import CODECS
 from convert.errors import DataError, RecordError
 from convert.manifest import (
@@ -74,8 +74,6 @@ class PackConfig:
             raise DataError(f"samples per shard is {self.samples_per_shard}, expected at least 1")
         if self.seed < 0:
             raise DataError(f"seed is {self.seed}, expected 0 or more")
-        if self.depth_codec == "luma":
-            jpeg.require_transform()
 
     @property
     def codecs(self) -> dict[str, str]:

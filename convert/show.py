@@ -24,17 +24,13 @@ def contact_sheet(shards: str | Path, rows: int = 8) -> Image.Image:
     sheet = Image.new("RGB", (len(_TITLES) * wide + _GAP, len(indices) * high + _GAP), "white")
     draw = ImageDraw.Draw(sheet)
     for row, index in enumerate(indices.tolist()):
+        group = int(layout.background_of(np.asarray(index)))
+        images = [opened.backgrounds[group], *(opened.decode(index, name) for name in FIELDS)]
+        labels = [opened.manifest.backgrounds[group], *(f"sample {index}" for _ in FIELDS)]
         top = _GAP + row * high
-        images = [opened.backgrounds[int(layout.background_of(np.asarray(index)))]]
-        images += [opened.decode(index, name) for name in FIELDS]
         for column, (title, pixels) in enumerate(zip(_TITLES, images, strict=True)):
             left = _GAP + column * wide
-            label = (
-                f"{title}  {opened.manifest.backgrounds[int(layout.background_of(np.asarray(index)))]}"
-                if title == "bg"
-                else f"{title}  sample {index}"
-            )
-            draw.text((left, top), label, fill="black")
+            draw.text((left, top), f"{title}  {labels[column]}", fill="black")
             scale = 255 if title == "mask" else 1
             picture = Image.fromarray(np.ascontiguousarray(pixels) * np.uint8(scale))
             sheet.paste(picture, (left, top + _TITLE))

@@ -51,8 +51,16 @@ class Source:
         return fg_bg, mask, depth
 
     def names(self, group: int) -> list[str]:
-        """Sorted file names of one background's samples."""
-        return _names(self.folder / FOLDERS["fg_bg"] / self.bg[group].stem)
+        """Sorted file names of one background's samples; DataError if some came or went."""
+        folder = self.folder / FOLDERS["fg_bg"] / self.bg[group].stem
+        names = _names(folder)
+        expected = int(self.layout.group_starts[group + 1] - self.layout.group_starts[group])
+        if len(names) != expected:
+            raise DataError(
+                f"{folder}: found {len(names)} images, but {expected} a moment ago; leave the "
+                "data set alone while it is read"
+            )
+        return names
 
 
 @functools.lru_cache(maxsize=4)

@@ -64,7 +64,7 @@ def verify(
             results = run_all(executor, _check_records, tasks)
             bar = tqdm(results, total=len(parts), unit=" parts", desc=form, disable=not progress)
             faults += sorted(fault for found_faults in bar for fault in found_faults)
-    return [text for text in dict.fromkeys(faults)]
+    return list(dict.fromkeys(faults))
 
 
 def _matching_source(source: Path, folder: Path) -> Source:

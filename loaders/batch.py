@@ -25,21 +25,26 @@ class Batch(NamedTuple):
     fg_bg: torch.Tensor
     mask: torch.Tensor
     depth: torch.Tensor
-    index: torch.Tensor
+    index: torch.Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs
 
 
 class Loader(Protocol):
     """Batches of a shard folder in our order, whatever the engine.
 
     layout: which sample shows which background and person.
-    statistics: exact mean and std of bg, fg_bg, mask and depth, in 0..1.
+    statistics: exact mean and std of bg, fg_bg, mask and depth, in 0..1 (may be computed when
+        first asked for).
     backgrounds: all backgrounds, resident on the device.
     """
 
     layout: Layout
-    statistics: Statistics
     backgrounds: Backgrounds
     device: torch.device
+
+    @property
+    def statistics(self) -> Statistics:
+        """Moments of bg, fg_bg, mask and depth."""
+        ...
 
     def __len__(self) -> int:
         """Batches of an epoch on this rank."""

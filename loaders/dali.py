@@ -19,7 +19,7 @@ from convert.manifest import FIELDS, read_manifest
 from convert.shards import Shards
 from loaders.base import ShardLoader
 from loaders.batch import Batch
-from loaders.masks import pad_runs, unpack_batch
+from loaders.masks import fill_masks, pad_runs, unpack_batch
 
 try:
     from nvidia.dali import fn, pipeline_def, types
@@ -72,7 +72,7 @@ class DALILoader(ShardLoader):
         self._mask_is_jpeg = self.shards.manifest.codecs["mask"] != "runs"
         self._files = [np.asarray(file) for file in self.shards.files]
         self._plan: Iterator[np.ndarray] = iter(())
-        self._fed: deque[np.ndarray] = deque()
+        self._fed: deque[tuple[np.ndarray, bool]] = deque()
         self._pipeline = self._build()
 
     def _build(self) -> Any:
@@ -114,6 +114,7 @@ class DALILoader(ShardLoader):
         indices = next(self._plan)
         records = self.shards.records[indices]
         fields: list[Any] = []
+        good = True
         for name in FIELDS:
             column = records[name]
             spans = zip(
@@ -125,15 +126,20 @@ class DALILoader(ShardLoader):
             stored = [self._files[file][at : at + size] for file, at, size in spans]
             is_runs = name == "mask" and not self._mask_is_jpeg
             fields.append(pad_runs(stored) if is_runs else stored)
-        self._fed.append(indices)
+            if is_runs:
+                # Sums of some hundred bytes, here on the host: on the GPU they would cost a sync.
+                good = fill_masks(fields[-1], self.layout.height * self.layout.width)
+        self._fed.append((indices, good))
         return fields
 
     def _take(self) -> Batch:
-        indices = self._fed.popleft()
+        indices, good = self._fed.popleft()
         try:
             outputs = self._pipeline.outputs()
         except RuntimeError as error:
-            raise self._explain(indices, error) from None
+            raise self._explain(indices, str(error)) from None
+        if not good:
+            raise self._explain(indices, "run lengths that do not fill a mask")
         fg_bg, mask, depth = (torch.from_dlpack(output.as_tensor()) for output in outputs)
         if self._mask_is_jpeg:
             mask = (mask.permute(0, 3, 1, 2) >= _THRESHOLD).to(torch.uint8)
@@ -146,7 +152,7 @@ class DALILoader(ShardLoader):
             index=torch.from_numpy(indices).to(self.device),
         )
 
-    def _explain(self, indices: np.ndarray, error: RuntimeError) -> DataError:
+    def _explain(self, indices: np.ndarray, reason: str) -> DataError:
         """The bad record of a batch that DALI could not decode: its message does not say."""
         for index in indices.tolist():
             for name in FIELDS:
@@ -154,10 +160,9 @@ class DALILoader(ShardLoader):
                     self.shards.decode(index, name)
                 except RecordError as found:
                     return found
-        first = str(error).strip().splitlines()[0]
-        return DataError(
-            f"{self.shards.folder}: DALI failed on samples {indices.tolist()}: {first}"
-        )
+        first = reason.strip().splitlines()[0]
+        where = f"{self.shards.folder}: samples {indices.tolist()}"
+        return DataError(f"{where}: DALI failed: {first}")
 
     def _drain(self) -> None:
         """Take what is still in the pipeline, so that the next epoch starts with its own."""

@@ -64,6 +64,7 @@ class _Decoder:
         layout, records = shards.manifest.layout, shards.records[name]
         self._shards, self._name = shards, name
         self._shape = (layout.height, layout.width, channels)
+        self._pixels = layout.height * layout.width
         self._file = np.asarray(shards.files[0])
         self._offsets = np.ascontiguousarray(records["offset"]).astype(np.int64)
         self._sizes = np.ascontiguousarray(records["size"])
@@ -128,7 +129,7 @@ class _UnpackRuns(_Decoder, BytesDecoder):
     def _decode(
         self, offsets: np.ndarray, sizes: np.ndarray, out: np.ndarray, good: np.ndarray
     ) -> None:
-        unpack_records(self._file, offsets, sizes, out.reshape(len(out), -1), good)
+        unpack_records(self._file, offsets, sizes, out.reshape(len(out), self._pixels), good)
 
 
 class _Header(Reader):

@@ -20,6 +20,11 @@ def pad_runs(runs: list[np.ndarray]) -> np.ndarray:
     return out
 
 
+def fill_masks(runs: np.ndarray, pixels: int) -> bool:
+    """Whether every row of `pad_runs` adds up to a mask of ``pixels`` exactly."""
+    return bool((runs.sum(axis=1, dtype=np.int64) == pixels).all())
+
+
 def unpack_batch(runs: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Masks of a batch: uint8 (B, 1, H, W), 0 or 1, on the device of ``runs``.
 

@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from convert.errors import RecordError
 from convert.manifest import FIELDS, Layout, Moments, Statistics
-from convert.source import read_source
+from convert.source import FOLDERS, read_source
 from loaders.backgrounds import Backgrounds
 from loaders.batch import Batch
 from loaders.order import Order
@@ -61,6 +61,8 @@ class ReferenceLoader:
     ) -> None:
         self._source = read_source(Path(dataset))
         self.layout = self._source.layout
+        # Listed once: a file that disappears later is missed, and does not move its neighbours up.
+        self._names = [self._source.names(group) for group in range(len(self._source.bg))]
         self.device = torch.device(device)
         self.order = Order(
             n=self.layout.samples,
@@ -99,8 +101,9 @@ class ReferenceLoader:
         for pixels, times in zip(self._bg, np.diff(self.layout.group_starts), strict=True):
             histograms["bg"] += times * _histogram(pixels)
         for index in range(self.layout.samples):
-            for field, path in zip(FIELDS, self._source.paths(index), strict=True):
-                histograms[field] += _histogram(self._read(index, field, path))
+            for field in FIELDS:
+                pixels = self._read(index, field, self._path(index, field))
+                histograms[field] += _histogram(pixels)
         return {
             name: _moments(counts, 1 if name == "mask" else 255)
             for name, counts in histograms.items()
@@ -124,10 +127,9 @@ class ReferenceLoader:
 
     def _stack(self, field: str, index: np.ndarray) -> torch.Tensor:
         """uint8 (B, C, H, W) on the device: one field of some samples."""
-        number = FIELDS.index(field)
 
         def read(i: int) -> np.ndarray:
-            return self._read(i, field, self._source.paths(i)[number])
+            return self._read(i, field, self._path(i, field))
 
         shape = (len(index), self.layout.height, self.layout.width, len(_MODES[field]))
         pixels = np.empty(shape, np.uint8)
@@ -135,6 +137,12 @@ class ReferenceLoader:
         for position, image in enumerate(mapped(read, index.tolist())):
             pixels[position] = image
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device)
+
+    def _path(self, index: int, field: str) -> Path:
+        """The file of one field of a sample."""
+        group = int(self.layout.background_of(np.asarray(index)))
+        name = self._names[group][index - int(self.layout.group_starts[group])]
+        return self._source.folder / FOLDERS[field] / self._source.bg[group].stem / name
 
     def _read(self, index: int, field: str, path: Path) -> np.ndarray:
         """uint8 (H, W, C) of one file; RecordError where it is not such an image."""

@@ -11,8 +11,8 @@ import numpy as np
 from numba import types
 
 from convert.errors import DataError
-from convert.jpeg import LIBRARY
 
+LIBRARY = "libturbojpeg.so.0"
 RGB, GRAY = 0, 6  # TJPF_RGB, TJPF_GRAY of turbojpeg.h
 _ACCURATE_DCT = 4096  # TJFLAG_ACCURATEDCT
 

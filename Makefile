@@ -1,0 +1,69 @@
+# Every command sets up what it needs first; `make help` lists them.
+
+PYTHON ?=
+DALI ?= dali-cu13
+DEMO_DIR ?= demo
+SHARDS ?= $(DEMO_DIR)/shards
+RESULTS_DIR ?= results
+ARGS ?=
+RUN := .venv/bin/python
+export PYTHON DALI
+
+.PHONY: help install demo test lint format bench gpu-check clean
+
+help:
+	@echo "make install    build .venv (PYTHON=python3.12, DALI=dali-cu12, APT=no)"
+	@echo "make demo       data set, shards, training and evaluation in DEMO_DIR=$(DEMO_DIR)"
+	@echo "make test       all tests that can run here (ARGS='-k mask' is handed to pytest)"
+	@echo "make lint       ruff and mypy; 'make format' mends what ruff can"
+	@echo "make bench      loaders and training steps on SHARDS=$(SHARDS)"
+	@echo "make gpu-check  on a machine with a GPU: its tests, then the benchmarks"
+	@echo "make clean      remove caches and the demo; .venv stays"
+
+install: .venv/.installed
+
+.venv/.installed: setup.cfg pyproject.toml constraints.txt .ci/install
+	@.ci/install
+	@touch $@
+
+# What is missing on this machine decides which loader the demo uses.
+LOADER = $$(test -e .venv/ffcv-missing && echo dali || echo ffcv)
+
+# The default folder is made anew each time; one that you name is never emptied.
+demo: install
+	@if [ "$(DEMO_DIR)" = demo ]; then rm -rf demo; fi
+	@if [ -e "$(DEMO_DIR)" ]; then echo "demo: $(DEMO_DIR) exists; name a new folder" >&2; exit 2; fi
+	$(RUN) -m convert compose $(DEMO_DIR)/data --backgrounds 12 --foregrounds 12 --placements 10
+	$(RUN) -m convert pack $(DEMO_DIR)/data $(DEMO_DIR)/shards
+	$(RUN) -m convert verify $(DEMO_DIR)/shards --source $(DEMO_DIR)/data
+	$(RUN) -m convert show $(DEMO_DIR)/shards $(DEMO_DIR)/shards.png
+	$(RUN) train.py fit $(DEMO_DIR)/shards $(DEMO_DIR)/run --recipe demo --width 16 --loader $(LOADER)
+	$(RUN) train.py evaluate $(DEMO_DIR)/shards $(DEMO_DIR)/run/best.safetensors \
+		--loader $(LOADER) --picture $(DEMO_DIR)/predictions.png
+
+test: install
+	$(RUN) -m pytest $(ARGS)
+
+lint: install
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+	$(RUN) -m mypy
+
+format: install
+	$(RUN) -m ruff check --fix
+	$(RUN) -m ruff format
+
+bench: install
+	@mkdir -p $(RESULTS_DIR)
+	$(RUN) -m benchmarks loader $(SHARDS) --json $(RESULTS_DIR)/loader.json
+	$(RUN) -m benchmarks step $(SHARDS) --json $(RESULTS_DIR)/step.json
+	$(RUN) -m benchmarks report $(RESULTS_DIR)
+
+gpu-check: install
+	@$(RUN) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("gpu-check: torch finds no GPU")'
+	$(RUN) -m pytest tests/gpu --junitxml=$(RESULTS_DIR)/gpu-tests.xml $(ARGS)
+	$(MAKE) bench
+
+clean:
+	rm -rf demo build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""What is faster, by how much, and on which machine: measured, never claimed."""

@@ -1,0 +1,204 @@
+"""Codecs against Pillow and against plain Python: lossless, or refused by name."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from convert import jpeg
+from convert.codecs import CODECS, decode_runs, pack_runs
+from convert.verify import pillow_pixels
+from tests.pictures import jpeg_bytes, smooth
+
+MASKS = hnp.arrays(
+    np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 70)), elements=st.integers(0, 1)
+)
+
+
+def unpack_slowly(data: bytes) -> list[int]:
+    """The definition of the runs codec, in plain Python."""
+    pixels: list[int] = []
+    value = 0
+    for byte in data:
+        pixels += [value] * byte
+        value = value if byte == 255 else 1 - value
+    return pixels
+
+
+@given(MASKS)
+def test_runs_return_the_mask(mask: np.ndarray) -> None:
+    data = pack_runs(mask)
+    assert unpack_slowly(data) == mask.reshape(-1).tolist()
+    assert np.array_equal(decode_runs(data, *mask.shape), mask)
+
+
+@pytest.mark.parametrize("pixels", [1, 254, 255, 256, 509, 510, 511, 50_176])
+@pytest.mark.parametrize("value", [0, 1])
+def test_runs_of_one_value(pixels: int, value: int) -> None:
+    mask = np.full((1, pixels), value, np.uint8)
+    assert np.array_equal(decode_runs(pack_runs(mask), 1, pixels), mask)
+
+
+@given(MASKS, st.data())
+def test_damaged_runs_are_refused_or_still_fill_the_mask(
+    mask: np.ndarray, data: st.DataObject
+) -> None:
+    stored = bytearray(pack_runs(mask))
+    place = data.draw(st.integers(0, len(stored) - 1))
+    stored[place] = data.draw(st.integers(0, 255).filter(lambda byte: byte != stored[place]))
+    # One changed byte changes the number of pixels, unless 255 and below trade places at the end.
+    with pytest.raises(ValueError, match="do not add up"):
+        decode_runs(bytes(stored), *mask.shape)
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff", b"\x05"])
+def test_wrong_length_runs_are_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match="do not add up"):
+        decode_runs(data, 2, 2)
+
+
+@pytest.mark.parametrize("size", [(224, 224), (97, 61), (8, 8), (1, 1)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"quality": 75},
+        {"quality": 65, "optimize": True},
+        {"quality": 90, "subsampling": 0},
+        {"quality": 90, "subsampling": 1},
+        {"quality": 75, "progressive": True},
+        {"quality": 75, "restart_marker_blocks": 3},
+        {"quality": 100, "optimize": True, "restart_marker_rows": 1},
+    ],
+)
+def test_luma_equals_pillows_gray(size: tuple[int, int], options: dict) -> None:
+    source = jpeg_bytes(np.repeat(smooth(*size)[..., None], 3, axis=2), **options)
+    encoded = CODECS["jpeg-luma"].encode(source)
+    expected = np.asarray(Image.open(io.BytesIO(source)).convert("L"))
+    if options.get("progressive"):
+        assert encoded.counts == {"depth_stored_verbatim": 1}
+        assert encoded.data == source
+    else:
+        assert encoded.counts == {}
+        assert jpeg.read_header(encoded.data).components == 1
+        assert len(encoded.data) < len(source)
+    assert np.array_equal(encoded.pixels, expected)
+    assert np.array_equal(CODECS["jpeg-luma"].decode(encoded.data, *size), expected)
+    assert np.array_equal(pillow_pixels(encoded.data, "depth"), expected)
+
+
+def test_gray_jpeg_stays_verbatim() -> None:
+    source = jpeg_bytes(smooth(64, 64))
+    assert CODECS["jpeg-luma"].encode(source).data == source
+
+
+def test_faint_colour_in_depth_is_stored_verbatim_and_counted() -> None:
+    gray = np.repeat(smooth(64, 64)[..., None], 3, axis=2).astype(np.int16)
+    tinted = np.clip(gray + np.array([4, 0, -4]), 0, 255).astype(np.uint8)
+    source = jpeg_bytes(tinted, quality=95)
+    encoded = CODECS["jpeg-luma"].encode(source)
+    assert encoded.data == source
+    assert encoded.counts == {"depth_stored_verbatim": 1}
+    assert np.array_equal(encoded.pixels, pillow_pixels(source, "depth"))
+
+
+@pytest.mark.parametrize("name", ["jpeg-luma", "jpeg-gray"])
+def test_colour_mapped_depth_is_refused(name: str) -> None:
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="a colour image"):
+        CODECS[name].encode(jpeg_bytes(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)))
+
+
+@given(st.integers(0, 2**32), st.sampled_from([{}, {"progressive": True}, {"subsampling": 0}]))
+def test_fg_bg_is_verbatim_and_decodes_like_pillow(seed: int, options: dict) -> None:
+    pixels = np.stack([smooth(48, 56, seed + c) for c in range(3)], axis=2)
+    source = jpeg_bytes(pixels, quality=65, **options)
+    encoded = CODECS["jpeg"].encode(source)
+    assert encoded.data is source
+    assert np.array_equal(CODECS["jpeg"].decode(source, 48, 56), pillow_pixels(source, "fg_bg"))
+
+
+@pytest.mark.parametrize("name", ["runs", "jpeg-mask"])
+def test_mask_equals_pillows_threshold(name: str) -> None:
+    mask = (smooth(96, 80) > 120).astype(np.uint8) * 255
+    source = jpeg_bytes(mask, quality=65)
+    encoded = CODECS[name].encode(source)
+    gray = np.asarray(Image.open(io.BytesIO(source)).convert("L"))
+    assert np.array_equal(encoded.pixels, gray >= 128)
+    assert np.array_equal(CODECS[name].decode(encoded.data, 96, 80), gray >= 128)
+    assert encoded.counts["mask_ambiguous_pixels"] == np.count_nonzero((gray >= 64) & (gray <= 192))
+
+
+def with_orientation(source: bytes, orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    out = io.BytesIO()
+    Image.open(io.BytesIO(source)).save(out, "JPEG", exif=exif)
+    return out.getvalue()
+
+
+def cmyk() -> bytes:
+    out = io.BytesIO()
+    Image.new("CMYK", (16, 16)).save(out, "JPEG")
+    return out.getvalue()
+
+
+GOOD = jpeg_bytes(np.stack([smooth(40, 40, c) for c in range(3)], axis=2))
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (b"", "empty file"),
+        (b"GIF89a....", "not a JPEG"),
+        (GOOD[: len(GOOD) - 60], "Premature end"),
+        (GOOD[:-2], "Premature end"),
+        (GOOD[:20], "no frame header"),
+        (with_orientation(GOOD, 6), "EXIF orientation 6"),
+        (cmyk(), "CMYK"),
+    ],
+)
+@pytest.mark.parametrize("name", sorted(CODECS))
+def test_bad_sources_are_refused_by_name(name: str, source: bytes, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        CODECS[name].encode(source)
+
+
+def test_upright_exif_is_fine() -> None:
+    assert CODECS["jpeg"].encode(with_orientation(GOOD, 1)).pixels.shape == (40, 40, 3)
+
+
+@given(st.binary(max_size=300))
+def test_garbage_is_a_value_error(data: bytes) -> None:
+    for source in (data, GOOD[:200] + data, b"\xff\xd8" + data):
+        with pytest.raises(ValueError, match=r".+"):
+            CODECS["jpeg"].encode(source)
+
+
+@given(st.integers(0, 2**32), st.integers(1, 70), st.integers(1, 70), st.integers(1, 100))
+def test_cut_of_noise_keeps_every_pixel(seed: int, height: int, width: int, quality: int) -> None:
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 1), dtype=np.uint8)
+    source = jpeg_bytes(np.repeat(noise, 3, axis=2), quality=quality)
+    encoded = CODECS["jpeg-luma"].encode(source)
+    assert encoded.counts == {}
+    assert np.array_equal(
+        pillow_pixels(encoded.data, "depth"),
+        np.asarray(Image.open(io.BytesIO(source)).convert("L")),
+    )
+
+
+@given(st.data())
+def test_damaged_depth_is_refused_or_keeps_its_pixels(data: st.DataObject) -> None:
+    source = bytearray(jpeg_bytes(np.repeat(smooth(40, 40)[..., None], 3, axis=2)))
+    for _ in range(data.draw(st.integers(1, 4))):
+        source[data.draw(st.integers(2, len(source) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        encoded = CODECS["jpeg-luma"].encode(bytes(source))
+    except ValueError:
+        return
+    assert np.array_equal(pillow_pixels(encoded.data, "depth"), encoded.pixels)

@@ -1,0 +1,398 @@
+"""The data set composer: the rule, the same bytes for any worker count, clear refusals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from convert.canvas import Canvas, Cutout
+from convert.compose import compose, place
+from convert.errors import DataError
+from convert.photos import open_cutout, scale_cutout
+from convert.plan import make_plan
+
+SMALL: dict[str, Any] = {
+    "backgrounds": 2,
+    "foregrounds": 2,
+    "placements": 4,
+    "size": 64,
+    "progress": False,
+}
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """All files below a folder by relative name."""
+    files = (p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
+
+
+def save(path: Path, pixels: np.ndarray, mode: str | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(pixels.astype(np.uint8))
+    (image.convert(mode) if mode else image).save(path)
+    return path
+
+
+def person_pixels(height: int = 60, width: int = 30) -> np.ndarray:
+    """A reddish ellipse in nothing."""
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    pixels = np.zeros((height, width, 4), np.uint8)
+    pixels[..., :3] = (200, 40, 30)
+    pixels[..., 3] = (x * x + y * y < 0.9) * 255
+    return pixels
+
+
+@pytest.fixture(scope="module")
+def built_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    dataset = tmp_path_factory.mktemp("built-in") / "data"
+    compose(dataset, workers=1, **SMALL)
+    return dataset
+
+
+def test_folder_layout(built_in: Path) -> None:
+    names = sorted(n for n in tree(built_in) if n != "dataset.json")
+    samples = [f"bg_{b:03d}/img_{i:04d}.jpg" for b in (1, 2) for i in range(1, 9)]
+    expected = [f"{k}/{s}" for k in ("fg_bg", "fg_bg_mask", "fg_bg_depth") for s in samples]
+    expected += [f"bg/bg_00{i}.jpg" for i in (1, 2)] + [f"fg/fg_00{i}.png" for i in (1, 2)]
+    assert names == sorted(expected)
+    assert sorted(p.name for p in built_in.iterdir())[-1] == "fg_bg_mask"
+
+
+def test_dataset_json(built_in: Path) -> None:
+    info = json.loads((built_in / "dataset.json").read_text())
+    assert info["samples"] == 16
+    assert info["samples_per_bg"] == 8
+    assert info["samples_per_fg"] == 4
+    assert info["image_size"] == 64
+    assert info["depth"] == "true"
+    assert info["seed"] == 0
+
+
+def test_image_modes_and_binary_masks(built_in: Path) -> None:
+    for kind, mode in (("fg_bg", "RGB"), ("fg_bg_mask", "L"), ("fg_bg_depth", "RGB")):
+        with Image.open(built_in / kind / "bg_002" / "img_0008.jpg") as image:
+            assert (image.mode, image.size, image.format) == (mode, (64, 64), "JPEG")
+            pixels = np.asarray(image)
+        if kind == "fg_bg_depth":
+            assert (pixels == pixels[..., :1]).all()
+
+
+def test_masks_are_the_scaled_cutout_at_the_drawn_places(built_in: Path) -> None:
+    """The files against the rule, worked out anew: sample i shows person i % 8 // 4."""
+    for bg in (0, 1):
+        for fg in (0, 1):
+            path = built_in / "fg" / f"fg_00{fg + 1}.png"
+            scaled = scale_cutout(np.asarray(Image.open(path)), 30, 64, path)
+            room = (64 - scaled.shape[1], 64 - 30)
+            corners = np.concatenate(place(0, bg, fg, 2, room))
+            for i, (x, y) in enumerate(corners):
+                alpha = (scaled if i < 2 else scaled[:, ::-1])[..., 3]
+                expected = np.zeros((64, 64), bool)
+                expected[y : y + 30, x : x + alpha.shape[1]] = alpha != 0
+                name = f"fg_bg_mask/bg_00{bg + 1}/img_000{fg * 4 + i + 1}.jpg"
+                mask = np.asarray(Image.open(built_in / name))
+                np.testing.assert_array_equal(mask >= 128, expected)
+
+
+def test_same_bytes_with_two_workers(built_in: Path, tmp_path: Path) -> None:
+    info = compose(tmp_path / "two", workers=2, **SMALL)
+    assert tree(tmp_path / "two") == tree(built_in)
+    assert info == json.loads((built_in / "dataset.json").read_text())
+
+
+def test_a_smaller_run_is_a_part_of_a_larger(built_in: Path, tmp_path: Path) -> None:
+    compose(tmp_path / "one", workers=1, **(SMALL | {"backgrounds": 1, "foregrounds": 1}))
+    small, large = tree(tmp_path / "one"), tree(built_in)
+    del small["dataset.json"]
+    assert small.items() <= large.items()
+
+
+def test_another_seed_gives_another_data_set(built_in: Path, tmp_path: Path) -> None:
+    compose(tmp_path / "other", workers=1, seed=1, **SMALL)
+    other, first = tree(tmp_path / "other"), tree(built_in)
+    assert all(other[name] != first[name] for name in first)
+
+
+@given(
+    seed=st.integers(0, 2**63),
+    pair=st.tuples(st.integers(0, 10**4), st.integers(0, 10**4)),
+    count=st.integers(1, 30),
+    room=st.tuples(st.integers(1, 200), st.integers(1, 119)),
+)
+def test_places_are_in_range_and_prefixes(seed, pair, count, room) -> None:
+    corners = place(seed, pair[0], pair[1], count, room)
+    longer = place(seed, pair[0], pair[1], count + 5, room)
+    for some, more in zip(corners, longer, strict=True):
+        assert some.shape == (count, 2)
+        assert (some >= 0).all()
+        assert (some < room).all()
+        np.testing.assert_array_equal(some, more[:count])
+
+
+cutouts = hnp.arrays(
+    np.uint8, st.tuples(st.integers(2, 12), st.integers(2, 12), st.just(4))
+).filter(lambda pixels: pixels[..., 3].any())
+
+
+@given(person=cutouts, data=st.data())
+def test_paste_follows_the_rule(person: np.ndarray, data: st.DataObject) -> None:
+    rng = np.random.default_rng(data.draw(st.integers(0, 999)))
+    image = rng.integers(0, 256, (20, 20, 3), np.uint8)
+    depth = rng.uniform(1, 40, (20, 20)).astype(np.float32)
+    depth[depth > data.draw(st.sampled_from([10, 30, 50]))] = 60
+    x = data.draw(st.integers(0, 20 - person.shape[1]))
+    y = data.draw(st.integers(0, 20 - person.shape[0]))
+    fg_bg, mask, gray = (np.asarray(p) for p in Canvas(image, depth).paste(Cutout(person), x, y))
+    inside = np.zeros((20, 20), bool)
+    box = np.s_[y : y + person.shape[0], x : x + person.shape[1]]
+    inside[box] = person[..., 3] != 0
+    np.testing.assert_array_equal(mask, inside * 255)
+    np.testing.assert_array_equal(fg_bg[~inside], image[~inside])
+    np.testing.assert_array_equal(fg_bg[inside], person[..., :3][person[..., 3] != 0])
+    # Depth worked out in metres: the person at the nearest depth that it covers.
+    metres = depth.astype(np.float64)
+    metres[inside] = metres[inside].min()
+    assert (metres <= depth).all()
+    low, high = metres.min(), metres.max()
+    expected = np.rint((metres - low) * 255 / max(high - low, 1e-9))
+    assert np.abs(gray[..., 0] - expected).max() <= 1
+    assert gray.min() == 0
+    assert (gray == gray[..., :1]).all()
+
+
+@given(person=cutouts, height=st.integers(1, 40))
+def test_scaling_keeps_height_aspect_and_colour_range(person: np.ndarray, height: int) -> None:
+    scaled = scale_cutout(person, height, 10_000, Path("x.png"))
+    assert scaled.shape[0] == height
+    assert abs(scaled.shape[1] - person.shape[1] * height / person.shape[0]) <= 1
+    visible = person[person[..., 3] != 0][:, :3].astype(int)
+    shown = scaled[scaled[..., 3] != 0][:, :3].astype(int)
+    # An average of visible colours: what is transparent never bleeds in.
+    assert (shown >= visible.min(0) - 1).all()
+    assert (shown <= visible.max(0) + 1).all()
+    assert (scaled[scaled[..., 3] == 0] == 0).all()
+
+
+@settings(max_examples=30)
+@given(counts=st.tuples(*[st.sampled_from([1, 9, 10, 99, 100, 999, 1000, 12345])] * 2))
+def test_names_sort_as_numbers(counts: tuple[int, int]) -> None:
+    plan = make_plan(None, None, None, counts[0], counts[1], 10, 224, 0)
+    backgrounds = [plan.bg_name(i) for i in range(min(plan.backgrounds, 2000))]
+    assert backgrounds == sorted(backgrounds)
+    last = plan.samples_per_bg - 1
+    assert plan.sample_name(0) < plan.sample_name(last // 2 + 1) <= plan.sample_name(last)
+    assert len(plan.sample_name(0)) == len(plan.sample_name(last)) >= 8
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Photos of many sizes and modes."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "photos"
+    for name, shape, mode in (
+        ("a.png", (90, 130), "L"),
+        ("b.gif", (64, 70), "P"),
+        ("c.jpg", (130, 90), "CMYK"),
+        ("d.png", (40, 40), "RGBA"),
+        ("e.png", (30, 31), "1"),
+        ("f.bmp", (200, 64), None),
+    ):
+        save(folder / name, rng.integers(0, 256, (*shape, 3)), mode)
+    Image.fromarray(rng.integers(0, 65535, (70, 80)).astype(np.uint16)).save(folder / "g.png")
+    return folder
+
+
+@pytest.fixture
+def people(tmp_path: Path) -> Path:
+    folder = tmp_path / "people"
+    save(folder / "one.png", person_pixels())
+    save(folder / "two.png", person_pixels(200, 350))
+    palette = Image.fromarray(person_pixels()).convert("RGBA").quantize(8)
+    palette.save(folder / "three.png", transparency=palette.getpixel((0, 0)))
+    save(folder / "four.png", person_pixels(), "LA")
+    return folder
+
+
+def test_photos_of_any_size_and_mode(photos: Path, people: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    info = compose(out, bg=photos, fg=people, placements=2, size=64, workers=1, progress=False)
+    assert (info["backgrounds"], info["foregrounds"], info["depth"]) == (7, 4, "prior")
+    assert info["sources"]["bg"][0] == "a.png"
+    for i in range(7):
+        with Image.open(out / "bg" / f"bg_00{i + 1}.jpg") as image:
+            assert (image.mode, image.size) == ("RGB", (64, 64))
+
+
+def test_a_finished_background_is_taken_byte_for_byte(people: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bg" / "street.jpg"
+    save(path, np.random.default_rng(1).integers(0, 256, (64, 64, 3)))
+    compose(tmp_path / "out", bg=path.parent, fg=people, placements=2, size=64, progress=False,
+            workers=1)  # fmt: skip
+    assert (tmp_path / "out" / "bg" / "bg_001.jpg").read_bytes() == path.read_bytes()
+
+
+def test_given_depth_is_used(people: Path, tmp_path: Path) -> None:
+    ramp = np.linspace(30, 220, 64)[:, None, None].repeat(64, 1).repeat(3, 2)
+    save(tmp_path / "bg" / "street.png", ramp)
+    save(tmp_path / "depth" / "street.png", ramp, "L")
+    info = compose(
+        tmp_path / "out", bg=tmp_path / "bg", fg=people, bg_depth=tmp_path / "depth",
+        placements=2, size=64, workers=1, progress=False,
+    )  # fmt: skip
+    assert info["depth"] == "given"
+    depth = np.asarray(Image.open(tmp_path / "out/fg_bg_depth/bg_001/img_0001.jpg"))[..., 0]
+    mask = np.asarray(Image.open(tmp_path / "out/fg_bg_mask/bg_001/img_0001.jpg")) > 127
+    expected = np.broadcast_to((ramp[..., 0] - 30) * 255 / 190, (64, 64))
+    assert np.median(np.abs(depth - expected)[~mask]) < 4
+
+
+def refused(tmp_path: Path, match: str, **arguments) -> None:
+    """compose() raises one clear line and leaves no folder, hidden or not."""
+    before = sorted(p.name for p in tmp_path.iterdir())
+    with pytest.raises(DataError, match=match) as caught:
+        compose(tmp_path / "out", **({"workers": 1} | SMALL | arguments))
+    assert "\n" not in caught.value.message
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_missing_empty_and_foreign_files_are_refused(people: Path, tmp_path: Path) -> None:
+    refused(tmp_path, "nowhere: found nothing", bg=tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path, "empty: found no files", fg=tmp_path / "empty")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "notes.txt").write_text("hello")
+    refused(tmp_path, "notes.txt: found no image", bg=tmp_path / "notes")
+    (tmp_path / "notes" / "notes.txt").rename(tmp_path / "notes" / "fake.jpg")
+    refused(tmp_path, "fake.jpg: found no readable image", bg=tmp_path / "notes")
+    refused(tmp_path, "fake.jpg: found no readable", bg=tmp_path / "notes", workers=2)
+    whole = (people / "two.png").read_bytes()
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    refused(tmp_path, r"cut.png: ", fg=tmp_path / "cut")
+
+
+@pytest.mark.parametrize(
+    ("pixels", "match"),
+    [
+        (person_pixels()[..., :3], "without transparency"),
+        (np.full((60, 30, 4), 255), "no transparent pixel"),
+        (np.zeros((60, 30, 4)), "only transparent"),
+        (person_pixels(40, 90), "pixels wide when scaled"),
+    ],
+)
+def test_bad_cutouts_are_refused(pixels: np.ndarray, match: str, tmp_path: Path) -> None:
+    save(tmp_path / "fg" / "person.png", pixels)
+    refused(tmp_path, f"person.png.*{match}", fg=tmp_path / "fg")
+
+
+def test_bad_depth_maps_are_refused(people: Path, tmp_path: Path) -> None:
+    save(tmp_path / "bg" / "street.png", np.zeros((64, 64, 3)))
+    save(tmp_path / "depth" / "other.png", np.zeros((64, 64)))
+    folders = {"bg": tmp_path / "bg", "bg_depth": tmp_path / "depth"}
+    refused(tmp_path, "no depth map for street.png", **folders)
+    (tmp_path / "depth" / "other.png").unlink()
+    save(tmp_path / "depth" / "street.png", np.zeros((64, 90)))
+    refused(tmp_path, "found 90x64, expected the shape", **folders)
+    refused(tmp_path, "without bg", bg_depth=tmp_path / "depth")
+
+
+def test_bad_numbers_are_refused(tmp_path: Path) -> None:
+    refused(tmp_path, "even", placements=3)
+    refused(tmp_path, "backgrounds is 0", backgrounds=0)
+    refused(tmp_path, "size is 8", size=8)
+    refused(tmp_path, "seed is -1", seed=-1)
+    refused(tmp_path, "workers is -1", workers=-1)
+
+
+def test_existing_data_is_never_touched(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("!")
+    refused(tmp_path, "not an empty folder")
+    assert tree(tmp_path / "out") == {"precious": b"!"}
+    (tmp_path / "out" / "precious").unlink()
+    compose(tmp_path / "out", **SMALL, workers=1)
+    assert (tmp_path / "out" / "dataset.json").exists()
+
+
+def test_transparent_pixels_of_a_cutout_never_show(tmp_path: Path) -> None:
+    pixels = person_pixels()
+    pixels[pixels[..., 3] == 0] = (0, 255, 0, 0)
+    scaled = scale_cutout(open_cutout(save(tmp_path / "p.png", pixels)), 30, 64, tmp_path)
+    assert (scaled[..., 1][scaled[..., 3] != 0] <= 41).all()
+
+
+@pytest.mark.parametrize("blow", ["interrupt", "kill a worker", "kill the parent"])
+def test_nothing_is_left_after_a_sudden_end(blow: str, tmp_path: Path) -> None:
+    """Ctrl-C or a dead worker: no folder, no process; a killed parent: no process."""
+    script = tmp_path / "run.py"
+    script.write_text(
+        textwrap.dedent("""
+        import sys
+        from pathlib import Path
+        from convert.compose import compose
+        if __name__ == "__main__":
+            compose(Path(sys.argv[1]), backgrounds=50, foregrounds=50, workers=2, progress=False)
+        """)
+    )
+    (tmp_path / "work").mkdir()
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path / "work" / "out")],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    wait_for(lambda: any((tmp_path / "work").glob(".out.partial-*/bg/*.jpg")))
+    if blow == "interrupt":
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        victim = workers_of(process.pid)[0] if blow == "kill a worker" else process.pid
+        os.kill(victim, signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    wait_for(lambda: not group_members(process.pid))
+    if blow != "kill the parent":
+        assert list((tmp_path / "work").iterdir()) == []
+        assert errors.count("Traceback") <= 3  # of this script alone: cause, then DataError
+    if blow == "kill a worker":
+        assert "DataError: a worker process died" in errors
+
+
+def wait_for(condition, timeout_s: float = 30) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "timed out"
+        time.sleep(0.05)
+
+
+def processes() -> list[tuple[int, int, int, str]]:
+    """(pid, parent, group, command line) of all living processes."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (path / "stat").read_text().rpartition(")")[2].split()
+            command = (path / "cmdline").read_text()
+        except OSError:
+            continue
+        if fields[0] != "Z":
+            found.append((int(path.name), int(fields[1]), int(fields[2]), command))
+    return found
+
+
+def workers_of(pid: int) -> list[int]:
+    return [p for p, parent, _, command in processes() if parent == pid and "spawn_main" in command]
+
+
+def group_members(group: int) -> list[int]:
+    return [p for p, _, g, _ in processes() if g == group]

@@ -1,0 +1,198 @@
+"""Pack: the same bytes for any number of workers, exact statistics, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from convert import parts
+from convert.errors import DataError, RecordError
+from convert.manifest import FIELDS, read_manifest
+from convert.pack import PackConfig, pack
+from convert.shards import Shards
+from convert.source import read_source
+from convert.verify import pillow_pixels, verify
+from tests.pictures import jpeg_bytes
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture
+def copy(dataset: Path, tmp_path: Path) -> Path:
+    """A copy of the data set that a test may spoil."""
+    return Path(shutil.copytree(dataset, tmp_path / "dataset"))
+
+
+def test_same_bytes_for_any_number_of_workers(dataset: Path, shards: Path, tmp_path: Path) -> None:
+    config = PackConfig(samples_per_shard=40)
+    pack(dataset, tmp_path / "two", config=config, workers=2, progress=False)
+    assert tree(tmp_path / "two") == tree(shards)
+
+
+def test_part_size_does_not_show(
+    dataset: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts.split_parts, "__defaults__", (7,))
+    config = PackConfig(samples_per_shard=40)
+    pack(dataset, tmp_path / "small", config=config, workers=0, progress=False)
+    assert tree(tmp_path / "small") == tree(shards)
+
+
+@pytest.mark.parametrize("form", ["ffcv", "dali"])
+def test_stored_bytes_and_pixels(dataset: Path, shards: Path, form: str) -> None:
+    opened, source = Shards(shards, form), read_source(dataset)
+    for index in range(len(opened)):
+        for name, path in zip(FIELDS, source.paths(index), strict=True):
+            raw = path.read_bytes()
+            assert np.array_equal(opened.decode(index, name), pillow_pixels(raw, name))
+            opened.check(index, name)
+            if name == "fg_bg":
+                assert opened.stored(index, name).tobytes() == raw
+
+
+def test_statistics_are_those_of_the_pixels(dataset: Path, shards: Path) -> None:
+    manifest, source = read_manifest(shards), read_source(dataset)
+    pixels: dict[str, list[np.ndarray]] = {name: [] for name in ("bg", *FIELDS)}
+    for index in range(source.layout.samples):
+        group = int(source.layout.background_of(np.asarray(index)))
+        pixels["bg"].append(pillow_pixels(source.bg[group].read_bytes(), "fg_bg"))
+        for name, path in zip(FIELDS, source.paths(index), strict=True):
+            pixels[name].append(pillow_pixels(path.read_bytes(), name))
+    for name, moments in manifest.statistics.items():
+        values = np.stack(pixels[name]).reshape(-1, 3 if name in ("bg", "fg_bg") else 1)
+        scaled = values / (1 if name == "mask" else 255)
+        np.testing.assert_allclose(moments.mean, scaled.mean(axis=0), rtol=1e-9)
+        np.testing.assert_allclose(moments.std, scaled.std(axis=0), rtol=1e-9)
+
+
+def test_layout_comes_from_the_folders(shards: Path) -> None:
+    layout = read_manifest(shards).layout
+    assert (layout.samples, layout.samples_per_bg, layout.samples_per_fg) == (90, 18, 6)
+    assert layout.background_of(np.array([0, 17, 18, 89])).tolist() == [0, 0, 1, 4]
+    assert layout.foreground_of(np.array([0, 5, 6, 17, 18])).tolist() == [0, 0, 1, 2, 0]
+
+
+def test_unequal_groups(copy: Path, tmp_path: Path) -> None:
+    for folder in ("fg_bg", "fg_bg_mask", "fg_bg_depth"):
+        for path in sorted((copy / folder / "bg_002").iterdir())[4:]:
+            path.unlink()
+    manifest = pack(copy, tmp_path / "shards", workers=0, progress=False)
+    assert manifest.layout.samples_per_bg is None
+    assert manifest.layout.group_starts.tolist() == [0, 18, 22, 40, 58, 76]
+    assert manifest.layout.background_of(np.array([17, 18, 21, 22])).tolist() == [0, 1, 1, 2]
+    assert verify(tmp_path / "shards", source=copy, workers=0, progress=False) == []
+
+
+@pytest.mark.parametrize(("mask", "depth"), [("jpeg", "jpeg"), ("jpeg", "luma"), ("runs", "jpeg")])
+def test_source_bytes_on_request(dataset: Path, tmp_path: Path, mask: str, depth: str) -> None:
+    config = PackConfig(mask_codec=mask, depth_codec=depth)
+    pack(dataset, tmp_path / "shards", config=config, workers=0, progress=False)
+    assert verify(tmp_path / "shards", source=dataset, workers=0, progress=False) == []
+    opened, source = Shards(tmp_path / "shards"), read_source(dataset)
+    _, mask_path, depth_path = source.paths(8)
+    if mask == "jpeg":
+        assert opened.stored(8, "mask").tobytes() == mask_path.read_bytes()
+    if depth == "jpeg":
+        assert opened.stored(8, "depth").tobytes() == depth_path.read_bytes()
+
+
+@pytest.mark.parametrize("form", ["ffcv", "dali"])
+def test_one_format_alone(dataset: Path, tmp_path: Path, form: str) -> None:
+    pack(dataset, tmp_path / "s", config=PackConfig(formats=(form,)), workers=0, progress=False)
+    assert list(read_manifest(tmp_path / "s").formats) == [form]
+    assert verify(tmp_path / "s", workers=0, progress=False) == []
+
+
+SPOILS = {
+    "not an image": (lambda path: path.write_bytes(b"hello"), "not a JPEG"),
+    "empty": (lambda path: path.write_bytes(b""), "empty file"),
+    "cut": (lambda path: path.write_bytes(path.read_bytes()[:-40]), "Premature end"),
+    "size": (
+        lambda path: path.write_bytes(jpeg_bytes(np.zeros((90, 96, 3), np.uint8))),
+        "found 96x90 pixels, expected 96x96",
+    ),
+}
+
+
+@pytest.mark.parametrize("field", ["fg_bg", "fg_bg_mask", "fg_bg_depth", "bg"])
+@pytest.mark.parametrize("spoil", sorted(SPOILS))
+def test_bad_image_is_named_and_nothing_is_left(
+    copy: Path, tmp_path: Path, field: str, spoil: str
+) -> None:
+    expect_bad_image(copy, tmp_path, field, spoil, workers=0)
+
+
+def test_bad_image_is_named_by_worker_processes_too(copy: Path, tmp_path: Path) -> None:
+    expect_bad_image(copy, tmp_path, "fg_bg_mask", "cut", workers=2)
+
+
+def expect_bad_image(copy: Path, tmp_path: Path, field: str, spoil: str, workers: int) -> None:
+    change, reason = SPOILS[spoil]
+    folder = copy / field if field == "bg" else copy / field / "bg_003"
+    path = sorted(folder.iterdir())[2]
+    change(path)
+    with pytest.raises(RecordError, match=reason) as caught:
+        pack(copy, tmp_path / "shards", workers=workers, progress=False)
+    assert str(path) in caught.value.message
+    assert [p.name for p in tmp_path.iterdir()] == ["dataset"]
+
+
+def test_missing_and_extra_files_are_named(copy: Path, tmp_path: Path) -> None:
+    (copy / "fg_bg_mask" / "bg_002" / "img_0007.jpg").unlink()
+    with pytest.raises(DataError, match=r"bg_002.*found 17.*expected 18.*img_0007.jpg is missing"):
+        pack(copy, tmp_path / "shards", workers=0, progress=False)
+    shutil.rmtree(copy / "fg_bg_depth" / "bg_004")
+    with pytest.raises(DataError, match=r"fg_bg_depth.*found 4.*expected 5.*bg_004 is missing"):
+        pack(copy, tmp_path / "shards", workers=0, progress=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["dataset"]
+
+
+def test_finished_folder_is_kept_unless_forced(dataset: Path, shards: Path, tmp_path: Path) -> None:
+    target = Path(shutil.copytree(shards, tmp_path / "shards"))
+    before = tree(target)
+    with pytest.raises(DataError, match="exists already; --force"):
+        pack(dataset, target, workers=0, progress=False)
+    assert tree(target) == before
+    config = PackConfig(formats=("ffcv",))
+    pack(dataset, target, config=config, force=True, workers=0, progress=False)
+    assert list(read_manifest(target).formats) == ["ffcv"]
+    assert [p.name for p in tmp_path.iterdir()] == ["shards"]
+
+
+def test_foreign_folder_is_never_replaced(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(DataError, match="not a shard folder"):
+        pack(dataset, tmp_path / "mine", force=True, workers=0, progress=False)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda value: value.update(version=99), "version 99"),
+        (lambda value: value.update(format="zip"), "'zip'"),
+        (lambda value: value.update(samples=91), "do not agree"),
+        (lambda value: value.pop("codecs"), "damaged manifest"),
+    ],
+)
+def test_foreign_manifest_is_refused(shards: Path, tmp_path: Path, change, reason: str) -> None:
+    target = Path(shutil.copytree(shards, tmp_path / "shards"))
+    value = json.loads((target / "manifest.json").read_text())
+    change(value)
+    (target / "manifest.json").write_text(json.dumps(value))
+    with pytest.raises(DataError, match=reason):
+        read_manifest(target)
+
+
+def test_unfinished_folder_says_so(shards: Path, tmp_path: Path) -> None:
+    target = Path(shutil.copytree(shards, tmp_path / "shards"))
+    (target / "manifest.json").unlink()
+    with pytest.raises(DataError, match="not a finished shard folder"):
+        Shards(target)

@@ -1,0 +1,110 @@
+"""The files are what they claim: stock FFCV, stock DALI and webdataset read them."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from convert.manifest import read_manifest
+from convert.shards import Shards
+
+
+def test_stock_ffcv_reads_the_file(shards: Path, need_engine: Callable[[str], None]) -> None:
+    need_engine("ffcv")
+    from ffcv.fields.bytes import BytesDecoder
+    from ffcv.fields.rgb_image import SimpleRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import ToTensor
+
+    opened = Shards(shards, "ffcv")
+    loader = Loader(
+        str(shards / "samples.beton"),
+        batch_size=16,
+        num_workers=1,
+        order=OrderOption.SEQUENTIAL,
+        drop_last=False,
+        pipelines={
+            "fg_bg": [SimpleRGBImageDecoder(), ToTensor()],
+            "depth": [SimpleRGBImageDecoder(), ToTensor()],
+            "mask": [BytesDecoder(), ToTensor()],
+        },
+    )
+    seen = 0
+    for fg_bg, mask, depth, index in loader:
+        for row, number in enumerate(index.flatten().tolist()):
+            assert number == seen
+            # Stock FFCV decodes with a fast, inexact DCT: close, not equal.
+            difference = fg_bg[row].numpy().astype(int) - opened.decode(number, "fg_bg")
+            assert np.abs(difference).max() <= 20
+            difference = depth[row].numpy()[..., 0].astype(int) - opened.decode(number, "depth")
+            assert np.abs(difference).max() <= 20
+            stored = opened.stored(number, "mask")
+            assert np.array_equal(mask[row].numpy()[: len(stored)], stored)
+            seen += 1
+    assert seen == len(opened)
+
+
+def test_stock_dali_reads_the_shards(shards: Path, need_engine: Callable[[str], None]) -> None:
+    need_engine("dali")
+    from nvidia.dali import fn, pipeline_def, types
+
+    opened = Shards(shards, "dali")
+    names = read_manifest(shards).formats["dali"].files
+    paths = [str(shards / name) for name in names]
+
+    @pipeline_def(batch_size=10, num_threads=1, device_id=None)
+    def graph() -> tuple:
+        fg_bg, depth, index = fn.readers.webdataset(
+            paths=paths,
+            index_paths=[path.replace(".tar", ".idx") for path in paths],
+            ext=["fg_bg.jpg", "depth.jpg", "index"],
+        )
+        index = fn.reinterpret(index, dtype=types.INT64)
+        gray = fn.decoders.image(depth, output_type=types.GRAY)
+        return fn.decoders.image(fg_bg, output_type=types.RGB), gray, index
+
+    pipeline = graph()
+    seen = []
+    for _ in range(len(opened) // 10):
+        fg_bg, depth, index = pipeline.run()
+        for row in range(10):
+            number = int(np.asarray(index.at(row))[0])
+            assert np.array_equal(np.asarray(fg_bg.at(row)), opened.decode(number, "fg_bg"))
+            assert np.array_equal(np.asarray(depth.at(row))[..., 0], opened.decode(number, "depth"))
+            seen.append(number)
+    assert sorted(seen) == list(range(len(opened)))
+    assert seen != sorted(seen)  # shards lie in a permutation
+
+
+def test_webdataset_reads_the_shards(shards: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    opened = Shards(shards, "dali")
+    names = read_manifest(shards).formats["dali"].files
+    stream = webdataset.WebDataset([str(shards / name) for name in names], shardshuffle=False)
+    seen = []
+    for sample in stream:
+        number = int.from_bytes(sample["index"], "little")
+        assert int(sample["__key__"]) == number
+        assert sample["fg_bg.jpg"] == opened.stored(number, "fg_bg").tobytes()
+        assert sample["mask.runs"] == opened.stored(number, "mask").tobytes()
+        assert sample["depth.jpg"] == opened.stored(number, "depth").tobytes()
+        seen.append(number)
+    assert sorted(seen) == list(range(len(opened)))
+
+
+def test_dali_index_agrees_with_tarfile(shards: Path) -> None:
+    for name in read_manifest(shards).formats["dali"].files:
+        lines = (shards / name.replace(".tar", ".idx")).read_text().splitlines()
+        with tarfile.open(shards / name) as archive:
+            members = archive.getmembers()
+        told = [line.split() for line in lines[1:]]
+        triples = [tuple(line[at : at + 4]) for line in told for at in range(0, len(line), 4)]
+        expected = [
+            (m.name.split(".", 1)[1], str(m.offset_data), str(m.size), m.name) for m in members
+        ]
+        assert lines[0] == f"v1.2 {len(told)}"
+        assert triples == expected

@@ -1,0 +1,218 @@
+"""Every engine equals the plain Pillow loader, bit for bit, in every way to walk an epoch."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from convert.manifest import FIELDS
+from convert.pack import PackConfig, pack
+from convert.source import read_source
+from loaders import Batch, DataError, build_loader, read_layout
+from loaders.reference import ReferenceLoader
+
+ENGINES = ("ffcv", "dali")
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest, need_engine: Callable[[str], None]) -> str:
+    need_engine(request.param)
+    return request.param
+
+
+def assert_equal(found: Batch, expected: Batch) -> None:
+    for name in Batch._fields:
+        ours, truth = getattr(found, name), getattr(expected, name)
+        assert (ours.dtype, ours.shape, ours.device) == (truth.dtype, truth.shape, truth.device)
+        assert torch.equal(ours, truth), name
+
+
+def assert_same_epoch(found: Iterator[Batch], expected: Iterator[Batch]) -> int:
+    count = 0
+    for ours, truth in zip(found, expected, strict=True):
+        assert_equal(ours, truth)
+        count += 1
+    return count
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("drop_last", [True, False])
+@pytest.mark.parametrize("start", [0, 3])
+def test_epoch_equals_reference(
+    engine: str, dataset: Path, shards: Path, shuffle: bool, drop_last: bool, start: int
+) -> None:
+    options = {"batch_size": 16, "shuffle": shuffle, "drop_last": drop_last, "seed": 3}
+    with (
+        ReferenceLoader(dataset, **options) as truth,
+        build_loader(engine, shards, **options) as loader,
+    ):
+        assert len(loader) == len(truth) == (5 if drop_last else 6)
+        for epoch in (0, 1):
+            batches = assert_same_epoch(loader.epoch(epoch, start), truth.epoch(epoch, start))
+            assert batches == len(truth) - start
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("batch_size", [7, 20])
+def test_ranks_equal_reference(
+    engine: str, dataset: Path, shards: Path, world_size: int, batch_size: int
+) -> None:
+    indices = np.arange(1, 90, 2)
+    seen = []
+    for rank in range(world_size):
+        options = {"batch_size": batch_size, "indices": indices, "rank": rank}
+        options["world_size"] = world_size
+        with (
+            ReferenceLoader(dataset, **options) as truth,
+            build_loader(engine, shards, **options) as loader,
+        ):
+            assert_same_epoch(loader.epoch(2), truth.epoch(2))
+            seen += [batch.index for batch in loader.epoch(2)]
+    assert sorted(torch.cat(seen).tolist()) == indices.tolist()
+
+
+def test_rank_without_samples_gets_an_empty_batch(engine: str, shards: Path) -> None:
+    options = {"batch_size": 2, "indices": np.arange(5), "rank": 0, "world_size": 2}
+    with build_loader(engine, shards, **options) as loader:
+        sizes = [len(batch.index) for batch in loader.epoch(0)]
+        assert sizes == [2, 0]
+        assert [len(batch.index) for batch in loader.epoch(1)] == [2, 0]
+
+
+@pytest.mark.parametrize("codecs", [("jpeg", "jpeg"), ("jpeg", "luma"), ("runs", "jpeg")])
+def test_every_codec_equals_reference(
+    engine: str, dataset: Path, tmp_path: Path, codecs: tuple[str, str]
+) -> None:
+    config = PackConfig(mask_codec=codecs[0], depth_codec=codecs[1])
+    pack(dataset, tmp_path / "shards", config=config, workers=0, progress=False)
+    with (
+        ReferenceLoader(dataset, batch_size=32) as truth,
+        build_loader(engine, tmp_path / "shards", batch_size=32) as loader,
+    ):
+        assert_same_epoch(loader.epoch(0), truth.epoch(0))
+
+
+def test_statistics_and_backgrounds_equal_reference(
+    engine: str, dataset: Path, shards: Path
+) -> None:
+    with (
+        ReferenceLoader(dataset, batch_size=32) as truth,
+        build_loader(engine, shards, batch_size=32) as loader,
+    ):
+        assert loader.statistics == truth.statistics
+        assert torch.equal(loader.backgrounds.images, truth.backgrounds.images)
+        index = torch.tensor([0, 17, 18, 89])
+        assert torch.equal(
+            loader.backgrounds.gather(index), loader.backgrounds.images[[0, 0, 1, 4]]
+        )
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_any_number_of_workers(engine: str, dataset: Path, shards: Path, threads: int) -> None:
+    with (
+        ReferenceLoader(dataset, batch_size=32) as truth,
+        build_loader(engine, shards, batch_size=32, num_workers=threads) as loader,
+    ):
+        assert_same_epoch(loader.epoch(0), truth.epoch(0))
+
+
+def test_kept_batches_are_never_overwritten(engine: str, shards: Path) -> None:
+    with build_loader(engine, shards, batch_size=8) as loader:
+        kept = [*loader.epoch(0), *loader.epoch(1)]
+        copies = [Batch(*(field.clone() for field in batch)) for batch in kept]
+        for _ in loader.epoch(2):
+            pass
+        for batch, copy in zip(kept, copies, strict=True):
+            assert_equal(batch, copy)
+
+
+def test_early_breaks_leave_nothing_behind(engine: str, dataset: Path, shards: Path) -> None:
+    with (
+        ReferenceLoader(dataset, batch_size=8) as truth,
+        build_loader(engine, shards, batch_size=8) as loader,
+    ):
+        next(iter(loader.epoch(0)))
+        threads = threading.active_count()
+        for epoch in range(20):
+            for number, _ in enumerate(loader.epoch(epoch)):
+                if number == epoch % 4:
+                    break
+        assert_same_epoch(loader.epoch(5), truth.epoch(5))
+        assert threading.active_count() <= threads
+
+
+def test_closed_loader_leaves_no_thread_of_ours(engine: str, shards: Path) -> None:
+    before = {thread.ident for thread in threading.enumerate()}
+    loader = build_loader(engine, shards, batch_size=8)
+    next(iter(loader.epoch(0)))
+    loader.close()
+    assert {thread.ident for thread in threading.enumerate()} <= before
+
+
+def spoil(shards: Path, tmp_path: Path, index: int, name: str, garbage: bytes) -> Path:
+    """A copy of the shards in which one field's first bytes are others, in both formats."""
+    import shutil
+
+    from convert.shards import Shards
+
+    target = Path(shutil.copytree(shards, tmp_path / "shards"))
+    for form in ("ffcv", "dali"):
+        opened = Shards(target, form)
+        record = opened.records[index][name]
+        with open(target / opened.names[int(record["file"])], "r+b") as file:
+            file.seek(int(record["offset"]))
+            file.write(garbage[: int(record["size"])])
+    return target
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_broken_record_is_named_in_its_turn(
+    engine: str, shards: Path, tmp_path: Path, name: str
+) -> None:
+    broken = spoil(shards, tmp_path, 29, name, bytes(50))
+    with build_loader(engine, broken, batch_size=8, shuffle=False) as loader:
+        batches = loader.epoch(0)
+        seen = [index for _ in range(3) for index in next(batches).index.tolist()]
+        assert seen == list(range(24))
+        with pytest.raises(DataError, match=f"record 29, {name}"):
+            next(batches)
+        # The loader is still good for what is not broken.
+        good = [index for batch in loader.epoch(0, start=4) for index in batch.index.tolist()]
+        assert good == list(range(32, 90))
+
+
+def test_user_mistakes(engine: str, dataset: Path, shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such folder"):
+        build_loader(engine, tmp_path / "none", batch_size=8)
+    with pytest.raises(DataError, match="not a finished shard folder"):
+        build_loader(engine, dataset, batch_size=8)
+    with pytest.raises(DataError, match="batch size: found 0"):
+        build_loader(engine, shards, batch_size=0)
+    with pytest.raises(DataError, match="workers: found 0"):
+        build_loader(engine, shards, batch_size=8, num_workers=0)
+    with build_loader(engine, shards, batch_size=8) as loader, pytest.raises(DataError):
+        loader.epoch(0, start=13)
+
+
+def test_unknown_engine(shards: Path) -> None:
+    with pytest.raises(DataError, match="expected one of ffcv, dali, reference"):
+        build_loader("tape", shards, batch_size=8)
+
+
+def test_layout_of_both_kinds_of_folder(dataset: Path, shards: Path) -> None:
+    expected = read_source(dataset).layout.group_starts
+    for folder in (dataset, shards):
+        assert np.array_equal(read_layout(folder).group_starts, expected)
+
+
+def test_torch_keeps_its_threads(need_engine: Callable[[str], None], shards: Path) -> None:
+    need_engine("ffcv")
+    before = torch.get_num_threads()
+    with build_loader("ffcv", shards, batch_size=8, num_workers=1) as loader:
+        next(iter(loader.epoch(0)))
+        assert torch.get_num_threads() == before

@@ -1,0 +1,206 @@
+"""Data flows one way; these tests walk the imports and fail where a layer reaches back.
+
+Run alone with `python -m pytest tests/test_layering.py`. CONTRIBUTING.md has the rule in words.
+"""
+
+import ast
+import configparser
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LAYERS = ("convert", "loaders", "model", "train", "benchmarks")
+
+# What a file may not import, by the start of its path; the names cover their submodules.
+FORBIDDEN = {
+    "convert/": "torch torchvision torchmetrics kornia loaders model train benchmarks",
+    "loaders/": "convert model train benchmarks",
+    "model/": "convert loaders train benchmarks",
+    "train.py": "convert benchmarks",
+    "benchmarks/": "",
+}
+# Of what is forbidden above, the part that is open to a layer after all.
+ALLOWED = {
+    "loaders/": "convert.manifest convert.shards convert.codecs convert.errors",
+    "loaders/__init__.py": "convert.source",
+    "loaders/reference.py": "convert.source",
+    "loaders/ffcv.py": "convert.beton",
+}
+# Each engine is imported in one module, and wherever it is measured.
+ENGINES = {
+    "ffcv": ("loaders/ffcv.py", "benchmarks/"),
+    "nvidia": ("loaders/dali.py", "benchmarks/"),
+}
+
+
+def imported_names(source: str, path: str) -> Iterator[tuple[int, str]]:
+    """Line and full dotted name of every import of a module: static, relative, by function.
+
+    `from a import b` counts as `a.b`: whether b is a module or not, that is what is reached for.
+    """
+    package = path.removesuffix(".py").split("/")[:-1]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            stem = [*above, *([node.module] if node.module else [])]
+            yield from ((node.lineno, ".".join([*stem, alias.name])) for alias in node.names)
+        elif isinstance(node, ast.Call) and node.args:
+            called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            name = getattr(node.args[0], "value", None)
+            if called in ("import_module", "__import__") and isinstance(name, str):
+                yield node.lineno, name
+
+
+def within(name: str, modules: str) -> bool:
+    """Whether a dotted name is one of the modules (separated by blanks) or lies in one."""
+    return any(name == m or name.startswith(m + ".") for m in modules.split())
+
+
+def violations(source: str, path: str) -> list[str]:
+    """One line for each import that the file at this path (relative, with /) may not have."""
+    forbidden, allowed = (
+        " ".join(names for start, names in table.items() if path.startswith(start))
+        for table in (FORBIDDEN, ALLOWED)
+    )
+    found = []
+    for line, name in imported_names(source, path):
+        homes = ENGINES.get(name.split(".")[0])
+        if within(name, forbidden) and not within(name, allowed):
+            found.append(f"{path}:{line}: imports {name}, which lies outside its layer")
+        elif homes and not path.startswith(homes):
+            found.append(f"{path}:{line}: imports {name}; only {', '.join(homes)} may")
+    return found
+
+
+def layer_files() -> list[Path]:
+    """Every Python file of the program, tests aside."""
+    files = [ROOT / "train.py"]
+    for layer in LAYERS:
+        files += sorted((ROOT / layer).rglob("*.py"))
+    return files
+
+
+@pytest.mark.parametrize("file", layer_files(), ids=lambda file: str(file.relative_to(ROOT)))
+def test_no_file_imports_against_the_flow(file):
+    assert violations(file.read_text(), file.relative_to(ROOT).as_posix()) == []
+
+
+def test_every_python_file_belongs_to_a_layer():
+    strangers = {
+        file.relative_to(ROOT).parts[0]
+        for file in repository_files()
+        if file.suffix == ".py" and "docs" not in file.parts
+    } - {"convert", "loaders", "model", "train.py", "benchmarks", "tests"}
+    assert not strangers, f"no layer has a place for {sorted(strangers)}"
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("convert/pack.py", "import torch"),
+        ("convert/pack.py", "import torch.nn as nn"),
+        ("convert/pack.py", "def late():\n    from loaders.batch import Batch"),
+        ("convert/pack.py", "from ..loaders import batch"),
+        ("convert/pack.py", "from ffcv.fields import RGBImageField"),
+        ("loaders/dali.py", "import convert"),
+        ("loaders/dali.py", "from convert import compose"),
+        ("loaders/dali.py", "from convert.source import read"),
+        ("loaders/dali.py", "import ffcv"),
+        ("loaders/ffcv.py", "from nvidia import dali"),
+        ("loaders/batch.py", "import importlib\nimportlib.import_module('nvidia.dali.fn')"),
+        ("loaders/batch.py", "import train"),
+        ("model/unet.py", "from loaders import Batch"),
+        ("model/unet.py", "from convert.manifest import FIELDS"),
+        ("train.py", "from convert import manifest"),
+        ("train.py", "import benchmarks.report"),
+        ("train.py", "if TYPE_CHECKING:\n    import ffcv"),
+    ],
+)
+def test_checker_sees_a_violation(path, source):
+    (line,) = violations(source, path)
+    assert line.startswith(f"{path}:{len(source.splitlines())}: imports ")
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        (
+            "convert/pack.py",
+            "from convert.manifest import FIELDS\nfrom . import codecs\nimport numpy",
+        ),
+        ("convert/pack.py", "import torchlike, benchmarks_of_others"),
+        ("loaders/ffcv.py", "from convert import codecs\nimport ffcv, torch"),
+        ("loaders/ffcv.py", "from .ffcv import build\nfrom . import dali"),
+        ("loaders/dali.py", "import nvidia.dali.fn as fn\nfrom convert.errors import DataError"),
+        ("loaders/reference.py", "from convert.source import read"),
+        ("train.py", "from loaders import build_loader\nfrom model import DualDecoderUNet"),
+        (
+            "benchmarks/loader.py",
+            "import convert.compose, loaders, model, train, ffcv, nvidia.dali",
+        ),
+    ],
+)
+def test_checker_lets_the_flow_pass(path, source):
+    assert violations(source, path) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [("convert.__main__", "torch"), ("loaders", "ffcv"), ("loaders", "nvidia.dali")],
+)
+def test_import_loads_only_what_it_needs(module, unwanted):
+    """The same rule at run time, where an import through a library would show."""
+    code = f"import sys, {module}; sys.exit({unwanted!r} in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr or f"import {module} also loads {unwanted}"
+
+
+def repository_files() -> list[Path]:
+    """Files that git keeps, and new ones that it does not ignore."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        names = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"the list of files comes from git, which did not give it: {error}")
+    files = (ROOT / name for name in names.decode().split("\0") if name)
+    return [file for file in files if file.is_file()]
+
+
+# A home or working folder of one machine. "a/home/b" and "~/work/x" are not absolute.
+MACHINE_PATH = re.compile(rb"(?<![\w.~$})/-])/(?:root|work|Users|home/\w+)/")
+
+
+def test_no_file_names_a_path_of_one_machine():
+    named = {
+        str(file.relative_to(ROOT)): match[0]
+        for file in repository_files()
+        if (match := MACHINE_PATH.search(file.read_bytes()))
+    }
+    assert not named, f"such a path works nowhere else: {named}"
+
+
+def test_machine_path_is_recognised():
+    for folder in (b"root", b"work", b"home/anna"):
+        assert MACHINE_PATH.search(b"see '/" + folder + b"/x.py'")
+    for text in (b"frame/work/x", b"../work/x", b"$(HOME)/work/x", b"~/work/x", b"and/or"):
+        assert not MACHINE_PATH.search(text)
+
+
+def test_constraints_are_names_and_versions_and_cover_the_requirements():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert [pin for pin in pins if not re.fullmatch(r"[\w.-]+==[\w.]+", pin)] == []
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    wanted = setup["options"]["install_requires"].split()
+    for extra in ("ffcv", "ffcv-needs", "dali-cu13", "dali-cu12", "test"):
+        wanted += setup["options.extras_require"][extra].split()
+    names = {re.split(r"[\[<>=]", requirement)[0].lower() for requirement in wanted}
+    assert names - {pin.split("==")[0].lower() for pin in pins} == {"maskdepth"}
