@@ -195,7 +195,9 @@ def _write_parts(
     parts = list(split_parts(source.layout))
     missing = [part for part in parts if not part.path(folder, "json").exists()]
     with (
-        tqdm(total=source.layout.samples, unit=" samples", disable=not progress) as bar,
+        tqdm(
+            total=source.layout.samples, unit=" samples", disable=None if progress else True
+        ) as bar,
         worker_pool(workers) as executor,
     ):
         bar.update(source.layout.samples - sum(p.stop - p.start for p in missing))
@@ -302,7 +304,7 @@ def _call(fn: Callable[..., None], args: tuple) -> None:
 
 
 def _drain(results: Iterator, total: int, unit: str, progress: bool) -> list:
-    return list(tqdm(results, total=total, unit=f" {unit}", disable=not progress))
+    return list(tqdm(results, total=total, unit=f" {unit}", disable=None if progress else True))
 
 
 def _data_files(formats: dict[str, Format], shards: int) -> list[str]:

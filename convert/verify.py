@@ -62,7 +62,13 @@ def verify(
             parts = list(split_parts(manifest.layout))
             tasks = ((folder, form, part.start, part.stop, original) for part in parts)
             results = run_all(executor, _check_records, tasks)
-            bar = tqdm(results, total=len(parts), unit=" parts", desc=form, disable=not progress)
+            bar = tqdm(
+                results,
+                total=len(parts),
+                unit=" parts",
+                desc=form,
+                disable=None if progress else True,
+            )
             faults += sorted(fault for found_faults in bar for fault in found_faults)
     return list(dict.fromkeys(faults))
 

@@ -93,11 +93,11 @@ def build_loader(
     if engine == "ffcv":
         from loaders.ffcv import FFCVLoader
 
-        return FFCVLoader(shards, **options)  # type: ignore[arg-type]
+        return FFCVLoader(shards, **options)
     if engine == "dali":
         from loaders.dali import DALILoader
 
-        return DALILoader(shards, **options)  # type: ignore[arg-type]
+        return DALILoader(shards, **options)
     raise DataError(f"loader: found {engine!r}, expected one of {', '.join(ENGINES)}")
 
 

@@ -57,3 +57,11 @@ class Loader(Protocol):
     def close(self) -> None:
         """End every thread and process of this loader."""
         ...
+
+    def __enter__(self) -> Loader:
+        """Use a loader in a ``with`` block: it is closed at the end."""
+        ...
+
+    def __exit__(self, *_: object) -> None:
+        """Close, whatever ended the block."""
+        ...

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.dlpack import from_dlpack
 
 from convert.errors import DataError, RecordError
 from convert.manifest import FIELDS, read_manifest
@@ -140,7 +141,7 @@ class DALILoader(ShardLoader):
             raise self._explain(indices, str(error)) from None
         if not good:
             raise self._explain(indices, "run lengths that do not fill a mask")
-        fg_bg, mask, depth = (torch.from_dlpack(output.as_tensor()) for output in outputs)
+        fg_bg, mask, depth = (from_dlpack(output.as_tensor()) for output in outputs)
         if self._mask_is_jpeg:
             mask = (mask.permute(0, 3, 1, 2) >= _THRESHOLD).to(torch.uint8)
         else:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import torch
@@ -117,12 +116,7 @@ class ReferenceLoader:
     def __enter__(self) -> ReferenceLoader:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _stack(self, field: str, index: np.ndarray) -> torch.Tensor:

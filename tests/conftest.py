@@ -33,8 +33,9 @@ def need_engine() -> Callable[[str], None]:
     def need(name: str) -> None:
         if name not in reasons:
             reasons[name] = engine_missing(name)
-        if reasons[name]:
-            pytest.skip(reasons[name])
+        reason = reasons[name]
+        if reason:
+            pytest.skip(reason)
 
     return need
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,7 +59,8 @@ def test_stock_dali_reads_the_shards(shards: Path, need_engine: Callable[[str], 
 
     @pipeline_def(batch_size=10, num_threads=1, device_id=None)
     def graph() -> tuple:
-        fg_bg, depth, index = fn.readers.webdataset(
+        read: Any = fn.readers.webdataset
+        fg_bg, depth, index = read(
             paths=paths,
             index_paths=[path.replace(".tar", ".idx") for path in paths],
             ext=["fg_bg.jpg", "depth.jpg", "index"],
@@ -70,7 +72,9 @@ def test_stock_dali_reads_the_shards(shards: Path, need_engine: Callable[[str], 
     pipeline = graph()
     seen = []
     for _ in range(len(opened) // 10):
-        fg_bg, depth, index = pipeline.run()
+        outputs = pipeline.run()
+        assert outputs is not None
+        fg_bg, depth, index = outputs
         for row in range(10):
             number = int(np.asarray(index.at(row))[0])
             assert np.array_equal(np.asarray(fg_bg.at(row)), opened.decode(number, "fg_bg"))

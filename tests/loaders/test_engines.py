@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +47,8 @@ def assert_same_epoch(found: Iterator[Batch], expected: Iterator[Batch]) -> int:
 def test_epoch_equals_reference(
     engine: str, dataset: Path, shards: Path, shuffle: bool, drop_last: bool, start: int
 ) -> None:
-    options = {"batch_size": 16, "shuffle": shuffle, "drop_last": drop_last, "seed": 3}
+    options: dict[str, Any] = {"batch_size": 16, "shuffle": shuffle, "drop_last": drop_last}
+    options["seed"] = 3
     with (
         ReferenceLoader(dataset, **options) as truth,
         build_loader(engine, shards, **options) as loader,
@@ -65,7 +67,7 @@ def test_ranks_equal_reference(
     indices = np.arange(1, 90, 2)
     seen = []
     for rank in range(world_size):
-        options = {"batch_size": batch_size, "indices": indices, "rank": rank}
+        options: dict[str, Any] = {"batch_size": batch_size, "indices": indices, "rank": rank}
         options["world_size"] = world_size
         with (
             ReferenceLoader(dataset, **options) as truth,
@@ -77,7 +79,7 @@ def test_ranks_equal_reference(
 
 
 def test_rank_without_samples_gets_an_empty_batch(engine: str, shards: Path) -> None:
-    options = {"batch_size": 2, "indices": np.arange(5), "rank": 0, "world_size": 2}
+    options: dict[str, Any] = {"batch_size": 2, "indices": np.arange(5), "rank": 0, "world_size": 2}
     with build_loader(engine, shards, **options) as loader:
         sizes = [len(batch.index) for batch in loader.epoch(0)]
         assert sizes == [2, 0]

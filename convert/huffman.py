@@ -1,0 +1,323 @@
+"""Entropy coding of baseline JPEG, compiled: read the blocks of a scan, write those of one plane.
+
+Names, procedures and figures are those of ITU-T T.81, annexes C, F and K.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+END_OF_BLOCK, ZERO_RUN = 0x00, 0xF0
+
+# Outcomes of `read_blocks`.
+NEUTRAL, COLOURED, DAMAGED = 0, 1, 2
+
+_LOOK = 9
+"""Codes of at most this many bits are decoded by one look-up."""
+
+
+@numba.njit(cache=True)
+def decoding_table(counts: np.ndarray, symbols: np.ndarray) -> np.ndarray:
+    """One row for a Huffman table (annex C, F.2.2.3): int32.
+
+    [0, 512): length << 8 | symbol by the next 9 bits, 0 where the code is longer.
+    [512, 529): largest code of each length, left-aligned to 17 bits; -1 where there is none.
+    [529, 546): what to add to a code of that length to get its place among the symbols.
+    [546, 802): symbols.
+    """
+    row = np.zeros(802, np.int32)
+    row[512:529] = -1
+    code, place = 0, 0
+    for length in range(1, 17):
+        row[529 + length] = place - code
+        for _ in range(counts[length - 1]):
+            if length <= _LOOK:
+                first = code << (_LOOK - length)
+                for i in range(1 << (_LOOK - length)):
+                    if first + i < 512:
+                        row[first + i] = length << 8 | symbols[place]
+            code += 1
+            place += 1
+        if counts[length - 1]:
+            row[512 + length] = code - 1
+        code <<= 1
+    row[546:802] = symbols
+    return row
+
+
+@numba.njit(cache=True)
+def read_blocks(
+    data: np.ndarray,
+    samplings: np.ndarray,
+    tables: np.ndarray,
+    lookup: np.ndarray,
+    mcus: int,
+    restart: int,
+    starts: np.ndarray,
+    dc: np.ndarray,
+    symbols: np.ndarray,
+    values: np.ndarray,
+) -> int:
+    """Decode all blocks (annex F.2.2), keep those of the first component as tokens.
+
+    starts: where the tokens of each luma block begin, in the order of the file.
+    dc: its DC coefficient. symbols, values: run/size symbols of AC and their extra bits.
+    """
+    at, bits, held = 0, np.uint64(0), 0
+    block, token = 0, 0
+    predicted = np.zeros(len(samplings), np.int32)
+    for mcu in range(mcus):
+        if restart and mcu and mcu % restart == 0:
+            # A restart marker stands at a byte border: drop the padding bits.
+            bits, held = np.uint64(0), 0
+            while at + 1 < len(data) and not (data[at] == 0xFF and 0xD0 <= data[at + 1] <= 0xD7):
+                at += 1
+            at += 2
+            predicted[:] = 0
+        for component in range(len(samplings)):
+            luma = component == 0
+            for _ in range(samplings[component, 0] * samplings[component, 1]):
+                position = 0
+                if luma:
+                    starts[block] = token
+                while position < 64:
+                    # Fill to at least 32 bits; behind a marker come zeros, counted as damage.
+                    while held <= 48:
+                        byte = np.uint64(0)
+                        if at < len(data):
+                            byte = np.uint64(data[at])
+                            if byte == 0xFF:
+                                if at + 1 < len(data) and data[at + 1] == 0:
+                                    at += 2
+                                else:
+                                    byte = np.uint64(0)  # a marker: stay before it
+                            else:
+                                at += 1
+                        bits = bits << np.uint64(8) | byte
+                        held += 8
+                    table = lookup[tables[component, 1 if position else 0]]
+                    entry = table[np.int64(bits >> np.uint64(held - _LOOK)) & 511]
+                    length = entry >> 8
+                    if length:
+                        symbol = entry & 255
+                    else:
+                        length = _LOOK + 1
+                        code = np.int64(bits >> np.uint64(held - length)) & 1023
+                        while length <= 16 and code > table[512 + length]:
+                            length += 1
+                            code = np.int64(bits >> np.uint64(held - length)) & ((1 << length) - 1)
+                        if length > 16:
+                            return DAMAGED
+                        place = code + table[529 + length]
+                        if place < 0 or place > 255:
+                            return DAMAGED
+                        symbol = table[546 + place]
+                    held -= length
+                    size = symbol & 15
+                    value = 0
+                    if size:
+                        held -= size
+                        value = np.int64(bits >> np.uint64(held)) & ((1 << size) - 1)
+                    bits &= (np.uint64(1) << np.uint64(held)) - np.uint64(1)
+                    if position == 0:
+                        if symbol > 11:
+                            return DAMAGED
+                        if size and value < 1 << (size - 1):
+                            value -= (1 << size) - 1
+                        predicted[component] += value
+                        if luma:
+                            dc[block] = predicted[component]
+                        elif predicted[component]:
+                            return COLOURED
+                        position = 1
+                        continue
+                    if luma:
+                        symbols[token] = symbol
+                        values[token] = value
+                        token += 1
+                    if symbol == END_OF_BLOCK:
+                        break
+                    if not luma and size:
+                        return COLOURED
+                    if size == 0 and symbol != ZERO_RUN:
+                        return DAMAGED
+                    position += (symbol >> 4) + 1
+                    if position > 64:
+                        return DAMAGED
+                if luma:
+                    block += 1
+    starts[block] = token
+    # Bytes that the picture did not have were read as zeros; what is left must be the end.
+    left = at - held // 8
+    while at + 1 < len(data) and not (data[at] == 0xFF and data[at + 1] != 0):
+        at += 1
+    if left > len(data) or at + 1 >= len(data) or data[at + 1] != 0xD9:
+        return DAMAGED
+    return NEUTRAL
+
+
+@numba.njit(cache=True)
+def raster_order(
+    blocks_y: int, blocks_x: int, mcus_x: int, vertical: int, horizontal: int
+) -> np.ndarray:
+    """Place in the file of each luma block, row by row, without those beyond the border."""
+    order = np.empty(blocks_y * blocks_x, np.int32)
+    for y in range(blocks_y):
+        for x in range(blocks_x):
+            mcu = (y // vertical) * mcus_x + x // horizontal
+            within = (y % vertical) * horizontal + x % horizontal
+            order[y * blocks_x + x] = mcu * vertical * horizontal + within
+    return order
+
+
+@numba.njit(cache=True)
+def _size_of(value: int) -> int:
+    """Bits of a magnitude (annex F.1.2.1)."""
+    magnitude = abs(value)
+    size = 0
+    while magnitude:
+        magnitude >>= 1
+        size += 1
+    return size
+
+
+@numba.njit(cache=True)
+def count_symbols(
+    order: np.ndarray, starts: np.ndarray, dc: np.ndarray, symbols: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """How often each DC and AC symbol comes when the blocks are written in ``order``."""
+    dc_counts = np.zeros(257, np.int64)
+    ac_counts = np.zeros(257, np.int64)
+    before = 0
+    for block in order:
+        dc_counts[_size_of(dc[block] - before)] += 1
+        before = dc[block]
+        for token in range(starts[block], starts[block + 1]):
+            ac_counts[symbols[token]] += 1
+    return dc_counts, ac_counts
+
+
+@numba.njit(cache=True)
+def optimal_table(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Code lengths and symbols of the best Huffman code of at most 16 bits (annex K.2).
+
+    counts: int64 (257,). Returns how many codes there are of each length, int32 (17,), and
+    the symbols by length, uint8 (n,).
+    """
+    frequency = counts.copy()
+    frequency[256] = 1  # reserves the code of all ones, which JPEG forbids
+    size = np.zeros(257, np.int32)
+    others = np.full(257, -1, np.int32)
+    while True:
+        least, second = -1, -1
+        for symbol in range(257):
+            if frequency[symbol] == 0:
+                continue
+            if least < 0 or frequency[symbol] <= frequency[least]:
+                second = least
+                least = symbol
+            elif second < 0 or frequency[symbol] <= frequency[second]:
+                second = symbol
+        if second < 0:
+            break
+        frequency[least] += frequency[second]
+        frequency[second] = 0
+        for tree in (least, second):
+            link = tree
+            size[link] += 1
+            while others[link] >= 0:
+                link = others[link]
+                size[link] += 1
+            if tree == least:
+                tail = link
+        others[tail] = second
+    lengths = np.zeros(64, np.int32)
+    for symbol in range(257):
+        lengths[size[symbol]] += 1
+    lengths[0] = 0
+    for length in range(63, 16, -1):  # figure K.3: shorten codes of more than 16 bits
+        while lengths[length] > 0:
+            shorter = length - 2
+            while lengths[shorter] == 0:
+                shorter -= 1
+            lengths[length] -= 2
+            lengths[length - 1] += 1
+            lengths[shorter + 1] += 2
+            lengths[shorter] -= 1
+    last = 16
+    while lengths[last] == 0:
+        last -= 1
+    lengths[last] -= 1  # the reserved code
+    listed = np.empty(256, np.uint8)
+    count = 0
+    for length in range(1, 64):
+        for symbol in range(256):
+            if size[symbol] == length:
+                listed[count] = symbol
+                count += 1
+    return lengths[:17], listed[:count]
+
+
+@numba.njit(cache=True)
+def codes_of(lengths: np.ndarray, listed: np.ndarray) -> np.ndarray:
+    """Code and length of each symbol: int32 (256, 2) (annex C)."""
+    codes = np.zeros((256, 2), np.int32)
+    code, place = 0, 0
+    for length in range(1, 17):
+        for _ in range(lengths[length]):
+            codes[listed[place], 0] = code
+            codes[listed[place], 1] = length
+            code += 1
+            place += 1
+        code <<= 1
+    return codes
+
+
+@numba.njit(cache=True)
+def write_blocks(
+    order: np.ndarray,
+    starts: np.ndarray,
+    dc: np.ndarray,
+    symbols: np.ndarray,
+    values: np.ndarray,
+    dc_codes: np.ndarray,
+    ac_codes: np.ndarray,
+    out: np.ndarray,
+) -> int:
+    """Entropy-code the luma blocks in ``order`` (annex F.1.2); returns the bytes written."""
+    at, bits, held = 0, np.uint64(0), 0
+    before = 0
+    for block in order:
+        for token in range(starts[block] - 1, starts[block + 1]):
+            if token < starts[block]:
+                difference = dc[block] - before
+                before = dc[block]
+                symbol = _size_of(difference)
+                value = difference if difference >= 0 else difference + (1 << symbol) - 1
+                code, length = dc_codes[symbol, 0], dc_codes[symbol, 1]
+            else:
+                symbol = np.int64(symbols[token])
+                value = np.int64(values[token])
+                code, length = ac_codes[symbol, 0], ac_codes[symbol, 1]
+            size = symbol & 15
+            bits = bits << np.uint64(length + size) | np.uint64(code << size | value)
+            held += length + size
+            while held >= 8:
+                held -= 8
+                byte = np.uint8(bits >> np.uint64(held) & np.uint64(255))
+                out[at] = byte
+                at += 1
+                if byte == 0xFF:
+                    out[at] = 0
+                    at += 1
+    if held:
+        byte = np.uint8(
+            (bits << np.uint64(8 - held) | np.uint64((1 << (8 - held)) - 1)) & np.uint64(255)
+        )
+        out[at] = byte
+        at += 1
+        if byte == 0xFF:
+            out[at] = 0
+            at += 1
+    return at

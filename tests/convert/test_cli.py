@@ -1,0 +1,135 @@
+"""The converter's command line: what a person sees, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from convert.__main__ import main
+from convert.shards import Shards
+from tests.pictures import jpeg_bytes
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def expect_one_line(result: Result, *parts: str) -> None:
+    assert result.exit_code == 2, result.output
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("Error: ")
+    for part in parts:
+        assert part in lines[0]
+
+
+@pytest.fixture
+def copy(dataset: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(dataset, tmp_path / "data"))
+
+
+def test_compose_pack_verify_inspect_show(tmp_path: Path) -> None:
+    data, shards, sheet = tmp_path / "data", tmp_path / "shards", tmp_path / "sheet.png"
+    size = ["--backgrounds", 2, "--foregrounds", 2, "--placements", 2, "--size", 64]
+    assert run("compose", data, *size, "--workers", 0).exit_code == 0
+    assert run("pack", data, shards, "--workers", 0).exit_code == 0
+    result = run("verify", shards, "--source", data, "--workers", 0)
+    assert (result.exit_code, result.stdout) == (0, f"{shards}: no faults\n")
+    assert "backgrounds    2 (4 samples each)" in run("inspect", shards).stdout
+    manifest = json.loads(run("inspect", shards, "--json").stdout)
+    assert manifest["samples"] == 8
+    assert run("show", shards, sheet, "--rows", 3).exit_code == 0
+    with Image.open(sheet) as picture:
+        assert picture.width > 4 * 64
+        assert len(np.unique(np.asarray(picture))) > 50
+
+
+def test_missing_data_set(tmp_path: Path) -> None:
+    result = run("pack", tmp_path / "none", tmp_path / "shards")
+    expect_one_line(result, str(tmp_path / "none"), "no such folder", "expected a data set")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("folder", ["bg", "fg_bg", "fg_bg_mask", "fg_bg_depth"])
+def test_missing_folder(copy: Path, tmp_path: Path, folder: str) -> None:
+    shutil.rmtree(copy / folder)
+    result = run("pack", copy, tmp_path / "shards")
+    expect_one_line(result, str(copy / folder), "no such folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_unequal_counts(copy: Path, tmp_path: Path) -> None:
+    (copy / "fg_bg_depth" / "bg_001" / "img_0003.jpg").unlink()
+    result = run("pack", copy, tmp_path / "shards")
+    expect_one_line(result, "fg_bg_depth/bg_001", "found 17", "expected 18", "img_0003.jpg")
+
+
+def test_non_image(copy: Path, tmp_path: Path) -> None:
+    path = copy / "fg_bg" / "bg_002" / "img_0005.jpg"
+    path.write_text("not a picture")
+    result = run("pack", copy, tmp_path / "shards", "--workers", 0)
+    expect_one_line(result, str(path), "record 22, fg_bg", "not a JPEG", "mend or replace")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_image_of_another_size(copy: Path, tmp_path: Path) -> None:
+    path = copy / "fg_bg_mask" / "bg_002" / "img_0005.jpg"
+    path.write_bytes(jpeg_bytes(np.zeros((50, 40), np.uint8)))
+    result = run("pack", copy, tmp_path / "shards", "--workers", 0)
+    expect_one_line(result, str(path), "found 40x50 pixels", "expected 96x96")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_stray_file(copy: Path, tmp_path: Path) -> None:
+    (copy / "fg_bg" / "bg_002" / "notes.txt").write_text("hello")
+    (copy / "fg_bg" / "bg_001" / ".DS_Store").write_text("left by a file manager")
+    expect_one_line(run("pack", copy, tmp_path / "shards"), "notes.txt", "not a .jpg")
+
+
+@pytest.mark.parametrize("command", ["verify", "inspect"])
+def test_unfinished_shard_folder(shards: Path, tmp_path: Path, command: str) -> None:
+    target = Path(shutil.copytree(shards, tmp_path / "shards"))
+    (target / "manifest.json").unlink()
+    expect_one_line(run(command, target), "not a finished shard folder", "run `python -m convert")
+
+
+def test_show_says_where_it_cannot_write(shards: Path, tmp_path: Path) -> None:
+    expect_one_line(run("show", shards, tmp_path / "none" / "sheet.png"), "cannot be written")
+
+
+def test_verify_names_the_fault_and_exits_1(shards: Path, tmp_path: Path) -> None:
+    target = Path(shutil.copytree(shards, tmp_path / "shards"))
+    record = Shards(target, "ffcv").records[33]["depth"]
+    with open(target / "samples.beton", "r+b") as file:
+        file.seek(int(record["offset"]) + int(record["size"]) // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+    result = run("verify", target, "--workers", 0)
+    assert result.exit_code == 1
+    assert "samples.beton: SHA-256 differs" in result.stdout
+    assert "record 33, depth" in result.stdout
+    assert "checksum" in result.stdout
+
+
+def test_verify_wants_the_right_source(shards: Path, copy: Path) -> None:
+    for folder in ("fg_bg", "fg_bg_mask", "fg_bg_depth"):
+        (copy / folder / "bg_005" / "img_0018.jpg").unlink()
+    expect_one_line(run("verify", shards, "--source", copy), "found 89 samples", "(90)")
+
+
+def test_as_a_program(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "convert", "verify", str(tmp_path / "none")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 2
+    assert result.stderr == (
+        f"Error: {tmp_path / 'none'}: no such folder; expected the folder that `pack` wrote\n"
+    )
