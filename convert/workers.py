@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -40,8 +40,11 @@ class InlineExecutor(Executor):
 def worker_pool(workers: int | None) -> Iterator[Executor]:
     """A pool of ``workers`` processes (None: one a core, 0: none, work runs in this process).
 
-    On any exception the workers are killed at once: nothing they hold is needed any more.
+    On any exception, Ctrl-C included, the workers are killed at once: nothing they hold is
+    needed any more. They also end when this process dies, even if it is killed outright.
     """
+    if workers is not None and workers < 0:
+        raise DataError(f"workers: found {workers}, expected 0 (no processes) or more")
     if workers == 0:
         yield InlineExecutor()
         return
@@ -49,7 +52,6 @@ def worker_pool(workers: int | None) -> Iterator[Executor]:
         workers or default_workers(),
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_end_with_parent,
-        initargs=(os.getpid(),),
     )
     try:
         yield pool
@@ -61,12 +63,13 @@ def worker_pool(workers: int | None) -> Iterator[Executor]:
     pool.shutdown(wait=True)
 
 
-def _end_with_parent(parent: int) -> None:
-    """A killed converter must leave no worker behind: watch the parent from a thread."""
+def _end_with_parent() -> None:
+    """Watch the parent from a thread: a killed converter must leave no worker behind."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.25)
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
@@ -79,10 +82,10 @@ def run_all(executor: Executor, fn: Callable[..., T], tasks: Iterable[tuple]) ->
     """
     limit = _IN_FLIGHT * getattr(executor, "_max_workers", default_workers())
     waiting: set[Future[T]] = set()
-    queue = iter(tasks)
     try:
-        for task in queue:
-            waiting.add(executor.submit(fn, *task))
+        for task in tasks:
+            with _interrupt_blocked():
+                waiting.add(executor.submit(fn, *task))
             while len(waiting) >= limit:
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
@@ -91,9 +94,19 @@ def run_all(executor: Executor, fn: Callable[..., T], tasks: Iterable[tuple]) ->
             yield from (future.result() for future in done)
     except BrokenProcessPool:
         raise DataError(
-            "a worker process died (killed, or out of memory); run again with --resume, "
-            "perhaps with fewer --workers"
+            "a worker process died (killed, or out of memory); run again, perhaps with fewer "
+            "--workers; `pack` goes on where it stopped with --resume"
         ) from None
     finally:
         for future in waiting:
             future.cancel()
+
+
+@contextmanager
+def _interrupt_blocked() -> Iterator[None]:
+    """Keep Ctrl-C from processes started inside: they inherit the mask, we answer it alone."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -314,7 +314,7 @@ def test_bad_numbers_are_refused(tmp_path: Path) -> None:
     refused(tmp_path, "backgrounds is 0", backgrounds=0)
     refused(tmp_path, "size is 8", size=8)
     refused(tmp_path, "seed is -1", seed=-1)
-    refused(tmp_path, "workers is -1", workers=-1)
+    refused(tmp_path, "workers: found -1", workers=-1)
 
 
 def test_existing_data_is_never_touched(tmp_path: Path) -> None:

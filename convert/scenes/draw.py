@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFilter
 
-from convert.people import draw_figure
-from convert.raycast import FIRST, GROUND, SKY, Camera, Hits, Solid, View, cast
-from convert.street import DISTRICTS, Street, StreetBuilder
-from convert.textures import Noise, blend, paint_sky
+from convert.scenes.districts import DISTRICTS
+from convert.scenes.people import draw_figure
+from convert.scenes.raycast import FIRST, GROUND, SKY, Camera, Hits, Solid, View, cast
+from convert.scenes.street import Street, StreetBuilder
+from convert.scenes.textures import Noise, blend, paint_sky
 
 FAR_M = 40.0  # depth of the sky, and the largest there is
 OVERSAMPLING = 2  # colours are averages of 2x2 rays, depth is that of the pixel's centre
@@ -48,7 +49,9 @@ class Light:
     cover: float
 
 
-def ground_depth(size: int, horizon: float, focal: float | None = None, height: float = 1.6):
+def ground_depth(
+    size: int, horizon: float, focal: float | None = None, height: float = 1.6
+) -> np.ndarray:
     """Depth of flat ground for a level camera: float32 (size, size), metres.
 
     ``horizon``: row; ``focal``: pixels, by default ``size``; ``height``: of the camera, metres.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 SKY, GROUND, FIRST = -1, 0, 1  # owners of a pixel; solids follow from FIRST, then cards
 NEAR_M = 0.2
@@ -58,13 +59,13 @@ class Camera:
         cos, sin = np.cos(self.yaw), np.sin(self.yaw)
         return float(x * cos - z * sin), float(x * sin + z * cos)
 
-    def window(self, right: Sequence[float], y: Sequence[float], depth: Sequence[float]) -> tuple:
+    def window(self, right: ArrayLike, y: ArrayLike, depth: ArrayLike) -> tuple:
         """Slices (rows, columns) of the image that contain all the given points."""
         near = np.array(depth)
         if near.min() < NEAR_M:
             return np.s_[: self.size, : self.size]
-        column = self.centre + self.focal * np.array(right) / near
-        row = self.horizon - self.focal * (np.array(y) - self.height) / near
+        column = self.centre + self.focal * np.asarray(right) / near
+        row = self.horizon - self.focal * (np.asarray(y) - self.height) / near
         low = np.floor([row.min(), column.min()]).clip(0, self.size).astype(int)
         high = np.ceil([row.max(), column.max()]).clip(0, self.size).astype(int)
         return np.s_[low[0] : high[0], low[1] : high[1]]
@@ -104,7 +105,9 @@ class Solid:
         first, last = np.full(shape, NEAR_M, np.float32), np.full(shape, np.inf, np.float32)
         face = np.full(shape, -1, np.int8)
         for i, (normal, offset) in enumerate(zip(self.normals, self.offsets, strict=True)):
-            speed = sum(direction[..., a] * np.float32(normal[a]) for a in np.flatnonzero(normal))
+            speed = np.zeros(shape, np.float32)
+            for axis in np.flatnonzero(normal):
+                speed += direction[..., axis] * np.float32(normal[axis])
             speed[np.abs(speed) < 1e-9] = 1e-9
             reach = np.float32(offset - origin @ normal) / speed
             entering = speed < 0

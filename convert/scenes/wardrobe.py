@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convert.textures import Noise, blend, inside
+from convert.scenes.textures import Noise, blend, inside
 
 SKIN = np.array(
     [(0.93, 0.76, 0.66), (0.87, 0.68, 0.55), (0.76, 0.56, 0.42), (0.60, 0.41, 0.29),
@@ -35,6 +35,7 @@ STROKES = (
 )  # fmt: skip
 
 Dye = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Colour (..., 3) from the share of the way along a limb (0..1) and across it (-1..1)."""
 HAIR_STYLES = ("short", "short", "long", "tail", "bun", "curls", "cap", "bald")
 
 
@@ -216,6 +217,7 @@ def dress(rng: np.random.Generator) -> Outfit:
     shirt, second = pick(palette), pick(KIT if rng.random() < 0.5 else STREET)
     skirt = not sport and rng.random() < 0.3
     trouser = pick(palette if rng.random() < 0.6 else STREET)
+    trousers = float(rng.uniform(0.55, 0.95) if sport else rng.choice([0.9, 1.95, 1.95]))
     return Outfit(
         skin=np.clip(pick(SKIN, 0.02), 0.1, 0.97),
         hair=pick(HAIR, 0.02),
@@ -228,7 +230,7 @@ def dress(rng: np.random.Generator) -> Outfit:
         number=int(rng.integers(1, 30)) if sport and rng.random() < 0.75 else None,
         sleeves=float(rng.choice([0.65, 0.75, 2.0] if sport else [0, 0.7, 1.9, 2.0, 2.0])),
         trouser=trouser,
-        trousers=0.0 if skirt else float(rng.uniform(0.55, 0.95) if sport else rng.choice([0.9, 1.95, 1.95])),
+        trousers=0.0 if skirt else trousers,
         leg_width=float(rng.uniform(0.024, 0.04)),
         side_stripe=bool(sport and rng.random() < 0.5),
         skirt=float(rng.uniform(0.12, 0.3)) if skirt else 0.0,
