@@ -49,13 +49,21 @@ def compose(dataset: Path, **options: object) -> None:
 @main.command()
 @click.argument("dataset", type=_FOLDER)
 @click.option("--model", required=True, help="Name or folder of a monocular depth model.")
+@click.option(
+    "--predicts",
+    type=click.Choice(["inverse", "metric"]),
+    help="What the model's values are: inverse depth (near is large: DPT, Depth Anything) or "
+    "metres; default: as its configuration says, else inverse.",
+)
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
-def depth(dataset: Path, model: str, batch_size: int) -> None:
+@click.option("--device", help="cpu, cuda:0, ...; default: the first GPU, or the CPU.")
+@click.option("--force", is_flag=True, help="Replace the depth maps that are there.")
+def depth(dataset: Path, model: str, **options: object) -> None:
     """Write depth maps of DATASET's composites with a depth model (extra `depth`)."""
     from convert.depth import estimate
 
-    count = estimate(dataset, model, batch_size=batch_size)
-    click.echo(f"{dataset}: {count} depth maps")
+    made = estimate(dataset, model, **options)["depth_model"]  # type: ignore[arg-type]
+    click.echo(f"{dataset}: {made['images']} depth maps by {model} ({made['predicts']} depth)")
 
 
 @main.command()

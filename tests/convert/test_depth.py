@@ -1,0 +1,403 @@
+"""Depth maps by a model: the data set's conventions, all or nothing, and a real tiny model."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+
+from convert import depth
+from convert.__main__ import main
+from convert.depth import DepthModel, Predicts, encode, estimate, list_composites, write_depth
+from convert.errors import DataError, RecordError
+from convert.source import read_source
+from tests.pictures import jpeg_bytes, smooth
+
+HEIGHT, WIDTH = 48, 64
+
+
+def red(images: list[np.ndarray]) -> list[np.ndarray]:
+    """A predictor whose depth is how red a pixel is, 2 to 3."""
+    return [2 + image[..., 0] / np.float32(255) for image in images]
+
+
+def fake(predict=red, predicts: Predicts = "metric") -> DepthModel:
+    return DepthModel(name="a/model", predict=predict, predicts=predicts, library="none 1.0")
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, hidden ones too."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def gray(data: bytes) -> np.ndarray:
+    """Luma of a depth map, which must be RGB and gray."""
+    image = Image.open(io.BytesIO(data))
+    pixels = np.asarray(image)
+    assert image.mode == "RGB"
+    assert (pixels == pixels[..., :1]).all()
+    return pixels[..., 0]
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """2 backgrounds with 3 composites each, masks, and no depth."""
+    folder = tmp_path / "dataset"
+    for name in ("bg_001", "bg_002"):
+        for kind in ("bg", f"fg_bg/{name}", f"fg_bg_mask/{name}"):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+        (folder / f"bg/{name}.jpg").write_bytes(jpeg_bytes(smooth(HEIGHT, WIDTH)))
+        for sample in range(1, 4):
+            seed = 10 * int(name[-1]) + sample
+            channels = [smooth(HEIGHT, WIDTH, 3 * seed + c) for c in range(3)]
+            picture = jpeg_bytes(np.stack(channels, axis=-1))
+            (folder / f"fg_bg/{name}/img_{sample:04d}.jpg").write_bytes(picture)
+            mask = jpeg_bytes((channels[0] > 128).astype(np.uint8) * 255)
+            (folder / f"fg_bg_mask/{name}/img_{sample:04d}.jpg").write_bytes(mask)
+    return folder
+
+
+@pytest.fixture
+def finished(bare: Path) -> Path:
+    """The same with depth maps, said to be true."""
+    write_depth(list_composites(bare), fake(), progress=False)
+    (bare / "dataset.json").write_text('{"depth": "true", "samples_per_fg": 3}')
+    return bare
+
+
+def test_maps_are_a_data_set_that_can_be_packed(bare: Path) -> None:
+    before = tree(bare)
+    facts = write_depth(list_composites(bare), fake(), batch_size=4, progress=False)
+    source = read_source(bare)  # names and counts agree
+    assert source.layout.samples == 6
+    assert source.facts == facts
+    assert {name: data for name, data in tree(bare).items() if name in before} == before
+    assert {path.name for path in bare.iterdir()} == {
+        *("bg", "fg_bg", "fg_bg_mask", "fg_bg_depth", "dataset.json")
+    }
+    for index in range(6):
+        fg_bg, _, path = source.paths(index)
+        redness = np.asarray(Image.open(fg_bg))[..., 0].astype(float)
+        expected = (redness - redness.min()) * 255 / np.ptp(redness)
+        found = gray(path.read_bytes()).astype(float)
+        assert found.shape == (HEIGHT, WIDTH)
+        assert abs(found - expected).mean() < 3, "JPEG's loss alone"
+
+
+def test_dataset_json_says_what_depth_is(finished: Path) -> None:
+    composites = list_composites(finished, force=True)
+    facts = write_depth(composites, fake(predicts="inverse"), progress=False)
+    assert json.loads((finished / "dataset.json").read_text()) == facts
+    assert facts == {
+        "depth": "estimated",
+        "samples_per_fg": 3,
+        "depth_model": {
+            "name": "a/model",
+            "predicts": "inverse",
+            "library": "none 1.0",
+            "images": 6,
+        },
+    }
+
+
+@pytest.mark.parametrize("size", [1, 4, 100])
+def test_model_sees_all_composites_in_order_whatever_the_batch(bare: Path, size: int) -> None:
+    seen: list[np.ndarray] = []
+    sizes: list[int] = []
+
+    def predict(images: list[np.ndarray]) -> list[np.ndarray]:
+        seen.extend(images)
+        sizes.append(len(images))
+        return red(images)
+
+    write_depth(list_composites(bare), fake(predict), batch_size=size, progress=False)
+    files = sorted((bare / "fg_bg").rglob("*.jpg"))
+    assert all(
+        np.array_equal(image, np.asarray(Image.open(file)))
+        for image, file in zip(seen, files, strict=True)
+    )
+    assert sizes == {1: [1] * 6, 4: [4, 2], 100: [6]}[size]
+
+
+def test_near_is_dark_for_both_kinds_of_prediction() -> None:
+    distance = np.linspace(1, 9, 64 * 64, dtype=np.float32).reshape(64, 64)
+    metric = gray(encode(distance, "metric", (64, 64)))
+    inverse = gray(encode(-3 * distance + 5, "inverse", (64, 64)))
+    assert metric[0, 0] <= 2
+    assert metric[-1, -1] >= 253
+    assert np.array_equal(metric, inverse)
+
+
+def test_flat_and_small_predictions() -> None:
+    assert (gray(encode(np.full((8, 8), 7.0), "inverse", (8, 8))) == 0).all()
+    ramp = np.linspace(0, 1e-9, 5)[None].repeat(3, axis=0)
+    large = gray(encode(ramp, "metric", (24, 40)))
+    assert large.shape == (24, 40)
+    assert large[:, 0].max() <= 3
+    assert large[:, -1].min() >= 252
+
+
+def test_jpeg_is_that_of_the_data_set(finished: Path, dataset: Path) -> None:
+    """Quantisation and subsampling are those of the maps that `compose` writes."""
+    ours = JpegImageFile(next((finished / "fg_bg_depth").rglob("*.jpg")))
+    theirs = JpegImageFile(next((dataset / "fg_bg_depth").rglob("*.jpg")))
+    assert ours.quantization == theirs.quantization
+    assert ours.layer == theirs.layer
+    assert ours.mode == theirs.mode
+
+
+def test_depth_maps_are_replaced_only_by_force(finished: Path) -> None:
+    before = tree(finished)
+    with pytest.raises(DataError, match=r"fg_bg_depth: found depth maps already; add --force"):
+        list_composites(finished)
+    assert tree(finished) == before
+    write_depth(list_composites(finished, force=True), fake(predicts="inverse"), progress=False)
+    after = tree(finished)
+    assert after.keys() == before.keys()
+    assert {name for name in after if after[name] != before[name]} == {
+        name for name in after if name.startswith(("fg_bg_depth/", "dataset.json"))
+    }
+
+
+def test_link_to_depth_maps_is_replaced_and_not_followed(finished: Path, tmp_path: Path) -> None:
+    (finished / "fg_bg_depth").rename(tmp_path / "elsewhere")
+    (finished / "fg_bg_depth").symlink_to(tmp_path / "elsewhere")
+    kept = tree(tmp_path / "elsewhere")
+    write_depth(list_composites(finished, force=True), fake(), progress=False)
+    assert tree(tmp_path / "elsewhere") == kept
+    assert not (finished / "fg_bg_depth").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda path: path.write_bytes(b"no image"), "not a JPEG"),
+        (lambda path: path.write_bytes(path.read_bytes()[:400]), "mend or replace"),
+        (lambda path: path.write_bytes(b""), "empty file"),
+        (lambda path: Image.new("CMYK", (WIDTH, HEIGHT)).save(path), "a CMYK JPEG"),
+        (lambda path: (path.unlink(), path.mkdir()), "cannot be read"),
+    ],
+    ids=["other", "cut", "empty", "cmyk", "folder"],
+)
+@pytest.mark.parametrize("folder", ["bare", "finished"])
+def test_bad_composite_is_named_and_nothing_changes(
+    request: pytest.FixtureRequest, folder: str, spoil, reason: str
+) -> None:
+    dataset = request.getfixturevalue(folder)
+    path = dataset / "fg_bg/bg_002/img_0002.jpg"
+    spoil(path)
+    before = tree(dataset), sorted(dataset.iterdir())
+    composites = list_composites(dataset, force=True)
+    with pytest.raises(RecordError, match=reason) as caught:
+        write_depth(composites, fake(), batch_size=2, progress=False)
+    assert (caught.value.index, caught.value.field, caught.value.where) == (4, "fg_bg", str(path))
+    assert (tree(dataset), sorted(dataset.iterdir())) == before
+
+
+@pytest.mark.parametrize("error", [DataError("a GPU is full"), KeyboardInterrupt()])
+def test_failing_model_leaves_nothing(finished: Path, error: BaseException) -> None:
+    before = tree(finished)
+
+    def predict(images: list[np.ndarray]) -> list[np.ndarray]:
+        if len(images) == 2:
+            raise error
+        return red(images)
+
+    composites = list_composites(finished, force=True)
+    with pytest.raises(type(error)):
+        write_depth(composites, fake(predict), batch_size=4, progress=False)
+    assert tree(finished) == before
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_prediction_that_is_not_finite_is_refused(bare: Path, value: float) -> None:
+    def predict(images: list[np.ndarray]) -> list[np.ndarray]:
+        maps = red(images)
+        maps[1][3, 3] = value
+        return maps
+
+    with pytest.raises(RecordError, match=r"record 1, depth .*img_0002\.jpg.*not finite"):
+        write_depth(list_composites(bare), fake(predict), progress=False)
+    assert not (bare / "fg_bg_depth").exists()
+
+
+def test_full_disk_is_one_clear_error(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    before, composites = tree(finished), list_composites(finished, force=True)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(DataError, match=r"fg_bg_depth: cannot be written .*No space left"):
+        write_depth(composites, fake(), progress=False)
+    assert tree(finished) == before
+
+
+@pytest.mark.parametrize("existing", [True, False])
+def test_failed_renaming_is_undone(
+    finished: Path, existing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not existing:
+        (finished / "fg_bg_depth").rename(finished.parent / "away")
+    before, composites = tree(finished), list_composites(finished, force=True)
+    rename = Path.rename
+
+    def fail(path: Path, target: Path) -> Path:
+        if path.name.endswith(f".partial-{os.getpid()}"):
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(DataError, match="Input/output error"):
+        write_depth(composites, fake(), progress=False)
+    assert tree(finished) == before
+
+
+def test_maps_that_came_meanwhile_are_kept(bare: Path) -> None:
+    composites = list_composites(bare)
+    write_depth(composites, fake(), progress=False)
+    before = tree(bare)
+    with pytest.raises(DataError, match="not empty"):
+        write_depth(composites, fake(predicts="inverse"), progress=False)
+    assert tree(bare) == before
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda d: (d / "bg").rename(d / "backs"), r"bg: no such folder"),
+        (lambda d: (d / "fg_bg").rename(d / "composites"), r"fg_bg/bg_001: no such folder"),
+        (lambda d: [p.unlink() for p in (d / "bg").iterdir()], r"bg: found no images"),
+        (
+            lambda d: [p.unlink() for p in (d / "fg_bg/bg_002").iterdir()],
+            r"fg_bg/bg_002: found no images",
+        ),
+        (lambda d: (d / "bg/bg_001.jpg").unlink(), r"bg_001: found a folder without a background"),
+        (lambda d: (d / "fg_bg/bg_001/note.txt").touch(), r"note\.txt: found a file that is not"),
+        (lambda d: (d / "dataset.json").write_text("[]"), r"dataset\.json: cannot be read"),
+    ],
+    ids=["no-bg", "no-fg_bg", "empty-bg", "empty-group", "stray-group", "stray-file", "json"],
+)
+def test_bad_folder_is_refused_before_a_model_is_loaded(bare: Path, spoil, message: str) -> None:
+    spoil(bare)
+    before = tree(bare)
+    with pytest.raises(DataError, match=message):
+        estimate(bare, "no/such-model", progress=False)
+    assert tree(bare) == before
+
+
+def test_without_transformers_one_line_says_what_to_install(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    done = CliRunner().invoke(main, ["depth", str(bare), "--model", "a/model"])
+    assert done.exit_code == 2
+    assert "pip install .[depth]" in done.output
+    assert len(done.output.splitlines()) == 1
+    assert not (bare / "fg_bg_depth").exists()
+
+
+needs_transformers = pytest.mark.skipif(
+    importlib.util.find_spec("transformers") is None,
+    reason="transformers is not installed (pip install .[depth])",
+)
+
+
+def save_tiny_model(folder: Path, kind: str) -> None:
+    """A depth model of a few thousand random weights, with the processor that belongs to it."""
+    import transformers
+
+    transformers.set_seed(0)
+    model: Any
+    if kind == "dpt":
+        config = transformers.DPTConfig(
+            image_size=32,
+            patch_size=16,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            backbone_out_indices=[0, 1, 2, 3],
+            neck_hidden_sizes=[8] * 4,
+            fusion_hidden_size=8,
+        )
+        model = transformers.DPTForDepthEstimation(config)
+        processor = transformers.DPTImageProcessor(size={"height": 32, "width": 32})
+    else:
+        config = transformers.GLPNConfig(
+            hidden_sizes=[8] * 4,
+            depths=[1] * 4,
+            num_attention_heads=[1] * 4,
+            decoder_hidden_size=8,
+        )
+        model = transformers.GLPNForDepthEstimation(config)
+        processor = transformers.GLPNImageProcessor()
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+@needs_transformers
+@pytest.mark.slow  # importing transformers is what takes long
+@pytest.mark.parametrize(("kind", "predicts"), [("dpt", "inverse"), ("glpn", "metric")])
+def test_real_model_writes_all_maps(bare: Path, tmp_path: Path, kind: str, predicts: str) -> None:
+    save_tiny_model(tmp_path / kind, kind)
+    command = ["depth", str(bare), "--model", str(tmp_path / kind), "--device", "cpu"]
+    done = CliRunner().invoke(main, [*command, "--batch-size", "4"])
+    assert done.exit_code == 0, done.output
+    assert f"6 depth maps by {tmp_path / kind} ({predicts} depth)" in done.output
+    source = read_source(bare)
+    found = [gray(source.paths(index)[2].read_bytes()) for index in range(6)]
+    assert {one.shape for one in found} == {(HEIGHT, WIDTH)}
+    assert all(one.min() <= 5 and one.max() >= 250 for one in found)
+    opposite = {"inverse": "metric", "metric": "inverse"}[predicts]
+    done = CliRunner().invoke(main, [*command, "--force", "--predicts", opposite])
+    assert done.exit_code == 0, done.output
+    turned = [gray(source.paths(index)[2].read_bytes()) for index in range(6)]
+    assert all(abs(255.0 - a - b).mean() < 3 for a, b in zip(found, turned, strict=True)), (
+        "the same model, read the other way round"
+    )
+
+
+@needs_transformers
+@pytest.mark.slow
+@pytest.mark.parametrize("content", [None, '{"model_type": "vit"}', "no JSON"])
+def test_what_is_no_depth_model_is_refused(bare: Path, tmp_path: Path, content: str | None) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    if content is not None:
+        (folder / "config.json").write_text(content)
+    with pytest.raises(DataError, match=r"model: cannot be loaded as a depth model") as caught:
+        estimate(bare, str(folder), progress=False)
+    assert "\n" not in caught.value.message
+    assert not (bare / "fg_bg_depth").exists()
+
+
+def test_failure_inside_a_pipeline_is_translated() -> None:
+    def run(images: list[Image.Image], batch_size: int) -> None:
+        raise RuntimeError("out of\nmemory")
+
+    with pytest.raises(DataError, match=r"^a/model: failed on 2 images \(out of memory\)"):
+        depth._predictor("a/model", run)([np.zeros((4, 4, 3), np.uint8)] * 2)
+
+
+@pytest.mark.parametrize(
+    ("config", "predicts"),
+    [
+        ({"model_type": "dpt"}, "inverse"),
+        ({"model_type": "depth_anything", "depth_estimation_type": "relative"}, "inverse"),
+        ({"model_type": "depth_anything", "depth_estimation_type": "metric"}, "metric"),
+        ({"model_type": "zoedepth"}, "metric"),
+    ],
+)
+def test_kind_of_depth_comes_from_the_configuration(config: dict, predicts: str) -> None:
+    assert depth._what_it_predicts(type("Config", (), config)()) == predicts
