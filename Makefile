@@ -37,7 +37,7 @@ demo: install
 	$(RUN) -m convert pack $(DEMO_DIR)/data $(DEMO_DIR)/shards
 	$(RUN) -m convert verify $(DEMO_DIR)/shards --source $(DEMO_DIR)/data
 	$(RUN) -m convert show $(DEMO_DIR)/shards $(DEMO_DIR)/shards.png
-	$(RUN) train.py fit $(DEMO_DIR)/shards $(DEMO_DIR)/run --recipe demo --width 16 --loader $(LOADER)
+	$(RUN) train.py fit $(DEMO_DIR)/shards $(DEMO_DIR)/run --recipe demo --loader $(LOADER)
 	$(RUN) train.py evaluate $(DEMO_DIR)/shards $(DEMO_DIR)/run/best.safetensors \
 		--loader $(LOADER) --picture $(DEMO_DIR)/predictions.png
 

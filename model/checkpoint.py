@@ -1,0 +1,212 @@
+"""Weights and run state on disk: written atomically, read without running stored code.
+
+- `best.safetensors`: weights, with all that a prediction needs in the file's metadata.
+- `last.pt`: everything a run needs to go on; tensors and plain values only, so that
+  `torch.load(weights_only=True)` reads it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from model.errors import ModelError
+from model.unet import DualDecoderUNet, rename_original
+
+FORMAT = "maskdepth-network"
+VERSION = 1
+
+
+class ChannelStatistics(NamedTuple):
+    """Mean and standard deviation of each channel, in 0..1."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+_PUBLISHED_BG = ChannelStatistics((0.5039, 0.5001, 0.4849), (0.2465, 0.2463, 0.2582))
+ORIGINAL_STATISTICS = {"bg": _PUBLISHED_BG, "fg_bg": _PUBLISHED_BG}
+"""What the original normalised with while it trained: fg_bg with the figures of bg, too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkInfo:
+    """What must be known of weights to use them."""
+
+    width: int
+    """Channels at full size."""
+    size: int
+    """Height and width of the input that it was trained for last."""
+    depth_loss: str
+    """The loss that gave the depth output its meaning; see `model.losses.depth_values`."""
+    statistics: dict[str, ChannelStatistics]
+    """Normalisation that it was trained with, of bg and fg_bg."""
+    recipe: str = ""
+    """Name of the recipe."""
+    split: str = "random"
+    """How training and validation were told apart."""
+    split_seed: int = 42
+    """Seed of the split."""
+    validation: float = 0.3
+    """Share of the validation split."""
+    scores: dict[str, Any] | None = None
+    """Validation figures at the time of writing."""
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> NetworkInfo:
+        """The inverse of `dataclasses.asdict`; raises TypeError, KeyError or ValueError."""
+        statistics = {
+            name: ChannelStatistics(*(tuple(float(v) for v in part) for part in pair))
+            for name, pair in value["statistics"].items()
+        }
+        if not {"bg", "fg_bg"} <= statistics.keys():
+            raise ValueError("statistics of bg and fg_bg are needed")
+        return cls(**{**value, "statistics": statistics})
+
+
+def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file atomically and durably: temporary name, fsync, rename, fsync of the folder.
+
+    ``write`` gets the temporary path. After a crash there is the old file or the new one.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        write(temporary)
+        _sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save_network(path: Path, network: DualDecoderUNet, info: NetworkInfo) -> None:
+    """Weights and info as safetensors."""
+    # safetensors refuses channels_last tensors.
+    tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
+    metadata = {"format": FORMAT, "version": str(VERSION), "info": json.dumps(asdict(info))}
+    # Not save_file: it makes the file readable by its owner alone, whatever the umask says.
+    replace_file(path, lambda temporary: _write_bytes(temporary, save(tensors, metadata)))
+
+
+def load_network(path: str | Path) -> tuple[DualDecoderUNet, NetworkInfo]:
+    """A network in eval mode on the CPU, from `.safetensors` or the original's `.pth`.
+
+    The original's file says neither size nor statistics: 224 and ORIGINAL_STATISTICS.
+    Raises ModelError for a missing or damaged file, foreign weights, or another version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"checkpoint {path}: no such file; expected RUN_DIR/best.safetensors")
+    if path.suffix == ".safetensors":
+        tensors, info = _read_safetensors(path)
+    else:
+        tensors = rename_original(_read_state_dict(path))
+        width = tensors["encoder.inc.0.weight"].shape[0]
+        info = NetworkInfo(
+            width=width,
+            size=224,
+            depth_loss="l1",
+            statistics=ORIGINAL_STATISTICS,
+            recipe="original",
+        )
+    network = DualDecoderUNet(info.width)
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"checkpoint {path}: weights do not fit the network: {reason}") from None
+    return network.eval(), info
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], NetworkInfo]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"checkpoint {path}: not a readable safetensors file: {error}") from None
+    found = (metadata.get("format"), metadata.get("version"))
+    if found != (FORMAT, str(VERSION)):
+        raise ModelError(
+            f"checkpoint {path}: found format {found[0]!r} version {found[1]!r} in its metadata, "
+            f"expected {FORMAT!r} version {VERSION}, as `train.py fit` writes it"
+        )
+    try:
+        return tensors, NetworkInfo.from_json(json.loads(metadata["info"]))
+    except (TypeError, KeyError, ValueError) as error:
+        raise ModelError(f"checkpoint {path}: damaged metadata: {error}") from None
+
+
+def _read_state_dict(path: Path) -> Mapping[str, Tensor]:
+    value = _load_plain(path)
+    # Some people save {"state_dict": ...} or {"model_state_dict": ...}.
+    for key in ("state_dict", "model_state_dict"):
+        if isinstance(value, Mapping) and isinstance(value.get(key), Mapping):
+            value = value[key]
+    if not isinstance(value, Mapping) or not all(isinstance(v, Tensor) for v in value.values()):
+        raise ModelError(
+            f"checkpoint {path}: expected a state dict (names to tensors), "
+            f"found {type(value).__name__}; save it with torch.save(model.state_dict(), PATH)"
+        )
+    return value
+
+
+def _load_plain(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types, by what the bytes look like
+        reason = str(error).splitlines()[0][:200]
+        raise ModelError(
+            f"{path}: not a file of tensors and plain values, or damaged ({reason}); "
+            "files that hold code are refused"
+        ) from None
+
+
+class Position(NamedTuple):
+    """The next batch to train on: stage, epoch of the stage, batch of the epoch; from 0."""
+
+    stage: int = 0
+    epoch: int = 0
+    batch: int = 0
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """A run's whole state: tensors and plain values, and the random generators' state."""
+    generators = [torch.get_rng_state()]
+    if torch.cuda.is_available():
+        generators += torch.cuda.get_rng_state_all()
+    replace_file(path, lambda file: torch.save({**state, "generators": generators}, file))
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """The inverse of `save_state`; sets the random generators. Raises ModelError if damaged."""
+    state = _load_plain(path)
+    if not isinstance(state, dict) or "position" not in state or "generators" not in state:
+        raise ModelError(f"{path}: not the state of a run; expected what `train.py fit` writes")
+    cpu, *cuda = state.pop("generators")
+    torch.set_rng_state(cpu)
+    if torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(cuda)
+    state["position"] = Position(*state["position"])
+    return state

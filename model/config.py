@@ -1,0 +1,93 @@
+"""The configuration of a training run: checked when built, saved with the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from model.checkpoint import replace_file
+from model.errors import ModelError
+from model.recipe import Recipe
+
+MAY_CHANGE = ("shards", "loader", "device", "amp", "workers", "save_every")
+"""What a resumed run may set anew: where and how fast it runs, not what it computes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides what `train.py fit` does."""
+
+    shards: str
+    """Folder of `pack`; for the reference loader the data set folder."""
+    recipe: Recipe
+    """Stages, rates, losses."""
+    loader: str = "ffcv"
+    """Engine that reads: ffcv, dali or reference."""
+    split: str = "random"
+    """What validation has not seen: random samples, bg, fg or both."""
+    split_seed: int = 42
+    """Seed of the split; 42 is the original's."""
+    validation: float = 0.3
+    """Share of the samples (or groups) that is kept for validation."""
+    width: int = 64
+    """Channels at full size."""
+    seed: int = 0
+    """Seed of the first weights and of the order of samples."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    amp: str = "auto"
+    """auto, off, bf16 or fp16."""
+    workers: int | None = None
+    """Threads or processes of the loader; None lets it choose."""
+    save_every: int = 500
+    """Steps between two states on disk within an epoch."""
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise ValueError(f"width must be at least 1, found {self.width}")
+        if not 0 < self.validation < 1:
+            raise ValueError(f"validation must be between 0 and 1, found {self.validation}")
+        if self.save_every < 1:
+            raise ValueError(f"save_every must be at least 1, found {self.save_every}")
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> RunConfig:
+        """The inverse of `dataclasses.asdict`; raises TypeError, KeyError or ValueError."""
+        return cls(**{**value, "recipe": Recipe.from_json(value["recipe"])})
+
+
+def write_config(path: Path, config: RunConfig, versions: Mapping[str, str]) -> None:
+    """Save the configuration, with the versions of the libraries that ran it."""
+    text = json.dumps({"config": asdict(config), "versions": dict(versions)}, indent=1) + "\n"
+    replace_file(path, lambda temporary: _write_text(temporary, text))
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def read_config(path: Path) -> RunConfig:
+    """The configuration of an earlier run. Raises ModelError if it is damaged."""
+    try:
+        return RunConfig.from_json(json.loads(path.read_text(encoding="utf-8"))["config"])
+    except (OSError, TypeError, KeyError, ValueError) as error:
+        raise ModelError(f"{path}: damaged configuration of a run: {error}") from None
+
+
+def resumed_config(saved: RunConfig, given: Mapping[str, Any], where: Path) -> RunConfig:
+    """The saved configuration with the options given anew.
+
+    Raises ModelError if a given option would change what the run computes.
+    """
+    for name, value in given.items():
+        before = getattr(saved, name)
+        if name not in MAY_CHANGE and value != before:
+            shown = (before.name, value.name) if isinstance(value, Recipe) else (before, value)
+            raise ModelError(
+                f"{where} was started with another --{name.replace('_', '-')} "
+                f"({shown[0]!r}, now {shown[1]!r}): leave the option out, or use a new RUN_DIR"
+            )
+    return replace(saved, **{name: given[name] for name in MAY_CHANGE if name in given})

@@ -1,0 +1,12 @@
+"""The error that a person can mend in a recipe, checkpoint, image or option."""
+
+import click
+
+
+class ModelError(click.ClickException):
+    """The message names the file or option, what was found, what was expected, what to do.
+
+    Command lines print it on one line and end with exit code 2.
+    """
+
+    exit_code = 2

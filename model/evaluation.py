@@ -1,0 +1,131 @@
+"""Score a network on a validation set, beside what needs no network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from model.baselines import TrainingMeans, difference_logits
+from model.metrics import SampleTable, Scores, pooled_scores, sample_sums
+from model.pictures import Example
+from model.precision import Precision
+from model.report import ROWS
+from model.step import Prediction, Preprocess, measure, predict_step
+from model.unet import Decode, DualDecoderUNet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Scores by row of `model.report.ROWS`, the network's sums per sample, and examples."""
+
+    rows: dict[str, Scores]
+    table: dict[str, np.ndarray]
+    examples: list[Example]
+
+
+def _shown(loader: Any, what: str) -> Iterable[Any]:
+    """Batches of epoch 0, with a progress bar on a terminal."""
+    return tqdm(loader.epoch(0), total=len(loader), desc=what, disable=None, leave=False)
+
+
+def validate(
+    network: DualDecoderUNet,
+    loader: Any,
+    preprocess: Preprocess,
+    precision: Precision,
+    depth_loss: str,
+    decode: Decode,
+) -> Scores:
+    """The network's own scores over a loader; leaves the network in eval mode."""
+    network.eval()
+    table = SampleTable(loader.layout.samples, loader.device)
+    for batch in _shown(loader, "validating"):
+        inputs = preprocess(batch)
+        prediction = predict_step(inputs, network, precision, depth_loss, decode)
+        table.add(batch.index, measure(prediction, inputs))
+    return pooled_scores(table.collect())
+
+
+@torch.inference_mode()
+def training_means(loader: Any, preprocess: Preprocess, size: int) -> TrainingMeans:
+    """Means of the targets of the training samples that ``loader`` yields."""
+    starts = torch.from_numpy(np.asarray(loader.layout.group_starts, dtype=np.int64))
+    means = TrainingMeans(starts.to(loader.device), size)
+    for batch in _shown(loader, "means of the training targets"):
+        inputs = preprocess(batch)
+        means.add(batch.index, inputs.mask, inputs.depth)
+    return means
+
+
+@torch.inference_mode()
+def evaluate_network(
+    network: DualDecoderUNet,
+    loader: Any,
+    preprocess: Preprocess,
+    precision: Precision,
+    depth_loss: str,
+    means: TrainingMeans,
+    size: int,
+    examples: int = 6,
+) -> Evaluation:
+    """Scores of the network and of the baselines, and some examples spread over the set.
+
+    loader: validation batches in order. means: of the training split, at the same size.
+    """
+    network.eval()
+    tables = {row: SampleTable(loader.layout.samples, loader.device) for row in ROWS}
+    wanted: set[int] | None = None
+    shown: list[Example] = []
+    position = 0
+    for batch in _shown(loader, "evaluating"):
+        inputs = preprocess(batch)
+        prediction = predict_step(inputs, network, precision, depth_loss, "both")
+        tables["network"].add(batch.index, measure(prediction, inputs))
+        bg = loader.backgrounds.gather(batch.index)
+        for row, (logits, depth) in _baselines(batch, bg, inputs, means, size).items():
+            tables[row].add(batch.index, sample_sums(logits, depth, inputs.mask, inputs.depth))
+        count = len(batch.index)
+        if wanted is None:  # spread over the full batches: the last may be smaller
+            total = max(1, len(loader) - 1) * count
+            wanted = set(np.linspace(0, total - 1, 2 * examples + 1).astype(int)[1::2].tolist())
+        chosen = [p - position for p in sorted(wanted) if position <= p < position + count]
+        shown += [_example(batch, bg, inputs, prediction, number) for number in chosen]
+        position += count
+    collected = {row: table.collect() for row, table in tables.items()}
+    return Evaluation(
+        rows={row: pooled_scores(table) for row, table in collected.items()},
+        table=collected["network"],
+        examples=shown,
+    )
+
+
+def _baselines(
+    batch: Any, bg: Tensor, inputs: Any, means: TrainingMeans, size: int
+) -> dict[str, tuple[Tensor | None, Tensor | None]]:
+    """(mask logits, depth) of each baseline, in the form of a network's prediction."""
+    return {
+        "difference": (difference_logits(bg, batch.fg_bg, size), None),
+        "prior": (means.prior_logit(inputs.mask), None),
+        "background_depth": (None, means.background_depth(batch.index)),
+        "overall_depth": (None, means.overall_depth(batch.index)),
+    }
+
+
+def _example(batch: Any, bg: Tensor, inputs: Any, prediction: Prediction, number: int) -> Example:
+    """One sample and its prediction, as host arrays. Host syncs: a handful an evaluation."""
+    if prediction.mask_logits is None or prediction.depth is None:
+        raise ValueError("an example needs both decoders")
+    return Example(
+        bg=bg[number].permute(1, 2, 0).cpu().numpy(),
+        fg_bg=batch.fg_bg[number].permute(1, 2, 0).cpu().numpy(),
+        mask=prediction.mask_logits[number, 0].sigmoid().cpu().numpy(),
+        depth=prediction.depth[number, 0].cpu().numpy(),
+        target_mask=inputs.mask[number, 0].cpu().numpy(),
+        target_depth=inputs.depth[number, 0].cpu().numpy(),
+    )

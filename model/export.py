@@ -1,0 +1,103 @@
+"""Write a trained network as one file that runs without this project, checked against it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from model.checkpoint import replace_file
+from model.errors import ModelError
+from model.predictor import Predictor
+
+TOLERANCE = 1e-4
+"""Largest accepted difference of a probability or depth from the network run eagerly."""
+
+INPUTS, OUTPUTS = ("bg", "fg_bg"), ("mask", "depth")
+
+
+def export_network(predictor: Predictor, path: Path) -> float:
+    """Write `.pt2` (torch.export) or `.onnx`; returns the largest difference found.
+
+    Inputs bg and fg_bg: float32 (B, 3, S, S), RGB in 0..255, any B, S the size of training.
+    Outputs mask and depth: float32 (B, 1, S, S) in 0..1. Raises ModelError for another
+    suffix, for `.onnx` without the extra, or if the file does not reproduce the network;
+    then no file is left.
+    """
+    writers = {".pt2": _write_pt2, ".onnx": _write_onnx}
+    if path.suffix not in writers:
+        raise ModelError(f"{path}: found suffix {path.suffix!r}, expected .pt2 or .onnx")
+    if not path.parent.is_dir():
+        raise ModelError(f"{path.parent}: no such folder")
+    predictor = predictor.to("cpu").eval()
+    differences: list[float] = []
+
+    def write(temporary: Path) -> None:
+        run = writers[path.suffix](predictor, temporary)
+        # Another batch size than the one it was traced with.
+        images = _images(3, predictor.size)
+        with torch.no_grad():
+            expected = predictor(*images)
+        pairs = zip(run(*images), expected, strict=True)
+        difference = max((ours - theirs).abs().max().item() for ours, theirs in pairs)
+        if not difference <= TOLERANCE:
+            raise ModelError(
+                f"{path}: differs from the network by {difference:g}, expected at most {TOLERANCE}"
+            )
+        differences.append(difference)
+
+    replace_file(path, write)
+    return differences[0]
+
+
+Run = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+
+
+def _images(batch: int, size: int) -> tuple[Tensor, Tensor]:
+    """Smooth seeded images with some noise, in 0..255: closer to photos than noise alone."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(2 * batch, 3, 7, 7, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bicubic")
+    noise = 0.05 * torch.randn(2 * batch, 3, size, size, generator=generator)
+    bg, fg_bg = (255 * (smooth + noise).clamp(0, 1)).round().chunk(2)
+    return bg, fg_bg
+
+
+def _exported(predictor: Predictor) -> torch.export.ExportedProgram:
+    batch = torch.export.Dim("batch", min=1)
+    shapes = {name: {0: batch} for name in INPUTS}
+    return torch.export.export(predictor, _images(2, predictor.size), dynamic_shapes=shapes)
+
+
+def _write_pt2(predictor: Predictor, path: Path) -> Run:
+    with open(path, "wb") as file:
+        torch.export.save(_exported(predictor), file)
+    with open(path, "rb") as file:
+        return torch.export.load(file).module()
+
+
+def _write_onnx(predictor: Predictor, path: Path) -> Run:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ModelError(
+            f"ONNX needs {error.name}, which is not installed: pip install 'maskdepth[export]', "
+            "or export to a .pt2 file"
+        ) from None
+    program = torch.onnx.export(
+        _exported(predictor), input_names=INPUTS, output_names=OUTPUTS, dynamo=True, verbose=False
+    )
+    if program is None:
+        raise ModelError(f"{path}: torch.onnx.export gave no program")
+    program.save(path, external_data=False)
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+
+    def run(bg: Tensor, fg_bg: Tensor) -> tuple[Tensor, ...]:
+        feeds = {"bg": bg.numpy(), "fg_bg": fg_bg.numpy()}
+        return tuple(torch.from_numpy(value) for value in session.run(list(OUTPUTS), feeds))
+
+    return run

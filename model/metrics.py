@@ -1,0 +1,186 @@
+"""Metrics pooled over a data set: sums per sample on the device, one read-out at the end.
+
+Sums, not averages of batch averages, so a figure does not change with the batch size. One
+row per sample, so that any grouping (background, person) can be read from the same table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+COLUMNS = (
+    "seen",
+    "mask_pixels",
+    "mask_bce",
+    "intersection",
+    "union",
+    "depth_pixels",
+    "depth_abs",
+    "depth_square",
+    "valid",
+    "within_125",
+    "log",
+    "log_square",
+)
+VALID_DEPTH = 0.05
+"""delta1 and SILog are ratios: they count pixels whose target is at least this."""
+LOWEST_DEPTH = 1e-3
+"""Predictions are raised to this before their logarithm."""
+
+
+def sample_sums(
+    mask_logits: Tensor | None, depth: Tensor | None, mask: Tensor, depth_target: Tensor
+) -> Tensor:
+    """Sums over the pixels of each sample; float64 (B, len(COLUMNS)), no host sync.
+
+    mask_logits, depth: float (B, 1, H, W), or None where that decoder did not run.
+    mask: float (B, 1, H, W), 0 or 1. depth_target: float (B, 1, H, W) in 0..1.
+    """
+    batch = mask.shape[0]
+    pixels = float(mask[0].numel())
+    ones = torch.ones(batch, dtype=torch.float64, device=mask.device)
+    empty = torch.zeros_like(ones)
+
+    def total(values: Tensor) -> Tensor:
+        return values.flatten(1).sum(dim=1, dtype=torch.float64)
+
+    sums = [ones]
+    if mask_logits is None:
+        sums += [empty] * 4
+    else:
+        logits, found, truth = mask_logits.float(), mask_logits > 0, mask > 0.5
+        bce = F.binary_cross_entropy_with_logits(logits, mask, reduction="none")
+        sums += [ones * pixels, total(bce), total(found & truth), total(found | truth)]
+    if depth is None:
+        sums += [empty] * 6
+    else:
+        error = depth.float() - depth_target
+        valid = depth_target >= VALID_DEPTH
+        log = depth.float().clamp(min=LOWEST_DEPTH).log()
+        log = (log - depth_target.clamp(min=VALID_DEPTH).log()) * valid
+        # max(a / b, b / a) < 1.25 is |log a - log b| < log 1.25
+        close = (log.abs() < float(np.log(1.25))) & valid
+        sums += [ones * pixels, total(error.abs()), total(error.square())]
+        sums += [total(valid), total(close), total(log), total(log.square())]
+        return torch.stack(sums, dim=1)
+    return torch.stack([*sums, empty], dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Pooled figures; None where that decoder did not run.
+
+    mask_bce: nats per pixel. mask_iou: intersection over union of all pixels of the set,
+    threshold 0.5. depth_l1, depth_rmse: in 0..1; depth_rmse_x10 is the original's figure, on
+    values times 10. delta1: share of valid pixels whose ratio to the target is below 1.25.
+    silog: 100 x standard deviation of the log ratio within an image (Eigen et al. 2014 with
+    lambda 1), averaged over images. Valid are pixels with a target of at least VALID_DEPTH.
+    """
+
+    samples: int
+    mask_bce: float | None = None
+    mask_iou: float | None = None
+    depth_l1: float | None = None
+    depth_rmse: float | None = None
+    depth_rmse_x10: float | None = None
+    delta1: float | None = None
+    silog: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, in the order above."""
+        return asdict(self)
+
+
+class SampleTable:
+    """Sums of every sample of a data set, accumulated on the device."""
+
+    def __init__(self, samples: int, device: torch.device | str) -> None:
+        """``samples``: size of the whole data set, so that rows are found by index."""
+        self.rows = torch.zeros(samples, len(COLUMNS), dtype=torch.float64, device=device)
+
+    def add(self, index: Tensor, sums: Tensor) -> None:
+        """Add `sample_sums` of a batch; ``index`` int64 (B,) on the device. No host sync."""
+        self.rows.index_add_(0, index, sums)
+
+    def collect(self) -> dict[str, np.ndarray]:
+        """Columns by name over the whole data set, of all ranks; "seen" is 1 where measured.
+
+        A sample that was seen twice (ranks padded to equal length) counts once.
+        """
+        rows = self.rows.clone()
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(rows)
+        table = rows.cpu().numpy()  # host sync: once per evaluation
+        table = table / np.maximum(table[:, :1], 1)
+        return dict(zip(COLUMNS, table.T, strict=True))
+
+
+def pooled_scores(table: Mapping[str, np.ndarray], rows: np.ndarray | None = None) -> Scores:
+    """Figures over all measured samples, or over those that ``rows`` (bool or index) names."""
+    chosen = {name: column if rows is None else column[rows] for name, column in table.items()}
+    total = {name: float(column.sum()) for name, column in chosen.items()}
+    figures: dict[str, float] = {}
+    if total["mask_pixels"]:
+        figures["mask_bce"] = total["mask_bce"] / total["mask_pixels"]
+        # no person anywhere and none found: perfect
+        union = total["union"]
+        figures["mask_iou"] = total["intersection"] / union if union else 1.0
+    if pixels := total["depth_pixels"]:
+        figures["depth_l1"] = total["depth_abs"] / pixels
+        figures["depth_rmse"] = float(np.sqrt(total["depth_square"] / pixels))
+        figures["depth_rmse_x10"] = 10 * figures["depth_rmse"]
+    if total["valid"]:
+        figures["delta1"] = total["within_125"] / total["valid"]
+        measured = chosen["valid"] > 0
+        valid = chosen["valid"][measured]
+        mean = chosen["log"][measured] / valid
+        variance = chosen["log_square"][measured] / valid - mean**2
+        figures["silog"] = float(100 * np.sqrt(np.maximum(variance, 0)).mean())
+    return Scores(samples=int(total["seen"]), **figures)
+
+
+def group_spread(table: Mapping[str, np.ndarray], group: np.ndarray) -> dict[str, Any]:
+    """How the scores vary between groups: worst, mean and best of each group's own figure.
+
+    group: int64 (samples,), the background or the person of each sample. Groups without a
+    measured sample do not count.
+    """
+    seen = table["seen"] > 0
+    each = [pooled_scores(table, seen & (group == name)) for name in np.unique(group[seen])]
+    spread: dict[str, Any] = {"groups": len(each)}
+    for figure, low_is_good in (("mask_iou", False), ("depth_rmse", True)):
+        values = [v for v in (getattr(scores, figure) for scores in each) if v is not None]
+        if values:
+            worst, best = (max, min) if low_is_good else (min, max)
+            mean = float(np.mean(values))
+            spread[figure] = {"worst": worst(values), "mean": mean, "best": best(values)}
+    return spread
+
+
+class RunningMean:
+    """Mean of a value per sample, kept on the device until it is read."""
+
+    def __init__(self, device: torch.device | str) -> None:
+        self.sums = torch.zeros(2, dtype=torch.float64, device=device)
+
+    def add(self, mean: Tensor, samples: int) -> None:
+        """Add a batch's mean (scalar tensor on the device). No host sync."""
+        self.sums[0] += mean.detach().double() * samples
+        self.sums[1] += samples
+
+    def read(self) -> float:
+        """The mean of all samples so far, on this rank; NaN before the first. A host sync."""
+        total, samples = self.sums.tolist()
+        return total / samples if samples else float("nan")
+
+    def reset(self) -> None:
+        """Start anew. No host sync."""
+        self.sums.zero_()

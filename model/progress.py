@@ -1,0 +1,78 @@
+"""What a person sees while an epoch runs: loss, samples per second, time spent waiting."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+READ_EVERY_S = 1.0
+"""Reading the loss makes the host wait for the device: at most once in this time."""
+
+
+class EpochMeter:
+    """Progress bar of an epoch, on a terminal only; measures the wait for data everywhere.
+
+    The wait is the time the host stood still for the next batch, as a share of the epoch's
+    wall time: near 0 the network is the limit, near 1 the loader is.
+    """
+
+    def __init__(self, title: str, batches: int, done: int = 0) -> None:
+        self.bar = tqdm(total=batches, initial=done, desc=title, unit="batch", disable=None)
+        self.samples = 0
+        self.wait_s = 0.0
+        self.started = self.last_read = time.perf_counter()
+
+    def __enter__(self) -> EpochMeter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.bar.close()
+
+    def batches(self, source: Iterable[Any]) -> Iterator[Any]:
+        """The batches of a loader; the time that each took to come counts as waiting."""
+        iterator = iter(source)
+        while True:
+            before = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self.wait_s += time.perf_counter() - before
+            yield batch
+
+    def step(self, samples: int) -> bool:
+        """Count a batch. True when it is time to read the loss and call `show`."""
+        self.samples += samples
+        self.bar.update()
+        return time.perf_counter() - self.last_read >= READ_EVERY_S
+
+    def show(self, loss: float) -> None:
+        """Put the loss, the rate and the wait beside the bar."""
+        self.last_read = time.perf_counter()
+        self.bar.set_postfix_str(
+            f"loss {loss:.4f}, {self.samples_per_s:.1f} samples/s, wait {self.wait_share:.0%}"
+        )
+
+    @property
+    def epoch_s(self) -> float:
+        """Seconds since the epoch began (or went on, after a resume)."""
+        return time.perf_counter() - self.started
+
+    @property
+    def samples_per_s(self) -> float:
+        """Samples trained on per second of wall time."""
+        return self.samples / max(self.epoch_s, 1e-9)
+
+    @property
+    def wait_share(self) -> float:
+        """Share of the wall time spent waiting for data, in 0..1."""
+        return self.wait_s / max(self.epoch_s, 1e-9)

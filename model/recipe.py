@@ -1,0 +1,169 @@
+"""Training recipes as data: the built-in ones, and a user's own from a file."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from model.errors import ModelError
+from model.losses import LOGIT_DEPTH
+from model.stage import Stage, require, require_number, require_whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Stages in order, trained with SGD; each stage starts with fresh momentum."""
+
+    name: str
+    """What `--recipe` calls it."""
+    stages: tuple[Stage, ...]
+    """At least one."""
+    width: int = 64
+    """Channels at full size, where `--width` does not say otherwise."""
+    momentum: float = 0.9
+    """Of SGD, in 0..1."""
+    weight_decay: float = 1e-5
+    """Of SGD, on every trained parameter."""
+    nesterov: bool = False
+    """Nesterov's form of the momentum."""
+    flip: float = 0.0
+    """Probability that a training sample is flipped left-right."""
+    jitter: float = 0.0
+    """Largest change of brightness, contrast, saturation and hue in training, 0..0.5."""
+    rgb_shift: float = 0.0
+    """Largest value added to each colour channel in training, in 0..1."""
+
+    def __post_init__(self) -> None:
+        name: object = self.name
+        require(isinstance(name, str) and bool(name), f"name must be a text, found {name!r}")
+        require_whole(self, "width")
+        require(bool(self.stages), "stages: at least one is needed")
+        object.__setattr__(self, "stages", tuple(self.stages))
+        highest = {"momentum": 1, "weight_decay": 1, "flip": 1, "jitter": 0.5, "rgb_shift": 1}
+        for field, high in highest.items():
+            require_number(self, field, 0, high)
+        require(not self.nesterov or self.momentum > 0, "nesterov needs a momentum above 0")
+        logit = {s.depth_loss in LOGIT_DEPTH for s in self.stages if "depth" in s.trains}
+        require(
+            len(logit) <= 1,
+            "depth_loss bce makes the depth output a logit; a recipe cannot mix it with others",
+        )
+
+    @property
+    def augments(self) -> bool:
+        """Whether training samples are changed at random."""
+        return bool(self.flip or self.jitter or self.rgb_shift)
+
+    @property
+    def depth_loss(self) -> str:
+        """The last depth loss trained with; it says what the depth output means."""
+        return next((s.depth_loss for s in reversed(self.stages) if "depth" in s.trains), "l1")
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Recipe:
+        """From plain values, as in a file or in `dataclasses.asdict`; ValueError on nonsense."""
+        require(isinstance(value, Mapping), f"expected a table, found {type(value).__name__}")
+        stages = value.get("stages")
+        require(isinstance(stages, list | tuple) and bool(stages), "stages: expected a list")
+        built = []
+        for number, stage in enumerate(stages or (), start=1):
+            try:
+                require(isinstance(stage, Mapping), f"expected a table, found {stage!r}")
+                built.append(Stage(**_checked_keys(Stage, stage)))
+            except ValueError as error:
+                raise ValueError(f"stage {number}: {error}") from None
+        return cls(**{**_checked_keys(cls, value), "stages": tuple(built)})
+
+
+def _checked_keys(kind: type, value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The value itself, once it has no unknown and no missing key."""
+    known = {field.name: field for field in fields(kind)}
+    unknown = [key for key in value if key not in known]
+    require(not unknown, f"unknown key {unknown}; known are {', '.join(known)}")
+    required = ("size", "batch_size", "lr", "trains") if kind is Stage else ("name", "stages")
+    missing = [key for key in required if key not in value]
+    require(not missing, f"missing key {missing}")
+    return value
+
+
+def _original() -> Recipe:
+    """The original work's two parts (depth, then mask), each at 112 and then at 224."""
+    depth, mask = ("encoder", "depth"), ("mask",)
+    small = partial(Stage, size=112, batch_size=128)
+    large = partial(Stage, size=224, batch_size=32)
+    return Recipe(
+        name="original",
+        stages=(
+            small(trains=depth, lr=0.01),
+            small(trains=depth, lr=0.001, epochs=2),
+            large(trains=depth, lr=0.01),
+            large(trains=depth, lr=0.001),
+            large(trains=depth, lr=0.0001),
+            small(trains=mask, lr=0.01),
+            small(trains=mask, lr=0.001),
+            large(trains=mask, lr=0.01),
+            large(trains=mask, lr=0.0001),
+        ),
+    )
+
+
+def _joint() -> Recipe:
+    """Both decoders at once: one pass over the data where `original` needs two."""
+    every = ("encoder", "mask", "depth")
+    small = partial(Stage, size=112, batch_size=128)
+    large = partial(Stage, size=224, batch_size=32)
+    return Recipe(
+        name="joint",
+        stages=(
+            small(trains=every, lr=0.01),
+            small(trains=every, lr=0.001, epochs=2),
+            large(trains=every, lr=0.01),
+            large(trains=every, lr=0.001),
+            large(trains=every, lr=0.0001),
+        ),
+    )
+
+
+def _demo() -> Recipe:
+    """For two CPU cores and about 1,000 training composites: some two minutes."""
+    every = ("encoder", "mask", "depth")
+    return Recipe(
+        name="demo",
+        width=12,
+        nesterov=True,
+        stages=(
+            # Many small steps: with so few samples their number limits the result.
+            Stage(size=112, batch_size=8, trains=every, lr=0.15, epochs=5, schedule="onecycle"),
+        ),
+    )
+
+
+RECIPES = {recipe.name: recipe for recipe in (_original(), _joint(), _demo())}
+
+
+def load_recipe(name: str) -> Recipe:
+    """A built-in recipe by name, or a user's from a `.toml` or `.json` file.
+
+    Raises ModelError that names the file, the stage and the key.
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    path = Path(name)
+    if path.suffix not in (".toml", ".json"):
+        raise ModelError(
+            f"recipe {name!r}: no such recipe; there are {', '.join(RECIPES)}, "
+            "or give a .toml or .json file"
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+        value = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        return Recipe.from_json(value)
+    except OSError as error:
+        raise ModelError(f"recipe {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ModelError(f"recipe {path}: {error}") from None

@@ -1,0 +1,199 @@
+"""A UNet with one encoder and two decoders: mask and depth of a person on a background.
+
+At width 64 it has 6,242,050 parameters, layer for layer those of the original work, so
+weights trained with the original's names fit (`rename_original`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from model.errors import ModelError
+
+Decode = Literal["both", "mask", "depth"]
+
+PARTS = {"encoder": "encoder", "mask": "mask_decoder", "depth": "depth_decoder"}
+"""Name of a part in recipes -> name of the child module."""
+
+DOWNSAMPLING = 8
+"""Height and width of an input must be multiples of this: three poolings by 2."""
+
+
+class DoubleConv(nn.Sequential):
+    """(3x3 convolution with bias, BatchNorm, ReLU) twice; keeps height and width."""
+
+    def __init__(self, channels_in: int, channels_out: int, middle: int | None = None) -> None:
+        middle = middle or channels_out
+        super().__init__(
+            nn.Conv2d(channels_in, middle, kernel_size=3, padding=1),
+            nn.BatchNorm2d(middle),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(middle, channels_out, kernel_size=3, padding=1),
+            nn.BatchNorm2d(channels_out),
+            nn.ReLU(inplace=True),
+        )
+
+
+class Encoder(nn.Module):
+    """Six channels in; four feature maps out, at full, half, quarter and eighth size."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inc = DoubleConv(6, width)
+        self.down1 = DoubleConv(width, 2 * width)
+        self.down2 = DoubleConv(2 * width, 4 * width)
+        self.down3 = DoubleConv(4 * width, 4 * width)
+        self.pool = nn.MaxPool2d(2)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(B, 6, H, W) -> widths w, 2w, 4w, 4w at H, H/2, H/4, H/8."""
+        full = self.inc(images)
+        half = self.down1(self.pool(full))
+        quarter = self.down2(self.pool(half))
+        eighth = self.down3(self.pool(quarter))
+        return full, half, quarter, eighth
+
+
+class Up(nn.Module):
+    """Bilinear x2, concatenate (skip first), DoubleConv with half the input's width inside."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.up = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
+        self.conv = DoubleConv(channels_in, channels_out, middle=channels_in // 2)
+
+    def forward(self, below: Tensor, skip: Tensor) -> Tensor:
+        """(B, c, H/2, W/2) and the skip (B, c, H, W) -> (B, channels_out, H, W)."""
+        return self.conv(torch.cat([skip, self.up(below)], dim=1))
+
+
+class Decoder(nn.Module):
+    """The encoder's four feature maps in, one full-size map out."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up1 = Up(8 * width, 2 * width)
+        self.up2 = Up(4 * width, width)
+        self.up3 = Up(2 * width, width)
+        self.outc = nn.Conv2d(width, 1, kernel_size=1)
+
+    def forward(self, features: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+        """-> (B, 1, H, W), unbounded."""
+        full, half, quarter, eighth = features
+        return self.outc(self.up3(self.up2(self.up1(eighth, quarter), half), full))
+
+
+class DualDecoderUNet(nn.Module):
+    """Mask logits and depth from a background and the same scene with a person in it.
+
+    ``width`` is the number of channels at full size; 64 is the original's. Parameters grow
+    with its square.
+    """
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        if width < 1:
+            raise ValueError(f"width must be at least 1, found {width}")
+        self.width = width
+        self.frozen: frozenset[str] = frozenset()
+        self.encoder = Encoder(width)
+        self.mask_decoder = Decoder(width)
+        self.depth_decoder = Decoder(width)
+
+    def forward(
+        self, bg: Tensor, fg_bg: Tensor, decode: Decode = "both"
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Run the encoder and the decoders asked for; the other result is None.
+
+        bg, fg_bg: float (B, 3, H, W), normalised, H and W multiples of 8.
+        mask_logits: (B, 1, H, W); sigmoid gives the probability of the person.
+        depth: (B, 1, H, W); the raw output. Trained with L1 against targets in 0..1 it is
+        the depth itself, only not clamped; trained with BCE it is its logit (see
+        `model.losses.depth_values`, which makes 0..1 of both).
+        Raises ValueError for sizes that are not multiples of 8, or an unknown ``decode``.
+        """
+        if decode not in ("both", "mask", "depth"):
+            raise ValueError(f"decode must be both, mask or depth, found {decode!r}")
+        if bg.shape[-2] % DOWNSAMPLING or bg.shape[-1] % DOWNSAMPLING:
+            raise ValueError(
+                f"height and width must be multiples of {DOWNSAMPLING}, found {tuple(bg.shape)}"
+            )
+        # no_grad, not inference_mode: a trained decoder saves these features for backward.
+        with torch.no_grad() if "encoder" in self.frozen else nullcontext():
+            features = self.encoder(torch.cat([bg, fg_bg], dim=1))
+        mask_logits = self.mask_decoder(features) if decode != "depth" else None
+        depth = self.depth_decoder(features) if decode != "mask" else None
+        return mask_logits, depth
+
+    def place(self, device: torch.device | str) -> DualDecoderUNet:
+        """Move to a device, with channels_last weights: faster there and here."""
+        # torch's stub does not know memory_format.
+        return self.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def freeze(self, *parts: str) -> DualDecoderUNet:
+        """Freeze these parts (encoder, mask, depth) and no others.
+
+        Frozen parts take no gradient and stay in eval mode through every later `train()`,
+        so that their BatchNorm statistics do not drift either.
+        """
+        if unknown := set(parts) - set(PARTS):
+            raise ValueError(f"no such part: {sorted(unknown)}; there are {list(PARTS)}")
+        self.frozen = frozenset(parts)
+        for name, child in PARTS.items():
+            self.get_submodule(child).requires_grad_(name not in self.frozen)
+        return self.train(self.training)
+
+    def train(self, mode: bool = True) -> DualDecoderUNet:
+        """Set training mode, but leave frozen parts in eval mode."""
+        super().train(mode)
+        for name in self.frozen:
+            self.get_submodule(PARTS[name]).eval()
+        return self
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """What belongs into the optimiser: weight decay would shrink a frozen parameter."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+
+def original_name(name: str) -> str:
+    """The original work's name of one of our parameters or buffers."""
+    part, layer, *rest = name.split(".")
+    suffix = "_Depth" if part == "depth_decoder" else ""
+    if layer == "outc":
+        inside = ["conv"]
+    elif layer == "inc":
+        inside = ["double_conv"]
+    elif layer.startswith("down"):
+        inside = ["maxpool_conv", "1", "double_conv"]
+    else:
+        inside, rest = ["conv", "double_conv"], rest[1:]
+    return ".".join([layer + suffix, *inside, *rest])
+
+
+def rename_original(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under the original's names -> the same tensors under ours.
+
+    Accepts the `module.` prefix that DataParallel leaves, and `outc.weight` as well as
+    `outc.conv.weight`. Raises ModelError that lists missing and unexpected names.
+    """
+    found = {name.removeprefix("module."): value for name, value in state_dict.items()}
+    for plain in ("outc", "outc_Depth"):
+        for leaf in ("weight", "bias"):
+            if f"{plain}.{leaf}" in found:
+                found[f"{plain}.conv.{leaf}"] = found.pop(f"{plain}.{leaf}")
+    with torch.device("meta"):
+        names = {original_name(name): name for name in DualDecoderUNet(1).state_dict()}
+    missing, unexpected = sorted(names.keys() - found.keys()), sorted(found.keys() - names.keys())
+    if missing or unexpected:
+        raise ModelError(
+            "these are not the original's weights: "
+            f"{len(missing)} names missing {missing[:3]}, "
+            f"{len(unexpected)} unexpected {unexpected[:3]}; expected {len(names)} such as "
+            "'inc.double_conv.0.weight' and 'up1_Depth.conv.double_conv.0.weight'"
+        )
+    return {ours: found[theirs] for theirs, ours in names.items()}

@@ -1,0 +1,145 @@
+"""A reader by `docs/format.md` alone: the standard library, NumPy and Pillow, nothing of ours.
+
+The one import of ours is the fixture that wrote the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import struct
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+FIELDS = ("fg_bg", "mask", "depth")
+
+
+def crc32c(data: bytes) -> int:
+    """CRC-32C by its definition: reflected polynomial 0x82F63B78."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def decode(codec: str, data: bytes, shape: tuple[int, int]) -> np.ndarray:
+    if codec == "runs":
+        runs, colours, colour = np.frombuffer(data, np.uint8), [], 0
+        for byte in runs:
+            colours.append(colour)
+            colour = colour if byte == 255 else 1 - colour
+        return np.repeat(np.array(colours, np.uint8), runs).reshape(shape)
+    image = Image.open(io.BytesIO(data))
+    if codec == "jpeg":
+        return np.asarray(image.convert("RGB"))
+    image.draft("L", image.size)
+    gray = np.asarray(image.convert("L"))
+    return (gray >= 128).astype(np.uint8) if codec == "jpeg-mask" else gray
+
+
+def source_pixels(dataset: Path, index: int, per_bg: int) -> dict[str, np.ndarray]:
+    group = sorted(path.stem for path in (dataset / "bg").iterdir())[index // per_bg]
+    name = sorted(path.name for path in (dataset / "fg_bg" / group).iterdir())[index % per_bg]
+    shape = (0, 0)
+    folders = {"fg_bg": "jpeg", "fg_bg_mask": "jpeg-mask", "fg_bg_depth": "jpeg-gray"}
+    return {
+        field: decode(codec, (dataset / folder / group / name).read_bytes(), shape)
+        for field, (folder, codec) in zip(FIELDS, folders.items(), strict=True)
+    }
+
+
+def test_manifest_files_and_backgrounds(dataset: Path, shards: Path) -> None:
+    manifest = json.loads((shards / "manifest.json").read_text())
+    assert (manifest["format"], manifest["version"]) == ("maskdepth-shards", 1)
+    assert sorted(manifest["files"]) == sorted(
+        path.name for path in shards.iterdir() if path.name != "manifest.json"
+    )
+    for name, told in manifest["files"].items():
+        data = (shards / name).read_bytes()
+        assert told == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    bank = np.load(shards / "backgrounds.npy")
+    for number, name in enumerate(manifest["backgrounds"]):
+        assert np.array_equal(
+            bank[number], decode("jpeg", (dataset / "bg" / name).read_bytes(), (0, 0))
+        )
+    bg = manifest["statistics"]["bg"]
+    pixels = np.repeat(bank, manifest["samples_per_bg"], axis=0).reshape(-1, 3).astype(np.int64)
+    assert bg["values"] == len(pixels)
+    assert bg["sums"] == pixels.sum(axis=0).tolist()
+    assert bg["squares"] == (pixels**2).sum(axis=0).tolist()
+    assert np.allclose(bg["mean"], pixels.mean(axis=0) / bg["scale"])
+    assert np.allclose(bg["std"], pixels.std(axis=0) / bg["scale"])
+
+
+@pytest.mark.parametrize("form", ["ffcv", "dali"])
+def test_every_record_by_the_index(dataset: Path, shards: Path, form: str) -> None:
+    manifest = json.loads((shards / "manifest.json").read_text())
+    told = manifest["formats"][form]
+    files = [(shards / name).read_bytes() for name in told["files"]]
+    rows = np.load(shards / told["index"])
+    assert (len(rows), rows.dtype.itemsize) == (manifest["samples"], 60)
+    height, width = manifest["image_size"]
+    for index in range(0, manifest["samples"], 7):
+        expected = source_pixels(dataset, index, manifest["samples_per_bg"])
+        for field in FIELDS:
+            row = rows[index][field]
+            data = files[row["file"]][row["offset"] : row["offset"] + row["size"]]
+            assert crc32c(data) == row["crc32c"]
+            found = decode(manifest["codecs"][field], data, (height, width))
+            assert np.array_equal(found, expected[field])
+
+
+def test_beton_by_its_own_tables(shards: Path) -> None:
+    data = (shards / "samples.beton").read_bytes()
+    manifest = json.loads((shards / "manifest.json").read_text())
+    rows = np.load(shards / "samples.beton.index.npy")
+    version, fields, page, samples, table = struct.unpack_from("<HHIQQ", data)
+    assert (version, fields, page, samples) == (2, 4, 8_388_608, manifest["samples"])
+    kinds = [(data[at], data[at + 1 : at + 17].rstrip(b"\0")) for at in range(24, 4188, 1041)]
+    assert kinds == [(2, b"fg_bg"), (3, b"mask"), (2, b"depth"), (1, b"index")]
+    assert len(data) == table + 24 * 3 * samples
+    for index in range(samples):
+        at = 4188 + 56 * index
+        mode, width, height, fg_bg = struct.unpack_from("<BHHQ", data, at)
+        mask, size = struct.unpack_from("<QQ", data, at + 13)
+        (depth,) = struct.unpack_from("<5xQ", data, at + 29)
+        (number,) = struct.unpack_from("<q", data, at + 48)
+        assert (mode, [height, width], number) == (0, manifest["image_size"], index)
+        places = [rows[index][field]["offset"] for field in FIELDS]
+        assert [fg_bg, mask, depth] == places
+        assert size == rows[index]["mask"]["size"]
+        sizes = [int(rows[index][field]["size"]) for field in FIELDS]
+        told = [struct.unpack_from("<QQQ", data, table + 24 * (3 * index + i)) for i in range(3)]
+        assert told == [(index, int(p), s) for p, s in zip(places, sizes, strict=True)]
+        assert fg_bg // page == (depth + sizes[2] - 1) // page
+
+
+def test_tar_by_its_members(shards: Path) -> None:
+    manifest = json.loads((shards / "manifest.json").read_text())
+    rows = np.load(shards / "samples.tar.index.npy")
+    seen = []
+    for number, name in enumerate(manifest["formats"]["dali"]["files"]):
+        with tarfile.open(shards / name) as archive:
+            members = archive.getmembers()
+            for first in range(0, len(members), 4):
+                key = members[first].name.split(".")[0]
+                suffixes = ("fg_bg.jpg", "mask.runs", "depth.jpg", "index")
+                four = members[first : first + 4]
+                assert [member.name for member in four] == [f"{key}.{end}" for end in suffixes]
+                extracted = archive.extractfile(four[3])
+                assert extracted is not None
+                index = int.from_bytes(extracted.read(), "little")
+                assert index == int(key)
+                for field, member in zip(FIELDS, four, strict=False):
+                    row = rows[index][field]
+                    assert (row["file"], row["offset"]) == (number, member.offset_data)
+                    assert row["size"] == member.size
+                seen.append(index)
+    assert sorted(seen) == list(range(manifest["samples"]))

@@ -1,0 +1,129 @@
+"""Files on disk: what comes back is what was saved, and nothing stored is executed."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+
+from model import DualDecoderUNet, ModelError
+from model.checkpoint import (
+    ORIGINAL_STATISTICS,
+    ChannelStatistics,
+    NetworkInfo,
+    Position,
+    load_network,
+    load_state,
+    replace_file,
+    save_network,
+    save_state,
+)
+from model.unet import original_name
+
+INFO = NetworkInfo(
+    width=2,
+    size=32,
+    depth_loss="l1",
+    statistics={
+        "bg": ChannelStatistics((0.1, 0.2, 0.3), (0.2, 0.2, 0.2)),
+        "fg_bg": ChannelStatistics((0.4, 0.5, 0.6), (0.3, 0.3, 0.3)),
+    },
+    scores={"mask_iou": 0.5, "depth_l1": None},
+)
+
+
+def test_network_and_back(tmp_path: Path) -> None:
+    network = DualDecoderUNet(2).place("cpu")
+    save_network(tmp_path / "best.safetensors", network, INFO)
+    loaded, info = load_network(tmp_path / "best.safetensors")
+    assert info == INFO
+    assert not loaded.training
+    for name, value in network.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
+    assert os.listdir(tmp_path) == ["best.safetensors"]
+    mask = os.umask(0)
+    os.umask(mask)
+    assert stat.S_IMODE((tmp_path / "best.safetensors").stat().st_mode) == 0o666 & ~mask
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_original_pth(tmp_path: Path, wrapped: bool) -> None:
+    network = DualDecoderUNet(3)
+    weights = {original_name(name): value for name, value in network.state_dict().items()}
+    torch.save({"state_dict": weights} if wrapped else weights, tmp_path / "theirs.pth")
+    loaded, info = load_network(tmp_path / "theirs.pth")
+    assert (info.width, info.size, info.statistics) == (3, 224, ORIGINAL_STATISTICS)
+    for name, value in network.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
+
+
+class Malicious:
+    """Runs a command when it is unpickled by a careless reader."""
+
+    def __reduce__(self) -> tuple:
+        """Make a file in the working directory."""
+        return os.mkdir, ("owned",)
+
+
+def test_stored_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("evil.pth").write_bytes(pickle.dumps(Malicious(), protocol=2))
+    torch.save({"position": Malicious()}, "evil.pt")
+    with pytest.raises(ModelError, match="code are refused"):
+        load_network("evil.pth")
+    with pytest.raises(ModelError, match="code are refused"):
+        load_state(Path("evil.pt"))
+    assert not Path("owned").exists()
+
+
+def test_wrong_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such file"):
+        load_network(tmp_path / "none.safetensors")
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(ModelError, match="not a readable safetensors file"):
+        load_network(path)
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(ModelError, match="found list"):
+        load_network(tmp_path / "list.pth")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(ModelError, match="not the original's weights"):
+        load_network(tmp_path / "other.pth")
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(1)}, path, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="found format 'pt' version None"):
+        load_network(path)
+    save_network(path, DualDecoderUNet(3), INFO)  # its metadata says width 2
+    with pytest.raises(ModelError, match="do not fit"):
+        load_network(path)
+
+
+def test_state_restores_the_generator(tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    save_state(tmp_path / "last.pt", {"position": (1, 2, 3), "history": [{"loss": 0.5}]})
+    expected = torch.rand(3)
+    state = load_state(tmp_path / "last.pt")
+    assert state == {"position": Position(1, 2, 3), "history": [{"loss": 0.5}]}
+    assert torch.equal(torch.rand(3), expected)
+    torch.save({"a": 1}, tmp_path / "last.pt")
+    with pytest.raises(ModelError, match="not the state of a run"):
+        load_state(tmp_path / "last.pt")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        replace_file(path, fail)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]

@@ -1,0 +1,157 @@
+"""Pooled metrics against torchmetrics and numpy, and their independence of batching."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torchmetrics.classification import BinaryJaccardIndex
+from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError
+
+from model.baselines import TrainingMeans, difference_logits
+from model.metrics import (
+    VALID_DEPTH,
+    RunningMean,
+    SampleTable,
+    group_spread,
+    pooled_scores,
+    sample_sums,
+)
+
+SAMPLES = 11
+
+
+@pytest.fixture
+def outputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mask logits, depth, mask, depth target of 11 samples, (11, 1, 16, 16)."""
+    generator = torch.Generator().manual_seed(7)
+    logits = 3 * torch.randn(SAMPLES, 1, 16, 16, generator=generator)
+    target = torch.rand(SAMPLES, 1, 16, 16, generator=generator)
+    depth = target + 0.1 * torch.randn(SAMPLES, 1, 16, 16, generator=generator)
+    # Very unequal masks: a mean of per-image IoU is then far from the pooled figure.
+    share = torch.linspace(0, 0.9, SAMPLES).view(-1, 1, 1, 1)
+    mask = (torch.rand(SAMPLES, 1, 16, 16, generator=generator) < share).float()
+    return logits, depth, mask, target
+
+
+def _table(outputs: tuple[Tensor, ...], batch: int, order: Tensor | None = None) -> SampleTable:
+    table = SampleTable(SAMPLES, "cpu")
+    for index in (torch.arange(SAMPLES) if order is None else order).split(batch):
+        table.add(index, sample_sums(*(tensor[index] for tensor in outputs)))
+    return table
+
+
+def test_pooled_figures_equal_torchmetrics(outputs: tuple[Tensor, ...]) -> None:
+    logits, depth, mask, target = outputs
+    jaccard, rmse, l1 = BinaryJaccardIndex(), MeanSquaredError(squared=False), MeanAbsoluteError()
+    for index in torch.arange(SAMPLES).split(3):
+        jaccard.update(logits[index] > 0, mask[index].bool())
+        rmse.update(depth[index].flatten(), target[index].flatten())
+        l1.update(depth[index].flatten(), target[index].flatten())
+    scores = pooled_scores(_table(outputs, 4).collect())
+    assert scores.samples == SAMPLES
+    assert scores.mask_iou == pytest.approx(jaccard.compute().item(), rel=1e-6)
+    assert scores.depth_rmse == pytest.approx(rmse.compute().item(), rel=1e-5)
+    assert scores.depth_l1 == pytest.approx(l1.compute().item(), rel=1e-5)
+    assert scores.depth_rmse_x10 == pytest.approx(10 * rmse.compute().item(), rel=1e-5)
+    x, t = logits.double().numpy(), mask.numpy()
+    bce = np.logaddexp(0, x) - x * t
+    assert scores.mask_bce == pytest.approx(bce.mean(), rel=1e-6)
+
+
+def test_ratio_figures_equal_numpy(outputs: tuple[Tensor, ...]) -> None:
+    _, depth, _, target = outputs
+    scores = pooled_scores(_table(outputs, 4).collect())
+    d, t = np.maximum(depth.double().numpy(), 1e-3), target.double().numpy()
+    valid = t >= VALID_DEPTH
+    ratio = np.maximum(d / t, t / d)[valid]
+    assert scores.delta1 == pytest.approx((ratio < 1.25).mean(), abs=1e-6)
+    each = [np.log(d[i] / t[i])[valid[i]].std() for i in range(SAMPLES)]
+    assert scores.silog == pytest.approx(100 * np.mean(each), rel=1e-5)
+
+
+def test_batch_size_and_order_do_not_matter(outputs: tuple[Tensor, ...]) -> None:
+    order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(0))
+    whole = _table(outputs, SAMPLES).rows
+    torch.testing.assert_close(_table(outputs, 1, order).rows, whole, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(_table(outputs, 4).rows, whole, rtol=1e-7, atol=1e-7)
+
+
+def test_a_sample_seen_twice_counts_once(outputs: tuple[Tensor, ...]) -> None:
+    padded = torch.cat([torch.arange(SAMPLES), torch.tensor([0, 1])])
+    once, twice = _table(outputs, 4).collect(), _table(outputs, 4, padded).collect()
+    assert pooled_scores(once).as_dict() == pytest.approx(pooled_scores(twice).as_dict())
+
+
+def test_a_decoder_that_did_not_run_has_no_figures(outputs: tuple[Tensor, ...]) -> None:
+    logits, depth, mask, target = outputs
+    table = SampleTable(SAMPLES, "cpu")
+    table.add(torch.arange(SAMPLES), sample_sums(None, depth, mask, target))
+    scores = pooled_scores(table.collect())
+    assert scores.mask_bce is None
+    assert scores.mask_iou is None
+    assert scores.depth_l1 is not None
+    table = SampleTable(SAMPLES, "cpu")
+    table.add(torch.arange(SAMPLES), sample_sums(logits, None, mask, target))
+    scores = pooled_scores(table.collect())
+    assert scores.mask_iou is not None
+    assert scores.depth_rmse is None
+    assert scores.silog is None
+
+
+def test_group_spread_orders_worst_and_best(outputs: tuple[Tensor, ...]) -> None:
+    table = _table(outputs, 4).collect()
+    group = np.arange(SAMPLES) // 4
+    spread = group_spread(table, group)
+    each = [pooled_scores(table, group == g).mask_iou for g in range(3)]
+    assert spread["groups"] == 3
+    assert spread["mask_iou"]["worst"] == min(v for v in each if v is not None)
+    assert spread["depth_rmse"]["worst"] >= spread["depth_rmse"]["best"]
+
+
+def test_metrics_run_on_meta(outputs: tuple[Tensor, ...]) -> None:
+    table = SampleTable(SAMPLES, "meta")
+    sums = sample_sums(*(tensor.to("meta") for tensor in outputs))
+    table.add(torch.arange(SAMPLES, device="meta"), sums)
+    running = RunningMean("meta")
+    running.add(torch.zeros((), device="meta"), 4)
+
+
+def test_running_mean_weighs_by_samples() -> None:
+    running = RunningMean("cpu")
+    assert np.isnan(running.read())
+    running.add(torch.tensor(1.0), 3)
+    running.add(torch.tensor(5.0), 1)
+    assert running.read() == 2.0
+    running.reset()
+    assert np.isnan(running.read())
+
+
+def test_difference_rule_uses_the_largest_channel() -> None:
+    bg = torch.full((1, 3, 4, 4), 200, dtype=torch.uint8)
+    fg_bg = bg.clone()
+    fg_bg[0, 0, 0, 0] = 160  # 40 levels: not more than 40
+    fg_bg[0, 1, 1, 1] = 159
+    fg_bg[0, 2, 2, 2] = 255
+    found = difference_logits(bg, fg_bg, 4) > 0
+    assert found.nonzero()[:, 2:].tolist() == [[1, 1], [2, 2]]
+    fg_bg[0, :, 0, 0:2] = 0  # half of the first block of four
+    assert (difference_logits(bg, fg_bg, 2) > 0)[0, 0].tolist() == [[True, False], [False, False]]
+
+
+def test_training_means_are_per_background() -> None:
+    generator = torch.Generator().manual_seed(2)
+    depth = torch.rand(6, 1, 4, 4, generator=generator)
+    mask = (depth > 0.5).float()
+    means = TrainingMeans(torch.tensor([0, 2, 5, 6]), size=4)
+    index = torch.tensor([0, 1, 2, 4])  # nothing of the last background
+    for part in index.split(3):
+        means.add(part, mask[part], depth[part])
+    torch.testing.assert_close(
+        means.background_depth(torch.tensor([1, 3, 5])),
+        torch.stack([depth[:2].mean(0), depth[[2, 4]].mean(0), depth[index].mean(0)]),
+    )
+    torch.testing.assert_close(means.overall_depth(index)[2], depth[index].mean(0))
+    prior = means.prior_logit(mask).sigmoid()
+    torch.testing.assert_close(prior, mask[index].mean().expand_as(mask))

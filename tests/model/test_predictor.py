@@ -1,0 +1,110 @@
+"""Prediction and export: the same pixels in as in training, the input's size out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from loaders import Backgrounds, Batch, Layout, Preprocess
+from model import DualDecoderUNet, ModelError
+from model.checkpoint import ChannelStatistics, NetworkInfo
+from model.export import export_network
+from model.pictures import Example, curves, prediction_grid
+from model.predictor import Predictor, predict_files, resize
+
+INFO = NetworkInfo(
+    width=2,
+    size=32,
+    depth_loss="l1",
+    statistics={
+        "bg": ChannelStatistics((0.1, 0.2, 0.3), (0.2, 0.25, 0.3)),
+        "fg_bg": ChannelStatistics((0.4, 0.5, 0.6), (0.3, 0.35, 0.4)),
+    },
+)
+
+
+@pytest.fixture
+def predictor() -> Predictor:
+    torch.manual_seed(0)
+    return Predictor(DualDecoderUNet(2), INFO)
+
+
+def _pixels(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(256, size=(height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("stored", [(32, 32), (64, 64), (80, 48), (24, 24), (24, 96)])
+def test_same_result_as_through_preprocess(predictor: Predictor, stored: tuple[int, int]) -> None:
+    height, width = stored
+    bg, fg_bg = (torch.from_numpy(_pixels(*stored, seed=s)).permute(2, 0, 1)[None] for s in (0, 1))
+    layout = Layout(height=height, width=width, group_starts=np.array([0, 1]), samples_per_fg=None)
+    gray = torch.zeros(1, 1, *stored, dtype=torch.uint8)
+    preprocess = Preprocess(Backgrounds(bg, layout), INFO.statistics, size=32)  # type: ignore[arg-type]
+    inputs = preprocess(Batch(fg_bg, gray, gray, torch.zeros(1, dtype=torch.int64)))
+    with torch.no_grad():
+        mask_logits, depth = predictor.network(inputs.bg, inputs.fg_bg)
+        ours = predictor(resize(bg, 32), resize(fg_bg, 32))
+    torch.testing.assert_close(ours[0], mask_logits.sigmoid())
+    torch.testing.assert_close(ours[1], depth.clamp(0, 1))
+
+
+def test_results_have_the_size_of_the_input(predictor: Predictor, tmp_path: Path) -> None:
+    for name, seed in (("bg", 0), ("fg_bg", 1)):
+        Image.fromarray(_pixels(50, 70, seed)).save(tmp_path / f"{name}.png")
+    out = tmp_path / "out"
+    paths = predict_files(predictor, tmp_path / "bg.png", tmp_path / "fg_bg.png", out)
+    mask, depth = (np.asarray(Image.open(path)) for path in paths[:2])
+    assert mask.shape == depth.shape == (50, 70)
+    assert set(np.unique(mask)) <= {0, 255}
+    assert Image.open(paths[2]).format == "PNG"
+    assert sorted(p.name for p in out.iterdir()) == ["depth.png", "mask.png", "side_by_side.png"]
+
+
+def test_unequal_or_unreadable_images_are_named(predictor: Predictor, tmp_path: Path) -> None:
+    good, other, bad = tmp_path / "a.png", tmp_path / "b.png", tmp_path / "c.png"
+    Image.fromarray(_pixels(40, 40)).save(good)
+    Image.fromarray(_pixels(40, 48)).save(other)
+    bad.write_text("not an image")
+    for bg, fg_bg, message in (
+        (good, other, "48x40, but .* is 40x40"),
+        (good, bad, r"c\.png: not a readable image"),
+        (tmp_path / "none.png", good, "no such file"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            predict_files(predictor, bg, fg_bg, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_export_reproduces_the_network(predictor: Predictor, tmp_path: Path) -> None:
+    assert export_network(predictor, tmp_path / "net.pt2") < 1e-5
+    module = torch.export.load(tmp_path / "net.pt2").module()
+    pixels = 255 * torch.rand(2, 5, 3, 32, 32)
+    for ours, theirs in zip(module(*pixels), predictor(*pixels), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_export_needs_a_known_suffix_and_the_extra(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ModelError, match=r"expected \.pt2 or \.onnx"):
+        export_network(predictor, tmp_path / "net.pth")
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ModelError, match="ONNX needs onnx"):
+        export_network(predictor, tmp_path / "net.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_are_written(tmp_path: Path) -> None:
+    image, gray = _pixels(16, 16), np.zeros((8, 8))
+    example = Example(bg=image, fg_bg=image, mask=gray, depth=gray, target_mask=gray)
+    prediction_grid(tmp_path / "grid.png", [example, example], "title")
+    curves(tmp_path / "one.png", [{"stage": 1, "train_loss": 0.5, "mask_iou": None}])
+    rows = [{"stage": s, "train_loss": 1 / s, "mask_iou": 0.1 * s} for s in (1, 1, 2)]
+    curves(tmp_path / "three.png", rows, "title")
+    for name in ("grid.png", "one.png", "three.png"):
+        assert Image.open(tmp_path / name).width > 300

@@ -1,0 +1,130 @@
+"""Recipes: the original's numbers, checks, schedules, and files of the user's own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model import ModelError
+from model.recipe import RECIPES, Recipe, load_recipe
+from model.stage import Stage
+
+STAGE: dict[str, Any] = {"size": 112, "batch_size": 8, "lr": 0.1, "trains": ["mask"]}
+
+
+def test_original_is_as_described() -> None:
+    original = RECIPES["original"]
+    assert (original.momentum, original.weight_decay) == (0.9, 1e-5)
+    assert not original.augments
+    rows = [
+        (s.trains, s.size, s.batch_size, s.lr) for s in original.stages for _ in range(s.epochs)
+    ]
+    depth, mask = ("encoder", "depth"), ("mask",)
+    assert rows == [
+        (depth, 112, 128, 0.01),
+        (depth, 112, 128, 0.001),
+        (depth, 112, 128, 0.001),
+        (depth, 224, 32, 0.01),
+        (depth, 224, 32, 0.001),
+        (depth, 224, 32, 0.0001),
+        (mask, 112, 128, 0.01),
+        (mask, 112, 128, 0.001),
+        (mask, 224, 32, 0.01),
+        (mask, 224, 32, 0.0001),
+    ]
+    assert {(s.mask_loss, s.depth_loss, s.schedule) for s in original.stages} == {
+        ("bce", "l1", "constant")
+    }
+    assert original.stages[0].decode == "depth"
+    assert original.stages[0].frozen == ("mask",)
+    assert original.stages[-1].decode == "mask"
+    assert original.stages[-1].frozen == ("encoder", "depth")
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_json_and_back(recipe: Recipe) -> None:
+    assert Recipe.from_json(json.loads(json.dumps(asdict(recipe)))) == recipe
+
+
+def test_one_cycle_rises_and_falls() -> None:
+    stage = Stage(**STAGE, schedule="onecycle")
+    rates = [stage.lr_at(step, 100) for step in range(100)]
+    top = rates.index(max(rates))
+    assert 20 < top < 40
+    assert rates[top] == pytest.approx(0.1, rel=0.05)
+    assert rates[0] < 0.01
+    assert rates[-1] < 0.001
+    assert rates[: top + 1] == sorted(rates[: top + 1])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert Stage(**STAGE).lr_at(7, 100) == 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"size": 100}, "multiple of 8, found 100"),
+        ({"batch_size": 0}, "batch_size must be a whole number >= 1, found 0"),
+        ({"epochs": 1.5}, "epochs must be a whole number"),
+        ({"lr": "fast"}, "lr must be a number from 0 to inf, found 'fast'"),
+        ({"lr": -1}, "lr must be"),
+        ({"trains": ["encoder"]}, "no loss"),
+        ({"trains": "mask"}, "must list some of encoder, mask, depth"),
+        ({"trains": ["mask", "mask"]}, "must list"),
+        ({"trains": ["head"]}, "must list"),
+        ({"mask_loss": "focal"}, "mask_loss must be one of bce, dice, ssim, l1, found 'focal'"),
+        ({"schedule": "step"}, "schedule must be one of"),
+        ({"rate": 1}, r"unknown key \['rate'\]"),
+    ],
+)
+def test_a_bad_stage_is_named(change: dict[str, object], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"name": "mine", "stages": [STAGE, {**STAGE, **change}]}))
+    with pytest.raises(ModelError, match=f"mine.json: stage 2: .*{message}"):
+        load_recipe(str(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "mine.json: "),
+        ("[]", "expected a table, found list"),
+        ('{"name": "x"}', "stages: expected a list"),
+        ('{"name": "x", "stages": [1]}', "stage 1: expected a table"),
+        ('{"stages": [{"size": 8}]}', r"missing key \['batch_size', 'lr', 'trains'\]"),
+        (json.dumps({"stages": [STAGE]}), r"missing key \['name'\]"),
+        (json.dumps({"name": "x", "stages": [STAGE], "momentum": 3}), "momentum must be a number"),
+        (json.dumps({"name": "x", "stages": [STAGE], "nesterov": True, "momentum": 0}), "nesterov"),
+        (
+            json.dumps(
+                {
+                    "name": "x",
+                    "stages": [
+                        {**STAGE, "trains": ["depth"], "depth_loss": loss} for loss in ("l1", "bce")
+                    ],
+                }
+            ),
+            "cannot mix",
+        ),
+    ],
+)
+def test_a_bad_file_is_named(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(text)
+    with pytest.raises(ModelError, match=message):
+        load_recipe(str(path))
+
+
+def test_toml_and_unknown_names(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'name = "mine"\n[[stages]]\nsize = 64\nbatch_size = 4\nlr = 0.5\ntrains = ["mask"]\n'
+    )
+    assert load_recipe(str(path)).stages[0].lr == 0.5
+    with pytest.raises(ModelError, match="there are original, joint, demo"):
+        load_recipe("origin")
+    with pytest.raises(ModelError, match="No such file"):
+        load_recipe(str(tmp_path / "none.toml"))

@@ -1,0 +1,127 @@
+"""The training step: on the meta device for every recipe, and what it leaves alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from loaders import Backgrounds, Batch, Inputs, Layout, Preprocess
+from model import DualDecoderUNet, ModelError
+from model.checkpoint import ChannelStatistics
+from model.metrics import RunningMean, SampleTable
+from model.precision import Precision, choose_device, choose_precision
+from model.recipe import RECIPES, Recipe
+from model.stage import Stage
+from model.step import make_optimizer, measure, predict_step, stage_loss, training_step
+
+STATISTICS = {
+    "bg": ChannelStatistics((0.5, 0.4, 0.3), (0.2, 0.25, 0.3)),
+    "fg_bg": ChannelStatistics((0.4, 0.4, 0.4), (0.2, 0.2, 0.2)),
+}
+OFF = Precision(dtype=None, scale=False)
+UNSCALED = torch.amp.GradScaler("cpu", enabled=False)
+STAGES = [
+    pytest.param(recipe, stage, id=f"{recipe.name}-{number}")
+    for recipe in RECIPES.values()
+    for number, stage in enumerate(recipe.stages)
+]
+
+
+def _batch(device: str, samples: int = 2, size: int = 224) -> tuple[Batch, Backgrounds]:
+    generator = torch.Generator().manual_seed(0)
+
+    def pixels(count: int, channels: int, high: int = 256) -> torch.Tensor:
+        shape = (count, channels, size, size)
+        return torch.randint(high, shape, dtype=torch.uint8, generator=generator).to(device)
+
+    layout = Layout(height=size, width=size, group_starts=np.array([0, 2, 4]), samples_per_fg=None)
+    index = torch.arange(samples, device=device)
+    batch = Batch(pixels(samples, 3), pixels(samples, 1, 2), pixels(samples, 1), index)
+    return batch, Backgrounds(pixels(2, 3), layout)
+
+
+@pytest.mark.parametrize(("recipe", "stage"), STAGES)
+def test_every_stage_runs_on_meta(recipe: Recipe, stage: Stage) -> None:
+    """meta fails where a tensor is made on another device, or a value is read on the host."""
+    batch, backgrounds = _batch("meta")
+    preprocess = Preprocess(backgrounds, STATISTICS, size=stage.size)  # type: ignore[arg-type]
+    network = DualDecoderUNet(64).place("meta").freeze(*stage.frozen).train()
+    optimizer = make_optimizer(network, recipe, stage)
+    training_step(
+        batch, stage=stage, preprocess=preprocess, network=network, optimizer=optimizer,
+        running=RunningMean("meta"), precision=OFF, scaler=UNSCALED, lr=0.1,
+    )  # fmt: skip
+    trained = {part for part in ("encoder", "mask", "depth") if part in stage.trains}
+    moved = {id(p) for p in optimizer.state}
+    assert moved == {id(p) for p in network.trained_parameters()}
+    assert set(network.frozen) == {"encoder", "mask", "depth"} - trained
+
+    network.eval()
+    inputs = preprocess(batch)
+    prediction = predict_step(inputs, network, OFF, stage.depth_loss, "both")
+    SampleTable(4, "meta").add(batch.index, measure(prediction, inputs))
+
+
+def test_mask_stage_changes_the_mask_decoder_alone() -> None:
+    torch.manual_seed(0)
+    stage = Stage(size=16, batch_size=2, lr=0.1, trains=("mask",))
+    batch, backgrounds = _batch("cpu", size=32)
+    network = DualDecoderUNet(2).freeze(*stage.frozen).train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    optimizer = make_optimizer(network, RECIPES["original"], stage)
+    running = RunningMean("cpu")
+    preprocess = Preprocess(backgrounds, STATISTICS, size=16)  # type: ignore[arg-type]
+    for _ in range(3):
+        network.train()
+        training_step(
+            batch, stage=stage, preprocess=preprocess, network=network, optimizer=optimizer,
+            running=running, precision=OFF, scaler=UNSCALED, lr=0.1,
+        )  # fmt: skip
+    after = network.state_dict()
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"mask_decoder"}
+    assert running.read() > 0
+
+
+def test_joint_loss_is_the_sum() -> None:
+    stage = Stage(size=16, batch_size=2, lr=0.1, trains=("encoder", "mask", "depth"))
+    ones = torch.ones(1, 1, 8, 8)
+    inputs = Inputs(bg=ones, fg_bg=ones, mask=ones, depth=ones)
+    total = stage_loss(stage, 0 * ones, 0.25 * ones, inputs).item()
+    assert total == pytest.approx(np.log(2) + 0.75)
+    assert stage_loss(stage, None, 0.25 * ones, inputs).item() == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(
+    ("request_", "device", "capability", "dtype", "scale"),
+    [
+        ("auto", "cpu", None, None, False),
+        ("auto", "cuda", (6, 0), torch.float16, True),  # P100
+        ("auto", "cuda", (7, 5), torch.float16, True),  # T4
+        ("auto", "cuda", (8, 0), torch.bfloat16, False),  # A100
+        ("auto", "cuda", (9, 0), torch.bfloat16, False),  # H100
+        ("off", "cuda", (9, 0), None, False),
+        ("fp16", "cuda", (9, 0), torch.float16, True),
+        ("bf16", "cpu", None, torch.bfloat16, False),
+    ],
+)
+def test_precision(
+    request_: str,
+    device: str,
+    capability: tuple[int, int] | None,
+    dtype: torch.dtype | None,
+    scale: bool,
+) -> None:
+    assert choose_precision(request_, device, capability) == Precision(dtype=dtype, scale=scale)
+
+
+def test_impossible_devices_are_named() -> None:
+    with pytest.raises(ModelError, match="fp16 needs a GPU"):
+        choose_precision("fp16", "cpu", None)
+    with pytest.raises(ModelError, match="not a device"):
+        choose_device("gpu")
+    with pytest.raises(ModelError, match="expected cpu or cuda"):
+        choose_device("meta")
+    with pytest.raises(ModelError, match="CUDA devices"):
+        choose_device("cuda:99")

@@ -1,0 +1,309 @@
+"""Train, evaluate, use and export the network.
+
+python train.py fit SHARDS RUN_DIR --recipe demo --width 16
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from click.core import ParameterSource
+
+from loaders import ENGINES, SPLITS, Loader, build_loader, read_layout, split_indices
+from loaders.preprocess import Augment, Preprocess
+from model.baselines import BASELINE_SAMPLES
+from model.checkpoint import ChannelStatistics, Position, load_network
+from model.config import RunConfig, read_config, resumed_config
+from model.errors import ModelError
+from model.evaluation import Evaluation, evaluate_network, training_means, validate
+from model.export import export_network
+from model.metrics import RunningMean, group_spread
+from model.pictures import prediction_grid
+from model.precision import AMP, choose_device, precision_for
+from model.predictor import Predictor, predict_files
+from model.progress import EpochMeter
+from model.recipe import RECIPES, load_recipe
+from model.report import as_json, describe, meaningful, score_table
+from model.run import BEST, CONFIG, LAST, PREDICTIONS, Run, require_fresh, require_writable
+from model.stage import Stage
+from model.step import make_optimizer, training_step
+from model.unet import DualDecoderUNet
+
+
+def fit_run(run: Run) -> None:
+    """Train the stages that are left, from the run's position on."""
+    stages = run.config.recipe.stages
+    for number, stage in enumerate(stages):
+        if number < run.position.stage:
+            continue
+        with split_loaders(run.config, run.device, stage.batch_size) as (training, validation):
+            click.echo(f"stage {number + 1} of {len(stages)}: {stage}")
+            fit_stage(run, stage, training, validation)
+
+
+def fit_stage(run: Run, stage: Stage, training: Loader, validation: Loader) -> None:
+    """Train one stage's epochs, each followed by validation and a state on disk."""
+    recipe, network = run.config.recipe, run.network.freeze(*stage.frozen)
+    run.statistics = channel_statistics(training)
+    precision = precision_for(run.config.amp, run.device)
+    optimizer = make_optimizer(network, recipe, stage)
+    scaler = torch.amp.GradScaler(run.device.type, enabled=precision.scale)
+    running = RunningMean(run.device)
+    run.enter_stage(optimizer, scaler, running)
+    augment = Augment(flip=recipe.flip, jitter=recipe.jitter, rgb_shift=recipe.rgb_shift)
+    prepare = partial(Preprocess, training.backgrounds, training.statistics, size=stage.size)
+    plain, changed = prepare(), prepare(augment=augment if recipe.augments else None)
+    step = partial(
+        training_step, stage=stage, network=network, optimizer=optimizer, running=running,
+        precision=precision, scaler=scaler,
+    )  # fmt: skip
+    for epoch in range(run.position.epoch, stage.epochs):
+        network.train()
+        row = train_epoch(run, stage, epoch, training, changed, step, running)
+        scores = validate(network, validation, plain, precision, recipe.depth_loss, stage.decode)
+        run.finish_epoch(row, scores)
+        click.echo(describe(run.history[-1]))
+
+
+def train_epoch(
+    run: Run,
+    stage: Stage,
+    epoch: int,
+    loader: Loader,
+    preprocess: Preprocess,
+    step: Callable[..., None],
+    running: RunningMean,
+) -> dict[str, Any]:
+    """Train on the batches of an epoch that are left; returns its row of metrics.csv."""
+    number, _, start = run.position
+    # Counted over the whole run, so that every epoch has an order of its own.
+    passes = sum(earlier.epochs for earlier in run.config.recipe.stages[:number]) + epoch
+    title = f"stage {number + 1}, epoch {epoch + 1} of {stage.epochs}"
+    batches, save_every = len(loader), run.config.save_every
+    with EpochMeter(title, batches, done=start) as meter:
+        for done, batch in enumerate(meter.batches(loader.epoch(passes, start=start)), start + 1):
+            lr = stage.lr_at(epoch * batches + done - 1, stage.epochs * batches)
+            step(batch, preprocess=partial(preprocess, epoch=passes), lr=lr)
+            if meter.step(len(batch.index)):
+                meter.show(finite(running.read(), title, done))  # host sync: once a second
+            if done % save_every == 0 and done < batches:
+                run.save(Position(number, epoch, done))  # host sync: every save_every steps
+        loss = finite(running.read(), title, batches)  # host sync: once an epoch
+    running.reset()
+    return {
+        "stage": number + 1, "epoch": epoch + 1, "size": stage.size, "lr": lr, "train_loss": loss,
+        "epoch_s": meter.epoch_s, "samples_per_s": meter.samples_per_s,
+        "data_wait": meter.wait_share,
+    }  # fmt: skip
+
+
+def finite(loss: float, where: str, step: int) -> float:
+    """The loss itself. Raises ModelError where it is not finite: training on is no use."""
+    if not math.isfinite(loss):
+        raise ModelError(
+            f"{where}: the loss became {loss} by step {step}; "
+            "lower the recipe's lr, or turn off --amp"
+        )
+    return loss
+
+
+def channel_statistics(loader: Loader) -> dict[str, ChannelStatistics]:
+    """Mean and std of bg and fg_bg, as they are stored with the weights."""
+    return {
+        name: ChannelStatistics(loader.statistics[name].mean, loader.statistics[name].std)
+        for name in ("bg", "fg_bg")
+    }
+
+
+def default_engine(shards: str) -> str:
+    """The loader for a folder where none is asked for."""
+    if (Path(shards) / "fg_bg").is_dir():
+        return "reference"
+    return "ffcv" if importlib.util.find_spec("ffcv") else "dali"
+
+
+@contextmanager
+def split_loaders(
+    config: RunConfig, device: torch.device, batch_size: int, *, means: bool = False
+) -> Iterator[tuple[Loader, Loader]]:
+    """Loaders of the training and the validation split; closed at the end.
+
+    means: instead of all training samples, a seeded choice of at most BASELINE_SAMPLES.
+    """
+    layout = read_layout(config.shards)
+    train, val = split_indices(
+        layout, config.split, seed=config.split_seed, validation=config.validation
+    )
+    if means:
+        train = np.sort(np.random.default_rng(0).permutation(train)[:BASELINE_SAMPLES])
+    open_loader = partial(
+        build_loader, config.loader, config.shards, batch_size=batch_size, seed=config.seed,
+        device=device, num_workers=config.workers,
+    )  # fmt: skip
+    with ExitStack() as stack:
+        training = stack.enter_context(closing(open_loader(indices=train, shuffle=not means)))
+        validation = stack.enter_context(closing(open_loader(indices=val, shuffle=False)))
+        yield training, validation
+
+
+def evaluate_checkpoint(
+    checkpoint: Path, config: RunConfig, device: torch.device, batch_size: int = 32
+) -> tuple[Evaluation, dict[str, Any], str]:
+    """Scores of a checkpoint on the validation split: evaluation, spread, title."""
+    network, info = load_network(checkpoint)
+    network.place(device)
+    precision = precision_for(config.amp, device)
+    with split_loaders(config, device, batch_size, means=True) as (training, validation):
+        # Normalised as in training, whatever the statistics of this data set are.
+        statistics: Any = info.statistics
+        preprocess = Preprocess(validation.backgrounds, statistics, size=info.size)
+        means = training_means(training, preprocess, info.size)
+        result = evaluate_network(
+            network, validation, preprocess, precision, info.depth_loss, means, info.size
+        )
+        layout = validation.layout
+    samples = np.arange(layout.samples)
+    spread = {"bg": group_spread(result.table, layout.background_of(samples))}
+    if layout.samples_per_fg is not None:
+        spread["fg"] = group_spread(result.table, layout.foreground_of(samples))
+    title = (
+        f"validation: {result.rows['network'].samples} samples, split {config.split}, "
+        f"{info.size}x{info.size}, width {info.width}"
+    )
+    return result, spread, title
+
+
+# --- command line -----------------------------------------------------------------------
+
+EXISTING = click.Path(path_type=Path)
+option = partial(click.option, show_default=True)
+
+RECIPE_HELP = f"{', '.join(RECIPES)}, or a .toml or .json file."
+LOADER_HELP = "Default: reference for a data set folder, else ffcv, or dali where that is missing."
+WORKERS_HELP = "Decoding threads of the loader."
+VALIDATION_HELP = "Share of the samples, or of the groups, to validate on."
+SAVE_HELP = "Steps between two states on disk within an epoch."
+device_option = option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
+
+
+def running_options(command: Any) -> Any:
+    """Options that say where a command runs and what it reads with."""
+    for decorate in (
+        option("--workers", type=click.IntRange(min=0), help=WORKERS_HELP),
+        option("--amp", type=click.Choice(AMP), default="auto", help="auto is off on a CPU."),
+        device_option,
+        option("--loader", type=click.Choice(ENGINES), help=LOADER_HELP),
+    ):
+        command = decorate(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Train, evaluate, use and export the network."""
+
+
+@main.command()
+@click.argument("shards")
+@click.argument("run_dir", type=EXISTING)
+@option("--recipe", default="original", help=RECIPE_HELP)
+@option("--split", type=click.Choice(SPLITS), default="random", help="What is held out.")
+@option("--validation", type=float, default=0.3, help=VALIDATION_HELP)
+@option("--width", type=click.IntRange(min=1), help="Default: the recipe's.")
+@option("--seed", type=click.IntRange(min=0), default=0, help="Of first weights and order.")
+@option("--save-every", type=click.IntRange(min=1), default=500, help=SAVE_HELP)
+@option("--resume", is_flag=True, show_default=False, help="Go on with the run in RUN_DIR.")
+@running_options
+@click.pass_context
+def fit(context: click.Context, run_dir: Path, resume: bool, **options: Any) -> None:
+    """Train on SHARDS; write weights, figures and pictures to RUN_DIR."""
+    recipe = options["recipe"] = load_recipe(options["recipe"])
+    options["loader"] = options["loader"] or default_engine(options["shards"])
+    options["width"] = options["width"] or recipe.width
+    try:
+        config = RunConfig(**options)
+    except ValueError as error:
+        raise ModelError(str(error)) from None
+    if resume and (run_dir / CONFIG).exists():
+        source = context.get_parameter_source
+        given = {n: v for n, v in options.items() if source(n) is ParameterSource.COMMANDLINE}
+        config = resumed_config(read_config(run_dir / CONFIG), given, run_dir)
+    else:
+        require_fresh(run_dir)
+    device = choose_device(config.device)
+    torch.manual_seed(config.seed)
+    network = DualDecoderUNet(config.width).place(device)
+    run = Run(config=config, folder=run_dir, device=device, network=network)
+    if resume and (run_dir / LAST).exists():
+        run.restore()
+    fit_run(run)
+    result, _, title = evaluate_checkpoint(run_dir / BEST, config, device)
+    prediction_grid(run_dir / PREDICTIONS, result.examples, title)
+    click.echo(f"\n{score_table(result.rows, title)}\n\nwritten to {run_dir}")
+
+
+@main.command()
+@click.argument("shards")
+@click.argument("checkpoint", type=EXISTING)
+@option("--split", type=click.Choice(SPLITS), help="Default: the checkpoint's.")
+@option("--json", "json_", is_flag=True, show_default=False, help="Print JSON instead of a table.")
+@option("--picture", type=EXISTING, help="Write predictions to this PNG.")
+@running_options
+def evaluate(
+    checkpoint: Path, split: str | None, json_: bool, picture: Path | None, **options: Any
+) -> None:
+    """Score CHECKPOINT on the validation split of SHARDS, beside the trivial baselines."""
+    if picture:
+        require_writable(picture)
+    _, info = load_network(checkpoint)
+    options["loader"] = options["loader"] or default_engine(options["shards"])
+    config = RunConfig(
+        recipe=load_recipe("original"), width=info.width, split=split or info.split,
+        split_seed=info.split_seed, validation=info.validation, **options,
+    )  # fmt: skip
+    result, spread, title = evaluate_checkpoint(checkpoint, config, choose_device(config.device))
+    if json_:
+        scores = {"title": title, "scores": meaningful(result.rows), "spread": spread}
+        click.echo(as_json(scores))
+    else:
+        click.echo(score_table(result.rows, title))
+    if picture:
+        prediction_grid(picture, result.examples, title)
+
+
+@main.command()
+@click.argument("checkpoint", type=EXISTING)
+@option("--bg", type=EXISTING, required=True, help="Photo without the person.")
+@option("--fg-bg", type=EXISTING, required=True, help="The same with the person.")
+@option("--threshold", type=click.FloatRange(0, 1), default=0.5, help="Of the mask's probability.")
+@device_option
+@click.argument("out_dir", type=EXISTING)
+def predict(
+    checkpoint: Path, bg: Path, fg_bg: Path, threshold: float, device: str, out_dir: Path
+) -> None:
+    """Write mask.png, depth.png and side_by_side.png of two images, in their own size."""
+    predictor = Predictor(*load_network(checkpoint)).to(choose_device(device))
+    for path in predict_files(predictor, bg, fg_bg, out_dir, threshold):
+        click.echo(str(path))
+
+
+@main.command()
+@click.argument("checkpoint", type=EXISTING)
+@click.argument("out", type=EXISTING)
+def export(checkpoint: Path, out: Path) -> None:
+    """Write CHECKPOINT as OUT: .pt2 (torch.export) or .onnx, pixels in, mask and depth out."""
+    difference = export_network(Predictor(*load_network(checkpoint)), out)
+    click.echo(f"{out}: largest difference from the network {difference:.1e}")
+
+
+if __name__ == "__main__":
+    main()
