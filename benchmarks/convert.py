@@ -1,6 +1,6 @@
 """How fast data is converted: ours, stock FFCV's writer, and the floor no converter can beat.
 
-    python -m benchmarks convert DATASET
+python -m benchmarks convert DATASET
 """
 
 from __future__ import annotations

@@ -82,11 +82,15 @@ def encode_luma(source: bytes) -> Encoded:
     """
     if jpeg.read_header(_checked(source)).components == 1:
         return Encoded(source, jpeg.decode_gray(source), {})
+    verbatim = {"depth_stored_verbatim": 1}
     try:
         cut = cut_to_luma(source)
     except NotReducible:
-        return Encoded(source, _gray(source), {"depth_stored_verbatim": 1})
-    return Encoded(cut, jpeg.decode_gray(cut), {})
+        return Encoded(source, _gray(source), verbatim)
+    pixels = jpeg.decode_gray(source)
+    if not np.array_equal(jpeg.decode_gray(cut), pixels):
+        return Encoded(source, pixels, verbatim)
+    return Encoded(cut, pixels, {})
 
 
 def encode_gray(source: bytes) -> Encoded:

@@ -10,6 +10,9 @@ import numpy as np
 
 END_OF_BLOCK, ZERO_RUN = 0x00, 0xF0
 
+# Of 8-bit samples, quantised by at least 1: 11 bits and a sign.
+_LARGEST_DC = 2047
+
 # Outcomes of `read_blocks`.
 NEUTRAL, COLOURED, DAMAGED = 0, 1, 2
 
@@ -65,12 +68,13 @@ def read_blocks(
     dc: its DC coefficient. symbols, values: run/size symbols of AC and their extra bits.
     """
     at, bits, held = 0, np.uint64(0), 0
+    padding = 0  # of the bits held, how many are not in the file
     block, token = 0, 0
     predicted = np.zeros(len(samplings), np.int32)
     for mcu in range(mcus):
         if restart and mcu and mcu % restart == 0:
             # A restart marker stands at a byte border: drop the padding bits.
-            bits, held = np.uint64(0), 0
+            bits, held, padding = np.uint64(0), 0, 0
             while at + 1 < len(data) and not (data[at] == 0xFF and 0xD0 <= data[at + 1] <= 0xD7):
                 at += 1
             at += 2
@@ -82,18 +86,17 @@ def read_blocks(
                 if luma:
                     starts[block] = token
                 while position < 64:
-                    # Fill to at least 32 bits; behind a marker come zeros, counted as damage.
+                    # Fill to 49 bits or more: a code and its extra bits take 32 at most.
                     while held <= 48:
                         byte = np.uint64(0)
-                        if at < len(data):
+                        if at < len(data) and data[at] != 0xFF:
                             byte = np.uint64(data[at])
-                            if byte == 0xFF:
-                                if at + 1 < len(data) and data[at + 1] == 0:
-                                    at += 2
-                                else:
-                                    byte = np.uint64(0)  # a marker: stay before it
-                            else:
-                                at += 1
+                            at += 1
+                        elif at + 1 < len(data) and data[at + 1] == 0:
+                            byte = np.uint64(0xFF)  # stuffed, annex B.1.1.5
+                            at += 2
+                        else:
+                            padding += 8  # before a marker or the end of the file: stay there
                         bits = bits << np.uint64(8) | byte
                         held += 8
                     table = lookup[tables[component, 1 if position else 0]]
@@ -119,6 +122,8 @@ def read_blocks(
                     if size:
                         held -= size
                         value = np.int64(bits >> np.uint64(held)) & ((1 << size) - 1)
+                    if held < padding:
+                        return DAMAGED
                     bits &= (np.uint64(1) << np.uint64(held)) - np.uint64(1)
                     if position == 0:
                         if symbol > 11:
@@ -126,6 +131,8 @@ def read_blocks(
                         if size and value < 1 << (size - 1):
                             value -= (1 << size) - 1
                         predicted[component] += value
+                        if abs(predicted[component]) > _LARGEST_DC:
+                            return DAMAGED
                         if luma:
                             dc[block] = predicted[component]
                         elif predicted[component]:
@@ -148,11 +155,9 @@ def read_blocks(
                 if luma:
                     block += 1
     starts[block] = token
-    # Bytes that the picture did not have were read as zeros; what is left must be the end.
-    left = at - held // 8
     while at + 1 < len(data) and not (data[at] == 0xFF and data[at + 1] != 0):
         at += 1
-    if left > len(data) or at + 1 >= len(data) or data[at + 1] != 0xD9:
+    if at + 1 >= len(data) or data[at + 1] != 0xD9:
         return DAMAGED
     return NEUTRAL
 

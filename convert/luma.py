@@ -47,13 +47,18 @@ def cut_to_luma(source: bytes) -> bytes:
     NotReducible where the source is not baseline, not YCbCr in one scan, has colour, or is
     damaged.
     """
-    scan, lookup = _parse(source)
+    try:
+        scan, lookup = _parse(source)
+    except (IndexError, struct.error):
+        raise NotReducible("its markers are damaged") from None
     data = np.frombuffer(source, np.uint8)[scan.data :]
     blocks_y, blocks_x = -(-scan.height // 8), -(-scan.width // 8)
     vertical, horizontal = scan.samplings.max(axis=0).tolist()
     mcus_y = -(-scan.height // (8 * vertical))
     mcus_x = -(-scan.width // (8 * horizontal))
     luma_blocks = mcus_y * mcus_x * vertical * horizontal
+    if luma_blocks > 4 * len(data):  # a block takes at least two bits
+        raise NotReducible("its size and its data do not agree")
     starts = np.empty(luma_blocks + 1, np.int32)
     dc = np.empty(luma_blocks, np.int32)
     symbols = np.empty(luma_blocks * _MAX_TOKENS_PER_BLOCK, np.uint8)
@@ -69,7 +74,8 @@ def cut_to_luma(source: bytes) -> bytes:
     order = huffman.raster_order(blocks_y, blocks_x, mcus_x, vertical, horizontal)
     dc_counts, ac_counts = huffman.count_symbols(order, starts, dc, symbols)
     dc_table, ac_table = huffman.optimal_table(dc_counts), huffman.optimal_table(ac_counts)
-    out = np.empty(2 * len(source) + 1024, np.uint8)
+    # Written in another order a DC difference takes up to 27 bits; any byte may be stuffed.
+    out = np.empty(2 * (len(source) + 4 * luma_blocks), np.uint8)
     size = huffman.write_blocks(
         order,
         starts,
