@@ -15,7 +15,6 @@ import pytest
 from convert.manifest import read_manifest
 from convert.shards import Shards
 
-
 # In a process of its own: stock FFCV changes numba's type of read-only arrays in place, and
 # numba then no longer finds what it has compiled for that type.
 STOCK_FFCV = """
