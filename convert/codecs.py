@@ -58,16 +58,18 @@ def _sized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     return pixels
 
 
-def _checked(source: bytes) -> bytes:
-    refusal = jpeg.read_header(source).refusal
-    if refusal:
-        raise ValueError(refusal)
-    return source
+def _header(source: bytes) -> jpeg.JpegHeader:
+    """Header of a JPEG that every engine decodes the same way; ValueError with the reason."""
+    header = jpeg.read_header(source)
+    if header.refusal:
+        raise ValueError(header.refusal)
+    return header
 
 
 def encode_rgb(source: bytes) -> Encoded:
     """Verbatim: the stored bytes are the source bytes."""
-    return Encoded(source, jpeg.decode_rgb(_checked(source)), {})
+    _header(source)
+    return Encoded(source, jpeg.decode_rgb(source), {})
 
 
 def decode_rgb(data: bytes, height: int, width: int) -> np.ndarray:
@@ -80,7 +82,7 @@ def encode_luma(source: bytes) -> Encoded:
 
     Verbatim, and counted, where the image cannot be cut: not baseline, or a trace of colour.
     """
-    if jpeg.read_header(_checked(source)).components == 1:
+    if _header(source).components == 1:
         return Encoded(source, jpeg.decode_gray(source), {})
     verbatim = {"depth_stored_verbatim": 1}
     try:
@@ -95,7 +97,8 @@ def encode_luma(source: bytes) -> Encoded:
 
 def encode_gray(source: bytes) -> Encoded:
     """Verbatim: a gray image, one or three components."""
-    return Encoded(source, _gray(_checked(source)), {})
+    _header(source)
+    return Encoded(source, _gray(source), {})
 
 
 def _gray(source: bytes) -> np.ndarray:
@@ -119,7 +122,8 @@ def decode_gray(data: bytes, height: int, width: int) -> np.ndarray:
 
 
 def _mask(source: bytes) -> tuple[np.ndarray, dict[str, int]]:
-    gray = jpeg.decode_gray(_checked(source))
+    _header(source)
+    gray = jpeg.decode_gray(source)
     low, high = AMBIGUOUS
     # One wrapping subtraction instead of two comparisons: 64..192 becomes 0..128.
     ambiguous = int(np.count_nonzero((gray - np.uint8(low)) <= high - low))
@@ -154,14 +158,29 @@ def pack_runs(mask: np.ndarray) -> bytes:
     mask: uint8, 0 or 1, any shape.
     """
     flat = mask.reshape(-1)
-    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    runs = np.diff(edges, prepend=0, append=flat.size)
-    if flat[0]:
-        runs = np.concatenate(([0], runs))
-    full = runs // _FULL_RUN
-    out = np.full(int(full.sum()) + runs.size, _FULL_RUN, np.uint8)
-    out[np.cumsum(full + 1) - 1] = runs % _FULL_RUN
-    return out.tobytes()
+    edges = np.flatnonzero(flat[1:] != flat[:-1])
+    out = np.empty(flat.size // _FULL_RUN + len(edges) + 2, np.uint8)
+    return out[: _pack_edges(edges, flat.size, bool(flat[0]), out)].tobytes()
+
+
+@numba.njit(nogil=True, cache=True)
+def _pack_edges(edges: np.ndarray, pixels: int, begins_with_1: bool, out: np.ndarray) -> int:
+    """Write the runs that end behind each edge, and the last one; returns the bytes written."""
+    at, start = 0, 0
+    if begins_with_1:
+        out[0] = 0
+        at = 1
+    for i in range(len(edges) + 1):
+        end = edges[i] + 1 if i < len(edges) else pixels
+        run = end - start
+        start = end
+        while run >= _FULL_RUN:
+            out[at] = _FULL_RUN
+            at += 1
+            run -= _FULL_RUN
+        out[at] = run
+        at += 1
+    return at
 
 
 @numba.njit(nogil=True, cache=True)

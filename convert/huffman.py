@@ -54,7 +54,6 @@ def read_blocks(
     data: np.ndarray,
     samplings: np.ndarray,
     tables: np.ndarray,
-    lookup: np.ndarray,
     mcus: int,
     restart: int,
     starts: np.ndarray,
@@ -99,7 +98,7 @@ def read_blocks(
                             padding += 8  # before a marker or the end of the file: stay there
                         bits = bits << np.uint64(8) | byte
                         held += 8
-                    table = lookup[tables[component, 1 if position else 0]]
+                    table = tables[2 * component + (1 if position else 0)]
                     entry = table[np.int64(bits >> np.uint64(held - _LOOK)) & 511]
                     length = entry >> 8
                     if length:
@@ -210,13 +209,14 @@ def optimal_table(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     counts: int64 (257,). Returns how many codes there are of each length, int32 (17,), and
     the symbols by length, uint8 (n,).
     """
-    frequency = counts.copy()
-    frequency[256] = 1  # reserves the code of all ones, which JPEG forbids
-    size = np.zeros(257, np.int32)
-    others = np.full(257, -1, np.int32)
-    while True:
+    used = np.append(np.flatnonzero(counts[:256]), 256)
+    frequency = counts[used]
+    frequency[-1] = 1  # the last reserves the code of all ones, which JPEG forbids
+    size = np.zeros(len(used), np.int32)
+    others = np.full(len(used), -1, np.int32)
+    for _ in range(len(used) - 1):
         least, second = -1, -1
-        for symbol in range(257):
+        for symbol in range(len(used)):
             if frequency[symbol] == 0:
                 continue
             if least < 0 or frequency[symbol] <= frequency[least]:
@@ -224,23 +224,20 @@ def optimal_table(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
                 least = symbol
             elif second < 0 or frequency[symbol] <= frequency[second]:
                 second = symbol
-        if second < 0:
-            break
         frequency[least] += frequency[second]
         frequency[second] = 0
-        for tree in (least, second):
-            link = tree
-            size[link] += 1
-            while others[link] >= 0:
-                link = others[link]
-                size[link] += 1
-            if tree == least:
-                tail = link
+        tail = least
+        size[tail] += 1
+        while others[tail] >= 0:
+            tail = others[tail]
+            size[tail] += 1
         others[tail] = second
+        while second >= 0:
+            size[second] += 1
+            second = others[second]
     lengths = np.zeros(64, np.int32)
-    for symbol in range(257):
-        lengths[size[symbol]] += 1
-    lengths[0] = 0
+    for length in size:
+        lengths[length] += 1
     for length in range(63, 16, -1):  # figure K.3: shorten codes of more than 16 bits
         while lengths[length] > 0:
             shorter = length - 2
@@ -257,9 +254,9 @@ def optimal_table(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     listed = np.empty(256, np.uint8)
     count = 0
     for length in range(1, 64):
-        for symbol in range(256):
-            if size[symbol] == length:
-                listed[count] = symbol
+        for place in range(len(used) - 1):
+            if size[place] == length:
+                listed[count] = used[place]
                 count += 1
     return lengths[:17], listed[:count]
 

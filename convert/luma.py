@@ -11,33 +11,47 @@ Names and tables as in ITU-T T.81 (JPEG), annexes B, C, F and K.
 
 from __future__ import annotations
 
+import functools
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from convert import huffman
 
 _DCT_BLOCK = 64
-_MAX_TOKENS_PER_BLOCK = 64 + 3
 
 
 class NotReducible(Exception):
     """The JPEG is not of the kind that can be cut (or is damaged): the message says why."""
 
 
-@dataclass(kw_only=True)
-class _Scan:
-    """What the decoder of one baseline scan needs."""
+@dataclass(frozen=True, kw_only=True)
+class _Frame:
+    """What the frame header says: the component of luma is the first."""
 
-    height: int = 0
-    width: int = 0
-    samplings: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int32))
-    quantisers: list[int] = field(default_factory=list)
-    tables: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int32))
-    restart: int = 0
-    quantiser: bytes = b""
-    data: int = 0
+    height: int
+    width: int
+    components: bytes
+    samplings: np.ndarray
+    quantiser: int
+
+    @property
+    def mcus(self) -> tuple[int, int]:
+        """Rows and columns of minimum coded units."""
+        vertical, horizontal = self.samplings[0].tolist()
+        return -(-self.height // (8 * vertical)), -(-self.width // (8 * horizontal))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scan:
+    """What decoding a scan takes: rows (component, dc and ac) of `decoding_table`."""
+
+    frame: _Frame
+    tables: np.ndarray
+    restart: int
+    quantiser: bytes
+    data: int
 
 
 def cut_to_luma(source: bytes) -> bytes:
@@ -48,54 +62,50 @@ def cut_to_luma(source: bytes) -> bytes:
     damaged.
     """
     try:
-        scan, lookup = _parse(source)
+        scan = _parse(source)
     except (IndexError, struct.error):
         raise NotReducible("its markers are damaged") from None
+    frame = scan.frame
     data = np.frombuffer(source, np.uint8)[scan.data :]
-    blocks_y, blocks_x = -(-scan.height // 8), -(-scan.width // 8)
-    vertical, horizontal = scan.samplings.max(axis=0).tolist()
-    mcus_y = -(-scan.height // (8 * vertical))
-    mcus_x = -(-scan.width // (8 * horizontal))
-    luma_blocks = mcus_y * mcus_x * vertical * horizontal
-    if luma_blocks > 4 * len(data):  # a block takes at least two bits
+    rows, columns = frame.mcus
+    blocks = rows * columns * int(frame.samplings[0].prod())
+    if blocks > 4 * len(data):  # a block takes at least two bits
         raise NotReducible("its size and its data do not agree")
-    starts = np.empty(luma_blocks + 1, np.int32)
-    dc = np.empty(luma_blocks, np.int32)
-    symbols = np.empty(luma_blocks * _MAX_TOKENS_PER_BLOCK, np.uint8)
-    values = np.empty(luma_blocks * _MAX_TOKENS_PER_BLOCK, np.uint16)
+    starts = np.empty(blocks + 1, np.int32)
+    dc = np.empty(blocks, np.int32)
+    symbols = np.empty(blocks * _DCT_BLOCK, np.uint8)
+    values = np.empty(blocks * _DCT_BLOCK, np.uint16)
     outcome = huffman.read_blocks(
-        data, scan.samplings, scan.tables, lookup, mcus_y * mcus_x, scan.restart,
-        starts, dc, symbols, values,
+        data, frame.samplings, scan.tables, rows * columns, scan.restart, starts, dc, symbols,
+        values,
     )  # fmt: skip
     if outcome == huffman.DAMAGED:
         raise NotReducible("its entropy-coded data is damaged")
     if outcome == huffman.COLOURED:
         raise NotReducible("its chroma is not neutral")
-    order = huffman.raster_order(blocks_y, blocks_x, mcus_x, vertical, horizontal)
+    order = _raster_order(frame.height, frame.width, *frame.samplings[0].tolist())
     dc_counts, ac_counts = huffman.count_symbols(order, starts, dc, symbols)
     dc_table, ac_table = huffman.optimal_table(dc_counts), huffman.optimal_table(ac_counts)
+    codes = huffman.codes_of(*dc_table), huffman.codes_of(*ac_table)
     # Written in another order a DC difference takes up to 27 bits; any byte may be stuffed.
-    out = np.empty(2 * (len(source) + 4 * luma_blocks), np.uint8)
-    size = huffman.write_blocks(
-        order,
-        starts,
-        dc,
-        symbols,
-        values,
-        huffman.codes_of(*dc_table),
-        huffman.codes_of(*ac_table),
-        out,
-    )
+    out = np.empty(2 * (len(source) + 4 * blocks), np.uint8)
+    size = huffman.write_blocks(order, starts, dc, symbols, values, *codes, out)
     return _headers(scan, dc_table, ac_table) + out[:size].tobytes() + b"\xff\xd9"
 
 
-def _parse(source: bytes) -> tuple[_Scan, np.ndarray]:
-    """Markers up to the first scan; the Huffman tables as `decoding_table` rows."""
-    scan = _Scan()
+@functools.lru_cache(maxsize=8)
+def _raster_order(height: int, width: int, vertical: int, horizontal: int) -> np.ndarray:
+    """The same for all pictures of a data set, so kept."""
+    columns = -(-width // (8 * horizontal))
+    return huffman.raster_order(-(-height // 8), -(-width // 8), columns, vertical, horizontal)
+
+
+def _parse(source: bytes) -> _Scan:
+    """Markers up to the first scan."""
     quantisers: dict[int, bytes] = {}
     tables: dict[int, np.ndarray] = {}
-    components: list[int] = []
-    at = 2
+    frame: _Frame | None = None
+    restart, at = 0, 2
     if source[:2] != b"\xff\xd8":
         raise NotReducible("it is not a JPEG")
     while at + 4 <= len(source):
@@ -110,22 +120,23 @@ def _parse(source: bytes) -> tuple[_Scan, np.ndarray]:
         if marker == 0xDB:
             _read_quantisers(body, quantisers)
         elif marker == 0xC4:
-            _read_huffman(body, tables)
-        elif marker == 0xC0 and not components:
-            components = _read_frame(body, scan)
+            tables.update(_read_huffman(body))
+        elif marker == 0xC0 and frame is None:
+            frame = _read_frame(body)
         elif 0xC0 <= marker <= 0xCF:
             raise NotReducible("it is not a baseline JPEG")
         elif marker == 0xDD:
-            scan.restart = int.from_bytes(body[:2])
+            restart = int.from_bytes(body[:2])
         elif marker == 0xEE and body[:5] == b"Adobe" and body[11:12] != b"\x01":
             raise NotReducible("it is not stored as YCbCr")
         elif marker == 0xDA:
-            lookup = _read_scan(body, scan, components, tables)
-            scan.quantiser = quantisers.get(scan.quantisers[0], b"")
-            if len(scan.quantiser) != _DCT_BLOCK:
+            if frame is None:
+                raise NotReducible("its frame header is missing")
+            quantiser = quantisers.get(frame.quantiser, b"")
+            if len(quantiser) != _DCT_BLOCK:
                 raise NotReducible("its quantisation table is missing or not of 8 bits")
-            scan.data = at
-            return scan, lookup
+            chosen = _read_scan(body, frame, tables)
+            return _Scan(frame=frame, tables=chosen, restart=restart, quantiser=quantiser, data=at)
     raise NotReducible("it has no scan")
 
 
@@ -136,7 +147,10 @@ def _read_quantisers(body: bytes, quantisers: dict[int, bytes]) -> None:
         body = body[size:]
 
 
-def _read_huffman(body: bytes, tables: dict[int, np.ndarray]) -> None:
+@functools.lru_cache(maxsize=64)
+def _read_huffman(body: bytes) -> dict[int, np.ndarray]:
+    """Decoding tables of a segment by class and number; kept, as most writers have one set."""
+    tables = {}
     while len(body) >= 17:
         counts = np.frombuffer(body[1:17], np.uint8).astype(np.int32)
         total = int(counts.sum())
@@ -146,43 +160,47 @@ def _read_huffman(body: bytes, tables: dict[int, np.ndarray]) -> None:
         symbols[:total] = np.frombuffer(body[17 : 17 + total], np.uint8)
         tables[body[0]] = huffman.decoding_table(counts, symbols)
         body = body[17 + total :]
+    return tables
 
 
-def _read_frame(body: bytes, scan: _Scan) -> list[int]:
-    precision, scan.height, scan.width, count = struct.unpack_from(">BHHB", body)
-    if precision != 8 or count != 3 or len(body) != 6 + 3 * count or not scan.height * scan.width:
+@functools.lru_cache(maxsize=64)
+def _read_frame(body: bytes) -> _Frame:
+    """Kept, as all pictures of a data set have the same."""
+    precision, height, width, count = struct.unpack_from(">BHHB", body)
+    if precision != 8 or count != 3 or len(body) != 6 + 3 * count or not height * width:
         raise NotReducible("it does not have three components of 8 bits")
     rows = [body[6 + 3 * i : 9 + 3 * i] for i in range(count)]
-    scan.samplings = np.array([(row[1] & 15, row[1] >> 4) for row in rows], np.int32)
-    scan.quantisers = [row[2] for row in rows]
-    if bytes(row[0] for row in rows) == b"RGB":
+    samplings = np.array([(row[1] & 15, row[1] >> 4) for row in rows], np.int32)
+    components = bytes(row[0] for row in rows)
+    if components == b"RGB":
         raise NotReducible("it is not stored as YCbCr")
-    if scan.samplings.min() < 1 or (scan.samplings[0] != scan.samplings.max(axis=0)).any():
+    if samplings.min() < 1 or (samplings[0] != samplings.max(axis=0)).any():
         raise NotReducible("its luma is subsampled")
-    return [row[0] for row in rows]
+    return _Frame(
+        height=height,
+        width=width,
+        components=components,
+        samplings=samplings,
+        quantiser=rows[0][2],
+    )
 
 
-def _read_scan(
-    body: bytes, scan: _Scan, components: list[int], found: dict[int, np.ndarray]
-) -> np.ndarray:
-    """Decoding tables of the scan; `scan.tables` (component, dc/ac) points into them."""
-    count = len(components)
-    named = [body[1 + 2 * i] for i in range(min(count, (len(body) - 4) // 2))]
-    if not count or body[0] != count or named != components:
+def _read_scan(body: bytes, frame: _Frame, tables: dict[int, np.ndarray]) -> np.ndarray:
+    """DC and AC table of each component, one after the other."""
+    count = len(frame.components)
+    if body[0] != count or bytes(body[1 + 2 * i] for i in range(count)) != frame.components:
         raise NotReducible("it is not stored in one scan")
-    keys = [(body[2 + 2 * i] >> 4, 0x10 | (body[2 + 2 * i] & 15)) for i in range(count)]
-    wanted = [key for pair in keys for key in pair]
-    if any(key not in found for key in wanted):
+    keys = [key for i in range(count) for key in (body[2 + 2 * i] >> 4, 16 | body[2 + 2 * i] & 15)]
+    if any(key not in tables for key in keys):
         raise NotReducible("its Huffman tables are missing")
-    scan.tables = np.arange(2 * count, dtype=np.int32).reshape(count, 2)
-    return np.stack([found[key] for key in wanted])
+    return np.stack([tables[key] for key in keys])
 
 
 def _headers(
     scan: _Scan, dc_table: tuple[np.ndarray, np.ndarray], ac_table: tuple[np.ndarray, np.ndarray]
 ) -> bytes:
     """Everything before the entropy-coded data (annex B)."""
-    frame = struct.pack(">BHHB", 8, scan.height, scan.width, 1) + b"\x01\x11\x00"
+    frame = struct.pack(">BHHB", 8, scan.frame.height, scan.frame.width, 1) + b"\x01\x11\x00"
     tables = b""
     for kind, (lengths, listed) in ((0x00, dc_table), (0x10, ac_table)):
         tables += bytes([kind, *lengths[1:].tolist()]) + listed.tobytes()

@@ -11,18 +11,21 @@ Sums = tuple[np.ndarray, np.ndarray]
 
 
 @numba.njit(nogil=True, cache=True)
-def _add(pixels: np.ndarray, sums: np.ndarray, squares: np.ndarray) -> None:
-    height, width, channels = pixels.shape
-    for channel in range(channels):
-        for row in range(height):
-            # 32 bits hold 66,000 squares of 255: a row at a time keeps the loop narrow and fast.
-            total, square = np.uint32(0), np.uint32(0)
-            for column in range(width):
-                value = np.uint32(pixels[row, column, channel])
-                total += value
-                square += value * value
-            sums[channel] += total
-            squares[channel] += square
+def _add(rows: np.ndarray, sums: np.ndarray, squares: np.ndarray) -> None:
+    """Add rows, uint8 (H, W * channels), to the sums of each channel."""
+    # Down the columns, not along the rows: so neighbours in memory are added in one instruction.
+    # 32 bits hold 66,000 squares of 255, more rows than a JPEG can have.
+    height, width = rows.shape
+    total = np.zeros(width, np.uint32)
+    square = np.zeros(width, np.uint32)
+    for row in range(height):
+        for column in range(width):
+            value = np.uint32(rows[row, column])
+            total[column] += value
+            square[column] += value * value
+    for column in range(width):
+        sums[column % sums.size] += total[column]
+        squares[column % sums.size] += square[column]
 
 
 class Accumulator:
@@ -36,7 +39,7 @@ class Accumulator:
 
     def add(self, pixels: np.ndarray) -> None:
         """Count one image, uint8 (H, W) or (H, W, C)."""
-        _add(pixels.reshape(*pixels.shape[:2], -1), self._sums, self._squares)
+        _add(pixels.reshape(len(pixels), -1), self._sums, self._squares)
         self._values += pixels.shape[0] * pixels.shape[1]
 
     @property

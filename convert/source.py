@@ -42,12 +42,17 @@ class Source:
     layout: Layout
     facts: dict[str, object]
 
+    def folders(self, group: int) -> tuple[Path, Path, Path]:
+        """Folders of fg_bg, mask and depth of one background."""
+        stem = self.bg[group].stem
+        fg_bg, mask, depth = (self.folder / name / stem for name in FOLDERS.values())
+        return fg_bg, mask, depth
+
     def paths(self, index: int) -> tuple[Path, Path, Path]:
         """Files of fg_bg, mask and depth of one sample."""
         group = int(self.layout.background_of(np.asarray(index)))
         name = self.names(group)[index - int(self.layout.group_starts[group])]
-        stem = self.bg[group].stem
-        fg_bg, mask, depth = (self.folder / folder / stem / name for folder in FOLDERS.values())
+        fg_bg, mask, depth = (folder / name for folder in self.folders(group))
         return fg_bg, mask, depth
 
     def names(self, group: int) -> list[str]:

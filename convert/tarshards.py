@@ -77,7 +77,7 @@ def write_shard(
                     else reader.field(index - parts[which].start, name)
                 )
                 member = f"{index:09d}.{names[name]}"
-                tar.write(_member_header(member, len(data)))
+                tar.write(member_header(member, len(data)))
                 offset = tar.tell()
                 tar.write(data)
                 tar.write(bytes(-len(data) % _BLOCK))
@@ -91,10 +91,22 @@ def write_shard(
     np.save(folder / f"samples-{number:05d}.npy", records)
 
 
-def _member_header(name: str, size: int) -> bytes:
-    info = tarfile.TarInfo(name)
-    info.size = size
-    return info.tobuf(tarfile.USTAR_FORMAT)
+def member_header(name: str, size: int) -> bytes:
+    """A ustar header (POSIX.1-1988) of a plain file: mode 0644, owner 0, time 0."""
+    # What `tarfile` writes, ten times faster: only name, size and checksum differ.
+    header = bytearray(_HEADER)
+    header[: len(name)] = name.encode("ascii")
+    header[124:135] = b"%011o" % size
+    header[148:155] = b"%06o\0" % sum(header)
+    return bytes(header)
+
+
+def _blank_header() -> bytes:
+    blank = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)
+    return blank[:148] + b" " * 8 + blank[156:]  # the checksum counts itself as blanks
+
+
+_HEADER = _blank_header()
 
 
 def merge_index(folder: Path, orders: list[np.ndarray]) -> None:

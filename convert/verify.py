@@ -98,7 +98,7 @@ def _tar_structure(shards: Shards) -> Iterator[str]:
         for name in FIELDS:
             record = shards.records[index][name]
             member = f"{index:09d}.{extensions[name]}"
-            header = tarshards._member_header(member, int(record["size"]))
+            header = tarshards.member_header(member, int(record["size"]))
             at = int(record["offset"])
             file = shards.files[int(record["file"])]
             if at < len(header) or file[at - len(header) : at].tobytes() != header:

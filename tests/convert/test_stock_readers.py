@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from convert.manifest import read_manifest
 from convert.shards import Shards
+from convert.tarshards import member_header
 
 # In a process of its own: stock FFCV changes numba's type of read-only arrays in place, and
 # numba then no longer finds what it has compiled for that type.
@@ -123,3 +126,10 @@ def test_dali_index_agrees_with_tarfile(shards: Path) -> None:
         ]
         assert lines[0] == f"v1.2 {len(told)}"
         assert triples == expected
+
+
+@given(st.integers(0, 10**9 - 1), st.integers(0, 8**11 - 1))
+def test_tar_headers_are_those_of_tarfile(index: int, size: int) -> None:
+    info = tarfile.TarInfo(f"{index:09d}.fg_bg.jpg")
+    info.size = size
+    assert member_header(info.name, size) == info.tobuf(tarfile.USTAR_FORMAT)
