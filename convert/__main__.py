@@ -76,7 +76,8 @@ def depth(dataset: Path, model: str, **options: object) -> None:
 @click.option("--samples-per-fg", type=click.IntRange(1), help="Neighbours that show one person.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="Order of the tar shards.")
 @click.option("--resume", is_flag=True, help="Go on where a killed run stopped.")
-@click.option("--force", is_flag=True, help="Replace a finished folder SHARDS.")
+@click.option("--force", is_flag=True, help="Replace SHARDS, or what an unfinished run left.")
+@click.option("--scheduler", metavar="ADDRESS", help="Work on a Dask cluster instead.")
 @_WORKERS
 def pack(
     dataset: Path,
@@ -85,6 +86,7 @@ def pack(
     resume: bool,
     force: bool,
     workers: int | None,
+    scheduler: str | None,
     **options: object,
 ) -> None:
     """Convert DATASET to SHARDS; without --format, for both engines."""
@@ -92,7 +94,15 @@ def pack(
     from convert.pack import pack as run
 
     config = PackConfig(formats=formats or FORMATS, **options)  # type: ignore[arg-type]
-    manifest = run(dataset, shards, config=config, workers=workers, resume=resume, force=force)
+    manifest = run(
+        dataset,
+        shards,
+        config=config,
+        workers=workers,
+        scheduler=scheduler,
+        resume=resume,
+        force=force,
+    )
     click.echo(f"{shards}: {manifest.layout.samples} samples")
     for name, file in manifest.files.items():
         click.echo(f"  {name:28} {file.bytes:>15,} bytes")

@@ -13,7 +13,7 @@ from typing import BinaryIO
 import numpy as np
 
 from convert.manifest import FIELDS, RECORD, Layout
-from convert.parts import Part, PartReader
+from convert.parts import Part, check_crc, create_array, read_records
 from convert.shards import Shards
 
 NAME = "samples.beton"
@@ -62,23 +62,21 @@ def write_beton(
 
     Reads and writes a part at a time, so memory does not grow with the number of samples.
     """
-    index_path = path.with_name(INDEX)
-    index = np.lib.format.open_memmap(index_path, "w+", RECORD, (layout.samples,))
+    index = create_array(path.with_name(INDEX), RECORD, (layout.samples,))
     metadata = metadata_dtype(codecs)
     rows_at = HEADER.itemsize + DESCRIPTOR.itemsize * len(field_kinds(codecs))
     data_at = _align(rows_at + metadata.itemsize * layout.samples)
     end = data_at
     with open(path, "wb") as file:
         file.write(_header(layout.samples, 0, codecs))
-        for part, placed in _place(parts, folder, data_at):
-            reader = PartReader(part, folder)
-            _write_data(file, reader, placed)
+        for part, records, placed in _place(parts, folder, data_at):
+            _write_data(file, part, folder, records, placed)
             file.seek(rows_at + part.start * metadata.itemsize)
             file.write(_metadata_rows(part, placed, layout, codecs).tobytes())
             index[part.start : part.stop] = placed
             end = _end(placed)
         file.seek(end)
-        for part, placed in _place(parts, folder, data_at):
+        for part, _, placed in _place(parts, folder, data_at):
             file.write(_allocations(part, placed).tobytes())
         # The pointer comes last: stock FFCV opens a file without it and reads nonsense.
         file.seek(0)
@@ -95,18 +93,21 @@ def _end(placed: np.ndarray) -> int:
     return int(last["offset"]) + int(last["size"])
 
 
-def _place(parts: list[Part], folder: Path, start: int) -> Iterator[tuple[Part, np.ndarray]]:
-    """Records of each part with their offsets in the file; no sample crosses a page."""
+def _place(
+    parts: list[Part], folder: Path, start: int
+) -> Iterator[tuple[Part, np.ndarray, np.ndarray]]:
+    """Records of each part, with offsets in the part and in the file; none crosses a page."""
     at = start
     for part in parts:
-        placed = np.load(part.path(folder, "npy"))
-        sizes = np.stack([placed[name]["size"] for name in FIELDS], axis=1).astype(np.int64)
+        records = read_records(part, folder)
+        placed = records.copy()
+        sizes = np.stack([records[name]["size"] for name in FIELDS], axis=1).astype(np.int64)
         begins = _begins(sizes.sum(axis=1), at)
         offsets = begins[:, None] + np.cumsum(sizes, axis=1) - sizes
         for column, name in enumerate(FIELDS):
             placed[name]["offset"] = offsets[:, column]
         at = _end(placed)
-        yield part, placed
+        yield part, records, placed
 
 
 def _begins(totals: np.ndarray, at: int) -> np.ndarray:
@@ -122,16 +123,22 @@ def _begins(totals: np.ndarray, at: int) -> np.ndarray:
     return begins
 
 
-def _write_data(file: BinaryIO, reader: PartReader, placed: np.ndarray) -> None:
+def _write_data(
+    file: BinaryIO, part: Part, folder: Path, records: np.ndarray, placed: np.ndarray
+) -> None:
     """Copy a part's data, checked, in as many pieces as there are pages."""
-    reader.check()
+    data = memoryview(part.path(folder, "bin").read_bytes())
+    for name in FIELDS:
+        for _, size, offset, crc in records[name].tolist():
+            check_crc(data[offset : offset + size], crc, part, folder)
     # A part's fields lie back to back, here as there; only a new page makes a gap.
-    shift = placed[FIELDS[0]]["offset"].astype(np.int64) - reader.records[FIELDS[0]]["offset"]
-    first = np.flatnonzero(np.diff(shift, prepend=-1))
-    begins = reader.records[FIELDS[0]]["offset"][first].tolist()
-    for row, begin, end in zip(first, begins, [*begins[1:], len(reader.data)], strict=True):
-        file.seek(int(placed[row][FIELDS[0]]["offset"]))
-        file.write(reader.data[begin:end])
+    origin = records[FIELDS[0]]["offset"].astype(np.int64)
+    target = placed[FIELDS[0]]["offset"].astype(np.int64)
+    first = np.flatnonzero(np.diff(target - origin, prepend=-1))
+    begins = origin[first].tolist()
+    for row, begin, end in zip(first, begins, [*begins[1:], len(data)], strict=True):
+        file.seek(int(target[row]))
+        file.write(data[begin:end])
 
 
 def _header(samples: int, allocations_at: int, codecs: dict[str, str]) -> bytes:

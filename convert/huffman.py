@@ -236,8 +236,8 @@ def optimal_table(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             size[second] += 1
             second = others[second]
     lengths = np.zeros(64, np.int32)
-    for length in size:
-        lengths[length] += 1
+    for bits in size:
+        lengths[bits] += 1
     for length in range(63, 16, -1):  # figure K.3: shorten codes of more than 16 bits
         while lengths[length] > 0:
             shorter = length - 2

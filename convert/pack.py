@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -34,9 +35,9 @@ from convert.manifest import (
     write_json,
 )
 from convert.moments import Accumulator
-from convert.parts import Part, Remarks, read_remarks, split_parts, write_part
+from convert.parts import Part, Remarks, create_array, read_remarks, split_parts, write_part
 from convert.source import Source, read_source
-from convert.workers import run_all, worker_pool
+from convert.workers import cluster_pool, run_all, worker_pool
 
 FORMATS = ("ffcv", "dali")
 MASK_CODECS = {"runs": "runs", "jpeg": "jpeg-mask"}
@@ -91,6 +92,7 @@ def pack(
     *,
     config: PackConfig | None = None,
     workers: int | None = None,
+    scheduler: str | None = None,
     resume: bool = False,
     force: bool = False,
     progress: bool = True,
@@ -98,23 +100,27 @@ def pack(
     """Convert a data set folder once; the same bytes for any number of workers.
 
     workers: processes (None: one a core; 0: work in this process).
+    scheduler: address of a Dask scheduler whose workers do the work instead.
     resume: go on where a killed or interrupted run of the same job stopped.
-    force: replace a finished folder of the same name.
+    force: replace a finished folder of the same name, or what an unfinished run left.
 
     A bad source file ends the run with a RecordError that names it, and nothing is left
     behind. After a kill, a full disk or a dead worker, finished parts stay in
     `SHARDS.partial` for ``resume``. Raises DataError for every mistake of the user.
     """
     config = config or PackConfig()
-    shards = Path(shards)
+    dataset, shards = Path(dataset), Path(shards)
+    if scheduler is not None:  # its workers have working folders of their own
+        dataset, shards = dataset.absolute(), shards.absolute()
     _check_target(shards, force)
     source = read_source(dataset, samples_per_fg=config.samples_per_fg)
     work = shards.with_name(shards.name + ".partial")
-    with _work_folder(work, _job(source, config), resume):
+    pool = worker_pool(workers) if scheduler is None else cluster_pool(scheduler)
+    with _work_folder(work, _job(source, config), resume, force), pool as executor:
         bank = _write_backgrounds(source, work)
-        remarks = _write_parts(source, config, work, workers, progress)
+        remarks = _write_parts(source, config, work, executor, progress)
         remarks.statistics = {"bg": bank, **remarks.statistics}
-        manifest = _assemble(source, config, remarks, work, workers, progress)
+        manifest = _assemble(source, config, remarks, work, executor, progress)
         _publish(work, shards, force)
     return manifest
 
@@ -144,9 +150,14 @@ def _job(source: Source, config: PackConfig) -> dict[str, object]:
 
 
 @contextmanager
-def _work_folder(work: Path, job: dict[str, object], resume: bool) -> Iterator[None]:
+def _work_folder(work: Path, job: dict[str, object], resume: bool, force: bool) -> Iterator[None]:
     """The locked work folder: kept after a kill or trouble of the machine, else removed."""
     if not resume and work.exists() and not _locked(work):
+        if not force:
+            raise DataError(
+                f"{work}: an unfinished run left this; --resume goes on with it, --force starts "
+                "over"
+            )
         shutil.rmtree(work)
     (work / _PARTS).mkdir(parents=True, exist_ok=True)
     with open(work / "lock", "w") as lock:
@@ -189,17 +200,13 @@ def _check_job(work: Path, job: dict[str, object]) -> None:
 
 
 def _write_parts(
-    source: Source, config: PackConfig, work: Path, workers: int | None, progress: bool
+    source: Source, config: PackConfig, work: Path, executor: Executor, progress: bool
 ) -> Remarks:
     folder = work / _PARTS
     parts = list(split_parts(source.layout))
     missing = [part for part in parts if not part.path(folder, "json").exists()]
-    with (
-        tqdm(
-            total=source.layout.samples, unit=" samples", disable=None if progress else True
-        ) as bar,
-        worker_pool(workers) as executor,
-    ):
+    hidden = None if progress else True  # None: shown on a terminal only
+    with tqdm(total=source.layout.samples, unit=" samples", disable=hidden) as bar:
         bar.update(source.layout.samples - sum(p.stop - p.start for p in missing))
         tasks = ((source, config.codecs, part, folder) for part in missing)
         for size in run_all(executor, _part_task, tasks):
@@ -221,7 +228,7 @@ def _write_backgrounds(source: Source, work: Path) -> Moments:
     """The background bank, uint8 (n_bg, H, W, 3), and its sums, once for every sample."""
     layout = source.layout
     shape = (len(source.bg), layout.height, layout.width, 3)
-    bank = np.lib.format.open_memmap(work / BACKGROUNDS, "w+", np.uint8, shape)
+    bank = create_array(work / BACKGROUNDS, np.dtype(np.uint8), shape)
     total: Moments | None = None
     for number, path in enumerate(source.bg):
         try:
@@ -251,7 +258,7 @@ def _assemble(
     config: PackConfig,
     remarks: Remarks,
     work: Path,
-    workers: int | None,
+    executor: Executor,
     progress: bool,
 ) -> Manifest:
     parts = list(split_parts(source.layout))
@@ -277,13 +284,12 @@ def _assemble(
             )
         names = tuple(tarshards.shard_name(number) for number in range(len(orders)))
         formats["dali"] = Format(files=names, index=tarshards.INDEX)
-    with worker_pool(workers) as executor:
-        _drain(run_all(executor, _call, tasks), len(tasks), "shards", progress)
-        if orders:
-            tarshards.merge_index(work, orders)
-        names_to_hash = _data_files(formats, len(orders))
-        hashed = run_all(executor, hash_file, ((work / name,) for name in names_to_hash))
-        files = dict(sorted(_drain(hashed, len(names_to_hash), "checksums", progress)))
+    _drain(run_all(executor, _call, tasks), len(tasks), "shards", progress)
+    if orders:
+        tarshards.merge_index(work, orders)
+    names_to_hash = _data_files(formats, len(orders))
+    hashed = run_all(executor, hash_file, ((work / name,) for name in names_to_hash))
+    files = dict(sorted(_drain(hashed, len(names_to_hash), "checksums", progress)))
     shutil.rmtree(folder)
     manifest = Manifest(
         layout=source.layout,
@@ -338,6 +344,8 @@ def _publish(work: Path, shards: Path, force: bool) -> None:
     (work / _JOB).unlink()
     (work / "lock").unlink()
     replaced = shards.with_name(shards.name + ".replaced")
+    if replaced.exists():  # left by a run that was killed in the lines below
+        shutil.rmtree(replaced)
     if shards.exists() and any(shards.iterdir()):
         assert force
         shards.rename(replaced)

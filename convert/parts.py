@@ -152,35 +152,58 @@ def read_remarks(part: Part, folder: Path) -> Remarks | None:
     )
 
 
-class PartReader:
-    """Stored fields of a part, each checked against its CRC32C.
+def read_records(part: Part, folder: Path) -> np.ndarray:
+    """Records (`RECORD`) of a finished part, with offsets in the part's file."""
+    return np.load(part.path(folder, "npy"))
 
-    records: as written, with offsets in the part's file. data: the part's file, as a view.
+
+class PartFiles:
+    """Stored fields of finished parts, read with plain system calls: no pages stay mapped."""
+
+    def __init__(self, parts: list[Part], folder: Path) -> None:
+        self._parts, self._folder = parts, folder
+        self._descriptors: dict[int, int] = {}
+
+    def __enter__(self) -> PartFiles:
+        """Files are opened as they are needed and closed at the end of the block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close all."""
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+
+    def fields(self, number: int, record: np.void) -> dict[str, bytes]:
+        """All fields of one sample of part ``number``, each checked against its CRC32C."""
+        if number not in self._descriptors:
+            path = self._parts[number].path(self._folder, "bin")
+            self._descriptors[number] = os.open(path, os.O_RDONLY)
+        places = [record[name].item() for name in FIELDS]
+        first = places[0][2]
+        last = places[-1][2] + places[-1][1]
+        data = os.pread(self._descriptors[number], last - first, first)
+        found = {}
+        for name, (_, size, offset, crc) in zip(FIELDS, places, strict=True):
+            found[name] = data[offset - first : offset - first + size]
+            check_crc(found[name], crc, self._parts[number], self._folder)
+        return found
+
+
+def check_crc(data: bytes | memoryview, expected: int, part: Part, folder: Path) -> None:
+    """DataError if a part's file no longer holds what was written to it."""
+    if crc32c.crc32c(data) != expected:
+        raise DataError(
+            f"{part.path(folder, 'bin')}: checksum differs, the disk lost what was written to it; "
+            f"delete {folder.parent} and pack again"
+        )
+
+
+def create_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
+    """A new memory-mapped `.npy` file whose space on the disk is there.
+
+    Raises OSError where it is not: writing to a map of missing space would kill the process.
     """
-
-    def __init__(self, part: Part, folder: Path) -> None:
-        self.part = part
-        self.records = np.load(part.path(folder, "npy"))
-        self._path = part.path(folder, "bin")
-        self.data = np.memmap(self._path, np.uint8, "r").data
-        self._columns = {
-            name: tuple(self.records[name][key].tolist() for key in ("offset", "size", "crc32c"))
-            for name in FIELDS
-        }
-
-    def field(self, row: int, name: str) -> memoryview:
-        """Stored bytes of one field of the part's ``row``-th sample."""
-        offsets, sizes, crcs = self._columns[name]
-        data = self.data[offsets[row] : offsets[row] + sizes[row]]
-        if crc32c.crc32c(data) != crcs[row]:
-            raise DataError(
-                f"{self._path}: sample {self.part.start + row}, {name}: checksum differs, the "
-                "disk lost what was written; delete the folder and pack again"
-            )
-        return data
-
-    def check(self) -> None:
-        """Check every field of every sample; DataError names the first bad one."""
-        for row in range(len(self.records)):
-            for name in FIELDS:
-                self.field(row, name)
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    with open(path, "r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array

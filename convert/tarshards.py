@@ -14,7 +14,7 @@ import numpy as np
 
 from convert.codecs import CODECS
 from convert.manifest import FIELDS, RECORD
-from convert.parts import Part, PartReader
+from convert.parts import Part, PartFiles, create_array, read_records
 
 INDEX = "samples.tar.index.npy"
 SAMPLES_PER_SHARD = 10_000
@@ -55,40 +55,45 @@ def write_shard(
     The records (`RECORD`, in the order of ``order``) go to `samples-NNNNN.npy`, to be put
     together by `merge_index`.
     """
-    starts = np.array([part.start for part in parts])
-    readers: dict[int, PartReader] = {}
-    records = np.zeros(len(order), RECORD)
+    records, which = _gather_records(order, parts, parts_folder)
     names = extensions(codecs)
     with (
+        PartFiles(parts, parts_folder) as stored,
         open(folder / shard_name(number), "wb") as tar,
         open(folder / dali_index_name(number), "w") as dali_index,
     ):
         dali_index.write(f"{_DALI_INDEX_VERSION} {len(order)}\n")
+        at = 0
         for row, index in enumerate(order.tolist()):
-            which = int(np.searchsorted(starts, index, side="right")) - 1
-            if which not in readers:
-                readers[which] = PartReader(parts[which], parts_folder)
-            reader = readers[which]
+            fields = stored.fields(int(which[row]), records[row])
             line = []
-            for name in (*FIELDS, "index"):
-                data: bytes | memoryview = (
-                    index.to_bytes(8, "little")
-                    if name == "index"
-                    else reader.field(index - parts[which].start, name)
-                )
+            for name, data in (*fields.items(), ("index", index.to_bytes(8, "little"))):
                 member = f"{index:09d}.{names[name]}"
                 tar.write(member_header(member, len(data)))
-                offset = tar.tell()
                 tar.write(data)
                 tar.write(bytes(-len(data) % _BLOCK))
-                line.append(f"{names[name]} {offset} {len(data)} {member}")
+                line.append(f"{names[name]} {at + _BLOCK} {len(data)} {member}")
                 if name != "index":
-                    crc = reader.records[index - parts[which].start][name]["crc32c"]
-                    records[row][name] = (number, len(data), offset, crc)
+                    records[name]["offset"][row] = at + _BLOCK
+                at += _BLOCK + len(data) + -len(data) % _BLOCK
             dali_index.write(" ".join(line) + "\n")
         tar.write(bytes(2 * _BLOCK))
         tar.write(bytes(-tar.tell() % tarfile.RECORDSIZE))
+    for name in FIELDS:
+        records[name]["file"] = number
     np.save(folder / f"samples-{number:05d}.npy", records)
+
+
+def _gather_records(
+    order: np.ndarray, parts: list[Part], folder: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """Records of some samples, with offsets in their parts' files, and the part of each."""
+    which = np.searchsorted([part.start for part in parts], order, side="right") - 1
+    records = np.empty(len(order), RECORD)
+    for number in np.unique(which).tolist():
+        rows = np.flatnonzero(which == number)
+        records[rows] = read_records(parts[number], folder)[order[rows] - parts[number].start]
+    return records, which
 
 
 def member_header(name: str, size: int) -> bytes:
@@ -112,7 +117,7 @@ _HEADER = _blank_header()
 def merge_index(folder: Path, orders: list[np.ndarray]) -> None:
     """Put the shards' records together in source order as `samples.tar.index.npy`."""
     samples = sum(len(order) for order in orders)
-    index = np.lib.format.open_memmap(folder / INDEX, "w+", RECORD, (samples,))
+    index = create_array(folder / INDEX, RECORD, (samples,))
     for number, order in enumerate(orders):
         records = folder / f"samples-{number:05d}.npy"
         index[order] = np.load(records)

@@ -7,8 +7,14 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    wait,
+)
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -16,6 +22,7 @@ from convert.errors import DataError
 
 T = TypeVar("T")
 _IN_FLIGHT = 4
+_CONNECT_S = 10
 
 
 def default_workers() -> int:
@@ -63,6 +70,32 @@ def worker_pool(workers: int | None) -> Iterator[Executor]:
     pool.shutdown(wait=True)
 
 
+@contextmanager
+def cluster_pool(address: str) -> Iterator[Executor]:
+    """The workers of a Dask cluster, as an executor like any other (extra `cluster`).
+
+    They must see the same files under the same absolute paths. Raises DataError where Dask
+    is not installed, nobody answers at ``address``, or a worker died too often.
+    """
+    try:
+        from distributed import Client
+        from distributed.scheduler import KilledWorker
+    except ImportError:
+        raise DataError("Dask is not installed; pip install '.[cluster]'") from None
+    try:
+        client = Client(address, timeout=_CONNECT_S)
+    except (OSError, ValueError) as error:
+        raise DataError(f"scheduler {address}: cannot be reached ({error})") from None
+    with client:
+        try:
+            with client.get_executor(pure=False) as executor:
+                yield executor
+        except KilledWorker as error:
+            raise DataError(
+                f"scheduler {address}: workers died ({error}); run again with --resume"
+            ) from None
+
+
 def _end_with_parent() -> None:
     """Watch the parent from a thread: a killed converter must leave no worker behind."""
     parent = multiprocessing.parent_process()
@@ -92,7 +125,7 @@ def run_all(executor: Executor, fn: Callable[..., T], tasks: Iterable[tuple]) ->
         while waiting:
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             yield from (future.result() for future in done)
-    except BrokenProcessPool:
+    except BrokenExecutor:
         raise DataError(
             "a worker process died (killed, or out of memory); run again, perhaps with fewer "
             "--workers; `pack` goes on where it stopped with --resume"
