@@ -58,7 +58,7 @@ class Shards:
         }.get(name, ((layout.samples,), RECORD))
         try:
             array = np.load(self.folder / name, mmap_mode="r")
-        except (ValueError, OSError) as error:
+        except Exception as error:  # a damaged header ends NumPy in many ways
             raise DataError(
                 f"{self.folder / name}: not a NumPy file ({error}); pack again"
             ) from None

@@ -1,0 +1,318 @@
+"""Kills, full disks, dead workers, damaged files: one clear error, and never a wrong byte."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from convert import workers
+from convert.compose import compose
+from convert.errors import DataError
+from convert.manifest import FIELDS
+from convert.pack import PackConfig, pack
+from convert.shards import Shards
+from convert.verify import verify
+
+CONFIG = PackConfig(samples_per_shard=40)
+KILLS = 20
+DAMAGES = 200
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+# Forks a converter for each line it reads: warm, so that it can be killed at any moment of the
+# work itself. Many parts, so that there are many states to die in.
+SERVER = """
+import os, sys
+from pathlib import Path
+from convert import parts
+from convert.pack import PackConfig, pack
+
+parts.split_parts.__defaults__ = (3,)
+dataset, target = map(Path, sys.argv[1:])
+
+def run():
+    config = PackConfig(samples_per_shard=40)
+    pack(dataset, target, config=config, workers=0, resume=True, progress=False)
+
+run()
+print("ready", flush=True)
+for _ in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        try:
+            run()
+        finally:
+            os._exit(0)
+    print(child, flush=True)
+    os.waitpid(child, 0)
+    print("ended", flush=True)
+"""
+
+
+class Converter:
+    """Runs of the server, each ended by a kill after some seconds, or by itself."""
+
+    def __init__(self, dataset: Path, target: Path) -> None:
+        command = [sys.executable, "-c", SERVER, str(dataset), str(target)]
+        self._server = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self._answer() == "ready"
+
+    def _answer(self) -> str:
+        assert self._server.stdout is not None
+        return self._server.stdout.readline().strip()
+
+    def run(self, kill_after_s: float | None = None) -> float:
+        """Seconds until it ended."""
+        assert self._server.stdin is not None
+        started = time.perf_counter()
+        self._server.stdin.write("run\n")
+        self._server.stdin.flush()
+        child = int(self._answer())
+        if kill_after_s is not None:
+            time.sleep(kill_after_s)
+            with suppress(ProcessLookupError):  # it was faster
+                os.kill(child, signal.SIGKILL)
+        assert self._answer() == "ended"
+        return time.perf_counter() - started
+
+    def close(self) -> None:
+        """End the server."""
+        self._server.communicate(timeout=20)
+
+
+def test_killed_at_any_moment_and_resumed(dataset: Path, shards: Path, tmp_path: Path) -> None:
+    chance = random.Random(0)
+    target, work = tmp_path / "shards", tmp_path / "shards.partial"
+    converter = Converter(dataset, target)
+    assert tree(target) == tree(shards)
+    shutil.rmtree(target)
+    whole_s = converter.run()
+    states = set()
+    for _ in range(KILLS):
+        shutil.rmtree(target)
+        for _ in range(chance.randrange(1, 4)):  # some are killed more than once
+            if not target.exists():
+                converter.run(kill_after_s=chance.uniform(0, whole_s))
+                states.add(len(list(work.rglob("*"))) if work.exists() else 0)
+        if not target.exists():
+            converter.run()
+        assert tree(target) == tree(shards)
+        assert [path.name for path in tmp_path.iterdir()] == ["shards"]
+    converter.close()
+    assert len(states) > KILLS // 4  # the kills hit different moments
+
+
+def start_pack(*arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "convert", "pack", *map(str, arguments)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_workers(process: subprocess.Popen[str], count: int) -> list[psutil.Process]:
+    """The worker processes of a converter, once it has them."""
+    this = psutil.Process(process.pid)
+    for _ in range(400):
+        found = [p for p in this.children() if "spawn_main" in " ".join(p.cmdline())]
+        if len(found) >= count or process.poll() is not None:
+            return found
+        time.sleep(0.01)
+    raise AssertionError("the converter started no workers")
+
+
+@pytest.mark.parametrize("victim", ["converter", "worker"])
+def test_a_kill_leaves_no_orphan_and_can_be_resumed(
+    dataset: Path, shards: Path, tmp_path: Path, victim: str
+) -> None:
+    target = tmp_path / "shards"
+    process = start_pack(dataset, target, "--workers", 2, "--samples-per-shard", 40)
+    helpers = wait_for_workers(process, 2)
+    (process if victim == "converter" else helpers[0]).kill()
+    _, errors = process.communicate(timeout=20)
+    _, alive = psutil.wait_procs(helpers, timeout=5)
+    assert alive == []
+    assert not target.exists()
+    if victim == "worker":
+        assert process.returncode == 2
+        assert errors.count("\n") == 1
+        assert "a worker process died" in errors
+    assert start_pack(dataset, target, "--workers", 0).wait(timeout=60) == 2  # --resume or --force
+    resumed = start_pack(dataset, target, "--workers", 0, "--samples-per-shard", 40, "--resume")
+    assert resumed.wait(timeout=60) == 0
+    assert tree(target) == tree(shards)
+
+
+def test_interrupt_leaves_nothing_running(dataset: Path, tmp_path: Path) -> None:
+    process = start_pack(dataset, tmp_path / "shards", "--workers", 2)
+    helpers = wait_for_workers(process, 2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    _, alive = psutil.wait_procs(helpers, timeout=5)
+    assert (process.returncode, alive) == (1, [])
+    assert "Traceback" not in errors
+    assert not (tmp_path / "shards").exists()
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file of this process may grow beyond 60 kB: writing fails as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_file_that_cannot_grow(dataset: Path, tmp_path: Path, small_files: None) -> None:
+    with pytest.raises(DataError, match=r"File too large; mend that and run again with --resume"):
+        pack(dataset, tmp_path / "shards", workers=0, progress=False)
+    assert not (tmp_path / "shards").exists()
+
+
+@pytest.mark.parametrize("kilobytes", [100, 300, 500, 700, 900])
+def test_full_disk(dataset: Path, shards: Path, tmp_path: Path, kilobytes: int) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk cannot be mounted here: needs root")
+    try:
+        with pytest.raises(DataError, match="No space left on device; mend that and run again"):
+            pack(dataset, disk / "shards", config=CONFIG, workers=0, progress=False)
+        assert not (disk / "shards").exists()
+        grow = ["mount", "-o", "remount,size=100m", str(disk)]
+        subprocess.run(grow, check=True)
+        pack(dataset, disk / "shards", config=CONFIG, workers=0, resume=True, progress=False)
+        assert tree(disk / "shards") == tree(shards)
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_unreadable_file(dataset: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(dataset, tmp_path / "data"))
+    path = copy / "fg_bg" / "bg_002" / "img_0004.jpg"
+    path.unlink()
+    path.mkdir()  # root may read every file, but nobody reads a folder
+    with pytest.raises(DataError, match=r"img_0004.jpg.*cannot be read"):
+        pack(copy, tmp_path / "shards", workers=0, progress=False)
+
+
+def test_two_converters_keep_apart(dataset: Path, tmp_path: Path) -> None:
+    import fcntl
+
+    work = tmp_path / "shards.partial"
+    work.mkdir()
+    with open(work / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for option in ("none", "resume", "force"):
+            options: dict[str, Any] = {} if option == "none" else {option: True}
+            with pytest.raises(DataError, match="another converter is writing it"):
+                pack(dataset, tmp_path / "shards", workers=0, progress=False, **options)
+    assert work.exists()
+
+
+def test_resume_refuses_another_job(dataset: Path, tmp_path: Path) -> None:
+    work = tmp_path / "shards.partial"
+    work.mkdir()
+    (work / "job.json").write_text('{"source": "elsewhere"}')
+    with pytest.raises(DataError, match="begun with other arguments or another data set"):
+        pack(dataset, tmp_path / "shards", workers=0, resume=True, progress=False)
+
+
+@pytest.fixture(scope="module", params=["ffcv", "dali"])
+def few(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of 12 small samples in one format."""
+    folder = tmp_path_factory.mktemp("few")
+    sizes: dict[str, Any] = {"backgrounds": 2, "foregrounds": 3, "placements": 2, "size": 64}
+    compose(folder / "data", **sizes, workers=0, progress=False)
+    config = PackConfig(formats=(request.param,), samples_per_shard=5)
+    pack(folder / "data", folder / "shards", config=config, workers=0, progress=False)
+    return folder / "shards"
+
+
+def record_at(shards: Shards, name: str, place: int) -> tuple[int, str] | None:
+    """Which record's field holds a byte of a file; None for headers, indices and gaps."""
+    for field in FIELDS:
+        records = shards.records[field]
+        in_file = np.array([told == name for told in shards.names])[records["file"]]
+        behind = records["offset"] <= place
+        before = place < records["offset"] + records["size"]
+        for index in np.flatnonzero(in_file & behind & before).tolist():
+            return index, field
+    return None
+
+
+def test_verify_finds_every_damage(few: Path) -> None:
+    chance = np.random.default_rng(7)
+    opened = Shards(few)
+    manifest = opened.manifest
+    (told,) = manifest.formats.values()
+    # Half of the damage to the data files, where FFCV's is mostly empty pages; half anywhere.
+    places = [
+        (name, int(chance.integers(manifest.files[name].bytes)))
+        for name in chance.choice(list(manifest.files), DAMAGES // 2).tolist()
+    ]
+    for number in range(DAMAGES // 2):
+        field, index = FIELDS[number % 3], int(chance.integers(12))
+        record = opened.records[index][field]
+        name = told.files[int(record["file"])]
+        places.append((name, int(record["offset"]) + int(chance.integers(record["size"]))))
+    named = 0
+    for number, (name, place) in enumerate(places):
+        whole = (few / name).read_bytes()
+        data = bytearray(whole)
+        cut = number % 10 == 0
+        if cut:
+            del data[place:]
+        else:
+            data[place] ^= 1 << int(chance.integers(8))
+        (few / name).write_bytes(data)
+        faults = verify(few, workers=0, progress=False)
+        (few / name).write_bytes(whole)
+        assert any(name in fault for fault in faults), (name, place, cut)
+        record = None if cut else record_at(opened, name, place)
+        if record is not None:
+            index, field = record
+            assert any(fault.startswith(f"record {index}, {field} (") for fault in faults)
+            named += 1
+    assert named > DAMAGES // 3
+    assert verify(few, workers=0, progress=False) == []
+
+
+def test_a_dask_cluster_writes_the_same_bytes(dataset: Path, shards: Path, tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed", reason="Dask is not installed")
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1"
+    ) as cluster:
+        address = cluster.scheduler_address
+        pack(dataset, tmp_path / "shards", config=CONFIG, scheduler=address, progress=False)
+        assert tree(tmp_path / "shards") == tree(shards)
+        copy = Path(shutil.copytree(dataset, tmp_path / "data"))
+        (copy / "fg_bg" / "bg_002" / "img_0004.jpg").write_text("not a picture")
+        with pytest.raises(DataError, match=r"record 21, fg_bg .*not a JPEG"):
+            pack(copy, tmp_path / "bad", scheduler=address, progress=False)
+
+
+def test_scheduler_that_is_not_there(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_CONNECT_S", 0.5)
+    pytest.importorskip("distributed", reason="Dask is not installed")
+    with pytest.raises(DataError, match="cannot be reached"):
+        pack(dataset, tmp_path / "shards", scheduler="tcp://127.0.0.1:9", progress=False)
