@@ -31,6 +31,7 @@ from convert.manifest import (
     Manifest,
     Moments,
     ShardFile,
+    read_manifest,
     sync_folder,
     write_json,
 )
@@ -43,6 +44,7 @@ FORMATS = ("ffcv", "dali")
 MASK_CODECS = {"runs": "runs", "jpeg": "jpeg-mask"}
 DEPTH_CODECS = {"luma": "jpeg-luma", "jpeg": "jpeg-gray"}
 _JOB = "job.json"
+_LOCK = "lock"
 _PARTS = "parts"
 _LIBRARIES = ("numpy", "pillow", "simplejpeg", "crc32c")
 
@@ -117,12 +119,13 @@ def pack(
     work = shards.with_name(shards.name + ".partial")
     pool = worker_pool(workers) if scheduler is None else cluster_pool(scheduler)
     with _work_folder(work, _job(source, config), resume, force), pool as executor:
-        bank = _write_backgrounds(source, work)
-        remarks = _write_parts(source, config, work, executor, progress)
-        remarks.statistics = {"bg": bank, **remarks.statistics}
-        manifest = _assemble(source, config, remarks, work, executor, progress)
+        if not (work / MANIFEST).exists():  # else the run was killed while it cleaned up
+            bank = _write_backgrounds(source, work)
+            remarks = _write_parts(source, config, work, executor, progress)
+            remarks.statistics = {"bg": bank, **remarks.statistics}
+            _assemble(source, config, remarks, work, executor, progress)
         _publish(work, shards, force)
-    return manifest
+    return read_manifest(shards)
 
 
 def _check_target(shards: Path, force: bool) -> None:
@@ -159,8 +162,8 @@ def _work_folder(work: Path, job: dict[str, object], resume: bool, force: bool) 
                 "over"
             )
         shutil.rmtree(work)
-    (work / _PARTS).mkdir(parents=True, exist_ok=True)
-    with open(work / "lock", "w") as lock:
+    work.mkdir(parents=True, exist_ok=True)
+    with open(work / _LOCK, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -180,7 +183,7 @@ def _work_folder(work: Path, job: dict[str, object], resume: bool, force: bool) 
 
 def _locked(work: Path) -> bool:
     try:
-        with open(work / "lock") as lock:
+        with open(work / _LOCK) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -190,13 +193,20 @@ def _locked(work: Path) -> bool:
 
 
 def _check_job(work: Path, job: dict[str, object]) -> None:
+    """Go on only with work of the same job; what belongs to none is removed."""
     path = work / _JOB
-    if path.exists() and json.loads(path.read_text()) != job:
+    if not path.exists():
+        for entry in work.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name != _LOCK:
+                entry.unlink()
+    elif json.loads(path.read_text()) != job:
         raise DataError(
-            f"{work}: was begun with other arguments or another data set; run without --resume "
-            "to start over"
+            f"{work}: was begun with other arguments or another data set; --force starts over"
         )
     write_json(path, job)
+    (work / _PARTS).mkdir(exist_ok=True)
 
 
 def _write_parts(
@@ -260,7 +270,8 @@ def _assemble(
     work: Path,
     executor: Executor,
     progress: bool,
-) -> Manifest:
+) -> None:
+    """Parts -> shard files, their indices and hashes, and last the manifest."""
     parts = list(split_parts(source.layout))
     folder = work / _PARTS
     orders: list[np.ndarray] = []
@@ -290,7 +301,6 @@ def _assemble(
     names_to_hash = _data_files(formats, len(orders))
     hashed = run_all(executor, hash_file, ((work / name,) for name in names_to_hash))
     files = dict(sorted(_drain(hashed, len(names_to_hash), "checksums", progress)))
-    shutil.rmtree(folder)
     manifest = Manifest(
         layout=source.layout,
         backgrounds=tuple(path.name for path in source.bg),
@@ -302,7 +312,6 @@ def _assemble(
         made=_made(source, config),
     )
     write_json(work / MANIFEST, manifest.to_json())
-    return manifest
 
 
 def _call(fn: Callable[..., None], args: tuple) -> None:
@@ -341,8 +350,10 @@ def _made(source: Source, config: PackConfig) -> dict[str, object]:
 
 def _publish(work: Path, shards: Path, force: bool) -> None:
     """The finished folder appears under its name in one step."""
+    if (work / _PARTS).exists():
+        shutil.rmtree(work / _PARTS)
     (work / _JOB).unlink()
-    (work / "lock").unlink()
+    (work / _LOCK).unlink()
     replaced = shards.with_name(shards.name + ".replaced")
     if replaced.exists():  # left by a run that was killed in the lines below
         shutil.rmtree(replaced)

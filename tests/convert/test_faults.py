@@ -39,7 +39,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 # Forks a converter for each line it reads: warm, so that it can be killed at any moment of the
 # work itself. Many parts, so that there are many states to die in.
 SERVER = """
-import os, sys
+import os, sys, traceback
 from pathlib import Path
 from convert import parts
 from convert.pack import PackConfig, pack
@@ -58,6 +58,8 @@ for _ in sys.stdin:
     if child == 0:
         try:
             run()
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(0)
     print(child, flush=True)
