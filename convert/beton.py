@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from convert.errors import DataError
 from convert.manifest import FIELDS, RECORD, Layout
 from convert.parts import Part, check_crc, create_array, read_records
 from convert.shards import Shards
@@ -115,7 +116,10 @@ def _begins(totals: np.ndarray, at: int) -> np.ndarray:
     begins = np.empty(len(totals), np.int64)
     for row, total in enumerate(totals.tolist()):
         if total > PAGE:
-            raise ValueError(f"a sample of {total} bytes does not fit a page of {PAGE}")
+            raise DataError(
+                f"a sample of {total:,} bytes is larger than a page of the FFCV file ({PAGE:,}); "
+                "pack with --format dali alone"
+            )
         if at // PAGE != (at + total - 1) // PAGE:
             at = _align(at)
         begins[row] = at

@@ -25,6 +25,12 @@ VERSION = 1
 MANIFEST = "manifest.json"
 BACKGROUNDS = "backgrounds.npy"
 FIELDS = ("fg_bg", "mask", "depth")
+CODEC_NAMES = {
+    "fg_bg": ("jpeg",),
+    "mask": ("runs", "jpeg-mask"),
+    "depth": ("jpeg-luma", "jpeg-gray"),
+}
+"""How each field may be stored; what the names mean stands in `convert.codecs`."""
 
 RECORD = np.dtype(
     [
@@ -227,6 +233,9 @@ class Manifest:
         if len(starts) != n_bg + 1 or starts[-1] != value["samples"] or (np.diff(starts) < 1).any():
             raise ValueError("samples, backgrounds and group sizes do not agree")
         height, width = value["image_size"]
+        for name in FIELDS:
+            if value["codecs"][name] not in CODEC_NAMES[name]:
+                raise ValueError(f"unknown codec {value['codecs'][name]!r} of {name}")
         return cls(
             layout=Layout(
                 height=int(height),
@@ -274,7 +283,7 @@ def read_manifest(shards: str | Path) -> Manifest:
         )
     try:
         return Manifest.from_json(value)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: damaged manifest ({error!r}); pack again") from None
 
 

@@ -5,7 +5,6 @@ All work happens in `SHARDS.partial`; the finished folder appears under its name
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -13,7 +12,6 @@ import platform
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -32,19 +30,25 @@ from convert.manifest import (
     Moments,
     ShardFile,
     read_manifest,
-    sync_folder,
     write_json,
 )
 from convert.moments import Accumulator
-from convert.parts import Part, Remarks, create_array, read_remarks, split_parts, write_part
+from convert.parts import (
+    Part,
+    Remarks,
+    create_array,
+    is_finished,
+    read_remarks,
+    split_parts,
+    write_part,
+)
 from convert.source import Source, read_source
+from convert.unfinished import check_target, work_folder
 from convert.workers import cluster_pool, run_all, worker_pool
 
 FORMATS = ("ffcv", "dali")
 MASK_CODECS = {"runs": "runs", "jpeg": "jpeg-mask"}
 DEPTH_CODECS = {"luma": "jpeg-luma", "jpeg": "jpeg-gray"}
-_JOB = "job.json"
-_LOCK = "lock"
 _PARTS = "parts"
 _LIBRARIES = ("numpy", "pillow", "simplejpeg", "crc32c")
 
@@ -107,106 +111,41 @@ def pack(
     force: replace a finished folder of the same name, or what an unfinished run left.
 
     A bad source file ends the run with a RecordError that names it, and nothing is left
-    behind. After a kill, a full disk or a dead worker, finished parts stay in
-    `SHARDS.partial` for ``resume``. Raises DataError for every mistake of the user.
+    behind (with ``resume``, what was done). After a kill, a full disk or a dead worker, finished
+    parts stay in `SHARDS.partial` for ``resume``. Raises DataError for every user's mistake.
     """
     config = config or PackConfig()
     dataset, shards = Path(dataset), Path(shards)
     if scheduler is not None:  # its workers have working folders of their own
         dataset, shards = dataset.absolute(), shards.absolute()
-    _check_target(shards, force)
+    check_target(shards, force)
     source = read_source(dataset, samples_per_fg=config.samples_per_fg)
-    work = shards.with_name(shards.name + ".partial")
+    job = _job(source, config)
     pool = worker_pool(workers) if scheduler is None else cluster_pool(scheduler)
-    with _work_folder(work, _job(source, config), resume, force), pool as executor:
-        if not (work / MANIFEST).exists():  # else the run was killed while it cleaned up
+    with pool as executor, work_folder(shards, job, resume=resume, force=force) as work:
+        if not (work / MANIFEST).exists():  # else an earlier run had only to clean up
+            (work / _PARTS).mkdir(exist_ok=True)
             bank = _write_backgrounds(source, work)
             remarks = _write_parts(source, config, work, executor, progress)
             remarks.statistics = {"bg": bank, **remarks.statistics}
             _assemble(source, config, remarks, work, executor, progress)
-        _publish(work, shards, force)
+        shutil.rmtree(work / _PARTS, ignore_errors=True)
     return read_manifest(shards)
 
 
-def _check_target(shards: Path, force: bool) -> None:
-    if not shards.exists():
-        if not shards.absolute().parent.is_dir():
-            raise DataError(f"{shards.parent}: no such folder; make it first")
-        return
-    if not shards.is_dir() or (any(shards.iterdir()) and not (shards / MANIFEST).exists()):
-        raise DataError(f"{shards}: exists and is not a shard folder; choose another name")
-    if any(shards.iterdir()) and not force:
-        raise DataError(f"{shards}: exists already; --force replaces it")
-
-
 def _job(source: Source, config: PackConfig) -> dict[str, object]:
-    """What must be the same for a run to go on where another stopped."""
+    """What must be the same for a run to go on where another stopped.
+
+    Names only; whether the files are still the same is checked part by part.
+    """
     names = hashlib.sha256()
     for group, path in enumerate(source.bg):
         names.update(f"{path.name}\0{chr(0).join(source.names(group))}\0\0".encode())
     return {
         "source": str(source.folder.absolute()),
-        "samples": source.layout.samples,
         "names_sha256": names.hexdigest(),
-        "arguments": json.loads(json.dumps(asdict(config))),
+        "made": _made(source, config),
     }
-
-
-@contextmanager
-def _work_folder(work: Path, job: dict[str, object], resume: bool, force: bool) -> Iterator[None]:
-    """The locked work folder: kept after a kill or trouble of the machine, else removed."""
-    if not resume and work.exists() and not _locked(work):
-        if not force:
-            raise DataError(
-                f"{work}: an unfinished run left this; --resume goes on with it, --force starts "
-                "over"
-            )
-        shutil.rmtree(work)
-    work.mkdir(parents=True, exist_ok=True)
-    with open(work / _LOCK, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"{work}: another converter is writing it; wait for it") from None
-        try:
-            _check_job(work, job)
-            yield
-        except RecordError:
-            shutil.rmtree(work)
-            raise
-        except OSError as error:
-            raise DataError(
-                f"{error.filename or work}: {error.strerror}; mend that and run again with "
-                f"--resume, or delete {work}"
-            ) from None
-
-
-def _locked(work: Path) -> bool:
-    try:
-        with open(work / _LOCK) as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        pass
-    return False
-
-
-def _check_job(work: Path, job: dict[str, object]) -> None:
-    """Go on only with work of the same job; what belongs to none is removed."""
-    path = work / _JOB
-    if not path.exists():
-        for entry in work.iterdir():
-            if entry.is_dir():
-                shutil.rmtree(entry)
-            elif entry.name != _LOCK:
-                entry.unlink()
-    elif json.loads(path.read_text()) != job:
-        raise DataError(
-            f"{work}: was begun with other arguments or another data set; --force starts over"
-        )
-    write_json(path, job)
-    (work / _PARTS).mkdir(exist_ok=True)
 
 
 def _write_parts(
@@ -214,7 +153,7 @@ def _write_parts(
 ) -> Remarks:
     folder = work / _PARTS
     parts = list(split_parts(source.layout))
-    missing = [part for part in parts if not part.path(folder, "json").exists()]
+    missing = [part for part in parts if not is_finished(part, source, folder)]
     hidden = None if progress else True  # None: shown on a terminal only
     with tqdm(total=source.layout.samples, unit=" samples", disable=hidden) as bar:
         bar.update(source.layout.samples - sum(p.stop - p.start for p in missing))
@@ -223,9 +162,7 @@ def _write_parts(
             bar.update(size)
     total = Remarks()
     for part in parts:
-        remarks = read_remarks(part, folder)
-        assert remarks is not None
-        total.add(remarks)
+        total.add(read_remarks(part, folder))
     return total
 
 
@@ -346,23 +283,3 @@ def _made(source: Source, config: PackConfig) -> dict[str, object]:
             **{name: metadata.version(name) for name in _LIBRARIES},
         },
     }
-
-
-def _publish(work: Path, shards: Path, force: bool) -> None:
-    """The finished folder appears under its name in one step."""
-    if (work / _PARTS).exists():
-        shutil.rmtree(work / _PARTS)
-    (work / _JOB).unlink()
-    (work / _LOCK).unlink()
-    replaced = shards.with_name(shards.name + ".replaced")
-    if replaced.exists():  # left by a run that was killed in the lines below
-        shutil.rmtree(replaced)
-    if shards.exists() and any(shards.iterdir()):
-        assert force
-        shards.rename(replaced)
-    elif shards.exists():
-        shards.rmdir()
-    work.rename(shards)
-    sync_folder(shards.absolute().parent)
-    if replaced.exists():
-        shutil.rmtree(replaced)

@@ -7,6 +7,7 @@ unfinished. Both formats are put together from parts, so a source file is read o
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -82,12 +83,14 @@ def write_part(source: Source, codecs: dict[str, str], part: Part, folder: Path)
     folders = [str(path) for path in source.folders(group)]
     temporary = part.path(folder, "bin.tmp")
     offset = 0
+    stamps = hashlib.sha256()
     with open(temporary, "wb") as file:
         for row, file_name in enumerate(names):
             for name, parent in zip(FIELDS, folders, strict=True):
                 path = f"{parent}/{file_name}"
                 index = part.start + row
-                raw = _read(index, name, path)
+                raw, stamp = _read(index, name, path)
+                stamps.update(stamp)
                 encoded = _encode(raw, codecs[name], index, name, path, source.layout)
                 file.write(encoded.data)
                 size = len(encoded.data)
@@ -102,25 +105,49 @@ def write_part(source: Source, codecs: dict[str, str], part: Part, folder: Path)
     write_json(
         part.path(folder, "json"),
         {
+            "stamps": stamps.hexdigest(),
             "statistics": {name: m.to_json() for name, m in remarks.statistics.items()},
             "counts": remarks.counts,
         },
     )
 
 
-def _read(index: int, name: str, path: str) -> bytes:
+def is_finished(part: Part, source: Source, folder: Path) -> bool:
+    """Whether a part was written, from files that are still the same by size and time."""
+    try:
+        told = json.loads(part.path(folder, "json").read_text())["stamps"]
+    except FileNotFoundError:
+        return False
+    stamps = hashlib.sha256()
+    for index in range(part.start, part.stop):
+        for name, path in zip(FIELDS, source.paths(index), strict=True):
+            try:
+                stamps.update(_stamp(os.stat(path)))
+            except OSError as error:
+                reason = f"cannot be read ({error.strerror})"
+                raise RecordError(index, name, str(path), reason) from None
+    return told == stamps.hexdigest()
+
+
+def _stamp(facts: os.stat_result) -> bytes:
+    return f"{facts.st_size} {facts.st_mtime_ns}\n".encode()
+
+
+def _read(index: int, name: str, path: str) -> tuple[bytes, bytes]:
+    """A file's bytes and its stamp."""
     # Plain system calls: at a million small files, Python's file objects cost as much as the disk.
     try:
         descriptor = os.open(path, os.O_RDONLY)
         try:
+            stamp = _stamp(os.fstat(descriptor))
             data = os.read(descriptor, _GULP)
-            while len(data) % _GULP == 0 and (more := os.read(descriptor, _GULP)):
+            while more := os.read(descriptor, _GULP):
                 data += more
         finally:
             os.close(descriptor)
     except OSError as error:
         raise RecordError(index, name, path, f"cannot be read ({error.strerror})") from None
-    return data
+    return data, stamp
 
 
 def _encode(raw: bytes, codec: str, index: int, name: str, path: str, layout: Layout) -> Encoded:
@@ -140,12 +167,9 @@ def _encode(raw: bytes, codec: str, index: int, name: str, path: str, layout: La
     return encoded
 
 
-def read_remarks(part: Part, folder: Path) -> Remarks | None:
-    """What a finished part says; None if it is not finished."""
-    try:
-        value = json.loads(part.path(folder, "json").read_text())
-    except FileNotFoundError:
-        return None
+def read_remarks(part: Part, folder: Path) -> Remarks:
+    """What a finished part says."""
+    value = json.loads(part.path(folder, "json").read_text())
     return Remarks(
         statistics={name: Moments.from_json(m) for name, m in value["statistics"].items()},
         counts=value["counts"],

@@ -35,7 +35,8 @@ class Shards:
                 f"--format {self.form}"
             )
         self.names = self.manifest.formats[self.form].files
-        for name in self.manifest.files:
+        form_files = self.manifest.formats[self.form]
+        for name in (BACKGROUNDS, form_files.index, *form_files.files):
             self._check_size(name)
         self.backgrounds = self._load(BACKGROUNDS)
         self.records = self._load(self.manifest.formats[self.form].index)
@@ -74,9 +75,9 @@ class Shards:
         for name in FIELDS:
             records = self.records[name]
             which = np.minimum(records["file"], len(sizes) - 1)
-            bad = (records["file"] >= len(sizes)) | (
-                records["offset"] + records["size"] > sizes[which]
-            )
+            # Not offset + size > end: that sum can wrap around.
+            bad = (records["file"] >= len(sizes)) | (records["size"] > sizes[which])
+            bad |= records["offset"] > sizes[which] - np.minimum(records["size"], sizes[which])
             if bad.any():
                 index = int(np.argmax(bad))
                 raise RecordError(

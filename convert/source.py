@@ -11,8 +11,9 @@ from __future__ import annotations
 import functools
 import json
 import os
+import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,7 @@ class Source:
     bg: tuple[Path, ...]
     layout: Layout
     facts: dict[str, object]
+    _session: str = field(default_factory=lambda: uuid.uuid4().hex, compare=False, repr=False)
 
     def folders(self, group: int) -> tuple[Path, Path, Path]:
         """Folders of fg_bg, mask and depth of one background."""
@@ -58,7 +60,7 @@ class Source:
     def names(self, group: int) -> list[str]:
         """Sorted file names of one background's samples; DataError if some came or went."""
         folder = self.folder / FOLDERS["fg_bg"] / self.bg[group].stem
-        names = _names(folder)
+        names = _names(folder, self._session)
         expected = int(self.layout.group_starts[group + 1] - self.layout.group_starts[group])
         if len(names) != expected:
             raise DataError(
@@ -69,7 +71,8 @@ class Source:
 
 
 @functools.lru_cache(maxsize=4)
-def _names(folder: Path) -> list[str]:
+def _names(folder: Path, session: str) -> list[str]:
+    """Kept for one `Source` (``session``) alone: the next may find other files."""
     return list_images(folder)
 
 
@@ -118,19 +121,40 @@ def read_source(dataset: str | Path, *, samples_per_fg: int | None = None) -> So
     facts = _read_facts(folder)
     height, width = _image_size(bg[0])
     starts = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
-    per_fg = samples_per_fg or facts.get("samples_per_fg")
-    if per_fg is not None and (not isinstance(per_fg, int) or per_fg < 1):
-        raise DataError(f"{folder / DATASET}: samples_per_fg is {per_fg!r}, expected a count")
+    per_fg = _samples_per_fg(folder, samples_per_fg, facts, stems, counts)
     layout = Layout(height=height, width=width, group_starts=starts, samples_per_fg=per_fg)
     return Source(folder=folder, bg=bg, layout=layout, facts=facts)
+
+
+def _samples_per_fg(
+    folder: Path,
+    told: int | None,
+    facts: dict[str, object],
+    stems: list[str],
+    counts: list[int],
+) -> int | None:
+    """Samples that show one person, checked: with a sample missing, all behind it would shift."""
+    found = facts.get("samples_per_fg") if told is None else told
+    if found is None:
+        return None
+    if not isinstance(found, int) or found < 1:
+        raise DataError(f"{folder / DATASET}: samples_per_fg is {found!r}, expected a count")
+    for stem, count in zip(stems, counts, strict=True):
+        if count % found:
+            raise DataError(
+                f"{folder / FOLDERS['fg_bg'] / stem}: found {count} images, expected a multiple of "
+                f"{found}, the samples of one person; give all of them, or say that it is not "
+                f"known which show the same person: delete samples_per_fg in {DATASET}"
+            )
+    return found
 
 
 def _count_group(folder: Path, stem: str) -> int:
     names = list_images(folder / FOLDERS["fg_bg"] / stem)
     if not names:
         raise DataError(f"{folder / FOLDERS['fg_bg'] / stem}: found no images, expected at least 1")
-    for field in ("mask", "depth"):
-        other = folder / FOLDERS[field] / stem
+    for name in ("mask", "depth"):
+        other = folder / FOLDERS[name] / stem
         _same_names(other, list_images(other), names, f"as many as {FOLDERS['fg_bg']}/{stem}")
     return len(names)
 

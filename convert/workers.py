@@ -89,6 +89,8 @@ def cluster_pool(address: str) -> Iterator[Executor]:
     with client:
         try:
             with client.get_executor(pure=False) as executor:
+                # As on a pool of processes, `run_all` asks how much may be in flight.
+                executor._max_workers = max(1, sum(client.ncores().values()))
                 yield executor
         except KilledWorker as error:
             raise DataError(

@@ -122,8 +122,9 @@ def test_verify_names_the_fault_and_exits_1(shards: Path, tmp_path: Path) -> Non
 
 def test_verify_wants_the_right_source(shards: Path, copy: Path) -> None:
     for folder in ("fg_bg", "fg_bg_mask", "fg_bg_depth"):
-        (copy / folder / "bg_005" / "img_0018.jpg").unlink()
-    expect_one_line(run("verify", shards, "--source", copy), "found 89 samples", "(90)")
+        for path in sorted((copy / folder / "bg_005").iterdir())[12:]:
+            path.unlink()
+    expect_one_line(run("verify", shards, "--source", copy), "found 84 samples", "(90)")
 
 
 def test_as_a_program(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import resource
@@ -216,25 +217,62 @@ def test_unreadable_file(dataset: Path, tmp_path: Path) -> None:
 
 
 def test_two_converters_keep_apart(dataset: Path, tmp_path: Path) -> None:
-    import fcntl
-
-    work = tmp_path / "shards.partial"
-    work.mkdir()
-    with open(work / "lock", "w") as lock:
+    with open(tmp_path / ".shards.job", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for option in ("none", "resume", "force"):
             options: dict[str, Any] = {} if option == "none" else {option: True}
             with pytest.raises(DataError, match="another converter is writing it"):
                 pack(dataset, tmp_path / "shards", workers=0, progress=False, **options)
-    assert work.exists()
 
 
-def test_resume_refuses_another_job(dataset: Path, tmp_path: Path) -> None:
-    work = tmp_path / "shards.partial"
-    work.mkdir()
-    (work / "job.json").write_text('{"source": "elsewhere"}')
+@pytest.mark.parametrize("option", ["none", "resume", "force"])
+@pytest.mark.parametrize("name", ["shards.partial", "shards.replaced"])
+def test_folders_that_are_not_ours_are_never_touched(
+    dataset: Path, tmp_path: Path, name: str, option: str
+) -> None:
+    precious = tmp_path / name / "thesis.txt"
+    precious.parent.mkdir()
+    precious.write_text("precious")
+    options: dict[str, Any] = {} if option == "none" else {option: True}
+    with suppress(DataError):
+        pack(dataset, tmp_path / "shards", workers=0, progress=False, **options)
+    assert precious.read_text() == "precious"
+
+
+def spoil_first_then(dataset: Path, folder: Path) -> tuple[Path, Path, bytes]:
+    """A copy of the data set whose last sample is bad, so that a run stops with work done."""
+    copy = Path(shutil.copytree(dataset, folder / "data"))
+    last = sorted((copy / "fg_bg" / "bg_005").iterdir())[-1]
+    good = last.read_bytes()
+    last.write_text("not a picture")
+    return copy, last, good
+
+
+def test_what_was_done_is_kept_for_resume(dataset: Path, tmp_path: Path) -> None:
+    copy, last, good = spoil_first_then(dataset, tmp_path)
+    with pytest.raises(DataError, match="not a JPEG"):
+        pack(copy, tmp_path / "shards", workers=0, resume=True, progress=False)
+    parts = tmp_path / "shards.partial" / "parts"
+    before = {path.name: path.stat().st_mtime_ns for path in parts.glob("*.json")}
+    assert len(before) == 4
+    last.write_bytes(good)
+    with pytest.raises(DataError, match="--resume goes on with it"):
+        pack(copy, tmp_path / "shards", workers=0, progress=False)
     with pytest.raises(DataError, match="begun with other arguments or another data set"):
         pack(dataset, tmp_path / "shards", workers=0, resume=True, progress=False)
+    pack(copy, tmp_path / "shards", workers=0, resume=True, progress=False)
+    assert verify(tmp_path / "shards", source=copy, workers=0, progress=False) == []
+
+
+def test_a_file_changed_before_resume_is_read_again(dataset: Path, tmp_path: Path) -> None:
+    copy, last, good = spoil_first_then(dataset, tmp_path)
+    with pytest.raises(DataError, match="not a JPEG"):
+        pack(copy, tmp_path / "shards", workers=0, resume=True, progress=False)
+    last.write_bytes(good)
+    first, other = (sorted((copy / "fg_bg" / "bg_001").iterdir())[n] for n in (0, 7))
+    first.write_bytes(other.read_bytes())
+    pack(copy, tmp_path / "shards", workers=0, resume=True, progress=False)
+    assert verify(tmp_path / "shards", source=copy, workers=0, progress=False) == []
 
 
 @pytest.fixture(scope="module", params=["ffcv", "dali"])

@@ -79,6 +79,7 @@ def test_layout_comes_from_the_folders(shards: Path) -> None:
 
 
 def test_unequal_groups(copy: Path, tmp_path: Path) -> None:
+    (copy / "dataset.json").unlink()
     for folder in ("fg_bg", "fg_bg_mask", "fg_bg_depth"):
         for path in sorted((copy / folder / "bg_002").iterdir())[4:]:
             path.unlink()
@@ -196,3 +197,10 @@ def test_unfinished_folder_says_so(shards: Path, tmp_path: Path) -> None:
     (target / "manifest.json").unlink()
     with pytest.raises(DataError, match="not a finished shard folder"):
         Shards(target)
+
+
+def test_a_missing_sample_does_not_shift_people(copy: Path, tmp_path: Path) -> None:
+    for folder in ("fg_bg", "fg_bg_mask", "fg_bg_depth"):
+        (copy / folder / "bg_002" / "img_0001.jpg").unlink()
+    with pytest.raises(DataError, match=r"bg_002: found 17 images, expected a multiple of 6"):
+        pack(copy, tmp_path / "shards", workers=0, progress=False)
