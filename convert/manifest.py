@@ -7,6 +7,7 @@ reads or writes the manifest.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -198,7 +199,11 @@ class Manifest:
     made: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, in the order a person would want to read them."""
+        """Plain values, in the order a person would want to read them, and their hash."""
+        value = self._values()
+        return {**value, "sha256": _digest(value)}
+
+    def _values(self) -> dict[str, Any]:
         layout = self.layout
         starts = None if layout.samples_per_bg else [int(s) for s in layout.group_starts]
         return {
@@ -257,7 +262,7 @@ class Manifest:
 
 
 def read_manifest(shards: str | Path) -> Manifest:
-    """Manifest of a finished shard folder.
+    """Manifest of a finished shard folder, as it was written.
 
     Raises DataError for a missing or unfinished folder, another format or version, or a
     manifest that does not make sense.
@@ -281,10 +286,18 @@ def read_manifest(shards: str | Path) -> Manifest:
             f"{path}: found {found[0]!r} version {found[1]!r}, expected {FORMAT!r} version "
             f"{VERSION}; pack again with this version of the program"
         )
+    if value.pop("sha256", None) != _digest(value):
+        raise DataError(f"{path}: was changed after it was written; pack again")
     try:
         return Manifest.from_json(value)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: damaged manifest ({error!r}); pack again") from None
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    """SHA-256 of plain values, whatever the layout of the file."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -72,11 +72,16 @@ def split_parts(layout: Layout, size: int = SAMPLES_PER_PART) -> Iterator[Part]:
             number += 1
 
 
+def new_accumulators() -> dict[str, Accumulator]:
+    """Empty sums of each field."""
+    return {name: Accumulator(*_SCALES[name]) for name in FIELDS}
+
+
 def write_part(source: Source, codecs: dict[str, str], part: Part, folder: Path) -> None:
     """Encode one part's samples into ``folder``; RecordError names a bad source file."""
     records = np.zeros(part.stop - part.start, RECORD)
     remarks = Remarks()
-    accumulators = {name: Accumulator(*_SCALES[name]) for name in FIELDS}
+    accumulators = new_accumulators()
     group = int(source.layout.background_of(np.asarray(part.start)))
     first = int(source.layout.group_starts[group])
     names = source.names(group)[part.start - first : part.stop - first]

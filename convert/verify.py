@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from concurrent.futures import Executor
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ from tqdm import tqdm
 from convert import beton, tarshards
 from convert.codecs import THRESHOLD
 from convert.errors import DataError, RecordError
-from convert.manifest import FIELDS, read_manifest
+from convert.manifest import FIELDS, Manifest, Moments, read_manifest
+from convert.moments import Accumulator
 from convert.pack import hash_file
-from convert.parts import split_parts
+from convert.parts import Remarks, new_accumulators, split_parts
 from convert.shards import Shards
 from convert.source import Source, read_source
 from convert.workers import run_all, worker_pool
@@ -30,27 +32,17 @@ def verify(
     """Every fault of a shard folder, one line each; an empty list if there is none.
 
     Checks sizes and SHA-256 of every file, the structure of the FFCV file, CRC32C and full
-    decode of every record of every format, and with ``source`` that decoded pixels equal
-    those that Pillow decodes from the source files. Raises DataError where the folder
-    cannot be opened at all.
+    decode of every record of every format, that the statistics are those of the decoded
+    pixels, and with ``source`` that pixels and backgrounds equal those that Pillow decodes
+    from the source files. Raises DataError where the folder cannot be opened at all.
     """
     folder = Path(shards)
     manifest = read_manifest(folder)
-    original = None if source is None else _matching_source(Path(source), folder)
-    faults = []
+    original = None if source is None else _matching_source(Path(source), manifest)
+    hidden = None if progress else True  # None: shown on a terminal only
     with worker_pool(workers) as executor:
-        files = [(folder / name,) for name in manifest.files if (folder / name).is_file()]
-        hashed = dict(run_all(executor, hash_file, files))
-        for name, expected in manifest.files.items():
-            found = hashed.get(name)
-            if found is None:
-                faults.append(f"{folder / name}: is missing")
-            elif found.bytes != expected.bytes:
-                faults.append(
-                    f"{folder / name}: has {found.bytes} bytes, expected {expected.bytes}"
-                )
-            elif found != expected:
-                faults.append(f"{folder / name}: SHA-256 differs, the file was changed")
+        faults = _check_files(folder, manifest, executor)
+        faults += _check_backgrounds(folder, manifest, original)
         for form in manifest.formats:
             try:
                 opened = Shards(folder, form)
@@ -62,26 +54,75 @@ def verify(
             parts = list(split_parts(manifest.layout))
             tasks = ((folder, form, part.start, part.stop, original) for part in parts)
             results = run_all(executor, _check_records, tasks)
-            bar = tqdm(
-                results,
-                total=len(parts),
-                unit=" parts",
-                desc=form,
-                disable=None if progress else True,
-            )
-            faults += sorted(fault for found_faults in bar for fault in found_faults)
+            found: list[str] = []
+            sums = Remarks()
+            for faults_of_part, sums_of_part in tqdm(
+                results, total=len(parts), unit=" parts", desc=form, disable=hidden
+            ):
+                found += faults_of_part
+                sums.add(sums_of_part)
+            faults += sorted(found)
+            if not found:
+                faults += _check_statistics(folder, manifest, sums)
     return list(dict.fromkeys(faults))
 
 
-def _matching_source(source: Path, folder: Path) -> Source:
+def _matching_source(source: Path, manifest: Manifest) -> Source:
     found = read_source(source)
-    expected = read_manifest(folder).layout
+    expected = manifest.layout
     if not np.array_equal(found.layout.group_starts, expected.group_starts):
         raise DataError(
             f"{source}: found {found.layout.samples} samples of {len(found.bg)} backgrounds, "
-            f"expected those of {folder} ({expected.samples}); give the data set it was packed from"
+            f"expected the data set of the shards ({expected.samples}); give the one they were "
+            "packed from"
         )
     return found
+
+
+def _check_files(folder: Path, manifest: Manifest, executor: Executor) -> list[str]:
+    faults = []
+    files = [(folder / name,) for name in manifest.files if (folder / name).is_file()]
+    hashed = dict(run_all(executor, hash_file, files))
+    for name, expected in manifest.files.items():
+        found = hashed.get(name)
+        if found is None:
+            faults.append(f"{folder / name}: is missing")
+        elif found.bytes != expected.bytes:
+            faults.append(f"{folder / name}: has {found.bytes} bytes, expected {expected.bytes}")
+        elif found != expected:
+            faults.append(f"{folder / name}: SHA-256 differs, the file was changed")
+    return faults
+
+
+def _check_backgrounds(folder: Path, manifest: Manifest, source: Source | None) -> list[str]:
+    """The bank against its statistics, and against the source's files."""
+    try:
+        bank = Shards(folder).backgrounds
+    except DataError:
+        return []  # said by whoever opens each format
+    faults = []
+    total: Moments | None = None
+    for number, times in enumerate(np.diff(manifest.layout.group_starts).tolist()):
+        sums = Accumulator(3, 255)
+        sums.add(np.asarray(bank[number]))
+        total = sums.moments * times if total is None else total + sums.moments * times
+        if source is not None:
+            path = source.bg[number]
+            if path.name != manifest.backgrounds[number]:
+                faults.append(f"background {number}: {path.name} in the source, not in the shards")
+            elif not np.array_equal(bank[number], pillow_pixels(path.read_bytes(), "fg_bg")):
+                faults.append(f"background {number} ({path}): differs from the source's")
+    if total != manifest.statistics["bg"]:
+        faults.append(f"{folder}: statistics of bg are not those of the backgrounds")
+    return faults
+
+
+def _check_statistics(folder: Path, manifest: Manifest, sums: Remarks) -> list[str]:
+    return [
+        f"{folder}: statistics of {name} are not those of the pixels"
+        for name in FIELDS
+        if sums.statistics[name] != manifest.statistics[name]
+    ]
 
 
 def _tar_header_fault(shards: Shards, index: int, name: str) -> str | None:
@@ -99,11 +140,12 @@ def _tar_header_fault(shards: Shards, index: int, name: str) -> str | None:
 
 def _check_records(
     folder: Path, form: str, start: int, stop: int, source: Source | None
-) -> list[str]:
-    """Faults of records start to stop - 1."""
+) -> tuple[list[str], Remarks]:
+    """Faults of records start to stop - 1, and the sums of their pixels."""
     # Opened for each part and forgotten: pages of a map that stays count as our memory.
     shards = Shards(folder, form)
     faults = []
+    accumulators = new_accumulators()
     for index in range(start, stop):
         for column, name in enumerate(FIELDS):
             if form == "dali" and (fault := _tar_header_fault(shards, index, name)):
@@ -111,11 +153,12 @@ def _check_records(
             try:
                 shards.check(index, name)
                 pixels = shards.decode(index, name)
+                accumulators[name].add(pixels)
                 if source is not None:
                     _compare(pixels, source.paths(index)[column], index, name)
             except RecordError as error:
                 faults.append(error.message)
-    return faults
+    return faults, Remarks(statistics={name: a.moments for name, a in accumulators.items()})
 
 
 def _compare(pixels: np.ndarray, path: Path, index: int, name: str) -> None:

@@ -36,6 +36,7 @@ __all__ = [
     "build_loader",
     "distributed_rank",
     "read_layout",
+    "shard_formats",
     "split_indices",
 ]
 
@@ -99,6 +100,11 @@ def build_loader(
 
         return DALILoader(shards, **options)
     raise DataError(f"loader: found {engine!r}, expected one of {', '.join(ENGINES)}")
+
+
+def shard_formats(shards: str | Path) -> tuple[str, ...]:
+    """Formats of a shard folder, "ffcv" or "dali" or both; DataError if it is none."""
+    return tuple(read_manifest(shards).formats)
 
 
 def read_layout(path: str | Path) -> Layout:

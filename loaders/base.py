@@ -21,6 +21,25 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The device with its number: "cuda" is the current one, now and for the whole run.
+
+    Raises DataError for a device that loaders do not know or that is not here.
+    """
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = torch.device("meta")
+    if found.type not in ("cpu", "cuda"):
+        raise DataError(f"device {device}: loaders know cpu, cuda and cuda:N")
+    if found.type == "cpu":
+        return torch.device("cpu")
+    count, number = torch.cuda.device_count(), torch.device(device).index
+    if (number or 0) >= count:
+        raise DataError(f"device {device}: found {count} GPUs; use cpu or another number")
+    return torch.device("cuda", torch.cuda.current_device() if number is None else number)
+
+
 class ShardLoader:
     """A loader of one format of a shard folder; engines fill in ``_batches``.
 
@@ -45,9 +64,7 @@ class ShardLoader:
         self.shards = shards if isinstance(shards, Shards) else Shards(shards)
         self.layout = self.shards.manifest.layout
         self.statistics = self.shards.manifest.statistics
-        self.device = torch.device(device)
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise DataError(f"device {device}: no GPU found; use --device cpu")
+        self.device = resolve_device(device)
         self.num_workers = cores() if num_workers is None else num_workers
         if self.num_workers < 1:
             raise DataError(f"workers: found {num_workers}, expected 1 or more")
@@ -63,6 +80,7 @@ class ShardLoader:
         )
         self.backgrounds = Backgrounds.from_numpy(self.shards.backgrounds, self.layout, self.device)
         self._running: Generator[Batch, None, None] | None = None
+        self._closed = False
 
     def __len__(self) -> int:
         """Batches of an epoch on this rank."""
@@ -73,6 +91,8 @@ class ShardLoader:
 
         Raises DataError where there is no such batch, RecordError where a record is bad.
         """
+        if self._closed:
+            raise DataError("this loader is closed; build another")
         if not 0 <= start <= len(self):
             raise DataError(f"batch to start from: found {start}, expected 0 to {len(self)}")
         self._end_running()
@@ -90,6 +110,7 @@ class ShardLoader:
     def close(self) -> None:
         """End every thread of this loader; it yields nothing any more."""
         self._end_running()
+        self._closed = True
 
     def __enter__(self) -> ShardLoader:
         """A loader that is closed at the end of the block."""

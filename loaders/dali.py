@@ -6,6 +6,7 @@ resume and the last batch are ours; DALI works ``_AHEAD`` batches ahead.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -86,7 +87,7 @@ class DALILoader(ShardLoader):
             width=self.layout.width,
             batch_size=self.order.batch_size,
             num_threads=self.num_workers,
-            device_id=(self.device.index or 0) if on_gpu else None,
+            device_id=self.device.index if on_gpu else None,
             prefetch_queue_depth=_AHEAD,
         )
         pipeline.build()
@@ -167,6 +168,8 @@ class DALILoader(ShardLoader):
 
     def _drain(self) -> None:
         """Take what is still in the pipeline, so that the next epoch starts with its own."""
+        if sys.is_finalizing():
+            return
         self._plan = iter(())
         self._fed.clear()
         try:

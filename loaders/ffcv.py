@@ -7,16 +7,12 @@ that it will overwrite; what stands here instead is each of these done right.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from queue import Empty, Full, Queue
 from threading import Event, Thread
 from typing import Any
-
-# FFCV's build brings TBB along, which aborts beside torch's own workers.
-os.environ.setdefault("NUMBA_THREADING_LAYER", "omp")
 
 import numba
 import numpy as np
@@ -30,6 +26,10 @@ from loaders.batch import Batch
 from loaders.buffers import BufferPool
 from loaders.masks import unpack_records
 from loaders.turbojpeg import decode_batch, free_handles, new_handles
+
+# FFCV's build brings TBB along, which aborts beside torch's own workers. Set here, not by an
+# environment variable: numba may have been imported long before.
+numba.config.THREADING_LAYER = "omp"
 
 _torch_threads = torch.get_num_threads()
 try:
@@ -156,7 +156,9 @@ class _Engine(StockLoader):
     1 to 2 s for each loader, is switched off while the graph is made.
     """
 
-    def __init__(self, path: Path, batch_size: int, operations: dict[str, _Decoder]) -> None:
+    def __init__(
+        self, path: Path, batch_size: int, operations: dict[str, _Decoder], pinned: bool
+    ) -> None:
         self.batch_size = batch_size
         self.reader = _Header(str(path))
         names = list(self.reader.handlers)
@@ -175,7 +177,7 @@ class _Engine(StockLoader):
             Compiler.set_enabled(True)
         queries, _ = self.graph.collect_requirements()
         self.pools = {
-            node: _Slots(BufferPool((batch_size, *query.shape), query.dtype, pinned=IS_CUDA))
+            node: _Slots(BufferPool((batch_size, *query.shape), query.dtype, pinned=pinned))
             for node, query in queries["operation"].items()
             if query is not None
         }
@@ -196,7 +198,8 @@ class _Epoch(EpochIterator):
         operation = {**engine.pools, **dict.fromkeys(engine.without_memory)}
         shared = dict.fromkeys(operation)
         self.memory_allocations = {"operation": operation, "shared": shared}
-        self.cuda_streams = [torch.cuda.Stream() if IS_CUDA else None]
+        # FFCV wants a stream where there is a GPU; nothing of ours runs on it.
+        self.cuda_streams = [torch.cuda.current_stream() if IS_CUDA else None]
         self.output_queue: Queue[Any] = Queue(_AHEAD)
         self.terminate_event = Event()
         self.closed = False
@@ -267,7 +270,8 @@ class FFCVLoader(ShardLoader):
             "depth": _DecodeJpeg(opened, "depth", 1, self._handles),
         }
         path = opened.folder / opened.names[0]
-        self._engine = _Engine(path, self.order.batch_size, operations)
+        pinned = self.device.type == "cuda"
+        self._engine = _Engine(path, self.order.batch_size, operations, pinned)
 
     def _batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         batches = (self.order.batch(epoch, k) for k in range(start, len(self)))
@@ -286,6 +290,6 @@ class FFCVLoader(ShardLoader):
 
     def close(self) -> None:
         """End the thread and give back libjpeg-turbo's handles."""
-        super().close()
-        free_handles(self._handles)
-        self._handles = self._handles[:0]
+        if not self._closed:
+            super().close()
+            free_handles(self._handles)

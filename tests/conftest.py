@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 from convert.compose import compose
+from convert.errors import DataError
 from convert.pack import PackConfig, pack
 
 # The first example compiles numba kernels; and a failure must come again on the next run.
@@ -17,11 +20,18 @@ settings.load_profile("maskdepth")
 
 
 def engine_missing(name: str) -> str | None:
-    """Why an engine cannot be tested here; None if it can."""
+    """Why an engine cannot be tested here; None if it can.
+
+    FFCV may be missing where its system packages are: `make install` writes down which. DALI
+    installs anywhere, so its absence is a failure, as is any other error.
+    """
     try:
-        __import__(f"loaders.{name}")
-    except Exception as error:
-        return str(error)
+        importlib.import_module(f"loaders.{name}")
+    except DataError as error:
+        reason = Path(sys.prefix) / "ffcv-missing"
+        if name == "ffcv" and reason.exists():
+            return f"FFCV is not installed: {reason.read_text().strip()}"
+        raise AssertionError(error.message) from None
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -179,8 +180,9 @@ def test_foreign_folder_is_never_replaced(dataset: Path, tmp_path: Path) -> None
     [
         (lambda value: value.update(version=99), "version 99"),
         (lambda value: value.update(format="zip"), "'zip'"),
-        (lambda value: value.update(samples=91), "do not agree"),
-        (lambda value: value.pop("codecs"), "damaged manifest"),
+        (lambda value: value.update(samples_per_fg=3), "was changed after it was written"),
+        (lambda value: value["statistics"]["bg"]["sums"].reverse(), "was changed"),
+        (lambda value: value.pop("codecs"), "was changed"),
     ],
 )
 def test_foreign_manifest_is_refused(shards: Path, tmp_path: Path, change, reason: str) -> None:
@@ -190,6 +192,64 @@ def test_foreign_manifest_is_refused(shards: Path, tmp_path: Path, change, reaso
     (target / "manifest.json").write_text(json.dumps(value))
     with pytest.raises(DataError, match=reason):
         read_manifest(target)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda value: value.update(samples=91), "do not agree"),
+        (lambda value: value["codecs"].update(mask="zip"), "unknown codec 'zip'"),
+        (lambda value: value.update(statistics=[]), "damaged manifest"),
+        (lambda value: value.pop("codecs"), "damaged manifest"),
+    ],
+)
+def test_nonsense_is_refused(shards: Path, tmp_path: Path, change, reason: str) -> None:
+    target = Path(shutil.copytree(shards, tmp_path / "shards"))
+    sign(target, change)
+    with pytest.raises(DataError, match=reason):
+        read_manifest(target)
+
+
+def sign(shards: Path, change) -> None:
+    """Change a manifest and hash it as docs/format.md says."""
+    value = json.loads((shards / "manifest.json").read_text())
+    del value["sha256"]
+    change(value)
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    value["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    (shards / "manifest.json").write_text(json.dumps(value))
+
+
+def test_verify_computes_the_statistics_again(shards: Path, tmp_path: Path) -> None:
+    target = Path(shutil.copytree(shards, tmp_path / "shards"))
+
+    def change(value: dict) -> None:
+        for name in ("bg", "mask"):
+            value["statistics"][name]["sums"][0] += 1
+
+    sign(target, change)
+    found = verify(target, workers=0, progress=False)
+    assert found == [
+        f"{target}: statistics of bg are not those of the backgrounds",
+        f"{target}: statistics of mask are not those of the pixels",
+    ]
+
+
+def test_verify_compares_backgrounds(copy: Path, shards: Path) -> None:
+    first, second = copy / "bg" / "bg_001.jpg", copy / "bg" / "bg_002.jpg"
+    first.write_bytes(second.read_bytes())
+    found = verify(shards, source=copy, workers=0, progress=False)
+    assert found == [f"background 0 ({first}): differs from the source's"]
+
+
+def test_one_format_cut_short_leaves_the_other_usable(shards: Path, tmp_path: Path) -> None:
+    target = Path(shutil.copytree(shards, tmp_path / "shards"))
+    with open(target / "samples.beton", "r+b") as file:
+        file.truncate(5000)
+    with pytest.raises(DataError, match="has 5000 bytes"):
+        Shards(target, "ffcv")
+    assert len(Shards(target, "dali")) == 90
+    assert all("samples.beton" in fault for fault in verify(target, workers=0, progress=False))
 
 
 def test_unfinished_folder_says_so(shards: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -201,6 +203,40 @@ def test_user_mistakes(engine: str, dataset: Path, shards: Path, tmp_path: Path)
         loader.epoch(0, start=13)
 
 
+def test_closed_loader_says_so(engine: str, shards: Path) -> None:
+    loader = build_loader(engine, shards, batch_size=8)
+    loader.close()
+    loader.close()
+    with pytest.raises(DataError, match="this loader is closed"):
+        loader.epoch(0)
+
+
+@pytest.mark.parametrize("device", ["mps", "nonsense", "cuda:99", "meta"])
+def test_unknown_device(engine: str, shards: Path, device: str) -> None:
+    with pytest.raises(DataError, match=rf"device {device}: "):
+        build_loader(engine, shards, batch_size=8, device=device)
+
+
+ABANDONED = """
+import sys
+from loaders import build_loader
+import numba, torch
+before = torch.get_num_threads()
+loader = build_loader(sys.argv[1], sys.argv[2], batch_size=8)
+for batch in loader.epoch(0):
+    break
+assert torch.get_num_threads() == before
+if sys.argv[1] == "ffcv":
+    assert numba.threading_layer() == "omp", numba.threading_layer()
+"""
+
+
+def test_abandoned_loader_ends_quietly(engine: str, shards: Path) -> None:
+    command = [sys.executable, "-c", ABANDONED, engine, str(shards)]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (found.returncode, found.stderr) == (0, "")
+
+
 def test_unknown_engine(shards: Path) -> None:
     with pytest.raises(DataError, match="expected one of ffcv, dali, reference"):
         build_loader("tape", shards, batch_size=8)
@@ -210,11 +246,3 @@ def test_layout_of_both_kinds_of_folder(dataset: Path, shards: Path) -> None:
     expected = read_source(dataset).layout.group_starts
     for folder in (dataset, shards):
         assert np.array_equal(read_layout(folder).group_starts, expected)
-
-
-def test_torch_keeps_its_threads(need_engine: Callable[[str], None], shards: Path) -> None:
-    need_engine("ffcv")
-    before = torch.get_num_threads()
-    with build_loader("ffcv", shards, batch_size=8, num_workers=1) as loader:
-        next(iter(loader.epoch(0)))
-        assert torch.get_num_threads() == before
