@@ -34,10 +34,12 @@ def resolve_device(device: str | torch.device) -> torch.device:
         raise DataError(f"device {device}: loaders know cpu, cuda and cuda:N")
     if found.type == "cpu":
         return torch.device("cpu")
-    count, number = torch.cuda.device_count(), torch.device(device).index
-    if (number or 0) >= count:
+    count = torch.cuda.device_count()
+    if (found.index or 0) >= count:
         raise DataError(f"device {device}: found {count} GPUs; use cpu or another number")
-    return torch.device("cuda", torch.cuda.current_device() if number is None else number)
+    if str(found) == "cuda":
+        return torch.device("cuda", torch.cuda.current_device())
+    return found
 
 
 class ShardLoader:

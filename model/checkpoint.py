@@ -7,9 +7,9 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from model.errors import ModelError
+from model.files import replace_bytes
 from model.unet import DualDecoderUNet, rename_original
 
 FORMAT = "maskdepth-network"
@@ -58,6 +59,8 @@ class NetworkInfo:
     """Seed of the split."""
     validation: float = 0.3
     """Share of the validation split."""
+    data: str = ""
+    """Fingerprint of the data set (`model.provenance`); empty where it is not known."""
     scores: dict[str, Any] | None = None
     """Validation figures at the time of writing."""
 
@@ -73,40 +76,13 @@ class NetworkInfo:
         return cls(**{**value, "statistics": statistics})
 
 
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file atomically and durably: temporary name, fsync, rename, fsync of the folder.
-
-    ``write`` gets the temporary path. After a crash there is the old file or the new one.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        write(temporary)
-        _sync(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync(path.parent)
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def save_network(path: Path, network: DualDecoderUNet, info: NetworkInfo) -> None:
     """Weights and info as safetensors."""
     # safetensors refuses channels_last tensors.
     tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
     metadata = {"format": FORMAT, "version": str(VERSION), "info": json.dumps(asdict(info))}
     # Not save_file: it makes the file readable by its owner alone, whatever the umask says.
-    replace_file(path, lambda temporary: _write_bytes(temporary, save(tensors, metadata)))
+    replace_bytes(path, save(tensors, metadata))
 
 
 def load_network(path: str | Path) -> tuple[DualDecoderUNet, NetworkInfo]:
@@ -196,7 +172,10 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     generators = [torch.get_rng_state()]
     if torch.cuda.is_available():
         generators += torch.cuda.get_rng_state_all()
-    replace_file(path, lambda file: torch.save({**state, "generators": generators}, file))
+    # Through memory: of a full disk torch's own writer says nothing a person could use.
+    content = io.BytesIO()
+    torch.save({**state, "generators": generators}, content)
+    replace_bytes(path, content.getvalue())
 
 
 def load_state(path: Path) -> dict[str, Any]:

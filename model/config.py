@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint import replace_file
 from model.errors import ModelError
+from model.files import replace_text
 from model.recipe import Recipe
 
 MAY_CHANGE = ("shards", "loader", "device", "amp", "workers", "save_every")
@@ -62,11 +62,7 @@ class RunConfig:
 def write_config(path: Path, config: RunConfig, versions: Mapping[str, str]) -> None:
     """Save the configuration, with the versions of the libraries that ran it."""
     text = json.dumps({"config": asdict(config), "versions": dict(versions)}, indent=1) + "\n"
-    replace_file(path, lambda temporary: _write_text(temporary, text))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    replace_text(path, text)
 
 
 def read_config(path: Path) -> RunConfig:

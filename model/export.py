@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from model.checkpoint import replace_file
 from model.errors import ModelError
+from model.files import replace_file, require_writable
 from model.predictor import Predictor
 
 TOLERANCE = 1e-4
@@ -23,14 +24,15 @@ def export_network(predictor: Predictor, path: Path) -> float:
 
     Inputs bg and fg_bg: float32 (B, 3, S, S), RGB in 0..255, any B, S the size of training.
     Outputs mask and depth: float32 (B, 1, S, S) in 0..1. Raises ModelError for another
-    suffix, for `.onnx` without the extra, or if the file does not reproduce the network;
-    then no file is left.
+    suffix, a path that cannot be written, for `.onnx` without the extra, or if the file does
+    not reproduce the network; then no file is left.
     """
     writers = {".pt2": _write_pt2, ".onnx": _write_onnx}
     if path.suffix not in writers:
         raise ModelError(f"{path}: found suffix {path.suffix!r}, expected .pt2 or .onnx")
     if not path.parent.is_dir():
         raise ModelError(f"{path.parent}: no such folder")
+    require_writable(path)
     predictor = predictor.to("cpu").eval()
     differences: list[float] = []
 
@@ -72,8 +74,9 @@ def _exported(predictor: Predictor) -> torch.export.ExportedProgram:
 
 
 def _write_pt2(predictor: Predictor, path: Path) -> Run:
-    with open(path, "wb") as file:
-        torch.export.save(_exported(predictor), file)
+    content = io.BytesIO()
+    torch.export.save(_exported(predictor), content)
+    path.write_bytes(content.getvalue())
     with open(path, "rb") as file:
         return torch.export.load(file).module()
 

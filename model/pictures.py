@@ -5,13 +5,14 @@ matplotlib is imported where it is used: it takes a second that a command line's
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from model.checkpoint import replace_file
+from model.files import replace_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,7 +50,9 @@ def _figure(width: float, height: float, **options: Any) -> Figure:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    replace_file(path, lambda temporary: figure.savefig(temporary, format="png", dpi=130))
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=130)
+    replace_bytes(path, content.getvalue())
 
 
 def _columns(example: Example) -> list[tuple[str, np.ndarray, dict[str, Any]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
-from model.checkpoint import NetworkInfo, replace_file
+from model.checkpoint import NetworkInfo
 from model.errors import ModelError
+from model.files import make_folder, replace_bytes, require_writable
 from model.losses import depth_values
 from model.pictures import Example, prediction_grid
 from model.unet import DualDecoderUNet
@@ -95,7 +97,8 @@ def predict_files(
 ) -> tuple[Path, ...]:
     """Write mask.png (0 or 255), depth.png (8 bit gray) and side_by_side.png into ``out``.
 
-    Returns their paths. Raises ModelError for an unreadable image, or two of unequal size.
+    Returns their paths. Raises ModelError for an unreadable image, two of unequal size, or a
+    folder that cannot be written.
     """
     images = read_image(bg), read_image(fg_bg)
     if images[0].shape != images[1].shape:
@@ -105,8 +108,10 @@ def predict_files(
         )
     if out.exists() and not out.is_dir():
         raise ModelError(f"{out}: found a file, expected a folder for the results")
+    for name in (MASK, DEPTH, PICTURE):
+        require_writable(out / name)
     mask, depth = predictor.predict_image(*images)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     _save_gray(out / MASK, (mask > threshold) * np.uint8(255))
     _save_gray(out / DEPTH, np.round(depth * 255).astype(np.uint8))
     example = Example(bg=images[0], fg_bg=images[1], mask=mask, depth=depth)
@@ -115,4 +120,6 @@ def predict_files(
 
 
 def _save_gray(path: Path, pixels: np.ndarray) -> None:
-    replace_file(path, lambda temporary: Image.fromarray(pixels).save(temporary, format="PNG"))
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, format="PNG")
+    replace_bytes(path, content.getvalue())

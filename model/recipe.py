@@ -47,6 +47,8 @@ class Recipe:
         highest = {"momentum": 1, "weight_decay": 1, "flip": 1, "jitter": 0.5, "rgb_shift": 1}
         for field, high in highest.items():
             require_number(self, field, 0, high)
+        nesterov: object = self.nesterov
+        require(isinstance(nesterov, bool), f"nesterov must be true or false, found {nesterov!r}")
         require(not self.nesterov or self.momentum > 0, "nesterov needs a momentum above 0")
         logit = {s.depth_loss in LOGIT_DEPTH for s in self.stages if "depth" in s.trains}
         require(

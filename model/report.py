@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from model.baselines import DIFFERENCE_LEVELS
-from model.checkpoint import replace_file
+from model.files import replace_text
 from model.metrics import Scores
 
 ROWS = {
@@ -60,11 +60,7 @@ def write_history(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
     writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
-    replace_file(path, lambda temporary: _write_text(temporary, text.getvalue()))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    replace_text(path, text.getvalue())
 
 
 def describe(row: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 from model.losses import DEPTH_LOSSES, MASK_LOSSES
@@ -65,10 +66,13 @@ class Stage:
             f"size must be a multiple of {DOWNSAMPLING}, found {self.size}",
         )
         require_number(self, "lr", 0, math.inf)
-        require(0 < self.lr < math.inf, f"lr must be a number above 0, found {self.lr!r}")
-        listed = isinstance(self.trains, list | tuple)
+        finite = 0 < self.lr <= sys.float_info.max
+        require(finite, f"lr must be a finite number above 0, found {self.lr!r}")
+        parts: object = self.trains
         require(
-            listed and len(set(self.trains)) == len(self.trains) and set(self.trains) <= set(PARTS),
+            isinstance(parts, list | tuple)
+            and all(isinstance(part, str) and part in PARTS for part in parts)
+            and len(set(parts)) == len(parts),
             f"trains must list some of {', '.join(PARTS)}, found {self.trains!r}",
         )
         object.__setattr__(self, "trains", tuple(self.trains))
@@ -82,7 +86,10 @@ class Stage:
             ("depth_loss", DEPTH_LOSSES),
         ):
             value = getattr(self, name)
-            require(value in known, f"{name} must be one of {', '.join(known)}, found {value!r}")
+            require(
+                isinstance(value, str) and value in known,
+                f"{name} must be one of {', '.join(known)}, found {value!r}",
+            )
 
     @property
     def decode(self) -> Decode:
