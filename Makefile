@@ -3,21 +3,20 @@
 PYTHON ?=
 DALI ?= dali-cu13
 DEMO_DIR ?= demo
-SHARDS ?= $(DEMO_DIR)/shards
+DATASET ?= $(DEMO_DIR)/data
 RESULTS_DIR ?= results
 ARGS ?=
 RUN := .venv/bin/python
 export PYTHON DALI
 
-.PHONY: help install demo test lint format bench gpu-check clean
+.PHONY: help install demo test lint format bench clean
 
 help:
 	@echo "make install    build .venv (PYTHON=python3.12, DALI=dali-cu12, APT=no)"
 	@echo "make demo       data set, shards, training and evaluation in DEMO_DIR=$(DEMO_DIR)"
 	@echo "make test       all tests that can run here (ARGS='-k mask' is handed to pytest)"
 	@echo "make lint       ruff and mypy; 'make format' mends what ruff can"
-	@echo "make bench      loaders and training steps on SHARDS=$(SHARDS)"
-	@echo "make gpu-check  on a machine with a GPU: its tests, then the benchmarks"
+	@echo "make bench      conversion of DATASET=$(DATASET) against stock FFCV"
 	@echo "make clean      remove caches and the demo; .venv stays"
 
 install: .venv/.installed
@@ -55,14 +54,7 @@ format: install
 
 bench: install
 	@mkdir -p $(RESULTS_DIR)
-	$(RUN) -m benchmarks loader $(SHARDS) --json $(RESULTS_DIR)/loader.json
-	$(RUN) -m benchmarks step $(SHARDS) --json $(RESULTS_DIR)/step.json
-	$(RUN) -m benchmarks report $(RESULTS_DIR)
-
-gpu-check: install
-	@$(RUN) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("gpu-check: torch finds no GPU")'
-	$(RUN) -m pytest tests/gpu --junitxml=$(RESULTS_DIR)/gpu-tests.xml $(ARGS)
-	$(MAKE) bench
+	$(RUN) -m benchmarks convert $(DATASET) --json $(RESULTS_DIR)/convert.json
 
 clean:
 	rm -rf demo build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -26,8 +26,8 @@ def main() -> None:
 @click.option("--bg", type=_FOLDER, help="Folder of background photos; default: drawn scenes.")
 @click.option("--fg", type=_FOLDER, help="Folder of RGBA cut-outs; default: drawn people.")
 @click.option("--bg-depth", type=_FOLDER, help="Folder of depth maps named like the photos.")
-@click.option("--backgrounds", type=click.IntRange(1), default=100, show_default=True)
-@click.option("--foregrounds", type=click.IntRange(1), default=100, show_default=True)
+@click.option("--backgrounds", type=click.IntRange(1), help="Default: 100 drawn, or all of --bg.")
+@click.option("--foregrounds", type=click.IntRange(1), help="Default: 100 drawn, or all of --fg.")
 @click.option(
     "--placements",
     type=click.IntRange(2),
@@ -90,6 +90,7 @@ def pack(
     **options: object,
 ) -> None:
     """Convert DATASET to SHARDS; without --format, for both engines."""
+    from convert.describe import remarks
     from convert.pack import FORMATS, PackConfig
     from convert.pack import pack as run
 
@@ -106,6 +107,8 @@ def pack(
     click.echo(f"{shards}: {manifest.layout.samples} samples")
     for name, file in manifest.files.items():
         click.echo(f"  {name:28} {file.bytes:>15,} bytes")
+    for line in remarks(manifest):
+        click.echo(f"  {line}")
 
 
 @main.command()
@@ -120,7 +123,8 @@ def verify(shards: Path, source: Path | None, workers: int | None) -> None:
     for fault in faults:
         click.echo(fault)
     if faults:
-        click.echo(f"{shards}: {len(faults)} faults", err=True)
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        click.echo(f"{shards}: {count}", err=True)
         sys.exit(1)
     click.echo(f"{shards}: no faults")
 

@@ -3,6 +3,10 @@
 import numpy as np
 from PIL import Image
 
+# A person is at most this share of the way from the nearest to the farthest depth: one pasted on
+# the sky would otherwise have the sky's depth, and not be in the depth map at all.
+FARTHEST_PERSON = 0.5
+
 
 class Cutout:
     """One scaled person: RGBA uint8 (h, w, 4), in the forms that pasting needs."""
@@ -41,7 +45,7 @@ class Canvas:
         return fg_bg, mask, self._paste_depth(person, x, y)
 
     def _paste_depth(self, person: Cutout, x: int, y: int) -> Image.Image:
-        """Depth with the person at the nearest depth that it covers.
+        """Depth with the person at the nearest depth that it covers, at most FARTHEST_PERSON.
 
         That leaves the minimum as it is, and the maximum unless all farthest pixels are
         covered: so nearly always the background's stretch holds, on bytes alone.
@@ -50,11 +54,14 @@ class Canvas:
         box = np.s_[y : y + inside.shape[0], x : x + inside.shape[1]]
         if np.count_nonzero(self._is_far[box] & inside) < self._far_count:
             depth = self._gray_rgb.copy()
-            nearest = int(self._gray[box].min(where=inside, initial=255))
+            farthest = round(255 * FARTHEST_PERSON)
+            nearest = int(self._gray[box].min(where=inside, initial=farthest))
             depth.paste((nearest, nearest, nearest), (x, y), person.stencil)
             return depth
         metres = self._metres.copy()
-        metres[box][inside] = metres[box][inside].min()
+        near, far = float(metres.min()), float(metres.max())
+        limit = near + FARTHEST_PERSON * (far - near)
+        metres[box][inside] = min(limit, float(metres[box][inside].min()))
         return Image.fromarray(_stretch(metres)).convert("RGB")
 
 

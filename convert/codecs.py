@@ -102,16 +102,17 @@ def encode_gray(source: bytes) -> Encoded:
 
 
 def _gray(source: bytes) -> np.ndarray:
-    """Luma plane of a gray image.
+    """Luma plane of a gray image stored as RGB.
 
-    Raises ValueError for a colour image: a colour-mapped depth map has no depth in its luma.
+    Raises ValueError for a colour image: it is no mask, and a colour-mapped depth map has no
+    depth in its luma.
     """
     rgb = jpeg.decode_rgb(source)
     spread = int((rgb.max(axis=2) - rgb.min(axis=2)).max())
     if spread > _COLOUR_TOLERANCE:
         raise ValueError(
-            f"a colour image (channels differ by up to {spread}); expected gray depth, "
-            "saved with a gray colour map"
+            f"a colour image (channels differ by up to {spread}); expected a gray "
+            "image, saved with a gray colour map"
         )
     return jpeg.decode_gray(source)
 
@@ -122,8 +123,7 @@ def decode_gray(data: bytes, height: int, width: int) -> np.ndarray:
 
 
 def _mask(source: bytes) -> tuple[np.ndarray, dict[str, int]]:
-    _header(source)
-    gray = jpeg.decode_gray(source)
+    gray = jpeg.decode_gray(source) if _header(source).components == 1 else _gray(source)
     low, high = AMBIGUOUS
     # One wrapping subtraction instead of two comparisons: 64..192 becomes 0..128.
     ambiguous = int(np.count_nonzero((gray - np.uint8(low)) <= high - low))

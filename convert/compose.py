@@ -40,8 +40,8 @@ def compose(
     bg: Path | None = None,
     fg: Path | None = None,
     bg_depth: Path | None = None,
-    backgrounds: int = 100,
-    foregrounds: int = 100,
+    backgrounds: int | None = None,
+    foregrounds: int | None = None,
     placements: int = 40,
     size: int = 224,
     seed: int = 0,
@@ -52,12 +52,14 @@ def compose(
 
     Without ``bg`` and ``fg``: built-in streets with their true depth, and built-in people.
     ``bg``: folder of photos (any size; centre square cropped, then resized). ``fg``: folder of
-    RGBA cut-outs. ``backgrounds`` and ``foregrounds`` are then upper limits: the first files by
-    name are taken. ``bg_depth``: folder with a depth image for each photo, of the same name up
-    to the suffix, dark near and bright far; without it photos get a flat ground as a prior.
+    RGBA cut-outs. ``backgrounds`` and ``foregrounds``: how many, the first by name; by default
+    all files, and 100 of what is drawn. ``bg_depth``: folder with a depth image for each photo,
+    of the same name up to the suffix, dark near and bright far; without it photos get a flat
+    ground as a prior.
     ``size``: pixels; ``workers``: processes, by default one per core; 0: none.
 
-    A person stands at the smallest depth among what it covers. Each depth map is stretched to
+    A person stands at the smallest depth among what it covers, and never in the farther half of
+    the scene. Each depth map is stretched to
     its own minimum (0) and maximum (255). The folder appears only when it is complete.
 
     Raises DataError for anything wrong with the arguments or the user's files.
@@ -107,7 +109,8 @@ def _unfinished(dataset: Path) -> Iterator[Path]:
         folder.replace(target)
     except OSError as error:
         raise DataError(
-            f"cannot write {dataset}: {error}. Free space or choose another."
+            f"{error.filename or dataset}: {error.strerror or error}; mend that or choose another "
+            "folder"
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -193,7 +196,7 @@ def _write_pair(plan: Plan, folder: Path, canvas: Canvas, bg: int, fg: int) -> N
         for x, y in places.tolist():
             fg_bg, mask, depth = canvas.paste(person, x, y)
             name = f"{plan.bg_name(bg)}/{plan.sample_name(sample)}.jpg"
-            _save(fg_bg, f"{folder}/fg_bg/{name}", FG_BG_QUALITY)
+            _save(fg_bg, f"{folder}/fg_bg/{name}", FG_BG_QUALITY, optimize=True)
             _save(mask, f"{folder}/fg_bg_mask/{name}", MASK_QUALITY)
             _save(depth, f"{folder}/fg_bg_depth/{name}", DEPTH_QUALITY)
             sample += 1
@@ -204,9 +207,9 @@ def _person_height(size: int) -> int:
     return round(size * PERSON_SHARE)
 
 
-def _save(image: Image.Image, path: str, quality: int) -> None:
-    """Write a JPEG with optimised Huffman tables."""
+def _save(image: Image.Image, path: str, quality: int, optimize: bool = False) -> None:
+    """Write a JPEG; as in the original data set, only fg_bg has optimised Huffman tables."""
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality, optimize=True)
+    image.save(buffer, "JPEG", quality=quality, optimize=optimize)
     with open(path, "wb") as file:
         file.write(buffer.getbuffer())

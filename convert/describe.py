@@ -8,11 +8,11 @@ from convert.manifest import Manifest
 def table(manifest: Manifest) -> str:
     """Several lines: size, codecs, statistics, files and remarks of the conversion."""
     layout = manifest.layout
-    per_bg = layout.samples_per_bg or "unequal groups"
+    per_bg = f"{layout.samples_per_bg} samples each" if layout.samples_per_bg else "unequal groups"
     lines = [
         f"samples        {layout.samples:,}",
         f"image size     {layout.width} x {layout.height}",
-        f"backgrounds    {len(manifest.backgrounds)} ({per_bg} samples each)",
+        f"backgrounds    {len(manifest.backgrounds)} ({per_bg})",
         f"samples of fg  {layout.samples_per_fg or 'not known'}",
         "",
         "field    codec        mean (0..1)             std (0..1)",
@@ -24,12 +24,24 @@ def table(manifest: Manifest) -> str:
     lines.append("")
     lines += [f"{name:28} {file.bytes:>15,} bytes" for name, file in manifest.files.items()]
     lines.append("")
-    source = manifest.counts.get("source_bytes", 0)
+    return "\n".join(lines + remarks(manifest))
+
+
+def remarks(manifest: Manifest) -> list[str]:
+    """What the conversion counted, a line each."""
+    lines = []
+    source = manifest.counts["source_bytes"]
     for name, form in manifest.formats.items():
         stored = sum(manifest.files[f].bytes for f in (*form.files, form.index))
-        if source:
-            lines.append(f"{name}: {stored / source:.3f} of the source's {source:,} bytes")
-    for name, number in manifest.counts.items():
-        if name != "source_bytes":
-            lines.append(f"{name.replace('_', ' ')}: {number:,}")
-    return "\n".join(lines)
+        lines.append(
+            f"{name}: {stored:,} bytes, {100 * stored / source:.1f} % of the source's {source:,}"
+        )
+    pixels = manifest.statistics["mask"].values
+    unclear = manifest.counts.get("mask_ambiguous_pixels", 0)
+    lines.append(
+        f"mask pixels neither black nor white (64 to 192): {unclear:,} "
+        f"({100 * unclear / pixels:.3f} %)"
+    )
+    verbatim = manifest.counts.get("depth_stored_verbatim", 0)
+    lines.append(f"depth maps stored with their chroma: {verbatim:,}")
+    return lines

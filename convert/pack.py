@@ -122,7 +122,7 @@ def pack(
     source = read_source(dataset, samples_per_fg=config.samples_per_fg)
     job = _job(source, config)
     pool = worker_pool(workers) if scheduler is None else cluster_pool(scheduler)
-    with pool as executor, work_folder(shards, job, resume=resume, force=force) as work:
+    with work_folder(shards, job, resume=resume, force=force) as work, pool as executor:
         if not (work / MANIFEST).exists():  # else an earlier run had only to clean up
             (work / _PARTS).mkdir(exist_ok=True)
             bank = _write_backgrounds(source, work)

@@ -12,6 +12,7 @@ from convert.errors import DataError
 
 FORMAT = "maskdepth-dataset"
 VERSION = 1
+DRAWN = 100  # built-in backgrounds, and people, where no number is asked for
 COUNTS = ("backgrounds", "foregrounds", "placements", "size", "seed")
 
 
@@ -77,8 +78,8 @@ def make_plan(
     bg: Path | None,
     fg: Path | None,
     bg_depth: Path | None,
-    backgrounds: int,
-    foregrounds: int,
+    backgrounds: int | None,
+    foregrounds: int | None,
     placements: int,
     size: int,
     seed: int,
@@ -86,8 +87,8 @@ def make_plan(
     """Check the arguments and list the user's files."""
     if bg_depth is not None and bg is None:
         raise DataError("bg_depth was given without bg: it holds the depth maps of bg's photos.")
-    bg_files = None if bg is None else photos.list_images(Path(bg))[: max(backgrounds, 1)]
-    fg_files = None if fg is None else photos.list_images(Path(fg))[: max(foregrounds, 1)]
+    bg_files, backgrounds = _choose(bg, "backgrounds", backgrounds)
+    fg_files, foregrounds = _choose(fg, "foregrounds", foregrounds)
     depth_files = None
     if bg_depth is not None and bg_files is not None:
         depth_files = photos.match_stems(bg_files, Path(bg_depth))
@@ -95,12 +96,27 @@ def make_plan(
         bg_files=bg_files,
         fg_files=fg_files,
         depth_files=depth_files,
-        backgrounds=backgrounds if bg_files is None else min(backgrounds, len(bg_files)),
-        foregrounds=foregrounds if fg_files is None else min(foregrounds, len(fg_files)),
+        backgrounds=backgrounds,
+        foregrounds=foregrounds,
         placements=placements,
         size=size,
         seed=seed,
     )
+
+
+def _choose(
+    folder: Path | None, what: str, count: int | None
+) -> tuple[tuple[Path, ...] | None, int]:
+    """The first ``count`` images of a user's folder (None: all), or so many drawn ones."""
+    if folder is None:
+        return None, DRAWN if count is None else count
+    files = photos.list_images(Path(folder))
+    if count is not None and count > len(files):
+        raise DataError(
+            f"{folder}: found {len(files)} images, expected at least the {count} {what} asked for."
+        )
+    files = files if count is None else files[:count]
+    return files, len(files) if files else (count or 0)
 
 
 def describe(plan: Plan, bg: Path | None, fg: Path | None, bg_depth: Path | None) -> dict:

@@ -20,7 +20,7 @@ import numpy as np
 
 from convert import jpeg
 from convert.errors import DataError
-from convert.manifest import Layout
+from convert.manifest import MANIFEST, Layout
 
 FOLDERS = {"fg_bg": "fg_bg", "mask": "fg_bg_mask", "depth": "fg_bg_depth"}
 """Folder of each field."""
@@ -111,6 +111,8 @@ def read_source(dataset: str | Path, *, samples_per_fg: int | None = None) -> So
     folder = Path(dataset)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected a data set with {_layout_hint()}")
+    if (folder / MANIFEST).exists():
+        raise DataError(f"{folder}: is a shard folder; expected a data set with {_layout_hint()}")
     bg = tuple(folder / "bg" / name for name in list_images(folder / "bg"))
     if not bg:
         raise DataError(f"{folder / 'bg'}: found no images, expected one .jpg a background")

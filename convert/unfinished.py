@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+import click
+
 from convert.errors import DataError, RecordError
 from convert.manifest import MANIFEST, sync_folder
 
@@ -31,7 +33,9 @@ def check_target(shards: Path, force: bool) -> None:
     if not shards.exists():
         return
     if not shards.is_dir() or (any(shards.iterdir()) and not (shards / MANIFEST).exists()):
-        raise DataError(f"{shards}: exists and is not a shard folder; choose another name")
+        raise DataError(
+            f"{shards}: exists and is not a finished shard folder; choose another name or remove it"
+        )
     if any(shards.iterdir()) and not force:
         raise DataError(f"{shards}: exists already; --force replaces it")
 
@@ -41,7 +45,7 @@ def work_folder(shards: Path, job: Job, *, resume: bool, force: bool) -> Iterato
     """The locked work folder of ``shards``, with what an earlier run of ``job`` left if wanted.
 
     A block that ends well publishes the folder. After bad input the work is removed, unless
-    ``resume`` asks to keep what is done; after any other trouble it stays.
+    ``resume`` asks to keep what is done; after any other trouble it stays, if there is any.
     Raises DataError where another converter is at work or the work is not of this job.
     """
     work = shards.with_name(f"{shards.name}.partial")
@@ -50,9 +54,13 @@ def work_folder(shards: Path, job: Job, *, resume: bool, force: bool) -> Iterato
             _claim(work, file, job, resume=resume, force=force)
             try:
                 yield work
-            except RecordError:
-                if not resume:
-                    shutil.rmtree(work)
+            except BaseException as error:
+                if not any(work.glob("*/*.json")) or (
+                    isinstance(error, RecordError) and not resume
+                ):
+                    _remove(work)
+                elif isinstance(error, KeyboardInterrupt):
+                    click.echo(f"{work}: unfinished; --resume goes on with it", err=True)
                 raise
             _publish(work, shards)
     except OSError as error:
@@ -97,12 +105,19 @@ def _claim(work: Path, file: TextIO, job: Job, *, resume: bool, force: bool) -> 
             )
         if resume and json.loads(text) == job:
             return
-        shutil.rmtree(work)
+        _remove(work)
     file.truncate(0)
     json.dump(job, file)
     file.flush()
     os.fsync(file.fileno())
     work.mkdir()
+
+
+def _remove(work: Path) -> None:
+    """Remove the work folder, even while a worker far away still writes into it."""
+    removed = work.with_name(f"{work.name}.removed")
+    work.rename(removed)
+    shutil.rmtree(removed)
 
 
 def _publish(work: Path, shards: Path) -> None:

@@ -162,9 +162,11 @@ def test_paste_follows_the_rule(person: np.ndarray, data: st.DataObject) -> None
     np.testing.assert_array_equal(mask, inside * 255)
     np.testing.assert_array_equal(fg_bg[~inside], image[~inside])
     np.testing.assert_array_equal(fg_bg[inside], person[..., :3][person[..., 3] != 0])
-    # Depth worked out in metres: the person at the nearest depth that it covers.
+    # Depth worked out in metres: the person at the nearest depth that it covers, never in the
+    # farther half of the scene.
     metres = depth.astype(np.float64)
-    metres[inside] = metres[inside].min()
+    halfway = (metres.min() + metres.max()) / 2
+    metres[inside] = min(metres[inside].min(), halfway)
     assert (metres <= depth).all()
     low, high = metres.min(), metres.max()
     expected = np.rint((metres - low) * 255 / max(high - low, 1e-9))
@@ -262,10 +264,18 @@ def test_given_depth_is_used(people: Path, tmp_path: Path) -> None:
 def refused(tmp_path: Path, match: str, **arguments) -> None:
     """compose() raises one clear line and leaves no folder, hidden or not."""
     before = sorted(p.name for p in tmp_path.iterdir())
+    counts = {"backgrounds": None} if "bg" in arguments else {}
+    counts |= {"foregrounds": None} if "fg" in arguments else {}
     with pytest.raises(DataError, match=match) as caught:
-        compose(tmp_path / "out", **({"workers": 1} | SMALL | arguments))
+        compose(tmp_path / "out", **({"workers": 1} | SMALL | counts | arguments))
     assert "\n" not in caught.value.message
     assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_too_few_files_are_refused(people: Path, tmp_path: Path) -> None:
+    count = len(list(people.iterdir()))
+    match = f"found {count} images, expected at least the {count + 1} foregrounds asked for"
+    refused(tmp_path, match, fg=people, foregrounds=count + 1)
 
 
 def test_missing_empty_and_foreign_files_are_refused(people: Path, tmp_path: Path) -> None:

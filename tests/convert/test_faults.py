@@ -119,7 +119,8 @@ def test_killed_at_any_moment_and_resumed(dataset: Path, shards: Path, tmp_path:
         if not target.exists():
             converter.run()
         assert tree(target) == tree(shards)
-        assert [path.name for path in tmp_path.iterdir()] == ["shards"]
+        # A kill behind the last rename leaves the job's file, which the next run takes.
+        assert {path.name for path in tmp_path.iterdir()} <= {"shards", ".shards.job"}
     converter.close()
     assert len(states) > KILLS // 4  # the kills hit different moments
 
@@ -356,3 +357,4 @@ def test_scheduler_that_is_not_there(
     pytest.importorskip("distributed", reason="Dask is not installed")
     with pytest.raises(DataError, match="cannot be reached"):
         pack(dataset, tmp_path / "shards", scheduler="tcp://127.0.0.1:9", progress=False)
+    assert list(tmp_path.iterdir()) == []

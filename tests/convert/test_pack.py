@@ -170,7 +170,7 @@ def test_finished_folder_is_kept_unless_forced(dataset: Path, shards: Path, tmp_
 def test_foreign_folder_is_never_replaced(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
-    with pytest.raises(DataError, match="not a shard folder"):
+    with pytest.raises(DataError, match="not a finished shard folder"):
         pack(dataset, tmp_path / "mine", force=True, workers=0, progress=False)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
 
