@@ -151,8 +151,14 @@ class DALILoader(ShardLoader):
             fg_bg=fg_bg.permute(0, 3, 1, 2),
             mask=mask,
             depth=depth.permute(0, 3, 1, 2),
-            index=torch.from_numpy(indices).to(self.device),
+            index=self._index(indices),
         )
+
+    def _index(self, indices: np.ndarray) -> torch.Tensor:
+        index = torch.from_numpy(indices)
+        if self.device.type == "cuda":
+            index = index.pin_memory()  # torch keeps pinned memory until its copies have ended
+        return index.to(self.device, non_blocking=True)
 
     def _explain(self, indices: np.ndarray, reason: str) -> DataError:
         """The bad record of a batch that DALI could not decode: its message does not say."""

@@ -25,6 +25,7 @@ from loaders.base import ShardLoader
 from loaders.batch import Batch
 from loaders.buffers import BufferPool
 from loaders.masks import unpack_records
+from loaders.transfer import CudaStreams, transfer
 from loaders.turbojpeg import decode_batch, free_handles, new_handles
 
 # FFCV's build brings TBB along, which aborts beside torch's own workers. Set here, not by an
@@ -274,19 +275,28 @@ class FFCVLoader(ShardLoader):
         self._engine = _Engine(path, self.order.batch_size, operations, pinned)
 
     def _batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
+        host = self._host_batches(epoch, start)
+        try:
+            if self.device.type == "cuda":
+                yield from transfer(host, CudaStreams(self.device))
+            else:
+                yield from host
+        finally:
+            host.close()
+
+    def _host_batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         batches = (self.order.batch(epoch, k) for k in range(start, len(self)))
         running = _Epoch(self._engine, batches, self.num_workers)
         try:
             for indices, fields in running:
-                fg_bg, mask, depth = (self._to_device(field) for field in fields)
-                index = torch.from_numpy(indices).to(self.device)
+                fg_bg, mask, depth = (field.permute(0, 3, 1, 2) for field in fields)
+                index = torch.from_numpy(indices)
+                if self.device.type == "cuda":
+                    index = index.pin_memory()
                 yield Batch(fg_bg=fg_bg, mask=mask, depth=depth, index=index)
                 del fg_bg, mask, depth, fields  # so that their buffers are free for the next
         finally:
             running.close()
-
-    def _to_device(self, field: torch.Tensor) -> torch.Tensor:
-        return field.permute(0, 3, 1, 2).to(self.device)
 
     def close(self) -> None:
         """End the thread and give back libjpeg-turbo's handles."""

@@ -1,0 +1,103 @@
+"""Batches from pinned host memory to a GPU, ahead of their use and beside the computation.
+
+Copies run on a stream of their own. Two things must hold, and are tested without a GPU by a
+fake `Streams`: nobody computes on a batch before its copy has ended, and no host buffer is given
+back before the copy that reads it has ended.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+
+from loaders.batch import Batch
+
+
+class Streams(Protocol):
+    """What a transfer needs of a device."""
+
+    def start_copy(self, host: torch.Tensor) -> torch.Tensor:
+        """Begin to copy on the copy stream; returns the device's tensor at once."""
+        ...
+
+    def mark(self) -> Any:
+        """An event behind all copies begun so far."""
+        ...
+
+    def has_passed(self, event: Any) -> bool:
+        """Whether the copies before an event have ended; does not wait."""
+        ...
+
+    def hand_over(self, event: Any, tensors: tuple[torch.Tensor, ...]) -> None:
+        """Make the computing stream wait for an event, and own the tensors from there on."""
+        ...
+
+    def finish(self) -> None:
+        """Wait for all copies: the host may then free its memory."""
+        ...
+
+
+class CudaStreams:
+    """A copy stream beside the current stream of one GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+
+    def start_copy(self, host: torch.Tensor) -> torch.Tensor:
+        """Begin to copy; asynchronous only from pinned memory."""
+        with torch.cuda.stream(self._stream):
+            return host.to(self._device, non_blocking=True)
+
+    def mark(self) -> torch.cuda.Event:
+        """An event on the copy stream."""
+        event = torch.cuda.Event()
+        event.record(self._stream)
+        return event
+
+    def has_passed(self, event: torch.cuda.Event) -> bool:
+        """Whether the copy stream has come to the event."""
+        return event.query()
+
+    def hand_over(self, event: torch.cuda.Event, tensors: tuple[torch.Tensor, ...]) -> None:
+        """The host does not wait; the current stream does."""
+        current = torch.cuda.current_stream(self._device)
+        current.wait_event(event)
+        for tensor in tensors:
+            # Made on the copy stream: without this their memory could be given to the next copy
+            # while the current stream still reads it.
+            tensor.record_stream(current)
+
+    def finish(self) -> None:
+        """The host waits for the copy stream."""
+        self._stream.synchronize()
+
+
+def transfer(batches: Iterator[Batch], streams: Streams, ahead: int = 2) -> Iterator[Batch]:
+    """The same batches on the device, copied up to ``ahead`` batches before they are taken."""
+    started: deque[tuple[Batch, Any]] = deque()
+    held: deque[tuple[Batch, Any]] = deque()  # host batches whose copy may still be reading
+    try:
+        for host in batches:
+            device = Batch(*(streams.start_copy(field) for field in host))
+            event = streams.mark()
+            started.append((device, event))
+            held.append((host, event))
+            del host
+            while held and streams.has_passed(held[0][1]):
+                held.popleft()
+            if len(started) > ahead:
+                yield _hand_over(started, streams)
+        while started:
+            yield _hand_over(started, streams)
+    finally:
+        streams.finish()
+
+
+def _hand_over(started: deque[tuple[Batch, Any]], streams: Streams) -> Batch:
+    device, event = started.popleft()
+    streams.hand_over(event, tuple(device))
+    return device

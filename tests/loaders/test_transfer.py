@@ -1,0 +1,108 @@
+"""The order of copies and reads, proven on a device that copies as late as it may."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from loaders import Batch
+from loaders.buffers import BufferPool
+from loaders.transfer import transfer
+
+
+class LazyStreams:
+    """Copies nothing before it must: every mistake in the order shows as wrong values.
+
+    late: how many later events must be marked before the copies of an event have ended.
+    """
+
+    def __init__(self, late: int) -> None:
+        self._late = late
+        self._copies: list[tuple[torch.Tensor, torch.Tensor, int]] = []
+        self.marked = self.ended = 0
+        self.finished = False
+
+    def start_copy(self, host: torch.Tensor) -> torch.Tensor:
+        device = torch.full_like(host, 255)
+        self._copies.append((device, host, self.marked))
+        return device
+
+    def mark(self) -> int:
+        self.marked += 1
+        self._run_until(self.marked - self._late)
+        return self.marked
+
+    def _run_until(self, event: int) -> None:
+        self.ended = max(self.ended, event)
+        for device, host, place in self._copies:
+            if place < self.ended:
+                device.copy_(host)
+        self._copies = [copy for copy in self._copies if copy[2] >= self.ended]
+
+    def has_passed(self, event: int) -> bool:
+        return event <= self.ended
+
+    def hand_over(self, event: int, tensors: tuple[torch.Tensor, ...]) -> None:
+        self._run_until(event)
+
+    def finish(self) -> None:
+        self._run_until(self.marked)
+        self.finished = True
+
+
+def host_batches(count: int, pool: BufferPool) -> Iterator[Batch]:
+    """Batch k holds k everywhere, in buffers that are used again as soon as they are free."""
+    for k in range(count):
+        buffer = pool.take()
+        buffer[:] = k
+        image = torch.from_numpy(buffer)
+        yield Batch(image, image[:, :1], image[:, 1:2], torch.tensor([k]))
+        del buffer, image
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 2, 5])
+@pytest.mark.parametrize("late", [0, 1, 3, 100])
+@pytest.mark.parametrize("count", [0, 1, 9])
+def test_every_batch_arrives_whole_and_in_order(ahead: int, late: int, count: int) -> None:
+    pool = BufferPool((1, 3, 4, 4), np.dtype("u1"))
+    streams = LazyStreams(late)
+    seen = []
+    for batch in transfer(host_batches(count, pool), streams, ahead):
+        k = int(batch.index[0])
+        assert all((field == k).all() for field in batch)
+        seen.append(k)
+    assert seen == list(range(count))
+    assert streams.finished
+    # As many buffers as copies can be reading at a time, and no more.
+    assert len(pool) <= min(count, min(late, ahead) + 3)
+
+
+def test_copies_start_ahead_of_their_use() -> None:
+    streams = LazyStreams(late=0)
+    batches = transfer(host_batches(9, BufferPool((1, 3, 2, 2), np.dtype("u1"))), streams, ahead=2)
+    next(batches)
+    assert streams.marked == 3
+
+
+def test_an_abandoned_transfer_waits_for_its_copies() -> None:
+    streams = LazyStreams(late=100)
+    batches = transfer(host_batches(9, BufferPool((1, 3, 2, 2), np.dtype("u1"))), streams)
+    next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    assert streams.finished
+
+
+def test_an_error_comes_through_in_its_turn() -> None:
+    def failing() -> Iterator[Batch]:
+        yield from host_batches(3, BufferPool((1, 3, 2, 2), np.dtype("u1")))
+        raise ValueError("record 7")
+
+    streams = LazyStreams(late=1)
+    batches = transfer(failing(), streams, ahead=0)
+    assert [int(next(batches).index[0]) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="record 7"):
+        next(batches)
+    assert streams.finished
