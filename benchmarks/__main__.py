@@ -1,7 +1,8 @@
-"""Command line of the benchmarks: `python -m benchmarks convert ...`."""
+"""Command line of the benchmarks: `python -m benchmarks convert|codecs`."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -33,6 +34,21 @@ def convert(dataset: Path, repeats: int, workers: int, json_path: Path | None) -
     from benchmarks.convert import run
 
     write_result(run(dataset, repeats=repeats, workers=workers, say=_say), json_path)
+
+
+@main.command()
+@click.argument("shards", type=click.Path(path_type=Path))
+@click.option("--samples", type=click.IntRange(1), default=1000, show_default=True)
+@_REPEATS
+@_JSON
+def codecs(shards: Path, samples: int, repeats: int, json_path: Path | None) -> None:
+    """Lossless ways to store the masks of SHARDS: bytes and decoding time."""
+    from benchmarks.codecs import run, table
+
+    result = run(shards, samples=samples, repeats=repeats)
+    click.echo(table(result))
+    if json_path is not None:
+        json_path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
