@@ -6,9 +6,9 @@ python train.py fit SHARDS RUN_DIR --recipe demo --width 16
 from __future__ import annotations
 
 import importlib.util
-import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,22 +18,25 @@ import numpy as np
 import torch
 from click.core import ParameterSource
 
-from loaders import ENGINES, SPLITS, Loader, build_loader, read_layout, split_indices
+from loaders import ENGINES, Loader, build_loader, distributed_rank, read_layout, shard_formats
 from loaders.preprocess import Augment, Preprocess
+from loaders.split import SPLITS, split_indices
 from model.baselines import BASELINE_SAMPLES
-from model.checkpoint import ChannelStatistics, Position, load_network
+from model.checkpoint import NetworkInfo, Position, channel_statistics, load_network
 from model.config import RunConfig, read_config, resumed_config
-from model.errors import ModelError
-from model.evaluation import Evaluation, evaluate_network, training_means, validate
+from model.errors import Commands, ModelError
+from model.evaluation import Report, evaluate_network, training_means, validate
 from model.export import export_network
+from model.files import make_folder, require_writable
 from model.metrics import RunningMean, group_spread
 from model.pictures import prediction_grid
 from model.precision import AMP, choose_device, precision_for
 from model.predictor import Predictor, predict_files
 from model.progress import EpochMeter
+from model.provenance import fingerprint, seen_in_training, seen_note
 from model.recipe import RECIPES, load_recipe
 from model.report import as_json, describe, meaningful, score_table
-from model.run import BEST, CONFIG, LAST, PREDICTIONS, Run, require_fresh, require_writable
+from model.run import BEST, CONFIG, LAST, PREDICTIONS, Run, require_fresh
 from model.stage import Stage
 from model.step import make_optimizer, training_step
 from model.unet import DualDecoderUNet
@@ -53,13 +56,16 @@ def fit_run(run: Run) -> None:
 def fit_stage(run: Run, stage: Stage, training: Loader, validation: Loader) -> None:
     """Train one stage's epochs, each followed by validation and a state on disk."""
     recipe, network = run.config.recipe, run.network.freeze(*stage.frozen)
-    run.statistics = channel_statistics(training)
+    run.statistics = channel_statistics(training.statistics)
+    run.config = replace(run.config, data=fingerprint(training, run.config.split))
     precision = precision_for(run.config.amp, run.device)
     optimizer = make_optimizer(network, recipe, stage)
     scaler = torch.amp.GradScaler(run.device.type, enabled=precision.scale)
     running = RunningMean(run.device)
     run.enter_stage(optimizer, scaler, running)
-    augment = Augment(flip=recipe.flip, jitter=recipe.jitter, rgb_shift=recipe.rgb_shift)
+    augment = Augment(
+        flip=recipe.flip, jitter=recipe.jitter, rgb_shift=recipe.rgb_shift, seed=run.config.seed
+    )
     prepare = partial(Preprocess, training.backgrounds, training.statistics, size=stage.size)
     plain, changed = prepare(), prepare(augment=augment if recipe.augments else None)
     step = partial(
@@ -68,7 +74,7 @@ def fit_stage(run: Run, stage: Stage, training: Loader, validation: Loader) -> N
     )  # fmt: skip
     for epoch in range(run.position.epoch, stage.epochs):
         network.train()
-        row = train_epoch(run, stage, epoch, training, changed, step, running)
+        row = train_epoch(run, stage, epoch, training, changed, step)
         scores = validate(network, validation, plain, precision, recipe.depth_loss, stage.decode)
         run.finish_epoch(row, scores)
         click.echo(describe(run.history[-1]))
@@ -81,7 +87,6 @@ def train_epoch(
     loader: Loader,
     preprocess: Preprocess,
     step: Callable[..., None],
-    running: RunningMean,
 ) -> dict[str, Any]:
     """Train on the batches of an epoch that are left; returns its row of metrics.csv."""
     number, _, start = run.position
@@ -94,11 +99,12 @@ def train_epoch(
             lr = stage.lr_at(epoch * batches + done - 1, stage.epochs * batches)
             step(batch, preprocess=partial(preprocess, epoch=passes), lr=lr)
             if meter.step(len(batch.index)):
-                meter.show(finite(running.read(), title, done))  # host sync: once a second
-            if done % save_every == 0 and done < batches:
-                run.save(Position(number, epoch, done))  # host sync: every save_every steps
-        loss = finite(running.read(), title, batches)  # host sync: once an epoch
-    running.reset()
+                meter.show(run.read_loss(f"{title}, step {done}"))  # host sync: once a second
+            if done % save_every == 0 and done < batches:  # host syncs: every save_every steps
+                run.check(f"{title}, step {done}")
+                run.save(Position(number, epoch, done))
+        loss = run.check(f"{title}, step {batches}")  # host syncs: once an epoch
+    run.running.reset()
     return {
         "stage": number + 1, "epoch": epoch + 1, "size": stage.size, "lr": lr, "train_loss": loss,
         "epoch_s": meter.epoch_s, "samples_per_s": meter.samples_per_s,
@@ -106,29 +112,25 @@ def train_epoch(
     }  # fmt: skip
 
 
-def finite(loss: float, where: str, step: int) -> float:
-    """The loss itself. Raises ModelError where it is not finite: training on is no use."""
-    if not math.isfinite(loss):
-        raise ModelError(
-            f"{where}: the loss became {loss} by step {step}; "
-            "lower the recipe's lr, or turn off --amp"
-        )
-    return loss
+def default_engine(shards: str, device: torch.device) -> str:
+    """The loader for a folder and a device, where none is asked for.
 
-
-def channel_statistics(loader: Loader) -> dict[str, ChannelStatistics]:
-    """Mean and std of bg and fg_bg, as they are stored with the weights."""
-    return {
-        name: ChannelStatistics(loader.statistics[name].mean, loader.statistics[name].std)
-        for name in ("bg", "fg_bg")
-    }
-
-
-def default_engine(shards: str) -> str:
-    """The loader for a folder where none is asked for."""
+    On a GPU DALI, which decodes there; on a CPU FFCV, where it is installed and the folder
+    has its file. DALI reads both formats.
+    """
     if (Path(shards) / "fg_bg").is_dir():
         return "reference"
-    return "ffcv" if importlib.util.find_spec("ffcv") else "dali"
+    ffcv = installed("ffcv") and "ffcv" in shard_formats(shards)
+    dali = installed("nvidia.dali")
+    return "ffcv" if ffcv and not (dali and device.type == "cuda") else "dali"
+
+
+def installed(module: str) -> bool:
+    """Whether a module can be found, without importing it."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that it would lie in
+        return False
 
 
 @contextmanager
@@ -138,6 +140,7 @@ def split_loaders(
     """Loaders of the training and the validation split; closed at the end.
 
     means: instead of all training samples, a seeded choice of at most BASELINE_SAMPLES.
+    Raises ModelError where the folder holds other data than the configuration names.
     """
     layout = read_layout(config.shards)
     train, val = split_indices(
@@ -147,18 +150,23 @@ def split_loaders(
         train = np.sort(np.random.default_rng(0).permutation(train)[:BASELINE_SAMPLES])
     open_loader = partial(
         build_loader, config.loader, config.shards, batch_size=batch_size, seed=config.seed,
-        device=device, num_workers=config.workers,
+        device=device, num_workers=config.workers, rank=0, world_size=1,
     )  # fmt: skip
     with ExitStack() as stack:
         training = stack.enter_context(closing(open_loader(indices=train, shuffle=not means)))
         validation = stack.enter_context(closing(open_loader(indices=val, shuffle=False)))
+        if config.data and config.data != (found := fingerprint(training, config.split)):
+            raise ModelError(
+                f"{config.shards}: found data with fingerprint {found[:12]}, expected that which "
+                f"the run was started with ({config.data[:12]}); name its folder, or a new RUN_DIR"
+            )
         yield training, validation
 
 
 def evaluate_checkpoint(
     checkpoint: Path, config: RunConfig, device: torch.device, batch_size: int = 32
-) -> tuple[Evaluation, dict[str, Any], str]:
-    """Scores of a checkpoint on the validation split: evaluation, spread, title."""
+) -> Report:
+    """Score a checkpoint on the validation split."""
     network, info = load_network(checkpoint)
     network.place(device)
     precision = precision_for(config.amp, device)
@@ -170,7 +178,7 @@ def evaluate_checkpoint(
         result = evaluate_network(
             network, validation, preprocess, precision, info.depth_loss, means, info.size
         )
-        layout = validation.layout
+        layout, seen = validation.layout, seen_by(info, config.split, validation)
     samples = np.arange(layout.samples)
     spread = {"bg": group_spread(result.table, layout.background_of(samples))}
     if layout.samples_per_fg is not None:
@@ -179,7 +187,17 @@ def evaluate_checkpoint(
         f"validation: {result.rows['network'].samples} samples, split {config.split}, "
         f"{info.size}x{info.size}, width {info.width}"
     )
-    return result, spread, title
+    return Report(result, spread, seen, title)
+
+
+def seen_by(info: NetworkInfo, split: str, loader: Loader) -> dict[str, int] | None:
+    """What of a validation split a network was trained on; None where that is not known."""
+    if not info.data or info.data != fingerprint(loader, info.split):
+        return None
+    options: Any = {"seed": info.split_seed, "validation": info.validation}
+    train, _ = split_indices(loader.layout, info.split, **options)
+    _, validation = split_indices(loader.layout, split, **options)
+    return seen_in_training(loader.layout, train, validation)
 
 
 # --- command line -----------------------------------------------------------------------
@@ -188,9 +206,14 @@ EXISTING = click.Path(path_type=Path)
 option = partial(click.option, show_default=True)
 
 RECIPE_HELP = f"{', '.join(RECIPES)}, or a .toml or .json file."
-LOADER_HELP = "Default: reference for a data set folder, else ffcv, or dali where that is missing."
+LOADER_HELP = (
+    "Default: reference for a data set folder; of shards dali on a GPU, ffcv on a CPU, or the "
+    "one that is installed and in the folder."
+)
 WORKERS_HELP = "Decoding threads of the loader."
 VALIDATION_HELP = "Share of the samples, or of the groups, to validate on."
+SEED_HELP = "Of first weights, order and augmentation."
+RESUME_HELP = "Go on with the run in RUN_DIR; on a CPU with the same results, bit for bit."
 SAVE_HELP = "Steps between two states on disk within an epoch."
 device_option = option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
 
@@ -198,7 +221,7 @@ device_option = option("--device", default="auto", help="auto, cpu, cuda or cuda
 def running_options(command: Any) -> Any:
     """Options that say where a command runs and what it reads with."""
     for decorate in (
-        option("--workers", type=click.IntRange(min=0), help=WORKERS_HELP),
+        option("--workers", type=click.IntRange(min=1), help=WORKERS_HELP),
         option("--amp", type=click.Choice(AMP), default="auto", help="auto is off on a CPU."),
         device_option,
         option("--loader", type=click.Choice(ENGINES), help=LOADER_HELP),
@@ -207,9 +230,19 @@ def running_options(command: Any) -> Any:
     return command
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Train, evaluate, use and export the network."""
+
+
+def make_config(options: dict[str, Any]) -> RunConfig:
+    """The configuration for a command's options. Raises ModelError."""
+    device = choose_device(options["device"])
+    engine = options["loader"] or default_engine(options["shards"], device)
+    try:
+        return RunConfig(**{**options, "loader": engine})
+    except ValueError as error:
+        raise ModelError(str(error)) from None
 
 
 @main.command()
@@ -219,20 +252,21 @@ def main() -> None:
 @option("--split", type=click.Choice(SPLITS), default="random", help="What is held out.")
 @option("--validation", type=float, default=0.3, help=VALIDATION_HELP)
 @option("--width", type=click.IntRange(min=1), help="Default: the recipe's.")
-@option("--seed", type=click.IntRange(min=0), default=0, help="Of first weights and order.")
+@option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help=SEED_HELP)
 @option("--save-every", type=click.IntRange(min=1), default=500, help=SAVE_HELP)
-@option("--resume", is_flag=True, show_default=False, help="Go on with the run in RUN_DIR.")
+@option("--resume", is_flag=True, show_default=False, help=RESUME_HELP)
 @running_options
 @click.pass_context
 def fit(context: click.Context, run_dir: Path, resume: bool, **options: Any) -> None:
     """Train on SHARDS; write weights, figures and pictures to RUN_DIR."""
+    if (world_size := distributed_rank()[1]) > 1:
+        raise ModelError(
+            f"WORLD_SIZE: found {world_size}, expected 1, as fit trains in one process; start it "
+            "without torchrun, or unset RANK and WORLD_SIZE"
+        )
     recipe = options["recipe"] = load_recipe(options["recipe"])
-    options["loader"] = options["loader"] or default_engine(options["shards"])
     options["width"] = options["width"] or recipe.width
-    try:
-        config = RunConfig(**options)
-    except ValueError as error:
-        raise ModelError(str(error)) from None
+    config = make_config(options)
     if resume and (run_dir / CONFIG).exists():
         source = context.get_parameter_source
         given = {n: v for n, v in options.items() if source(n) is ParameterSource.COMMANDLINE}
@@ -246,9 +280,9 @@ def fit(context: click.Context, run_dir: Path, resume: bool, **options: Any) -> 
     if resume and (run_dir / LAST).exists():
         run.restore()
     fit_run(run)
-    result, _, title = evaluate_checkpoint(run_dir / BEST, config, device)
-    prediction_grid(run_dir / PREDICTIONS, result.examples, title)
-    click.echo(f"\n{score_table(result.rows, title)}\n\nwritten to {run_dir}")
+    report = evaluate_checkpoint(run_dir / BEST, run.config, device)
+    prediction_grid(run_dir / PREDICTIONS, report.evaluation.examples, report.title)
+    click.echo(f"\n{score_table(report.evaluation.rows, report.title)}\n\nwritten to {run_dir}")
 
 
 @main.command()
@@ -265,19 +299,21 @@ def evaluate(
     if picture:
         require_writable(picture)
     _, info = load_network(checkpoint)
-    options["loader"] = options["loader"] or default_engine(options["shards"])
-    config = RunConfig(
-        recipe=load_recipe("original"), width=info.width, split=split or info.split,
-        split_seed=info.split_seed, validation=info.validation, **options,
-    )  # fmt: skip
-    result, spread, title = evaluate_checkpoint(checkpoint, config, choose_device(config.device))
+    options |= {"recipe": load_recipe("original"), "width": info.width}
+    options |= {"split_seed": info.split_seed, "validation": info.validation}
+    config = make_config({**options, "split": split or info.split})
+    report = evaluate_checkpoint(checkpoint, config, choose_device(config.device))
+    rows, note = report.evaluation.rows, seen_note(config.split, info.split, report.seen)
+    if note:
+        click.echo(f"Note: {note}", err=True)
     if json_:
-        scores = {"title": title, "scores": meaningful(result.rows), "spread": spread}
-        click.echo(as_json(scores))
+        scores = {"title": report.title, "scores": meaningful(rows), "spread": report.spread}
+        click.echo(as_json({**scores, "seen_in_training": report.seen, "note": note}))
     else:
-        click.echo(score_table(result.rows, title))
+        click.echo(score_table(rows, report.title))
     if picture:
-        prediction_grid(picture, result.examples, title)
+        make_folder(picture.parent)
+        prediction_grid(picture, report.evaluation.examples, report.title)
 
 
 @main.command()

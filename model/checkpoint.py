@@ -39,6 +39,14 @@ ORIGINAL_STATISTICS = {"bg": _PUBLISHED_BG, "fg_bg": _PUBLISHED_BG}
 """What the original normalised with while it trained: fg_bg with the figures of bg, too."""
 
 
+def channel_statistics(statistics: Mapping[str, Any]) -> dict[str, ChannelStatistics]:
+    """Mean and std of bg and fg_bg of a data set, as they are stored with the weights."""
+    return {
+        name: ChannelStatistics(statistics[name].mean, statistics[name].std)
+        for name in ("bg", "fg_bg")
+    }
+
+
 @dataclass(frozen=True, kw_only=True)
 class NetworkInfo:
     """What must be known of weights to use them."""

@@ -13,7 +13,10 @@ from model.files import replace_text
 from model.recipe import Recipe
 
 MAY_CHANGE = ("shards", "loader", "device", "amp", "workers", "save_every")
-"""What a resumed run may set anew: where and how fast it runs, not what it computes."""
+"""What a resumed run may set anew: where and how fast it runs; but for rounding not its results.
+
+The folder of the data may move or hold another format; `data` says what must be in it.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +38,7 @@ class RunConfig:
     width: int = 64
     """Channels at full size."""
     seed: int = 0
-    """Seed of the first weights and of the order of samples."""
+    """Seed of the first weights, of the order of samples and of their augmentation."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     amp: str = "auto"
@@ -44,12 +47,18 @@ class RunConfig:
     """Threads or processes of the loader; None lets it choose."""
     save_every: int = 500
     """Steps between two states on disk within an epoch."""
+    data: str = ""
+    """Fingerprint of the data set (`model.provenance`); empty until it is open."""
 
     def __post_init__(self) -> None:
         if self.width < 1:
             raise ValueError(f"width must be at least 1, found {self.width}")
         if not 0 < self.validation < 1:
             raise ValueError(f"validation must be between 0 and 1, found {self.validation}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be from 0 to 2**63 - 1, found {self.seed}")
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"workers must be at least 1, found {self.workers}")
         if self.save_every < 1:
             raise ValueError(f"save_every must be at least 1, found {self.save_every}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,17 @@ class Evaluation:
     rows: dict[str, Scores]
     table: dict[str, np.ndarray]
     examples: list[Example]
+
+
+class Report(NamedTuple):
+    """Scores of a checkpoint on a validation split, and how they are to be read."""
+
+    evaluation: Evaluation
+    spread: dict[str, Any]
+    """How scores vary between groups, by bg and fg; see `model.metrics.group_spread`."""
+    seen: dict[str, int] | None
+    """What of the split training has seen (`model.provenance`); None where not known."""
+    title: str
 
 
 def _shown(loader: Any, what: str) -> Iterable[Any]:

@@ -1,7 +1,8 @@
 """Losses as pure functions of logits or raw output and target, one table per decoder.
 
 All take (B, 1, H, W) float tensors and return a scalar, the mean over the batch. Mask
-targets are exactly 0 or 1, depth targets lie in 0..1.
+targets are exactly 0 or 1, depth targets lie in 0..1. The host waits for the device in SSIM
+and in DenseDepth alone: kornia copies their small kernels there at every call.
 
 kornia is imported where it is used: the default losses do without, and it takes a second.
 """

@@ -10,6 +10,7 @@ import torch
 from model.errors import ModelError
 
 AMP = ("auto", "off", "bf16", "fp16")
+DEVICES = "expected auto, cpu, cuda or cuda:N"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +58,14 @@ def choose_device(request: str) -> torch.device:
     try:
         device = torch.device(request)
     except RuntimeError:
-        raise ModelError(f"--device {request}: not a device; try auto, cpu or cuda") from None
+        raise ModelError(f"--device {request}: not a device; {DEVICES}") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ModelError(
             f"--device {request}: found {torch.cuda.device_count()} CUDA devices here; "
             "use --device cpu, or a CUDA build of torch on a machine with a GPU"
         )
     if device.type not in ("cpu", "cuda"):
-        raise ModelError(f"--device {request}: expected cpu or cuda")
+        raise ModelError(f"--device {request}: found type {device.type}; {DEVICES}")
     return device
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from model.checkpoint import (
 )
 from model.config import RunConfig, write_config
 from model.errors import ModelError
+from model.files import make_folder, require_writable
 from model.metrics import RunningMean, Scores
 from model.pictures import curves
 from model.report import write_history
@@ -29,13 +30,6 @@ from model.unet import DualDecoderUNet
 
 CONFIG, LAST, BEST, METRICS = "config.json", "last.pt", "best.safetensors", "metrics.csv"
 CURVES, PREDICTIONS = "curves.png", "predictions.png"
-
-
-def require_writable(path: Path) -> None:
-    """Raise ModelError unless a file or folder can be made at this path."""
-    existing = next(parent for parent in path.absolute().parents if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ModelError(f"{path}: cannot be written, as {existing} is no folder we may write to")
 
 
 def require_fresh(folder: Path) -> None:
@@ -47,6 +41,16 @@ def require_fresh(folder: Path) -> None:
             f"{folder}: not empty; go on with the run in it by --resume, or name a new RUN_DIR"
         )
     require_writable(folder / CONFIG)
+
+
+def require_finite(value: float, what: str, where: str) -> float:
+    """The value itself. Raises ModelError that says what to do where it is not finite."""
+    if not math.isfinite(value):
+        raise ModelError(
+            f"{where}: the {what} became {value}; "
+            "lower the recipe's lr in a new RUN_DIR, or go on with --resume --amp off"
+        )
+    return value
 
 
 @dataclass
@@ -79,6 +83,8 @@ class Run:
         self.position, self.history = state["position"], state["history"]
         self.best = state["best"]
         self.restored = state["within_stage"]
+        if self.position.stage == len(self.config.recipe.stages):
+            self._report()  # no epoch follows that would; it may have been killed in between
 
     def enter_stage(
         self,
@@ -90,9 +96,30 @@ class Run:
         self.optimizer, self.scaler, self.running = optimizer, scaler, running
         if self.restored is not None:
             optimizer.load_state_dict(self.restored["optimizer"])
-            scaler.load_state_dict(self.restored["scaler"])
+            # Empty where the run went without scaling so far; the scaler then starts anew.
+            if self.restored["scaler"]:
+                scaler.load_state_dict(self.restored["scaler"])
             running.sums.copy_(self.restored["running"])
             self.restored = None
+
+    def read_loss(self, where: str) -> float:
+        """Mean training loss of the epoch so far. A host sync.
+
+        Raises ModelError where it is not finite: training on is no use.
+        """
+        return require_finite(self.running.read(), "loss", where)
+
+    def check(self, where: str) -> float:
+        """`read_loss`, once the weights are finite too. Two host syncs.
+
+        Comes before anything goes to disk: no run can go on from infinite weights, which the
+        loss shows a step later only.
+        """
+        loss = self.read_loss(where)
+        tensors = self.network.state_dict().values()
+        largest = torch.stack([values.abs().amax().double() for values in tensors]).amax()
+        require_finite(largest.item(), "largest weight", where)
+        return loss
 
     def save(self, position: Position) -> None:
         """Write `last.pt` for a run that goes on at ``position``; the folder if it is new."""
@@ -117,22 +144,26 @@ class Run:
         """Record an epoch: best weights, state, metrics.csv, curves.png."""
         number, epoch, _ = self.position
         stage = self.config.recipe.stages[number]
-        self.history.append({**row, **scores.as_dict()})
         figures = {"mask": scores.mask_bce, "depth": scores.depth_l1}
         score = sum(figures[part] or 0.0 for part in stage.trains if part in figures)
+        require_finite(score, "validation loss", f"stage {number + 1}, epoch {epoch + 1}")
+        self.history.append({**row, **scores.as_dict()})
         self._create()
         if self.best is None or not self._comparable(stage) or score < self.best["score"]:
             self.best = {"score": score, "stage": number, "epoch": epoch}
             save_network(self.folder / BEST, self.network, self._info(stage, scores))
         done = epoch + 1 == stage.epochs
         self.save(Position(number + 1) if done else Position(number, epoch + 1))
+        self._report()
+
+    def _report(self) -> None:
         write_history(self.folder / METRICS, self.history)
         curves(self.folder / CURVES, self.history, f"recipe {self.config.recipe.name}")
 
     def _create(self) -> None:
         """The folder and its config.json, when there is something to put beside it."""
         if not self.created:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             versions = {"torch": torch.__version__, "numpy": np.__version__}
             write_config(self.folder / CONFIG, self.config, versions)
             self.created = True
@@ -159,4 +190,5 @@ class Run:
             split_seed=config.split_seed,
             validation=config.validation,
             scores=scores.as_dict(),
+            data=config.data,
         )

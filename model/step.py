@@ -1,4 +1,8 @@
-"""One training step and one evaluation step; neither names a device nor waits for one."""
+"""One training step and one evaluation step; neither names a device.
+
+Neither makes the host wait for the device, but for fp16's scaler and for the losses that say so
+in `model.losses`.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +68,7 @@ def training_step(
     scaler: torch.amp.GradScaler,
     lr: float,
 ) -> None:
-    """Forward, backward and update for one batch; ``running`` takes the loss. No host sync."""
+    """Forward, backward and update for one batch; ``running`` takes the loss."""
     for group in optimizer.param_groups:
         group["lr"] = lr
     inputs = preprocess(batch)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import re
+import resource
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import train
+from convert.manifest import read_manifest
+from convert.pack import pack
 from model.metrics import RunningMean
+from model.provenance import fingerprint
 from model.step import training_step
 
 BACKGROUNDS, SAMPLES, SIZE = 3, 8, 32
@@ -89,6 +94,13 @@ def finished(dataset: Path, recipe: str, tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the pictures, which take longer than a tiny run; `finished` has them."""
+    monkeypatch.setattr("model.run.curves", lambda *arguments: None)
+    monkeypatch.setattr("train.prediction_grid", lambda *arguments: None)
+
+
 def figures(folder: Path) -> list[dict[str, str]]:
     """metrics.csv without what depends on the clock."""
     with open(folder / "metrics.csv") as file:
@@ -123,7 +135,7 @@ def test_fit_writes_a_run_and_a_table(finished: Path, dataset: Path) -> None:
 
 
 def test_evaluate_agrees_with_fit(finished: Path, dataset: Path, tmp_path: Path) -> None:
-    picture = tmp_path / "grid.png"
+    picture = tmp_path / "new/grid.png"
     arguments = ("--json", "--picture", picture)
     result = run("evaluate", dataset, finished / "best.safetensors", *arguments)
     assert result.exit_code == 0, result.output
@@ -147,6 +159,7 @@ def test_mask_stage_leaves_the_rest_alone(finished: Path) -> None:
     assert state["depth_decoder.up1.conv.1.num_batches_tracked"].item() == 10
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(("steps", "kept"), [(1, 0), (3, 2), (7, 7), (14, 14)])
 def test_resume_gives_the_same_weights_bit_for_bit(
     steps: int,
@@ -181,11 +194,14 @@ def test_resume_gives_the_same_weights_bit_for_bit(
 
 
 def test_resume_of_a_finished_run_only_reports(finished: Path, dataset: Path) -> None:
-    before = (finished / "best.safetensors").read_bytes()
+    kept = [finished / name for name in ("best.safetensors", "last.pt", "metrics.csv")]
+    before = [path.read_bytes() for path in kept]
+    # As after a kill between the last state and its row: nothing else would write it again.
+    (finished / "metrics.csv").unlink()
     result = run("fit", dataset, finished, "--resume")
     assert result.exit_code == 0, result.output
     assert "mask IoU" in result.output
-    assert (finished / "best.safetensors").read_bytes() == before
+    assert [path.read_bytes() for path in kept] == before
 
 
 def test_predict_and_export(finished: Path, dataset: Path, tmp_path: Path) -> None:
@@ -206,6 +222,19 @@ MISTAKES = {
     "resume with another width": ("fit {data} {run} --resume --width 3", "another --width"),
     "no GPU": ("fit {data} {tmp}/new --device cuda:99", "CUDA devices"),
     "fp16 on a CPU": ("fit {data} {tmp}/new --device cpu --amp fp16", "needs a GPU"),
+    "device of another kind": ("fit {data} {tmp}/new --device mps", "expected auto, cpu, cuda or"),
+    "no such device": ("evaluate {data} {best} --device gpu", "expected auto, cpu, cuda or cuda:N"),
+    "no workers": ("fit {data} {tmp}/new --workers 0", "--workers.*0 is not in the range x>=1"),
+    "huge seed": ("fit {data} {tmp}/new --seed 99999999999999999999", "--seed.*92233720368547758"),
+    "no such split": ("fit {data} {tmp}/new --split street", "'random', 'bg', 'fg', 'both'"),
+    "missing argument": ("fit {data}", "Missing argument 'RUN_DIR'"),
+    "a file above the run": ("fit {data} {tmp}/used/notes.txt/a/run", "notes.txt is no folder"),
+    "picture is a folder": ("evaluate {data} {best} --picture {tmp}/used", "found a folder"),
+    "export is a folder": ("export {best} {tmp}/used/folder.pt2", "folder.pt2: found a folder"),
+    "a file above the results": (
+        "predict {best} --bg {image} --fg-bg {image} {tmp}/used/notes.txt/out",
+        "notes.txt is no folder",
+    ),
     "validation of 2": ("fit {data} {tmp}/new --validation 2", "between 0 and 1"),
     "shards of another engine": ("fit {data} {tmp}/new --loader dali", "manifest"),
     "no checkpoint": ("evaluate {data} {tmp}/none.safetensors", "no such file"),
@@ -219,9 +248,10 @@ MISTAKES = {
 def test_a_mistake_is_one_line_and_leaves_nothing(
     mistake: str, finished: Path, dataset: Path, recipe: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "used").mkdir()
+    (tmp_path / "used/folder.pt2").mkdir(parents=True)
     (tmp_path / "used/notes.txt").write_text("mine")
     places = {"tmp": tmp_path, "data": dataset, "run": finished, "recipe": recipe}
+    places["image"] = dataset / "bg/bg_001.jpg"
     line, message = MISTAKES[mistake]
     arguments = line.format(**places, best=finished / "best.safetensors").split()
     result = run(*arguments)
@@ -240,5 +270,150 @@ def test_a_loss_that_is_not_finite_ends_the_run(
     monkeypatch.setattr(RunningMean, "read", lambda self: float("nan"))
     result = fit(dataset, tmp_path / "run", recipe)
     assert result.exit_code == 2
-    assert "stage 1, epoch 1 of 2: the loss became nan by step 5" in result.stderr
+    # Step 5 is the epoch's last; a slow machine looks before it, once a second.
+    assert re.search(r"stage 1, epoch 1 of 2, step [1-5]: the loss became nan", result.stderr)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_run_that_diverges_keeps_its_last_finite_state(
+    dataset: Path, recipe: str, tmp_path: Path
+) -> None:
+    """By the first step the weights are of the order of the rate, by the second they are NaN."""
+    steep = Path(recipe).with_name("steep.toml")
+    steep.write_text(RECIPE.replace("0.05", "1e20"))
+    result = fit(dataset, tmp_path / "run", str(steep), "--save-every", 1)
+    assert result.exit_code == 2
+    assert re.search(r"stage 1, epoch 1 of 2, step [2-5]: the .* became (nan|inf)", result.stderr)
+    state = torch.load(tmp_path / "run/last.pt", weights_only=True)
+    assert state["position"][:2] == (0, 0)
+    assert all(value.isfinite().all() for value in state["network"].values())
+    assert state["within_stage"]["running"].isfinite().all()
+
+
+def test_more_than_one_process_is_refused(
+    dataset: Path, finished: Path, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No process may train or score on its share alone and call that the result."""
+    alone = json.loads(run("evaluate", dataset, finished / "best.safetensors", "--json").stdout)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = fit(dataset, tmp_path / "run", recipe)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: WORLD_SIZE: found 2, expected 1")
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+    shared = run("evaluate", dataset, finished / "best.safetensors", "--json")
+    assert json.loads(shared.stdout) == alone
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_resume_with_other_data_is_refused(
+    dataset: Path, finished: Path, recipe: str, tmp_path: Path
+) -> None:
+    moved = shutil.copytree(dataset, tmp_path / "moved")
+    started = shutil.copytree(finished, tmp_path / "run")
+    result = run("fit", moved, started, "--resume")
+    assert result.exit_code == 0, result.output
+
+    depth = moved / "fg_bg_depth/bg_002/img_0003.jpg"
+    Image.fromarray(np.asarray(Image.open(depth)) // 2).save(depth)
+    before = {path: path.read_bytes() for path in started.iterdir()}
+    result = run("fit", moved, started, "--resume")
+    assert result.exit_code == 2
+    expected = json.loads((started / "config.json").read_text())["config"]["data"]
+    assert f"expected that which the run was started with ({expected[:12]})" in result.stderr
+    assert {path: path.read_bytes() for path in started.iterdir()} == before
+
+
+def test_data_has_one_name_packed_or_not(dataset: Path, finished: Path, tmp_path: Path) -> None:
+    pack(dataset, tmp_path / "shards", workers=0, progress=False)
+    manifest = read_manifest(tmp_path / "shards")
+    expected = json.loads((finished / "config.json").read_text())["config"]["data"]
+    assert fingerprint(manifest, "random") == expected
+
+
+def test_evaluate_tells_what_training_has_seen(
+    dataset: Path, finished: Path, tmp_path: Path
+) -> None:
+    arguments = ("evaluate", dataset, finished / "best.safetensors", "--json")
+    own = run(*arguments)
+    assert own.stderr == ""
+    value = json.loads(own.stdout)
+    assert value["seen_in_training"] == {"samples": 0, "backgrounds": BACKGROUNDS}
+    assert value["note"] is None
+
+    other = run(*arguments, "--split", "bg")
+    value = json.loads(other.stdout)
+    seen = value["seen_in_training"]
+    assert 0 < seen["samples"] < SAMPLES
+    assert seen["backgrounds"] == 1
+    for text in (other.stderr, value["note"]):
+        assert "split bg were seen in training (split random)" in text
+        assert f"{seen['samples']} of its samples, 1 of its backgrounds" in text
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize(
+    ("limit", "name"), [(300, "config.json"), (9_000, "best.safetensors"), (50_000, "last.pt")]
+)
+def test_a_full_disk_is_one_line(
+    limit: int, name: str, dataset: Path, recipe: str, tmp_path: Path
+) -> None:
+    """A limit on the size of files fails as a full disk does: when bytes are written."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        result = fit(dataset, tmp_path / "run", recipe)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert result.exit_code == 2, result.output
+    assert result.stderr == f"Error: {tmp_path}/run/{name}: cannot be written: File too large\n"
+    assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
+    if name == "last.pt":
+        assert fit(dataset, tmp_path / "run", recipe, "--resume").exit_code == 0
+
+
+def test_the_seed_decides_the_augmentation(
+    dataset: Path, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = []
+
+    def caught(*arguments: Any, preprocess: Any, **options: Any) -> None:
+        seeds.append(preprocess.func.augment.seed)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "training_step", caught)
+    fit(dataset, tmp_path / "run", recipe, "--seed", 7)
+    assert seeds == [7]
+
+
+@pytest.mark.parametrize(
+    ("device", "installed", "formats", "engine"),
+    [
+        ("cpu", "ffcv nvidia.dali", "ffcv dali", "ffcv"),
+        ("cpu", "ffcv nvidia.dali", "dali", "dali"),
+        ("cpu", "nvidia.dali", "ffcv dali", "dali"),
+        ("cpu", "ffcv", "ffcv dali", "ffcv"),
+        ("cuda", "ffcv nvidia.dali", "ffcv dali", "dali"),
+        ("cuda", "ffcv nvidia.dali", "ffcv", "dali"),
+        ("cuda", "ffcv", "ffcv dali", "ffcv"),
+    ],
+)
+def test_default_engine(
+    device: str,
+    installed: str,
+    formats: str,
+    engine: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(train, "installed", lambda module: module in installed.split())
+    monkeypatch.setattr(train, "shard_formats", lambda shards: tuple(formats.split()))
+    assert train.default_engine(str(tmp_path), torch.device(device)) == engine
+
+
+def test_installed_looks_and_does_not_import() -> None:
+    assert train.installed("json")
+    assert not train.installed("no_such_package")
+    assert not train.installed("no_such_package.part")

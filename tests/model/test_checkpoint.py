@@ -18,7 +18,6 @@ from model.checkpoint import (
     Position,
     load_network,
     load_state,
-    replace_file,
     save_network,
     save_state,
 )
@@ -113,17 +112,3 @@ def test_state_restores_the_generator(tmp_path: Path) -> None:
     torch.save({"a": 1}, tmp_path / "last.pt")
     with pytest.raises(ModelError, match="not the state of a run"):
         load_state(tmp_path / "last.pt")
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("old")
-
-    def fail(temporary: Path) -> None:
-        temporary.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        replace_file(path, fail)
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["file"]

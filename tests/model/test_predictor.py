@@ -88,6 +88,22 @@ def test_export_reproduces_the_network(predictor: Predictor, tmp_path: Path) -> 
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_onnx_reproduces_the_network(predictor: Predictor, tmp_path: Path) -> None:
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name, reason=f"{name} is not installed (extra `export`)")
+    import onnxruntime
+
+    assert export_network(predictor, tmp_path / "net.onnx") < 1e-4
+    assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+    pixels = 255 * torch.rand(2, 5, 3, 32, 32)
+    feeds = {"bg": pixels[0].numpy(), "fg_bg": pixels[1].numpy()}
+    with torch.no_grad():
+        expected = predictor(*pixels)
+    for ours, theirs in zip(session.run(["mask", "depth"], feeds), expected, strict=True):
+        torch.testing.assert_close(torch.from_numpy(ours), theirs, rtol=1e-3, atol=1e-4)
+
+
 def test_export_needs_a_known_suffix_and_the_extra(
     predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,6 +75,11 @@ def test_one_cycle_rises_and_falls() -> None:
         ({"trains": "mask"}, "must list some of encoder, mask, depth"),
         ({"trains": ["mask", "mask"]}, "must list"),
         ({"trains": ["head"]}, "must list"),
+        ({"trains": [["mask"]]}, r"must list some of encoder, mask, depth, found \[\['mask'\]\]"),
+        ({"mask_loss": ["bce"]}, r"mask_loss must be one of .*, found \['bce'\]"),
+        ({"depth_loss": {}}, "depth_loss must be one of"),
+        ({"schedule": ["constant"]}, "schedule must be one of"),
+        ({"lr": 10**400}, "lr must be a finite number above 0"),
         ({"mask_loss": "focal"}, "mask_loss must be one of bce, dice, ssim, l1, found 'focal'"),
         ({"schedule": "step"}, "schedule must be one of"),
         ({"rate": 1}, r"unknown key \['rate'\]"),
@@ -98,6 +103,7 @@ def test_a_bad_stage_is_named(change: dict[str, object], message: str, tmp_path:
         (json.dumps({"stages": [STAGE]}), r"missing key \['name'\]"),
         (json.dumps({"name": "x", "stages": [STAGE], "momentum": 3}), "momentum must be a number"),
         (json.dumps({"name": "x", "stages": [STAGE], "nesterov": True, "momentum": 0}), "nesterov"),
+        (json.dumps({"name": "x", "stages": [STAGE], "nesterov": "no"}), "must be true or false"),
         (
             json.dumps(
                 {

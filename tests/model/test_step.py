@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from loaders import Backgrounds, Batch, Inputs, Layout, Preprocess
 from model import DualDecoderUNet, ModelError
@@ -28,6 +32,19 @@ STAGES = [
 ]
 
 
+class NoHostTensors(TorchDispatchMode):
+    """Fails where an operation takes or makes a tensor on the host: a copy of it would wait."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operation and look at its tensors."""
+        result = func(*args, **(kwargs or {}))
+        tensors = [v for v in tree_leaves((args, kwargs, result)) if isinstance(v, torch.Tensor)]
+        assert {tensor.device.type for tensor in tensors} <= {"meta"}, func
+        return result
+
+
 def _batch(device: str, samples: int = 2, size: int = 224) -> tuple[Batch, Backgrounds]:
     generator = torch.Generator().manual_seed(0)
 
@@ -48,10 +65,11 @@ def test_every_stage_runs_on_meta(recipe: Recipe, stage: Stage) -> None:
     preprocess = Preprocess(backgrounds, STATISTICS, size=stage.size)  # type: ignore[arg-type]
     network = DualDecoderUNet(64).place("meta").freeze(*stage.frozen).train()
     optimizer = make_optimizer(network, recipe, stage)
-    training_step(
-        batch, stage=stage, preprocess=preprocess, network=network, optimizer=optimizer,
-        running=RunningMean("meta"), precision=OFF, scaler=UNSCALED, lr=0.1,
-    )  # fmt: skip
+    with NoHostTensors():
+        training_step(
+            batch, stage=stage, preprocess=preprocess, network=network, optimizer=optimizer,
+            running=RunningMean("meta"), precision=OFF, scaler=UNSCALED, lr=0.1,
+        )  # fmt: skip
     trained = {part for part in ("encoder", "mask", "depth") if part in stage.trains}
     moved = {id(p) for p in optimizer.state}
     assert moved == {id(p) for p in network.trained_parameters()}
@@ -119,9 +137,11 @@ def test_precision(
 def test_impossible_devices_are_named() -> None:
     with pytest.raises(ModelError, match="fp16 needs a GPU"):
         choose_precision("fp16", "cpu", None)
-    with pytest.raises(ModelError, match="not a device"):
-        choose_device("gpu")
-    with pytest.raises(ModelError, match="expected cpu or cuda"):
-        choose_device("meta")
+    for name in ("gpu", "nonsense", "", "cuda:-1", "cuda:99999999999999999999"):
+        with pytest.raises(ModelError, match="not a device; expected auto, cpu, cuda or cuda:N"):
+            choose_device(name)
+    for name in ("meta", "mps"):
+        with pytest.raises(ModelError, match=f"found type {name}; expected auto, cpu, cuda or cud"):
+            choose_device(name)
     with pytest.raises(ModelError, match="CUDA devices"):
         choose_device("cuda:99")

@@ -1,0 +1,50 @@
+"""Writing: the whole file or the old one, readable as the umask says, and one line of reason."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from model import ModelError
+from model.files import make_folder, replace_file, replace_text, require_writable
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    replace_text(path, "old")
+
+    def fail(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(ModelError, match="file: cannot be written: No space left on device"):
+        replace_file(path, fail)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_a_file_is_as_readable_as_the_umask_says(umask: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        replace_text(tmp_path / "file", "text")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o666 & ~umask
+
+
+def test_what_cannot_be_written_is_named_beforehand(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    require_writable(tmp_path / "new/folder/file")
+    require_writable(tmp_path / "file")
+    with pytest.raises(ModelError, match="found a folder, expected the name of a file"):
+        require_writable(tmp_path)
+    with pytest.raises(ModelError, match="file is no folder we may write to"):
+        require_writable(tmp_path / "file/folder/file")
+    with pytest.raises(ModelError, match="file/folder: cannot be written: Not a directory"):
+        make_folder(tmp_path / "file/folder")
+    with pytest.raises(ModelError, match="file/x: cannot be written: Not a directory"):
+        replace_text(tmp_path / "file/x", "")

@@ -1,0 +1,81 @@
+"""What a network was trained on: the same name for the same data, and what validation repeats."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from convert.manifest import Moments
+from loaders import Layout, split_indices
+from model.provenance import fingerprint, seen_in_training, seen_note
+
+MOMENTS = Moments(values=100, sums=(5000,), squares=(300_000,), scale=255)
+# 4 backgrounds, each with 3 people of 2 samples.
+LAYOUT = Layout(height=32, width=32, group_starts=np.arange(5) * 6, samples_per_fg=2)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a loader says of its data."""
+
+    layout: Layout = LAYOUT
+    statistics: dict[str, Moments] | None = None
+
+
+SAME = Data(LAYOUT, {"mask": MOMENTS, "depth": MOMENTS})
+
+
+def test_fingerprint_is_that_of_the_content() -> None:
+    turned = Data(LAYOUT, {"depth": MOMENTS, "mask": MOMENTS})
+    assert fingerprint(turned, "random") == fingerprint(SAME, "random")
+    changed = [
+        Data(LAYOUT, {"mask": MOMENTS, "depth": replace(MOMENTS, sums=(5001,))}),
+        replace(SAME, layout=replace(LAYOUT, height=40)),
+        replace(SAME, layout=replace(LAYOUT, group_starts=np.array([0, 6, 12, 17, 24]))),
+    ]
+    assert len({fingerprint(data, "random") for data in [SAME, *changed]}) == 4
+
+
+@pytest.mark.parametrize(("split", "equal"), [("bg", True), ("fg", False), ("both", False)])
+def test_people_count_where_the_split_goes_by_them(split: str, equal: bool) -> None:
+    other = replace(SAME, layout=replace(LAYOUT, samples_per_fg=3))
+    assert (fingerprint(other, split) == fingerprint(SAME, split)) is equal
+
+
+def test_what_training_has_seen_is_counted() -> None:
+    train, validation = np.array([0, 1, 6, 8]), np.array([1, 9, 10, 14])
+    seen = seen_in_training(LAYOUT, train, validation)
+    assert seen == {"samples": 1, "backgrounds": 2, "people": 2}
+    unknown = replace(LAYOUT, samples_per_fg=None)
+    assert seen_in_training(unknown, train, validation) == {"samples": 1, "backgrounds": 2}
+
+
+@pytest.mark.parametrize(
+    ("trained", "split", "note"),
+    [
+        ("random", "random", None),
+        ("bg", "bg", None),
+        ("fg", "fg", None),
+        ("both", "both", None),
+        # the same backgrounds and people are held out
+        ("both", "bg", None),
+        ("random", "bg", r"split bg were seen in training \(split random\): \d of its samples, 1"),
+        ("bg", "both", "1 of its people"),
+        ("fg", "both", "1 of its backgrounds"),
+    ],
+)
+def test_a_split_that_is_not_new_is_told(trained: str, split: str, note: str | None) -> None:
+    train, _ = split_indices(LAYOUT, trained, seed=42, validation=0.3)
+    _, validation = split_indices(LAYOUT, split, seed=42, validation=0.3)
+    found = seen_note(split, trained, seen_in_training(LAYOUT, train, validation))
+    if note is None:
+        assert found is None
+    else:
+        assert re.search(note, found or "")
+
+
+def test_unknown_data_is_told() -> None:
+    assert "not known" in (seen_note("bg", "bg", None) or "")
