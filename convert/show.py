@@ -19,7 +19,9 @@ def contact_sheet(shards: str | Path, rows: int = 8) -> Image.Image:
     """bg, fg_bg, mask and depth of ``rows`` evenly spread samples, one sample a line."""
     opened = Shards(shards)
     layout = opened.manifest.layout
-    indices = np.unique(np.linspace(0, len(opened) - 1, rows).round().astype(np.int64))
+    # Middles of equal stretches: their ends would show the same first and last person each time.
+    middles = (np.arange(rows) + 0.5) * len(opened) / rows
+    indices = np.unique(middles.astype(np.int64))
     wide, high = layout.width + _GAP, layout.height + _GAP + _TITLE
     sheet = Image.new("RGB", (len(_TITLES) * wide + _GAP, len(indices) * high + _GAP), "white")
     draw = ImageDraw.Draw(sheet)
