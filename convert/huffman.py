@@ -323,3 +323,36 @@ def write_blocks(
             out[at] = 0
             at += 1
     return at
+
+
+@numba.njit(cache=True)
+def recode(
+    data: np.ndarray,
+    samplings: np.ndarray,
+    tables: np.ndarray,
+    mcus: int,
+    restart: int,
+    order: np.ndarray,
+    starts: np.ndarray,
+    dc: np.ndarray,
+    symbols: np.ndarray,
+    values: np.ndarray,
+    out: np.ndarray,
+) -> tuple[int, int, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Read a scan and write its luma blocks in ``order`` to ``out`` with the best tables.
+
+    Returns the outcome of `read_blocks`, the bytes written, and the DC and AC tables, each as
+    counts by length and symbols.
+    """
+    outcome = read_blocks(data, samplings, tables, mcus, restart, starts, dc, symbols, values)
+    if outcome != NEUTRAL:
+        none = np.empty(0, np.int32)
+        nothing = np.empty(0, np.uint8)
+        return outcome, 0, none, nothing, none, nothing
+    dc_counts, ac_counts = count_symbols(order, starts, dc, symbols)
+    dc_lengths, dc_listed = optimal_table(dc_counts)
+    ac_lengths, ac_listed = optimal_table(ac_counts)
+    dc_codes = codes_of(dc_lengths, dc_listed)
+    ac_codes = codes_of(ac_lengths, ac_listed)
+    size = write_blocks(order, starts, dc, symbols, values, dc_codes, ac_codes, out)
+    return outcome, size, dc_lengths, dc_listed, ac_lengths, ac_listed

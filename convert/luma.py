@@ -71,26 +71,29 @@ def cut_to_luma(source: bytes) -> bytes:
     blocks = rows * columns * int(frame.samplings[0].prod())
     if blocks > 4 * len(data):  # a block takes at least two bits
         raise NotReducible("its size and its data do not agree")
-    starts = np.empty(blocks + 1, np.int32)
-    dc = np.empty(blocks, np.int32)
-    symbols = np.empty(blocks * _DCT_BLOCK, np.uint8)
-    values = np.empty(blocks * _DCT_BLOCK, np.uint16)
-    outcome = huffman.read_blocks(
-        data, frame.samplings, scan.tables, rows * columns, scan.restart, starts, dc, symbols,
-        values,
+    order = _raster_order(frame.height, frame.width, *frame.samplings[0].tolist())
+    # Written in another order a DC difference takes up to 27 bits; any byte may be stuffed.
+    out = np.empty(2 * (len(source) + 4 * blocks), np.uint8)
+    outcome, size, *lists = huffman.recode(
+        data, frame.samplings, scan.tables, rows * columns, scan.restart, order, *_scratch(blocks),
+        out,
     )  # fmt: skip
     if outcome == huffman.DAMAGED:
         raise NotReducible("its entropy-coded data is damaged")
     if outcome == huffman.COLOURED:
         raise NotReducible("its chroma is not neutral")
-    order = _raster_order(frame.height, frame.width, *frame.samplings[0].tolist())
-    dc_counts, ac_counts = huffman.count_symbols(order, starts, dc, symbols)
-    dc_table, ac_table = huffman.optimal_table(dc_counts), huffman.optimal_table(ac_counts)
-    codes = huffman.codes_of(*dc_table), huffman.codes_of(*ac_table)
-    # Written in another order a DC difference takes up to 27 bits; any byte may be stuffed.
-    out = np.empty(2 * (len(source) + 4 * blocks), np.uint8)
-    size = huffman.write_blocks(order, starts, dc, symbols, values, *codes, out)
-    return _headers(scan, dc_table, ac_table) + out[:size].tobytes() + b"\xff\xd9"
+    return _headers(scan, lists) + out[:size].tobytes() + b"\xff\xd9"
+
+
+@functools.lru_cache(maxsize=2)
+def _scratch(blocks: int) -> tuple[np.ndarray, ...]:
+    """Tokens of a picture, for `huffman.recode`: kept, as fresh memory costs page faults.
+
+    One set a process: `convert` works with processes, never with threads.
+    """
+    starts, dc = np.empty(blocks + 1, np.int32), np.empty(blocks, np.int32)
+    tokens = blocks * _DCT_BLOCK
+    return starts, dc, np.empty(tokens, np.uint8), np.empty(tokens, np.uint16)
 
 
 @functools.lru_cache(maxsize=8)
@@ -103,7 +106,7 @@ def _raster_order(height: int, width: int, vertical: int, horizontal: int) -> np
 def _parse(source: bytes) -> _Scan:
     """Markers up to the first scan."""
     quantisers: dict[int, bytes] = {}
-    tables: dict[int, np.ndarray] = {}
+    tables: list[bytes] = []
     frame: _Frame | None = None
     restart, at = 0, 2
     if source[:2] != b"\xff\xd8":
@@ -120,7 +123,7 @@ def _parse(source: bytes) -> _Scan:
         if marker == 0xDB:
             _read_quantisers(body, quantisers)
         elif marker == 0xC4:
-            tables.update(_read_huffman(body))
+            tables.append(body)
         elif marker == 0xC0 and frame is None:
             frame = _read_frame(body)
         elif 0xC0 <= marker <= 0xCF:
@@ -135,7 +138,7 @@ def _parse(source: bytes) -> _Scan:
             quantiser = quantisers.get(frame.quantiser, b"")
             if len(quantiser) != _DCT_BLOCK:
                 raise NotReducible("its quantisation table is missing or not of 8 bits")
-            chosen = _read_scan(body, frame, tables)
+            chosen = _read_scan(body, frame.components, tuple(tables))
             return _Scan(frame=frame, tables=chosen, restart=restart, quantiser=quantiser, data=at)
     raise NotReducible("it has no scan")
 
@@ -147,9 +150,8 @@ def _read_quantisers(body: bytes, quantisers: dict[int, bytes]) -> None:
         body = body[size:]
 
 
-@functools.lru_cache(maxsize=64)
 def _read_huffman(body: bytes) -> dict[int, np.ndarray]:
-    """Decoding tables of a segment by class and number; kept, as most writers have one set."""
+    """Decoding tables of a segment by class and number."""
     tables = {}
     while len(body) >= 17:
         counts = np.frombuffer(body[1:17], np.uint8).astype(np.int32)
@@ -185,25 +187,31 @@ def _read_frame(body: bytes) -> _Frame:
     )
 
 
-def _read_scan(body: bytes, frame: _Frame, tables: dict[int, np.ndarray]) -> np.ndarray:
-    """DC and AC table of each component, one after the other."""
-    count = len(frame.components)
-    if body[0] != count or bytes(body[1 + 2 * i] for i in range(count)) != frame.components:
+@functools.lru_cache(maxsize=64)
+def _read_scan(body: bytes, components: bytes, segments: tuple[bytes, ...]) -> np.ndarray:
+    """DC and AC table of each component, one after the other; kept, as most writers have one set.
+
+    segments: all that define Huffman tables, in order; a later table replaces an earlier one.
+    """
+    count = len(components)
+    if body[0] != count or bytes(body[1 + 2 * i] for i in range(count)) != components:
         raise NotReducible("it is not stored in one scan")
+    tables = {key: row for segment in segments for key, row in _read_huffman(segment).items()}
     keys = [key for i in range(count) for key in (body[2 + 2 * i] >> 4, 16 | body[2 + 2 * i] & 15)]
     if any(key not in tables for key in keys):
         raise NotReducible("its Huffman tables are missing")
     return np.stack([tables[key] for key in keys])
 
 
-def _headers(
-    scan: _Scan, dc_table: tuple[np.ndarray, np.ndarray], ac_table: tuple[np.ndarray, np.ndarray]
-) -> bytes:
-    """Everything before the entropy-coded data (annex B)."""
+def _headers(scan: _Scan, lists: list[np.ndarray]) -> bytes:
+    """Everything before the entropy-coded data (annex B).
+
+    lists: counts by length and symbols of the DC table, then of the AC table.
+    """
     frame = struct.pack(">BHHB", 8, scan.frame.height, scan.frame.width, 1) + b"\x01\x11\x00"
-    tables = b""
-    for kind, (lengths, listed) in ((0x00, dc_table), (0x10, ac_table)):
-        tables += bytes([kind, *lengths[1:].tolist()]) + listed.tobytes()
+    dc_lengths, dc_listed, ac_lengths, ac_listed = lists
+    tables = bytes([0x00, *dc_lengths[1:].tolist()]) + dc_listed.tobytes()
+    tables += bytes([0x10, *ac_lengths[1:].tolist()]) + ac_listed.tobytes()
     return (
         b"\xff\xd8"
         + _segment(0xDB, b"\x00" + scan.quantiser)

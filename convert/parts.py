@@ -26,7 +26,6 @@ from convert.source import Source
 SAMPLES_PER_PART = 1000
 """About 12 MB a part: small enough to share work evenly, large enough to be read in a gulp."""
 
-_GULP = 1 << 16
 _SCALES = {"fg_bg": (3, 255), "mask": (1, 1), "depth": (1, 255)}
 
 
@@ -144,15 +143,15 @@ def _read(index: int, name: str, path: str) -> tuple[bytes, bytes]:
     try:
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            stamp = _stamp(os.fstat(descriptor))
-            data = os.read(descriptor, _GULP)
-            while more := os.read(descriptor, _GULP):
+            facts = os.fstat(descriptor)
+            data = os.read(descriptor, facts.st_size)
+            while len(data) < facts.st_size and (more := os.read(descriptor, facts.st_size)):
                 data += more
         finally:
             os.close(descriptor)
     except OSError as error:
         raise RecordError(index, name, path, f"cannot be read ({error.strerror})") from None
-    return data, stamp
+    return data, _stamp(facts)
 
 
 def _encode(raw: bytes, codec: str, index: int, name: str, path: str, layout: Layout) -> Encoded:
