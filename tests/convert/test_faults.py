@@ -337,9 +337,15 @@ def test_verify_finds_every_damage(few: Path) -> None:
 
 def test_a_dask_cluster_writes_the_same_bytes(dataset: Path, shards: Path, tmp_path: Path) -> None:
     distributed = pytest.importorskip("distributed", reason="Dask is not installed")
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1"
-    ) as cluster:
+    import dask
+
+    patient = {f"distributed.comm.timeouts.{what}": "90s" for what in ("connect", "tcp")}
+    with (
+        dask.config.set(patient),  # a busy machine starts workers slowly
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1"
+        ) as cluster,
+    ):
         address = cluster.scheduler_address
         pack(dataset, tmp_path / "shards", config=CONFIG, scheduler=address, progress=False)
         assert tree(tmp_path / "shards") == tree(shards)
