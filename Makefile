@@ -26,7 +26,7 @@ install: .venv/.installed
 	@touch $@
 
 # What is missing on this machine decides which loader the demo uses.
-LOADER = $$(test -e .venv/ffcv-missing && echo dali || echo ffcv)
+LOADER = $(shell test -e .venv/ffcv-missing && echo dali || echo ffcv)
 
 # The default folder is made anew each time; one that you name is never emptied.
 demo: install

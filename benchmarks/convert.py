@@ -27,7 +27,7 @@ _CHUNK = 1000
 
 
 def run(dataset: Path, *, repeats: int, workers: int, say: Any) -> dict[str, Any]:
-    """Time packing ``dataset``; all files are read once before, so the cache is warm."""
+    """Time packing ``dataset``, after a round that is not counted."""
     source = read_source(dataset)
     with tempfile.TemporaryDirectory(prefix="maskdepth-bench-") as folder:
         target = Path(folder)

@@ -25,7 +25,7 @@ def decoding_table(counts: np.ndarray, symbols: np.ndarray) -> np.ndarray:
     """One row for a Huffman table (annex C, F.2.2.3): int32.
 
     [0, 512): length << 8 | symbol by the next 9 bits, 0 where the code is longer.
-    [512, 529): largest code of each length, left-aligned to 17 bits; -1 where there is none.
+    [512, 529): largest code of each length; -1 where there is none.
     [529, 546): what to add to a code of that length to get its place among the symbols.
     [546, 802): symbols.
     """

@@ -3,7 +3,7 @@
 Depth maps come as gray pictures stored as RGB. Their chroma planes say nothing and cost
 bytes and decoding time. Here the entropy-coded data is read, the chroma blocks are left out
 and the luma blocks written again with Huffman tables made for them: the same coefficients,
-so the same pixels, in about two thirds of the bytes. Pure arithmetic: the bytes do not depend on
+so the same pixels, in fewer bytes. Pure arithmetic: the bytes do not depend on
 any library's version.
 
 Names and tables as in ITU-T T.81 (JPEG), annexes B, C, F and K.

@@ -129,7 +129,8 @@ def pack(
             remarks = _write_parts(source, config, work, executor, progress)
             remarks.statistics = {"bg": bank, **remarks.statistics}
             _assemble(source, config, remarks, work, executor, progress)
-        shutil.rmtree(work / _PARTS, ignore_errors=True)
+        if (work / _PARTS).exists():
+            shutil.rmtree(work / _PARTS)
     return read_manifest(shards)
 
 

@@ -115,7 +115,8 @@ def _claim(work: Path, file: TextIO, job: Job, *, resume: bool, force: bool) -> 
 
 def _remove(work: Path) -> None:
     """Remove the work folder, even while a worker far away still writes into it."""
-    removed = work.with_name(f"{work.name}.removed")
+    # A name of its own: what a run that was killed right here has left is not in the way.
+    removed = work.with_name(f".{work.name}.removed-{os.getpid()}")
     work.rename(removed)
     shutil.rmtree(removed)
 

@@ -65,7 +65,7 @@ def build_loader(
     shuffle: one permutation per (seed, epoch); False visits ``indices`` as they stand.
     drop_last: leave out the last batch of an epoch where it is smaller.
     device: where batches and backgrounds are.
-    num_workers: decoding threads; None means one a core.
+    num_workers: decoding threads; None means one a core (for "reference": the calling thread).
     rank, world_size: this process among all; None takes RANK and WORLD_SIZE as torchrun
         sets them.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return found
 
 
-class ShardLoader:
+class ShardLoader(ABC):
     """A loader of one format of a shard folder; engines fill in ``_batches``.
 
     Satisfies `loaders.batch.Loader`. One epoch runs at a time: asking for another ends the
@@ -101,8 +102,9 @@ class ShardLoader:
         self._running = self._batches(n, start)
         return self._running
 
+    @abstractmethod
     def _batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
-        raise NotImplementedError
+        """Batches ``start`` to the end of ``epoch``; closing it leaves nothing at work."""
 
     def _end_running(self) -> None:
         if self._running is not None:

@@ -21,7 +21,7 @@ from convert.manifest import FIELDS, read_manifest
 from convert.shards import Shards
 from loaders.base import ShardLoader
 from loaders.batch import Batch
-from loaders.masks import fill_masks, pad_runs, unpack_batch
+from loaders.masks import pad_runs, runs_fill, unpack_batch
 
 try:
     from nvidia.dali import fn, pipeline_def, types
@@ -130,7 +130,7 @@ class DALILoader(ShardLoader):
             fields.append(pad_runs(stored) if is_runs else stored)
             if is_runs:
                 # Sums of some hundred bytes, here on the host: on the GPU they would cost a sync.
-                good = fill_masks(fields[-1], self.layout.height * self.layout.width)
+                good = runs_fill(fields[-1], self.layout.height * self.layout.width)
         self._fed.append((indices, good))
         return fields
 

@@ -7,6 +7,7 @@ that it will overwrite; what stands here instead is each of these done right.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -57,7 +58,7 @@ _POLL_S = 0.05
 _THRESHOLD = 128
 
 
-class _Decoder:
+class _Decoder(ABC):
     """What our decoder operations share: the mapped file, and who is told of a bad record."""
 
     def __init__(self, shards: Shards, name: str, channels: int) -> None:
@@ -90,10 +91,11 @@ class _Decoder:
 
         return decode
 
+    @abstractmethod
     def _decode(
         self, offsets: np.ndarray, sizes: np.ndarray, out: np.ndarray, good: np.ndarray
     ) -> None:
-        raise NotImplementedError
+        """Decode records into ``out`` and say in ``good`` which of them decode."""
 
     def _explain(self, index: int) -> None:
         self._shards.decode(index, self._name)  # raises with the reason

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from convert.errors import RecordError
+from convert.errors import DataError, RecordError
 from convert.manifest import FIELDS, Layout, Moments, Statistics
 from convert.source import FOLDERS, read_source
 from loaders.backgrounds import Backgrounds
+from loaders.base import resolve_device
 from loaders.batch import Batch
 from loaders.order import Order
 
@@ -62,7 +63,7 @@ class ReferenceLoader:
         self.layout = self._source.layout
         # Listed once: a file that disappears later is missed, and does not move its neighbours up.
         self._names = [self._source.names(group) for group in range(len(self._source.bg))]
-        self.device = torch.device(device)
+        self.device = resolve_device(device)
         self.order = Order(
             n=self.layout.samples,
             indices=indices,
@@ -84,7 +85,12 @@ class ReferenceLoader:
         return len(self.order)
 
     def epoch(self, n: int, start: int = 0) -> Iterator[Batch]:
-        """Batches ``start`` to the end of epoch ``n``; see `Batch`."""
+        """Batches ``start`` to the end of epoch ``n``; DataError where there is no such batch."""
+        if not 0 <= start <= len(self):
+            raise DataError(f"batch to start from: found {start}, expected 0 to {len(self)}")
+        return self._batches(n, start)
+
+    def _batches(self, n: int, start: int) -> Iterator[Batch]:
         for k in range(start, len(self)):
             index = self.order.batch(n, k)
             fg_bg, mask, depth = (self._stack(field, index) for field in FIELDS)

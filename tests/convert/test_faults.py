@@ -239,6 +239,17 @@ def test_folders_that_are_not_ours_are_never_touched(
     assert precious.read_text() == "precious"
 
 
+def test_force_starts_over_whatever_a_kill_left_of_removing(dataset: Path, tmp_path: Path) -> None:
+    copy, last, good = spoil_first_then(dataset, tmp_path)
+    with pytest.raises(DataError, match="not a JPEG"):
+        pack(copy, tmp_path / "shards", workers=0, resume=True, progress=False)
+    (tmp_path / "shards.partial.removed").mkdir()
+    (tmp_path / "shards.partial.removed" / "left").touch()
+    last.write_bytes(good)
+    pack(copy, tmp_path / "shards", workers=0, force=True, progress=False)
+    assert verify(tmp_path / "shards", source=copy, workers=0, progress=False) == []
+
+
 def spoil_first_then(dataset: Path, folder: Path) -> tuple[Path, Path, bytes]:
     """A copy of the data set whose last sample is bad, so that a run stops with work done."""
     copy = Path(shutil.copytree(dataset, folder / "data"))

@@ -217,6 +217,14 @@ def test_unknown_device(engine: str, shards: Path, device: str) -> None:
         build_loader(engine, shards, batch_size=8, device=device)
 
 
+@pytest.mark.parametrize("start", [-1, 13, 99])
+def test_reference_has_the_same_contract(dataset: Path, start: int) -> None:
+    with ReferenceLoader(dataset, batch_size=8) as loader, pytest.raises(DataError, match="found"):
+        loader.epoch(0, start=start)
+    with pytest.raises(DataError, match="device cuda:99: "):
+        ReferenceLoader(dataset, batch_size=8, device="cuda:99")
+
+
 ABANDONED = """
 import sys
 from loaders import build_loader
