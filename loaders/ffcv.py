@@ -86,7 +86,9 @@ class _Decoder(ABC):
             good = np.empty(len(indices), np.bool_)
             self._decode(self._offsets[indices], self._sizes[indices], out, good)
             if not good.all():
-                self._explain(int(indices[np.argmin(good)]))
+                index = int(indices[np.argmin(good)])
+                where = self._shards.where(index, self._name)
+                raise RecordError(index, self._name, where, "does not decode")
             return out
 
         return decode
@@ -96,11 +98,6 @@ class _Decoder(ABC):
         self, offsets: np.ndarray, sizes: np.ndarray, out: np.ndarray, good: np.ndarray
     ) -> None:
         """Decode records into ``out`` and say in ``good`` which of them decode."""
-
-    def _explain(self, index: int) -> None:
-        self._shards.decode(index, self._name)  # raises with the reason
-        where = self._shards.where(index, self._name)
-        raise RecordError(index, self._name, where, "does not decode")
 
 
 class _DecodeJpeg(_Decoder, SimpleRGBImageDecoder):
@@ -287,7 +284,7 @@ class FFCVLoader(ShardLoader):
             host.close()
 
     def _host_batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
-        batches = (self.order.batch(epoch, k) for k in range(start, len(self)))
+        batches = (self._checked(epoch, k) for k in range(start, len(self)))
         running = _Epoch(self._engine, batches, self.num_workers)
         try:
             for indices, fields in running:
@@ -299,6 +296,12 @@ class FFCVLoader(ShardLoader):
                 del fg_bg, mask, depth, fields  # so that their buffers are free for the next
         finally:
             running.close()
+
+    def _checked(self, epoch: int, k: int) -> np.ndarray:
+        indices = self._samples(epoch, k)
+        if self._is_bad(indices):
+            raise DataError("a record of this batch is damaged")  # which: `_fault` finds out
+        return indices
 
     def close(self) -> None:
         """End the thread and give back libjpeg-turbo's handles."""
