@@ -112,11 +112,14 @@ class DALILoader(ShardLoader):
             self._drain()
 
     def _stored_batch(self) -> list[Any]:
-        """What DALI asks for next: the stored fields of one batch; StopIteration at the end."""
+        """What DALI asks for next: the stored fields of one batch; StopIteration at the end.
+
+        Also in front of a batch that is known to be bad: DALI never sees it, and `_take` raises
+        when its turn has come, as DALI works ahead.
+        """
         indices = next(self._plan)
         records = self.shards.records[indices]
         fields: list[Any] = []
-        # Looked at in its turn, as DALI works ahead: an error here would come too early.
         good = not self._is_bad(indices)
         for name in FIELDS:
             column = records[name]
@@ -133,18 +136,20 @@ class DALILoader(ShardLoader):
                 # Sums of some hundred bytes, here on the host: on the GPU they would cost a sync.
                 good &= runs_fill(fields[-1], self.layout.height * self.layout.width)
         self._fed.append((indices, good))
+        if not good:
+            raise StopIteration
         return fields
 
     def _take(self) -> Batch:
         indices, good = self._fed.popleft()
+        if not good:
+            raise DataError("a record of this batch is damaged")  # which: `_fault` finds out
         try:
             outputs = self._pipeline.outputs()
         except RuntimeError as error:
             first = str(error).strip().splitlines()[0]
             where = f"{self.shards.folder}: samples {indices.tolist()}"
             raise DataError(f"{where}: DALI failed: {first}") from None
-        if not good:
-            raise DataError("a record of this batch is damaged")  # which: `_fault` finds out
         fg_bg, mask, depth = (from_dlpack(output.as_tensor()) for output in outputs)
         if self._mask_is_jpeg:
             mask = (mask.permute(0, 3, 1, 2) >= _THRESHOLD).to(torch.uint8)

@@ -91,11 +91,15 @@ def decode_batch(
             size = sizes[i]
             handle = handles[chunk]
             failed = _header(handle, data, size, at, at + 4, at + 8, at + 12)
-            if failed == 0 and facts[0] == width and facts[1] == height:
+            good[i] = failed == 0 and facts[0] == width and facts[1] == height
+            if good[i]:
                 into = out[i].ctypes.data
                 failed = _decompress(
                     handle, data, size, into, width, 0, height, form, _ACCURATE_DCT
                 )
                 good[i] = failed == 0
-            else:
-                good[i] = False
+            if failed:
+                # A header cut short leaves the handle in the middle of it: the next image,
+                # though good, would fail.
+                _destroy(handle)
+                handles[chunk] = _init()

@@ -10,34 +10,43 @@ import numpy as np
 
 from convert.shards import Shards
 
-
-def spoil(shards: Path, index: int, name: str, damage: Callable[[bytes], bytes]) -> None:
-    """Replace one field of a sample by other bytes of the same number, in every format."""
-    for form in Shards(shards).manifest.formats:
-        opened = Shards(shards, form)
-        stored = opened.stored(index, name).tobytes()
-        damaged = damage(stored)
-        assert len(damaged) == len(stored) > 0
-        with open(opened.where(index, name), "r+b") as file:
-            file.seek(int(opened.records[index][name]["offset"]))
-            file.write(damaged)
+Damage = Callable[[bytes], bytes]
 
 
-@contextmanager
-def spoilt(shards: Path, index: int, name: str, damage: Callable[[bytes], bytes]) -> Iterator[None]:
-    """`spoil` for a while. Loaders that are open see it, as they map the files."""
-    kept: list[bytes] = []
+class Records:
+    """The records of a shard folder in all its formats, to be damaged.
 
-    def keep(stored: bytes) -> bytes:
-        kept.append(stored)
-        return damage(stored)
+    Loaders that have the folder open see the damage, as they map the files.
+    """
 
-    spoil(shards, index, name, keep)
-    try:
-        yield
-    finally:
-        originals = iter(kept)
-        spoil(shards, index, name, lambda _: next(originals))
+    def __init__(self, shards: Path) -> None:
+        self._forms = [Shards(shards, form) for form in Shards(shards).manifest.formats]
+
+    def stored(self, index: int, name: str) -> bytes:
+        """Stored bytes of one field."""
+        return self._forms[0].stored(index, name).tobytes()
+
+    def write(self, index: int, name: str, stored: bytes) -> None:
+        """Put other bytes of the same number in the place of one field."""
+        assert len(stored) == len(self.stored(index, name)) > 0
+        for opened in self._forms:
+            with open(opened.where(index, name), "r+b") as file:
+                file.seek(int(opened.records[index][name]["offset"]))
+                file.write(stored)
+
+    def spoil(self, index: int, name: str, damage: Damage) -> None:
+        """Damage one field for good."""
+        self.write(index, name, damage(self.stored(index, name)))
+
+    @contextmanager
+    def spoilt(self, index: int, name: str, damage: Damage) -> Iterator[None]:
+        """Damage one field for a while."""
+        stored = self.stored(index, name)
+        self.write(index, name, damage(stored))
+        try:
+            yield
+        finally:
+            self.write(index, name, stored)
 
 
 def zeroed(stored: bytes) -> bytes:
@@ -45,7 +54,7 @@ def zeroed(stored: bytes) -> bytes:
     return bytes(len(stored))
 
 
-def zeroed_from(share: float) -> Callable[[bytes], bytes]:
+def zeroed_from(share: float) -> Damage:
     """Zeros behind a part of the record: what a write cut short leaves."""
 
     def damage(stored: bytes) -> bytes:
@@ -55,7 +64,7 @@ def zeroed_from(share: float) -> Callable[[bytes], bytes]:
     return damage
 
 
-def zeroed_until(count: int) -> Callable[[bytes], bytes]:
+def zeroed_until(count: int) -> Damage:
     """The first bytes 0: the header cut off."""
 
     def damage(stored: bytes) -> bytes:
@@ -65,7 +74,7 @@ def zeroed_until(count: int) -> Callable[[bytes], bytes]:
     return damage
 
 
-def shifted(by: int) -> Callable[[bytes], bytes]:
+def shifted(by: int) -> Damage:
     """Bytes lost at the front, the rest moved up."""
 
     def damage(stored: bytes) -> bytes:
@@ -74,7 +83,7 @@ def shifted(by: int) -> Callable[[bytes], bytes]:
     return damage
 
 
-def garbage(seed: int, share: float, count: int) -> Callable[[bytes], bytes]:
+def garbage(seed: int, share: float, count: int) -> Damage:
     """Random bytes from a part of the record on, in the scan of a JPEG where that is behind
     the first tenth."""
 
@@ -86,7 +95,7 @@ def garbage(seed: int, share: float, count: int) -> Callable[[bytes], bytes]:
     return damage
 
 
-def bit_flipped(seed: int) -> Callable[[bytes], bytes]:
+def bit_flipped(seed: int) -> Damage:
     """One bit of the record is the other."""
 
     def damage(stored: bytes) -> bytes:
@@ -98,7 +107,7 @@ def bit_flipped(seed: int) -> Callable[[bytes], bytes]:
     return damage
 
 
-def replaced_by(other: bytes) -> Callable[[bytes], bytes]:
+def replaced_by(other: bytes) -> Damage:
     """The bytes of another record, filled up with zeros: decodes, to other pixels."""
 
     def damage(stored: bytes) -> bytes:

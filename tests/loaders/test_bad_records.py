@@ -18,7 +18,7 @@ from convert.source import FOLDERS
 from loaders import Batch, DataError, build_loader
 from loaders.order import Order, permute
 from loaders.reference import ReferenceLoader
-from tests.damage import bit_flipped, spoil, zeroed
+from tests.damage import Records, bit_flipped, zeroed
 
 ENGINES = ("ffcv", "dali", "reference")
 BAD = {4: "mask", 21: "fg_bg", 22: "depth", 23: "mask", 57: "depth", 89: "fg_bg"}
@@ -70,7 +70,7 @@ def broken(
     data = Path(shutil.copytree(dataset, folder / "data"))
     packed = Path(shutil.copytree(shards, folder / "shards"))
     for index, name in BAD.items():
-        spoil(packed, index, name, zeroed)
+        Records(packed).spoil(index, name, zeroed)
         group, within = divmod(index, 18)
         image = data / FOLDERS[name] / f"bg_{group + 1:03d}" / f"img_{within + 1:04d}.jpg"
         image.write_bytes(zeroed(image.read_bytes()))
@@ -163,7 +163,7 @@ def test_damage_that_decodes_is_found_by_its_checksum(
     """A flipped bit that both engines decode without complaint, to wrong pixels."""
     need_engine("ffcv")
     packed = Path(shutil.copytree(shards, tmp_path / "shards"))
-    spoil(packed, 5, "fg_bg", bit_flipped(0))
+    Records(packed).spoil(5, "fg_bg", bit_flipped(0))
     options: dict[str, Any] = {"batch_size": 8, "shuffle": False}
     for engine in ("ffcv", "dali"):
         with (
