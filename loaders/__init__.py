@@ -19,7 +19,7 @@ from loaders.split import SPLITS, split_indices
 if TYPE_CHECKING:
     import numpy as np
 
-ENGINES = ("ffcv", "dali", "reference")
+ENGINES = ("ffcv", "dali", "dali-stream", "reference")
 
 __all__ = [
     "ENGINES",
@@ -57,10 +57,11 @@ def build_loader(
     max_bad: int = 0,
     check: bool = False,
 ) -> Loader:
-    """A loader that yields the same batches whatever the engine.
+    """A loader that yields the same batches whatever the engine, but for "dali-stream".
 
     engine: "ffcv", "dali", or "reference" (slow, plain Pillow: what the others are tested
-        against).
+        against). "dali-stream" reads shards larger than memory, or far away, from front to back
+        and shuffles within a window: the same samples in an order of its own.
     shards: folder that `pack` wrote; for "reference" the data set folder itself.
     batch_size: samples a batch on this rank.
     indices: int64, the samples to visit (see `split_indices`); None means all.
@@ -103,6 +104,10 @@ def build_loader(
         from loaders.ffcv import FFCVLoader
 
         return FFCVLoader(shards, **options)
+    if engine == "dali-stream":
+        from loaders.dali_stream import DALIStreamLoader
+
+        return DALIStreamLoader(shards, **options)
     if engine == "dali":
         from loaders.dali import DALILoader
 
