@@ -29,6 +29,10 @@ SAMPLES_PER_PART = 1000
 _WRITE_BYTES = 1 << 20
 """Fields are of some kilobytes: written one by one, each would be a system call."""
 
+_OPEN_FILES = 256
+"""Parts a process keeps open: a limit of 1,024 files is usual, and millions of samples have more
+parts."""
+
 _SCALES = {"fg_bg": (3, 255), "mask": (1, 1), "depth": (1, 255)}
 
 
@@ -208,18 +212,23 @@ class PartFiles:
 
     def fields(self, number: int, record: np.void) -> dict[str, bytes]:
         """All fields of one sample of part ``number``, each checked against its CRC32C."""
-        if number not in self._descriptors:
-            path = self._parts[number].path(self._folder, "bin")
-            self._descriptors[number] = os.open(path, os.O_RDONLY)
         places = [record[name].item() for name in FIELDS]
         first = places[0][2]
         last = places[-1][2] + places[-1][1]
-        data = os.pread(self._descriptors[number], last - first, first)
+        data = os.pread(self._open(number), last - first, first)
         found = {}
         for name, (_, size, offset, crc) in zip(FIELDS, places, strict=True):
             found[name] = data[offset - first : offset - first + size]
             check_crc(found[name], crc, self._parts[number], self._folder)
         return found
+
+    def _open(self, number: int) -> int:
+        if number not in self._descriptors:
+            if len(self._descriptors) == _OPEN_FILES:
+                os.close(self._descriptors.pop(next(iter(self._descriptors))))
+            path = self._parts[number].path(self._folder, "bin")
+            self._descriptors[number] = os.open(path, os.O_RDONLY)
+        return self._descriptors[number]
 
 
 def check_crc(data: bytes, expected: int, part: Part, folder: Path) -> None:
