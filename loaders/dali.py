@@ -64,7 +64,7 @@ def _graph(
 
 @pipeline_def
 def reading_graph(
-    paths: list[str], index_paths: list[str], extensions: list[str], window: int, seed: int
+    paths: list[str], index_paths: list[str], extensions: list[str], window: int, window_seed: int
 ) -> tuple[Any, ...]:
     """Stored bytes of the fields of webdataset shards, read one after the other.
 
@@ -77,7 +77,7 @@ def reading_graph(
         missing_component_behavior="error",
         random_shuffle=window > 0,
         initial_fill=max(window, 1),
-        seed=seed,
+        seed=window_seed,
         dont_use_mmap=True,  # a map of a network file reads it page by page
     )
     return tuple(fields)

@@ -44,9 +44,14 @@ class StreamOrder:
             self.wanted[:] = False
             self.wanted[order.indices] = True
         stored = np.lexsort((offset, shard))
-        ends = np.cumsum(np.bincount(shard))
+        self._stored = np.bincount(shard)
+        ends = np.cumsum(self._stored)
         # Rows of each shard that are to be read, in the order in which they lie there.
         self._rows = [np.flatnonzero(rows) for rows in np.split(self.wanted[stored], ends[:-1])]
+
+    def stored_in(self, shard: int) -> int:
+        """Samples of a shard, wanted or not."""
+        return int(self._stored[shard])
 
     def parts(self, epoch: int) -> list[tuple[int, np.ndarray]]:
         """(shard, rows) that this rank reads one after the other; rows int64, ascending."""
@@ -99,30 +104,46 @@ class DALIStreamLoader(DALILoader):
 
     def _open(self, epoch: int) -> Any:
         """DALI's reader of this rank's part of an epoch."""
-        order, folder = self.order, self.shards.folder
+        order = self.order
         entropy = np.random.SeedSequence(order.seed, spawn_key=(epoch, order.rank))
         # DALI's index files with the lines of this rank alone: so the reader knows of no others.
         with tempfile.TemporaryDirectory(prefix="maskdepth-") as scratch:
-            paths, index_paths = [], []
-            for shard, rows in self._stream.parts(epoch):
-                lines = (folder / dali_index_name(shard)).read_bytes().splitlines(keepends=True)
-                index_paths.append(Path(scratch, dali_index_name(shard)))
-                chosen = [lines[row + 1] for row in rows.tolist()]
-                index_paths[-1].write_bytes(b"".join([b"v1.2 %d\n" % len(chosen), *chosen]))
-                paths.append(str(folder / self.shards.names[shard]))
+            parts = self._stream.parts(epoch)
+            index_paths = [self._write_lines(Path(scratch), *part) for part in parts]
             reader = reading_graph(
-                paths=paths,
-                index_paths=[str(path) for path in index_paths],
+                paths=[str(self.shards.folder / self.shards.names[shard]) for shard, _ in parts],
+                index_paths=index_paths,
                 extensions=list(extensions(self.shards.manifest.codecs).values()),
                 window=WINDOW if order.shuffle else 0,
-                seed=int(entropy.generate_state(1)[0] >> 1),
+                window_seed=int(entropy.generate_state(1)[0] >> 1),
                 batch_size=order.batch_size,
                 num_threads=1,
                 device_id=None,
                 prefetch_queue_depth=2,
             )
-            reader.build()
+            try:
+                reader.build()
+            except RuntimeError as error:
+                raise self._unreadable(error) from None
         return reader
+
+    def _write_lines(self, scratch: Path, shard: int, rows: np.ndarray) -> str:
+        """The lines of some rows of a shard's DALI index as an index file of their own."""
+        path = self.shards.folder / dali_index_name(shard)
+        try:
+            _, *lines = path.read_bytes().splitlines(keepends=True)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: cannot be read ({error}); pack again") from None
+        if len(lines) != (expected := self._stream.stored_in(shard)):
+            raise DataError(f"{path}: lists {len(lines)} samples, expected {expected}; pack again")
+        chosen = [lines[row] for row in rows.tolist()]
+        own = scratch / path.name
+        own.write_bytes(b"".join([b"v1.2 %d\n" % len(chosen), *chosen]))
+        return str(own)
+
+    def _unreadable(self, error: Exception) -> DataError:
+        first = str(error).strip().splitlines()[0]
+        return DataError(f"{self.shards.folder}: DALI cannot read the tar shards: {first}")
 
     def _read(
         self, reader: Any, size: int, unseen: np.ndarray, *, decode: bool
@@ -132,8 +153,7 @@ class DALIStreamLoader(DALILoader):
             *columns, index = reader.run()
             indices = index.as_array()[:size].copy().view("<i8")[:, 0]
         except (RuntimeError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise DataError(f"{self.shards.folder}: DALI cannot read it: {first}") from None
+            raise self._unreadable(error) from None
         known = (indices >= 0) & (indices < len(unseen))
         # A batch of all kinds of damage could hold an index twice.
         if not known.all() or not unseen[indices].all() or len(set(indices.tolist())) < size:

@@ -17,6 +17,7 @@ from loaders import Batch, DataError, build_loader
 from loaders.order import Order
 from loaders.reference import ReferenceLoader
 from tests.damage import Records, bit_flipped, zeroed
+from tests.tiny import write_tiny_shards
 
 ENGINE = "dali-stream"
 
@@ -110,9 +111,9 @@ def test_slices_of_ranks(data: st.DataObject, samples: int, shards: int) -> None
         assert sum(len(found) for _, found in parts) == sum(map(order.size, range(len(order))))
         rows += [(number, row) for number, found in parts for row in found.tolist()]
     assert len(set(rows)) == len(rows) == steps
-    members = {(int(shard[i]), int(offset[i] - 512) // 1024) for i in chosen}
-    assert set(rows) <= members
-    assert options["drop_last"] or set(rows) == members
+    expected = {(int(shard[i]), int(offset[i] - 512) // 1024) for i in chosen}
+    assert set(rows) <= expected
+    assert options["drop_last"] or set(rows) == expected
 
 
 def test_bad_records_are_named_or_replaced_within_their_batch(
@@ -162,5 +163,63 @@ def test_needs_tar_shards(dataset: Path, tmp_path: Path) -> None:
 
     config = PackConfig(formats=("ffcv",))
     pack(dataset, tmp_path / "shards", config=config, workers=0, progress=False)
-    with pytest.raises(DataError, match="holds no dali files.*--format dali"):
+    with pytest.raises(DataError, match=r"holds no dali files.*--format dali"):
         build_loader(ENGINE, tmp_path / "shards")
+
+
+BACKGROUNDS, BATCH = 100, 64
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20,000 samples of 100 backgrounds in ten tar shards."""
+    folder = tmp_path_factory.mktemp("large") / "shards"
+    write_tiny_shards(folder, BACKGROUNDS, 200, samples_per_shard=2000)
+    return folder
+
+
+@pytest.mark.parametrize("world_size", [1, 4])
+def test_backgrounds_of_a_batch_are_as_mixed_as_in_a_global_shuffle(
+    large: Path, world_size: int
+) -> None:
+    """Expected of B draws from n equal groups, nearly without replacement: n (1 - (1 - 1/n)^B)."""
+    ideal = BACKGROUNDS * (1 - (1 - 1 / BACKGROUNDS) ** BATCH)
+    options: dict[str, Any] = {"batch_size": BATCH, "drop_last": True, "seed": 3}
+    options |= {"rank": world_size - 1, "world_size": world_size}
+    distinct: dict[str, float] = {}
+    for engine in (ENGINE, "dali"):
+        with build_loader(engine, large, **options) as loader:
+            batches = [batch.index.numpy() // 200 for e in (0, 1) for batch in loader.epoch(e)]
+            distinct[engine] = float(np.mean([len(np.unique(shown)) for shown in batches]))
+    assert ideal == pytest.approx(47.4, abs=0.05)
+    assert distinct == pytest.approx(dict.fromkeys(distinct, ideal), rel=0.02)
+
+
+def test_the_window_moves_samples_between_epochs(large: Path) -> None:
+    """Beside the order of the shards: neighbours in one epoch are apart in the next."""
+    with build_loader(ENGINE, large, batch_size=BATCH) as loader:
+        places = []
+        for epoch in (0, 1):
+            seen = np.concatenate([batch.index.numpy() for batch in loader.epoch(epoch)])
+            places.append(np.argsort(seen))
+    order = np.argsort(places[0])
+    apart = np.abs(np.diff(places[1][order]))
+    assert np.median(apart) > 5 * BATCH
+
+
+def test_index_files_that_name_wrong_samples(large: Path, tmp_path: Path) -> None:
+    packed = Path(shutil.copytree(large, tmp_path / "shards"))
+    path = packed / "samples-00003.idx"
+    lines = path.read_text().splitlines()
+    for faulty, message in (
+        ([*lines[:6], lines[5], *lines[7:]], "hold them twice"),
+        ([lines[0], lines[1].replace(" 8 ", " 9 "), *lines[2:]], "DALI cannot read"),
+        (lines[:100], "lists 99 samples, expected 2000"),
+        ([lines[0], "nonsense", *lines[2:]], "DALI cannot read"),
+    ):
+        path.write_text("\n".join(faulty) + "\n")
+        with (
+            build_loader(ENGINE, packed, shuffle=False) as loader,
+            pytest.raises(DataError, match=message),
+        ):
+            list(loader.epoch(0))
