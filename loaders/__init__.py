@@ -54,6 +54,8 @@ def build_loader(
     num_workers: int | None = None,
     rank: int | None = None,
     world_size: int | None = None,
+    max_bad: int = 0,
+    check: bool = False,
 ) -> Loader:
     """A loader that yields the same batches whatever the engine.
 
@@ -68,6 +70,10 @@ def build_loader(
     num_workers: decoding threads; None means one a core (for "reference": the calling thread).
     rank, world_size: this process among all; None takes RANK and WORLD_SIZE as torchrun
         sets them.
+    max_bad: bad records to skip, and list in ``skipped``, before one ends the epoch. In the
+        place of each stands the next good one of the epoch's order. Above 0, ``check`` is on.
+    check: hold every record against its checksum before it is decoded, so that no damage can
+        lead to wrong pixels; not for "reference", which reads files that have none.
 
     Raises DataError for a user's mistake, and where the engine is not installed.
     """
@@ -85,6 +91,8 @@ def build_loader(
         "num_workers": num_workers,
         "rank": rank,
         "world_size": world_size,
+        "max_bad": max_bad,
+        "check": check,
     }
     # Each engine is imported where it is chosen: none is needed to use another.
     if engine == "reference":

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.dlpack import from_dlpack
 
-from convert.errors import DataError, RecordError
+from convert.errors import DataError
 from convert.manifest import FIELDS, read_manifest
 from convert.shards import Shards
 from loaders.base import ShardLoader
@@ -95,13 +95,13 @@ class DALILoader(ShardLoader):
 
     def _batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         steps = range(start, len(self))
-        batches = (self.order.batch(epoch, k) for k in steps)
+        batches = (self._samples(epoch, k) for k in steps)
         self._plan = (indices for indices in batches if len(indices))
         try:
             self._pipeline.schedule_run()
             for k in steps:
                 # Only the last step can be too small to give every rank a sample.
-                last_is_empty = k == len(self) - 1 and not len(self.order.batch(epoch, k))
+                last_is_empty = k == len(self) - 1 and not len(self._samples(epoch, k))
                 if last_is_empty:
                     yield self.empty_batch()
                 else:
@@ -112,11 +112,15 @@ class DALILoader(ShardLoader):
             self._drain()
 
     def _stored_batch(self) -> list[Any]:
-        """What DALI asks for next: the stored fields of one batch; StopIteration at the end."""
+        """What DALI asks for next: the stored fields of one batch; StopIteration at the end.
+
+        Also in front of a batch that is known to be bad: DALI never sees it, and `_take` raises
+        when its turn has come, as DALI works ahead.
+        """
         indices = next(self._plan)
         records = self.shards.records[indices]
         fields: list[Any] = []
-        good = True
+        good = not self._is_bad(indices)
         for name in FIELDS:
             column = records[name]
             spans = zip(
@@ -130,18 +134,22 @@ class DALILoader(ShardLoader):
             fields.append(pad_runs(stored) if is_runs else stored)
             if is_runs:
                 # Sums of some hundred bytes, here on the host: on the GPU they would cost a sync.
-                good = runs_fill(fields[-1], self.layout.height * self.layout.width)
+                good &= runs_fill(fields[-1], self.layout.height * self.layout.width)
         self._fed.append((indices, good))
+        if not good:
+            raise StopIteration
         return fields
 
     def _take(self) -> Batch:
         indices, good = self._fed.popleft()
+        if not good:
+            raise DataError("a record of this batch is damaged")  # which: `_fault` finds out
         try:
             outputs = self._pipeline.outputs()
         except RuntimeError as error:
-            raise self._explain(indices, str(error)) from None
-        if not good:
-            raise self._explain(indices, "run lengths that do not fill a mask")
+            first = str(error).strip().splitlines()[0]
+            where = f"{self.shards.folder}: samples {indices.tolist()}"
+            raise DataError(f"{where}: DALI failed: {first}") from None
         fg_bg, mask, depth = (from_dlpack(output.as_tensor()) for output in outputs)
         if self._mask_is_jpeg:
             mask = (mask.permute(0, 3, 1, 2) >= _THRESHOLD).to(torch.uint8)
@@ -159,18 +167,6 @@ class DALILoader(ShardLoader):
         if self.device.type == "cuda":
             index = index.pin_memory()  # torch keeps pinned memory until its copies have ended
         return index.to(self.device, non_blocking=True)
-
-    def _explain(self, indices: np.ndarray, reason: str) -> DataError:
-        """The bad record of a batch that DALI could not decode: its message does not say."""
-        for index in indices.tolist():
-            for name in FIELDS:
-                try:
-                    self.shards.decode(index, name)
-                except RecordError as found:
-                    return found
-        first = reason.strip().splitlines()[0]
-        where = f"{self.shards.folder}: samples {indices.tolist()}"
-        return DataError(f"{where}: DALI failed: {first}")
 
     def _drain(self) -> None:
         """Take what is still in the pipeline, so that the next epoch starts with its own."""

@@ -260,12 +260,11 @@ class FFCVLoader(ShardLoader):
             host.close()
 
     def _host_batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
-        batches = (self.order.batch(epoch, k) for k in range(start, len(self)))
+        batches = (self._checked(epoch, k) for k in range(start, len(self)))
         running = _Epoch(self._engine, batches, self.num_workers)
         try:
             for decoding in running:
-                if not decoding.good.all():
-                    self._explain(decoding)
+                self._require_good(decoding)
                 fg_bg, mask, depth = (
                     torch.from_numpy(field).permute(0, 3, 1, 2) for field in decoding.fields
                 )
@@ -278,12 +277,19 @@ class FFCVLoader(ShardLoader):
         finally:
             running.close()
 
-    def _explain(self, decoding: _Decoding) -> None:
-        """Raise for the first field of a batch that did not decode, with the reason."""
+    def _require_good(self, decoding: _Decoding) -> None:
+        """RecordError for the first field of a batch that did not decode."""
+        if decoding.good.all():
+            return
         place, field = np.argwhere(~decoding.good)[0].tolist()
         index, name = int(decoding.indices[place]), FIELDS[field]
-        self.shards.decode(index, name)  # raises with the reason
         raise RecordError(index, name, self.shards.where(index, name), "does not decode")
+
+    def _checked(self, epoch: int, k: int) -> np.ndarray:
+        indices = self._samples(epoch, k)
+        if self._is_bad(indices):
+            raise DataError("a record of this batch is damaged")  # which: `_fault` finds out
+        return indices
 
     def close(self) -> None:
         """End the threads and give back libjpeg-turbo's handles."""
