@@ -19,7 +19,7 @@ from loaders.split import SPLITS, split_indices
 if TYPE_CHECKING:
     import numpy as np
 
-ENGINES = ("ffcv", "dali", "reference")
+ENGINES = ("ffcv", "dali", "dali-stream", "reference")
 DECODE_SIZES = ("full", "half")
 
 __all__ = [
@@ -60,10 +60,11 @@ def build_loader(
     check: bool = False,
     decode_size: str = "full",
 ) -> Loader:
-    """A loader that yields the same batches whatever the engine.
+    """A loader that yields the same batches whatever the engine, but for "dali-stream".
 
     engine: "ffcv", "dali", or "reference" (slow, plain Pillow: what the others are tested
-        against).
+        against). "dali-stream" reads shards larger than memory, or far away, from front to back
+        and shuffles within a window: the same samples in an order of its own.
     shards: folder that `pack` wrote; for "reference" the data set folder itself.
     batch_size: samples a batch on this rank.
     indices: int64, the samples to visit (see `split_indices`); None means all.
@@ -105,7 +106,7 @@ def build_loader(
         raise DataError(
             f"decode size: found {decode_size!r}, expected one of {', '.join(DECODE_SIZES)}"
         )
-    if decode_size != "full" and engine in ("dali", "reference"):
+    if decode_size != "full" and engine in ENGINES and engine != "ffcv":
         raise DataError(
             f"decode size {decode_size}: only the ffcv loader decodes at another size; "
             f"with {engine} let Preprocess resize"
@@ -119,6 +120,10 @@ def build_loader(
         from loaders.ffcv import FFCVLoader
 
         return FFCVLoader(shards, decode_size=decode_size, **options)
+    if engine == "dali-stream":
+        from loaders.dali_stream import DALIStreamLoader
+
+        return DALIStreamLoader(shards, **options)
     if engine == "dali":
         from loaders.dali import DALILoader
 

@@ -11,6 +11,10 @@ from convert.errors import DataError, RecordError
 from loaders.batch import Batch
 
 
+class TooManyBadRecords(RecordError):
+    """A bad record that is one more than may be skipped."""
+
+
 class BadRecords:
     """The bad records that a loader has met, and how many it may skip.
 
@@ -40,7 +44,7 @@ class BadRecords:
         if not self.max_bad:
             return fault
         reason = f"{fault.reason}; bad record {self.max_bad + 1}, expected {self.max_bad} at most"
-        return RecordError(fault.index, fault.field, fault.where, reason)
+        return TooManyBadRecords(fault.index, fault.field, fault.where, reason)
 
     def walk(
         self,
@@ -64,6 +68,8 @@ class BadRecords:
                     k += 1
                     yield batch
                 return
+            except TooManyBadRecords:
+                raise
             except DataError as error:
                 failed = error
             finally:
@@ -71,8 +77,8 @@ class BadRecords:
             found = list(faults(k))
             if not found and isinstance(failed, RecordError):
                 found = [failed]
-            if not found:
-                raise failed
+            if all(fault.index in self.indices for fault in found):
+                raise failed  # skipping changes nothing
             for fault in found:
                 self.skip(fault)
             del failed, found  # else each error would hold the frames that hold it

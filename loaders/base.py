@@ -171,8 +171,8 @@ class ShardLoader(OrderedLoader):
         # Decoders differ in what they let pass; a checksum is the same for all. So engines
         # that shall skip the same records have to check.
         self._check = check or max_bad > 0
-        if self._check:
-            self.shards.check_files((BACKGROUNDS, self.shards.index_name))
+        # Always: a wrong row of the index would show another sample's pixels, checksum and all.
+        self.shards.check_files((BACKGROUNDS, self.shards.index_name))
         self.backgrounds = Backgrounds.from_numpy(self.shards.backgrounds, self.layout, self.device)
 
     def _fault(self, index: int) -> RecordError | None:

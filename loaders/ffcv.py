@@ -66,20 +66,28 @@ class _DecodeSamples(SimpleRGBImageDecoder):
     Stands in the pipeline of fg_bg and decodes mask and depth along: then a thread has one piece
     of work a batch instead of three. It begins the work and does not wait for it.
 
-    halved: decode to half the stored size. team: the threads that decode; set at the start of an
-    epoch.
+    is_bad: whether some samples are damaged; they are then not decoded, and none is good.
+    halved: decode to half the stored size.
+    team: the threads that decode; set at the start of an epoch.
     """
 
     team: Team
 
-    def __init__(self, shards: Shards, handles: np.ndarray, halved: bool) -> None:
+    def __init__(
+        self,
+        shards: Shards,
+        handles: np.ndarray,
+        is_bad: Callable[[np.ndarray], bool],
+        *,
+        halved: bool,
+    ) -> None:
         super().__init__()
         layout, records = shards.manifest.layout, shards.records
         self._shape = (layout.height, layout.width)
         self._decoded = (layout.height // 2, layout.width // 2) if halved else self._shape
         self._mask_is_jpeg = shards.manifest.codecs["mask"] != "runs"
         self._file = np.asarray(shards.files[0])
-        self._records, self._handles = records, handles
+        self._records, self._handles, self._is_bad = records, handles, is_bad
 
     def declare_state_and_memory(
         self, previous_state: State
@@ -103,6 +111,8 @@ class _DecodeSamples(SimpleRGBImageDecoder):
             good = np.zeros(offsets.shape, np.bool_)
 
             def work(thread: int, first: int, last: int) -> None:
+                if self._is_bad(indices[first:last]):
+                    return
                 decode_samples(
                     self._handles[thread], self._file, offsets, sizes, first, last,
                     self._shape, self._mask_is_jpeg, out, good,
@@ -251,7 +261,9 @@ class FFCVLoader(ShardLoader):
             )
         super().__init__(opened, **options)
         self._handles = new_handles(self.num_workers)
-        operation = _DecodeSamples(opened, self._handles, decode_size == "half")
+        operation = _DecodeSamples(
+            opened, self._handles, self._is_bad, halved=decode_size == "half"
+        )
         path = opened.folder / opened.names[0]
         pinned = self.device.type == "cuda"
         self._engine = _Engine(path, self.order.batch_size, operation, pinned)
@@ -267,11 +279,12 @@ class FFCVLoader(ShardLoader):
             host.close()
 
     def _host_batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
-        batches = (self._checked(epoch, k) for k in range(start, len(self)))
+        batches = (self._samples(epoch, k) for k in range(start, len(self)))
         running = _Epoch(self._engine, batches, self.num_workers)
         try:
             for decoding in running:
-                self._require_good(decoding)
+                if not decoding.good.all():
+                    raise self._first_bad(decoding)
                 fg_bg, mask, depth = (
                     torch.from_numpy(field).permute(0, 3, 1, 2) for field in decoding.fields
                 )
@@ -284,19 +297,10 @@ class FFCVLoader(ShardLoader):
         finally:
             running.close()
 
-    def _require_good(self, decoding: _Decoding) -> None:
-        """RecordError for the first field of a batch that did not decode."""
-        if decoding.good.all():
-            return
+    def _first_bad(self, decoding: _Decoding) -> RecordError:
         place, field = np.argwhere(~decoding.good)[0].tolist()
         index, name = int(decoding.indices[place]), FIELDS[field]
-        raise RecordError(index, name, self.shards.where(index, name), "does not decode")
-
-    def _checked(self, epoch: int, k: int) -> np.ndarray:
-        indices = self._samples(epoch, k)
-        if self._is_bad(indices):
-            raise DataError("a record of this batch is damaged")  # which: `_fault` finds out
-        return indices
+        return RecordError(index, name, self.shards.where(index, name), "does not decode")
 
     def close(self) -> None:
         """End the threads and give back libjpeg-turbo's handles."""

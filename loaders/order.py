@@ -92,18 +92,27 @@ class Order:
         outside 0..len-1.
         """
         _expect("epoch", epoch, 0)
-        if not 0 <= k < len(self):
-            raise IndexError(f"batch {k} of an epoch of {len(self)}")
-        step = self.batch_size * self.world_size
-        size = min(step, self.samples - k * step)
-        first = k * step + self.rank * size // self.world_size
-        last = k * step + (self.rank + 1) * size // self.world_size
+        first, last = self._span(k, self.rank)
         samples = self._at(np.arange(first, last, dtype=np.int64), epoch)
         if bad:
             for row, sample in enumerate(samples.tolist()):
                 if sample in bad:
                     samples[row] = self._stand_in(first + row, epoch, bad)
         return samples
+
+    def size(self, k: int, rank: int | None = None) -> int:
+        """Samples of batch ``k`` on this or another rank; IndexError as for `batch`."""
+        first, last = self._span(k, self.rank if rank is None else rank)
+        return last - first
+
+    def _span(self, k: int, rank: int) -> tuple[int, int]:
+        """First position of a batch in the epoch's order, and that behind its last."""
+        if not 0 <= k < len(self):
+            raise IndexError(f"batch {k} of an epoch of {len(self)}")
+        step = self.batch_size * self.world_size
+        size = min(step, self.samples - k * step)
+        first = k * step + rank * size // self.world_size
+        return first, k * step + (rank + 1) * size // self.world_size
 
     def _at(self, positions: np.ndarray, epoch: int) -> np.ndarray:
         """Samples at some positions of the epoch's order: int64, a new array."""

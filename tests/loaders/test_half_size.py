@@ -108,7 +108,7 @@ def test_stated_difference_of_drawn_images(tmp_path: Path) -> None:
     assert depth.mean() < 0.6
 
 
-@pytest.mark.parametrize("engine", ["dali", "reference"])
+@pytest.mark.parametrize("engine", ["dali", "dali-stream", "reference"])
 def test_other_engines_refuse(engine: str, shards: Path) -> None:
     with pytest.raises(DataError, match="decode size half: only the ffcv loader"):
         build_loader(engine, shards, decode_size="half")
