@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 ENGINES = ("ffcv", "dali", "dali-stream", "reference")
+DECODE_SIZES = ("full", "half")
 
 __all__ = [
+    "DECODE_SIZES",
     "ENGINES",
     "SPLITS",
     "Backgrounds",
@@ -56,6 +58,7 @@ def build_loader(
     world_size: int | None = None,
     max_bad: int = 0,
     check: bool = False,
+    decode_size: str = "full",
 ) -> Loader:
     """A loader that yields the same batches whatever the engine, but for "dali-stream".
 
@@ -75,6 +78,10 @@ def build_loader(
         place of each stands the next good one of the epoch's order. Above 0, ``check`` is on.
     check: hold every record against its checksum before it is decoded, so that no damage can
         lead to wrong pixels; not for "reference", which reads files that have none.
+    decode_size: "full", or "half": "ffcv" alone decodes fg_bg and depth at half the size without
+        having had them whole, which is faster and close to the mean of 2x2 pixels, not equal (see
+        docs/guide.md); masks are exactly as `Preprocess` would halve them. Backgrounds stay
+        whole: `Preprocess` brings all to one size.
 
     Raises DataError for a user's mistake, and where the engine is not installed.
     """
@@ -95,6 +102,15 @@ def build_loader(
         "max_bad": max_bad,
         "check": check,
     }
+    if decode_size not in DECODE_SIZES:
+        raise DataError(
+            f"decode size: found {decode_size!r}, expected one of {', '.join(DECODE_SIZES)}"
+        )
+    if decode_size != "full" and engine in ENGINES and engine != "ffcv":
+        raise DataError(
+            f"decode size {decode_size}: only the ffcv loader decodes at another size; "
+            f"with {engine} let Preprocess resize"
+        )
     # Each engine is imported where it is chosen: none is needed to use another.
     if engine == "reference":
         from loaders.reference import ReferenceLoader
@@ -103,7 +119,7 @@ def build_loader(
     if engine == "ffcv":
         from loaders.ffcv import FFCVLoader
 
-        return FFCVLoader(shards, **options)
+        return FFCVLoader(shards, decode_size=decode_size, **options)
     if engine == "dali-stream":
         from loaders.dali_stream import DALIStreamLoader
 

@@ -67,17 +67,24 @@ class _DecodeSamples(SimpleRGBImageDecoder):
     of work a batch instead of three. It begins the work and does not wait for it.
 
     is_bad: whether some samples are damaged; they are then not decoded, and none is good.
+    halved: decode to half the stored size.
     team: the threads that decode; set at the start of an epoch.
     """
 
     team: Team
 
     def __init__(
-        self, shards: Shards, handles: np.ndarray, is_bad: Callable[[np.ndarray], bool]
+        self,
+        shards: Shards,
+        handles: np.ndarray,
+        is_bad: Callable[[np.ndarray], bool],
+        *,
+        halved: bool,
     ) -> None:
         super().__init__()
         layout = shards.manifest.layout
         self._shape = (layout.height, layout.width)
+        self._decoded = (layout.height // 2, layout.width // 2) if halved else self._shape
         self._mask_is_jpeg = shards.manifest.codecs["mask"] != "runs"
         self._shards, self._handles, self._is_bad = shards, handles, is_bad
 
@@ -85,7 +92,7 @@ class _DecodeSamples(SimpleRGBImageDecoder):
         self, previous_state: State
     ) -> tuple[State, tuple[AllocationQuery, ...]]:
         """One uint8 image (H, W, C) a field and sample."""
-        shapes = [(*self._shape, _CHANNELS[name]) for name in FIELDS]
+        shapes = [(*self._decoded, _CHANNELS[name]) for name in FIELDS]
         state = replace(previous_state, jit_mode=True, shape=shapes[0], dtype=np.dtype("u1"))
         return state, tuple(AllocationQuery(shape, np.dtype("u1")) for shape in shapes)
 
@@ -240,15 +247,22 @@ class _NoMemory:
 
 
 class FFCVLoader(ShardLoader):
-    """Batches decoded by our operations in FFCV's pipeline; arguments as `build_loader`."""
+    """Batches decoded by our operation in FFCV's pipeline; arguments as `build_loader`."""
 
-    def __init__(self, shards: str | Path, **options: Any) -> None:
+    def __init__(self, shards: str | Path, *, decode_size: str = "full", **options: Any) -> None:
         opened = Shards(shards, "ffcv")
         for fault in check_structure(opened):
             raise DataError(f"{fault}; pack again")
+        height, width = opened.manifest.layout.height, opened.manifest.layout.width
+        if decode_size == "half" and (height % 2 or width % 2):
+            raise DataError(
+                f"{shards}: decode size half: found {width}x{height} pixels, expected even sides"
+            )
         super().__init__(opened, **options)
         self._handles = new_handles(self.num_workers)
-        operation = _DecodeSamples(opened, self._handles, self._is_bad)
+        operation = _DecodeSamples(
+            opened, self._handles, self._is_bad, halved=decode_size == "half"
+        )
         path = opened.folder / opened.names[0]
         pinned = self.device.type == "cuda"
         self._engine = _Engine(path, self.order.batch_size, operation, pinned)

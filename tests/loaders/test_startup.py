@@ -1,4 +1,4 @@
-"""Opening 400,000 samples: the first batch within seconds, with little memory."""
+"""Opening 400,000 samples: the first batch within seconds, and little memory of its own."""
 
 from __future__ import annotations
 
