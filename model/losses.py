@@ -37,6 +37,11 @@ def mask_dice(logits: Tensor, target: Tensor) -> Tensor:
     return dice_loss(classes, target[:, 0].long(), weight=weight, ignore_index=None)
 
 
+def mask_bce_dice(logits: Tensor, target: Tensor) -> Tensor:
+    """BCE + Dice: the one says how sure a pixel is, the other counts whole people (IoU)."""
+    return mask_bce(logits, target) + mask_dice(logits, target)
+
+
 def mask_ssim(logits: Tensor, target: Tensor) -> Tensor:
     """(1 - SSIM) / 2 of the probability map, in 0..1."""
     return depth_ssim(logits.sigmoid(), target)
@@ -79,6 +84,7 @@ def depth_densedepth(depth: Tensor, target: Tensor) -> Tensor:
 MASK_LOSSES: dict[str, Loss] = {
     "bce": mask_bce,
     "dice": mask_dice,
+    "bce+dice": mask_bce_dice,
     "ssim": mask_ssim,
     "l1": mask_l1,
 }

@@ -30,6 +30,7 @@ def test_mask_losses(sample: tuple[Tensor, Tensor, Tensor]) -> None:
     each = (1, 2, 3)
     dice = 1 - 2 * (p * t).sum(each) / (p.sum(each) + t.sum(each))
     expected = {"bce": bce, "dice": dice.mean(), "l1": np.abs(p - t).mean()}
+    expected["bce+dice"] = bce + dice.mean()
     for name, value in expected.items():
         assert losses.MASK_LOSSES[name](raw, mask).item() == pytest.approx(value, rel=1e-5)
 
