@@ -24,8 +24,7 @@ from model.files import locked
 from model.metrics import RunningMean
 from model.provenance import fingerprint
 from model.step import training_step
-
-BACKGROUNDS, SAMPLES, SIZE = 3, 8, 32
+from tests.tiny import BACKGROUNDS, SAMPLES, SIZE, make_dataset
 
 RECIPE = """
 name = "tiny"
@@ -48,26 +47,7 @@ trains = ["mask"]
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """3 backgrounds with 8 composites each: a bright square on noise, nearer than the rest."""
-    root = tmp_path_factory.mktemp("dataset")
-    random = np.random.default_rng(0)
-    (root / "bg").mkdir()
-    for number in range(1, BACKGROUNDS + 1):
-        bg = random.integers(0, 120, size=(SIZE, SIZE, 3), dtype=np.uint8)
-        Image.fromarray(bg).save(root / "bg" / f"bg_{number:03}.jpg", quality=95)
-        for kind in ("fg_bg", "fg_bg_mask", "fg_bg_depth"):
-            (root / kind / f"bg_{number:03}").mkdir(parents=True)
-        for sample in range(1, SAMPLES + 1):
-            mask = np.zeros((SIZE, SIZE), dtype=np.uint8)
-            y, x = random.integers(0, SIZE - 12, size=2)
-            mask[y : y + 12, x : x + 12] = 255
-            composite = np.where(mask[..., None] > 0, np.uint8(230), bg)
-            depth = np.where(mask > 0, 20, np.linspace(250, 60, SIZE)[:, None]).astype(np.uint8)
-            name = f"bg_{number:03}/img_{sample:04}.jpg"
-            Image.fromarray(composite).save(root / "fg_bg" / name, quality=95)
-            Image.fromarray(mask).save(root / "fg_bg_mask" / name)
-            Image.fromarray(depth).convert("RGB").save(root / "fg_bg_depth" / name)
-    return root
+    return make_dataset(tmp_path_factory.mktemp("dataset"))
 
 
 @pytest.fixture(scope="module")

@@ -25,10 +25,18 @@ STATISTICS = {
 }
 OFF = Precision(dtype=None, scale=False)
 UNSCALED = torch.amp.GradScaler("cpu", enabled=False)
+EVERY = ("encoder", "mask", "depth")
 STAGES = [
     pytest.param(recipe, stage, id=f"{recipe.name}-{number}")
     for recipe in RECIPES.values()
     for number, stage in enumerate(recipe.stages)
+] + [
+    pytest.param(
+        RECIPES["joint"],
+        Stage(size=32, batch_size=2, lr=0.1, trains=EVERY, mask_loss=mask, depth_loss=depth),
+        id=f"{mask}-{depth}",
+    )
+    for mask, depth in [("ssim", "ssim"), ("dice", "densedepth"), ("bce+dice", "bce"), ("l1", "l1")]
 ]
 
 
@@ -79,6 +87,24 @@ def test_every_stage_runs_on_meta(recipe: Recipe, stage: Stage) -> None:
     inputs = preprocess(batch)
     prediction = predict_step(inputs, network, OFF, stage.depth_loss, "both")
     SampleTable(4, "meta").add(batch.index, measure(prediction, inputs))
+
+
+@pytest.mark.parametrize("stage", [STAGES[0].values[1], STAGES[8].values[1]])
+def test_a_stage_is_one_graph(stage: Stage) -> None:
+    """What `--compile` hands to its backend has no break; the backend itself is torch's."""
+    torch._dynamo.reset()
+    network = DualDecoderUNet(2).freeze(*stage.frozen).train()
+    network.compile(backend="eager", fullgraph=True)
+    images = torch.randn(2, 2, 3, 16, 16)
+    mask_logits, depth = network(*images, decode=stage.decode)
+    output = depth if mask_logits is None else mask_logits
+    assert output.requires_grad
+    network.eval()
+    with torch.inference_mode():
+        compiled = network(*images)
+        eager = network.forward(*images)
+    for ours, theirs in zip(compiled, eager, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_mask_stage_changes_the_mask_decoder_alone() -> None:
