@@ -260,6 +260,8 @@ def fit(context: click.Context, run_dir: Path, resume: bool, **options: Any) -> 
         device = local_device(choose_device(config.device), world_size)
         torch.manual_seed(config.seed)
         network = DualDecoderUNet(config.width).place(device)
+        if config.recipe.from_difference:
+            network.start_from_difference()
         if world_size > 1:
             share_batch_norm(network)
         run = Run(config=config, folder=run_dir, device=device, network=network, first=rank == 0)
