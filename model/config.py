@@ -12,7 +12,9 @@ from model.errors import ModelError
 from model.files import replace_text
 from model.recipe import Recipe
 
-MAY_CHANGE = ("shards", "loader", "device", "amp", "workers", "save_every")
+MAY_CHANGE = (
+    "shards", "loader", "device", "amp", "compile", "workers", "save_every", "tensorboard",
+)  # fmt: skip
 """What a resumed run may set anew: where and how fast it runs; but for rounding not its results.
 
 The folder of the data may move or hold another format; `data` says what must be in it.
@@ -42,7 +44,13 @@ class RunConfig:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     amp: str = "auto"
-    """auto, off, bf16 or fp16."""
+    """auto, off, tf32, bf16 or fp16."""
+    compile: str = "off"
+    """off, or a mode of torch.compile: default, reduce-overhead (CUDA graphs), max-autotune."""
+    tensorboard: bool = False
+    """Whether scalars and pictures go to RUN_DIR/tensorboard as well."""
+    world_size: int = 1
+    """Processes that train together; each takes a batch of the recipe's size."""
     workers: int | None = None
     """Threads or processes of the loader; None lets it choose."""
     save_every: int = 500
@@ -87,6 +95,11 @@ def resumed_config(saved: RunConfig, given: Mapping[str, Any], where: Path) -> R
 
     Raises ModelError if a given option would change what the run computes.
     """
+    if "world_size" in given and given["world_size"] != saved.world_size:
+        raise ModelError(
+            f"{where} was started on {saved.world_size} ranks, now {given['world_size']}: an epoch "
+            "has other steps then; start as many, or use a new RUN_DIR"
+        )
     for name, value in given.items():
         before = getattr(saved, name)
         if name not in MAY_CHANGE and value != before:
