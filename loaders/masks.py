@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from convert.codecs import unpack_runs
+from loaders.buffers import BufferPool
 
 
 def pad_runs(runs: list[np.ndarray]) -> np.ndarray:
@@ -25,15 +26,22 @@ def runs_fill(runs: np.ndarray, pixels: int) -> bool:
     return bool((runs.sum(axis=1, dtype=np.int64) == pixels).all())
 
 
-def unpack_batch(runs: torch.Tensor, height: int, width: int) -> torch.Tensor:
+def unpack_batch(
+    runs: torch.Tensor, height: int, width: int, pool: BufferPool | None = None
+) -> torch.Tensor:
     """Masks of a batch: uint8 (B, 1, H, W), 0 or 1, on the device of ``runs``.
 
-    runs: uint8 (B, L) as `pad_runs` makes them. On the CPU a loop over runs is 27 times
-    cheaper than two prefix sums over pixels (1.1 against 31.6 us a mask of 224x224, on two cores);
-    on a GPU, never measured, such a loop would have to go through the host.
+    runs: uint8 (B, L) as `pad_runs` makes them.
+    pool: of uint8 (B or more, 1, H, W), to unpack into on the CPU; None takes fresh memory.
+
+    On the CPU a loop over runs is 27 times cheaper than two prefix sums over pixels (1.1 against
+    31.6 us a mask of 224x224, on two cores); on a GPU, never measured, such a loop would have
+    to go through the host.
     """
     if runs.device.type == "cpu":
-        out = torch.empty(len(runs), 1, height, width, dtype=torch.uint8)
+        if pool is None:
+            pool = BufferPool((len(runs), 1, height, width), np.dtype(np.uint8))
+        out = pool.take_tensor(len(runs))
         _unpack_rows(runs.numpy(), out.numpy().reshape(len(runs), -1))
         return out
     return unpack_by_sums(runs, height, width)
