@@ -88,6 +88,12 @@ class Shards:
                     index, name, str(self.folder), "lies outside its file; pack again"
                 )
 
+    def close(self) -> None:
+        """Unmap all files at once: an object in a reference cycle would keep them open for long."""
+        self.files = []
+        self.records = np.empty(0, RECORD)
+        self.backgrounds = np.empty((0, *self.backgrounds.shape[1:]), np.uint8)
+
     def __len__(self) -> int:
         """Number of samples."""
         return self.manifest.layout.samples

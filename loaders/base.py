@@ -182,6 +182,11 @@ class ShardLoader(OrderedLoader):
         """Whether some of the samples are damaged, as far as this loader looks."""
         return self._check and not self.shards.all_intact(indices)
 
+    def close(self) -> None:
+        """End every thread and unmap the shards."""
+        super().close()
+        self.shards.close()
+
     def empty_batch(self) -> Batch:
         """A batch of no samples: a rank's share of a last step too small for all ranks."""
         height, width = self.layout.height, self.layout.width

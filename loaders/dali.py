@@ -109,7 +109,6 @@ class DALILoader(ShardLoader):
             shards = Shards(shards, "dali" if "dali" in formats else next(iter(formats)))
         super().__init__(shards, **options)
         self._mask_is_jpeg = self.shards.manifest.codecs["mask"] != "runs"
-        self._files = [np.asarray(file) for file in self.shards.files]
         self._plan: Generator[Stored, None, None] | None = None
         self._fed: deque[Stored | DataError] = deque()
         shape = (self.order.batch_size, 1, self.layout.height, self.layout.width)
@@ -149,6 +148,7 @@ class DALILoader(ShardLoader):
 
     def _stored(self, epoch: int, start: int) -> Generator[Stored, None, None]:
         """Stored bytes of the batches from ``start`` on; DataError for one with a bad record."""
+        files = [np.asarray(file) for file in self.shards.files]
         for k in range(start, len(self)):
             indices = self._samples(epoch, k)
             if self._is_bad(indices):
@@ -158,7 +158,7 @@ class DALILoader(ShardLoader):
             for name in FIELDS:
                 columns = (records[name][key].tolist() for key in ("file", "offset", "size"))
                 spans = zip(*columns, strict=True)
-                fields.append([self._files[file][at : at + size] for file, at, size in spans])
+                fields.append([files[file][at : at + size] for file, at, size in spans])
             if len(indices):
                 yield Stored(indices, fields, [])
 

@@ -82,12 +82,11 @@ class _DecodeSamples(SimpleRGBImageDecoder):
         halved: bool,
     ) -> None:
         super().__init__()
-        layout, records = shards.manifest.layout, shards.records
+        layout = shards.manifest.layout
         self._shape = (layout.height, layout.width)
         self._decoded = (layout.height // 2, layout.width // 2) if halved else self._shape
         self._mask_is_jpeg = shards.manifest.codecs["mask"] != "runs"
-        self._file = np.asarray(shards.files[0])
-        self._records, self._handles, self._is_bad = records, handles, is_bad
+        self._shards, self._handles, self._is_bad = shards, handles, is_bad
 
     def declare_state_and_memory(
         self, previous_state: State
@@ -103,7 +102,7 @@ class _DecodeSamples(SimpleRGBImageDecoder):
         def decode(
             indices: np.ndarray, out: tuple[np.ndarray, ...], metadata: np.ndarray, state: None
         ) -> _Decoding:
-            records = self._records[indices]
+            file, records = np.asarray(self._shards.files[0]), self._shards.records[indices]
             offsets, sizes = (
                 np.stack([records[name][what].astype(np.int64) for name in FIELDS], 1)
                 for what in ("offset", "size")
@@ -114,7 +113,7 @@ class _DecodeSamples(SimpleRGBImageDecoder):
                 if self._is_bad(indices[first:last]):
                     return
                 decode_samples(
-                    self._handles[thread], self._file, offsets, sizes, first, last,
+                    self._handles[thread], file, offsets, sizes, first, last,
                     self._shape, self._mask_is_jpeg, out, good,
                 )  # fmt: skip
 

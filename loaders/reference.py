@@ -99,15 +99,20 @@ class ReferenceLoader(OrderedLoader):
     def statistics(self) -> Statistics:
         """Moments of bg, fg_bg, mask and depth over the whole data set, read on first use.
 
-        Each background counts once a sample. Takes as long as an epoch on one thread.
+        Each background counts once a sample; of bad records that may be skipped no image counts.
+        Takes as long as an epoch on one thread.
         """
         histograms = {name: np.zeros((len(mode), 256), np.int64) for name, mode in _MODES.items()}
         for pixels, times in zip(self._bg, np.diff(self.layout.group_starts), strict=True):
             histograms["bg"] += times * _histogram(pixels)
         for index in range(self.layout.samples):
-            for field in FIELDS:
-                pixels = self._read(index, field, self._path(index, field))
-                histograms[field] += _histogram(pixels)
+            try:
+                images = {name: self._read(index, name, self._path(index, name)) for name in FIELDS}
+            except RecordError as error:
+                self._bad.skip(error)
+                continue
+            for name, pixels in images.items():
+                histograms[name] += _histogram(pixels)
         return {
             name: _moments(counts, 1 if name == "mask" else 255)
             for name, counts in histograms.items()

@@ -17,7 +17,7 @@ from loaders import Batch, DataError, build_loader
 from loaders.order import Order
 from loaders.reference import ReferenceLoader
 from tests.damage import Records, bit_flipped, zeroed
-from tests.tiny import write_tiny_shards
+from tests.tiny_shards import write_tiny_shards
 
 ENGINE = "dali-stream"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import write_tiny_shards
+from tests.tiny_shards import write_tiny_shards
 
 FIRST_BATCH_S = 3.0
 MEMORY_MIB = 200
