@@ -76,8 +76,11 @@ def unpack_record(runs: np.ndarray, out: np.ndarray) -> bool:
 @numba.njit(nogil=True, cache=True)
 def halve_mask(mask: np.ndarray, out: np.ndarray) -> None:
     """uint8 (2H, 2W, 1), 0 or 1, to (H, W, 1): 1 where at least two of four pixels are."""
-    for row in range(out.shape[0]):
-        for column in range(out.shape[1]):
-            above = mask[2 * row, 2 * column, 0] + mask[2 * row, 2 * column + 1, 0]
-            below = mask[2 * row + 1, 2 * column, 0] + mask[2 * row + 1, 2 * column + 1, 0]
-            out[row, column, 0] = above + below >= 2
+    height, width = out.shape[:2]
+    sums = np.empty(2 * width, np.uint8)
+    for row in range(height):
+        above, below = mask[2 * row].reshape(2 * width), mask[2 * row + 1].reshape(2 * width)
+        for k in range(2 * width):
+            sums[k] = above[k] + below[k]
+        for column in range(width):
+            out[row, column, 0] = sums[2 * column] + sums[2 * column + 1] >= 2
