@@ -323,6 +323,7 @@ def test_tensorboard_shows_every_epoch(dataset: Path, recipe: str, tmp_path: Pat
     expected = [float(row["train_loss"]) for row in figures(tmp_path / "run")]
     assert losses == [(5 * n, pytest.approx(v)) for n, v in enumerate(expected, start=1)]
     shapes = [(e.width, e.height) for e in events.Images("validation")]
+    assert "TensorBoard: " in result.output
     assert shapes == [(4 * 16, 4 * 16)] * 3  # bg, fg_bg, target, prediction; four samples
 
 
