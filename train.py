@@ -170,6 +170,7 @@ def split_loaders(
     open_loader = partial(
         build_loader, config.loader, config.shards, batch_size=batch_size, seed=config.seed,
         device=device, num_workers=config.workers, world_size=config.world_size,
+        max_bad=config.max_bad, check=config.check,
         rank=distributed_rank()[0] if config.world_size > 1 else 0,
     )  # fmt: skip
     # Several ranks train on full steps alone: each has the same share in every gradient.
@@ -189,7 +190,16 @@ def split_loaders(
                 f"{config.shards}: found data with fingerprint {found[:12]}, expected that which "
                 f"the run was started with ({config.data[:12]}); name its folder, or a new RUN_DIR"
             )
+        stack.callback(report_skipped, training, validation)
         yield training, validation
+
+
+def report_skipped(*loaders: Loader) -> None:
+    """List the bad records that loaders skipped, each once, on standard error."""
+    faults = {fault.index: fault.message for loader in loaders for fault in loader.skipped}
+    if faults:
+        lines = "\n".join(f"  {message}" for message in faults.values())
+        click.echo(f"skipped {len(faults)} bad records:\n{lines}", err=True)
 
 
 def evaluate_checkpoint(

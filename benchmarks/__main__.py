@@ -1,4 +1,4 @@
-"""Command line of the benchmarks: `python -m benchmarks convert|codecs`."""
+"""Command line of the benchmarks: `python -m benchmarks convert|encode|codecs`."""
 
 from __future__ import annotations
 
@@ -34,6 +34,21 @@ def convert(dataset: Path, repeats: int, workers: int, json_path: Path | None) -
     from benchmarks.convert import run
 
     write_result(run(dataset, repeats=repeats, workers=workers, say=_say), json_path)
+
+
+@main.command()
+@click.argument("dataset", type=click.Path(path_type=Path))
+@click.option("--samples", type=click.IntRange(1), default=1000, show_default=True)
+@_REPEATS
+@_JSON
+def encode(dataset: Path, samples: int, repeats: int, json_path: Path | None) -> None:
+    """Where the time of a conversion goes: each step of the first samples of DATASET."""
+    from benchmarks.encode import run, table
+
+    result = run(dataset, samples=samples, repeats=repeats)
+    click.echo(table(result))
+    if json_path is not None:
+        json_path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 @main.command()

@@ -19,9 +19,11 @@ from loaders.split import SPLITS, split_indices
 if TYPE_CHECKING:
     import numpy as np
 
-ENGINES = ("ffcv", "dali", "reference")
+ENGINES = ("ffcv", "dali", "dali-stream", "reference")
+DECODE_SIZES = ("full", "half")
 
 __all__ = [
+    "DECODE_SIZES",
     "ENGINES",
     "SPLITS",
     "Backgrounds",
@@ -54,11 +56,15 @@ def build_loader(
     num_workers: int | None = None,
     rank: int | None = None,
     world_size: int | None = None,
+    max_bad: int = 0,
+    check: bool = False,
+    decode_size: str = "full",
 ) -> Loader:
-    """A loader that yields the same batches whatever the engine.
+    """A loader that yields the same batches whatever the engine, but for "dali-stream".
 
     engine: "ffcv", "dali", or "reference" (slow, plain Pillow: what the others are tested
-        against).
+        against). "dali-stream" reads shards larger than memory, or far away, from front to back
+        and shuffles within a window: the same samples in an order of its own.
     shards: folder that `pack` wrote; for "reference" the data set folder itself.
     batch_size: samples a batch on this rank.
     indices: int64, the samples to visit (see `split_indices`); None means all.
@@ -68,6 +74,14 @@ def build_loader(
     num_workers: decoding threads; None means one a core (for "reference": the calling thread).
     rank, world_size: this process among all; None takes RANK and WORLD_SIZE as torchrun
         sets them.
+    max_bad: bad records to skip, and list in ``skipped``, before one ends the epoch. In the
+        place of each stands the next good one of the epoch's order. Above 0, ``check`` is on.
+    check: hold every record against its checksum before it is decoded, so that no damage can
+        lead to wrong pixels; not for "reference", which reads files that have none.
+    decode_size: "full", or "half": "ffcv" alone decodes fg_bg and depth at half the size without
+        having had them whole, which is faster and close to the mean of 2x2 pixels, not equal (see
+        docs/guide.md); masks are exactly as `Preprocess` would halve them. Backgrounds stay
+        whole: `Preprocess` brings all to one size.
 
     Raises DataError for a user's mistake, and where the engine is not installed.
     """
@@ -85,7 +99,18 @@ def build_loader(
         "num_workers": num_workers,
         "rank": rank,
         "world_size": world_size,
+        "max_bad": max_bad,
+        "check": check,
     }
+    if decode_size not in DECODE_SIZES:
+        raise DataError(
+            f"decode size: found {decode_size!r}, expected one of {', '.join(DECODE_SIZES)}"
+        )
+    if decode_size != "full" and engine in ENGINES and engine != "ffcv":
+        raise DataError(
+            f"decode size {decode_size}: only the ffcv loader decodes at another size; "
+            f"with {engine} let Preprocess resize"
+        )
     # Each engine is imported where it is chosen: none is needed to use another.
     if engine == "reference":
         from loaders.reference import ReferenceLoader
@@ -94,7 +119,11 @@ def build_loader(
     if engine == "ffcv":
         from loaders.ffcv import FFCVLoader
 
-        return FFCVLoader(shards, **options)
+        return FFCVLoader(shards, decode_size=decode_size, **options)
+    if engine == "dali-stream":
+        from loaders.dali_stream import DALIStreamLoader
+
+        return DALIStreamLoader(shards, **options)
     if engine == "dali":
         from loaders.dali import DALILoader
 

@@ -52,11 +52,13 @@ class Backgrounds:
         index: int64 (B,), samples of the data set, on the device of the backgrounds. Not
         checked: a check would make the host wait for the device.
         """
+        return self._pixels.index_select(0, self.numbers(index)).permute(0, 3, 1, 2)
+
+    def numbers(self, index: torch.Tensor) -> torch.Tensor:
+        """Number of each sample's background, int64 (B,); ``index`` as in `gather`."""
         if self._samples_per_bg is None:
-            background = torch.searchsorted(self._ends, index, right=True)
-        else:
-            background = torch.div(index, self._samples_per_bg, rounding_mode="floor")
-        return self._pixels.index_select(0, background).permute(0, 3, 1, 2)
+            return torch.searchsorted(self._ends, index, right=True)
+        return torch.div(index, self._samples_per_bg, rounding_mode="floor")
 
     def to(self, device: torch.device | str) -> Backgrounds:
         """The same backgrounds on another device; itself where it is there already."""

@@ -60,14 +60,16 @@ def _unpack_rows(runs: np.ndarray, out: np.ndarray) -> None:
 
 
 @numba.njit(nogil=True, cache=True)
-def unpack_records(
-    file: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, out: np.ndarray, good: np.ndarray
-) -> None:
-    """Unpack stored masks of a mapped file.
+def unpack_record(runs: np.ndarray, out: np.ndarray) -> bool:
+    """Unpack one stored mask into uint8 (H, W, 1); False if its runs do not fill it exactly."""
+    return unpack_runs(runs, out.reshape(out.size))
 
-    file: uint8, flat. offsets, sizes: (B,). out: uint8 (B, pixels), 0 or 1.
-    good: bool (B,), set to whether the runs fill the mask exactly.
-    """
-    for row in range(len(offsets)):
-        start = offsets[row]
-        good[row] = unpack_runs(file[start : start + np.int64(sizes[row])], out[row])
+
+@numba.njit(nogil=True, cache=True)
+def halve_mask(mask: np.ndarray, out: np.ndarray) -> None:
+    """uint8 (2H, 2W, 1), 0 or 1, to (H, W, 1): 1 where at least two of four pixels are."""
+    for row in range(out.shape[0]):
+        for column in range(out.shape[1]):
+            above = mask[2 * row, 2 * column, 0] + mask[2 * row, 2 * column + 1, 0]
+            below = mask[2 * row + 1, 2 * column, 0] + mask[2 * row + 1, 2 * column + 1, 0]
+            out[row, column, 0] = above + below >= 2

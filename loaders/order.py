@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -80,22 +80,54 @@ class Order:
         step = self.batch_size * self.world_size
         return self.samples // step if self.drop_last else -(-self.samples // step)
 
-    def batch(self, epoch: int, k: int) -> np.ndarray:
+    def batch(self, epoch: int, k: int, bad: Collection[int] = ()) -> np.ndarray:
         """Samples of this rank's batch ``k``: int64 (B,), fewer or none in a partial last step.
 
-        Raises DataError for a negative epoch and IndexError for ``k`` outside 0..len-1.
+        bad: samples that cannot be shown. In the place of each stands the next of the epoch's
+        order that can, going round at the end. So what stands at a position depends on nothing
+        but (seed, epoch, position) and on which samples are bad: not on rank, batch size or
+        what was read before. The other places keep theirs, so the stand-in is seen twice.
+
+        Raises DataError for a negative epoch or where all samples are bad, IndexError for ``k``
+        outside 0..len-1.
         """
         _expect("epoch", epoch, 0)
+        first, last = self._span(k, self.rank)
+        samples = self._at(np.arange(first, last, dtype=np.int64), epoch)
+        if bad:
+            for row, sample in enumerate(samples.tolist()):
+                if sample in bad:
+                    samples[row] = self._stand_in(first + row, epoch, bad)
+        return samples
+
+    def size(self, k: int, rank: int | None = None) -> int:
+        """Samples of batch ``k`` on this or another rank; IndexError as for `batch`."""
+        first, last = self._span(k, self.rank if rank is None else rank)
+        return last - first
+
+    def _span(self, k: int, rank: int) -> tuple[int, int]:
+        """First position of a batch in the epoch's order, and that behind its last."""
         if not 0 <= k < len(self):
             raise IndexError(f"batch {k} of an epoch of {len(self)}")
         step = self.batch_size * self.world_size
         size = min(step, self.samples - k * step)
-        first = k * step + self.rank * size // self.world_size
-        last = k * step + (self.rank + 1) * size // self.world_size
-        positions = np.arange(first, last, dtype=np.int64)
+        first = k * step + rank * size // self.world_size
+        return first, k * step + (rank + 1) * size // self.world_size
+
+    def _at(self, positions: np.ndarray, epoch: int) -> np.ndarray:
+        """Samples at some positions of the epoch's order: int64, a new array."""
         if self.shuffle:
             positions = permute(positions, self.samples, self.seed, epoch)
         return positions if self.indices is None else self.indices[positions]
+
+    def _stand_in(self, position: int, epoch: int, bad: Collection[int]) -> int:
+        """The first good sample behind a position, going round."""
+        for ahead in range(1, self.samples):
+            behind = np.array([(position + ahead) % self.samples])
+            sample = int(self._at(behind, epoch)[0])
+            if sample not in bad:
+                return sample
+        raise DataError(f"all {self.samples} records to visit are bad")
 
 
 def permute(positions: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:

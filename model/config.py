@@ -14,11 +14,17 @@ from model.recipe import Recipe
 
 MAY_CHANGE = (
     "shards", "loader", "device", "amp", "compile", "workers", "save_every", "tensorboard",
+    "max_bad", "check",
 )  # fmt: skip
 """What a resumed run may set anew: where and how fast it runs; but for rounding not its results.
 
+An end at a bad record may be mended by `max_bad`. `loader` may not change to or from one with an
+order of its own (`OWN_ORDER`).
 The folder of the data may move or hold another format; `data` says what must be in it.
 """
+
+OWN_ORDER = "dali-stream"
+"""The loader whose epochs have another order than those of all others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +36,7 @@ class RunConfig:
     recipe: Recipe
     """Stages, rates, losses."""
     loader: str = "ffcv"
-    """Engine that reads: ffcv, dali or reference."""
+    """Engine that reads: ffcv, dali, dali-stream or reference."""
     split: str = "random"
     """What validation has not seen: random samples, bg, fg or both."""
     split_seed: int = 42
@@ -53,6 +59,10 @@ class RunConfig:
     """Processes that train together; each takes a batch of the recipe's size."""
     workers: int | None = None
     """Threads or processes of the loader; None lets it choose."""
+    max_bad: int = 0
+    """Bad records that each loader may skip; above 0, `check` is on."""
+    check: bool = False
+    """Whether every record is held against its checksum before it is decoded."""
     save_every: int = 500
     """Steps between two states on disk within an epoch."""
     data: str = ""
@@ -67,6 +77,8 @@ class RunConfig:
             raise ValueError(f"seed must be from 0 to 2**63 - 1, found {self.seed}")
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"workers must be at least 1, found {self.workers}")
+        if self.max_bad < 0:
+            raise ValueError(f"max_bad must be at least 0, found {self.max_bad}")
         if self.save_every < 1:
             raise ValueError(f"save_every must be at least 1, found {self.save_every}")
 
@@ -102,7 +114,8 @@ def resumed_config(saved: RunConfig, given: Mapping[str, Any], where: Path) -> R
         )
     for name, value in given.items():
         before = getattr(saved, name)
-        if name not in MAY_CHANGE and value != before:
+        reordered = name == "loader" and OWN_ORDER in (before, value)
+        if value != before and (name not in MAY_CHANGE or reordered):
             shown = (before.name, value.name) if isinstance(value, Recipe) else (before, value)
             raise ModelError(
                 f"{where} was started with another --{name.replace('_', '-')} "

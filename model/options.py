@@ -26,6 +26,11 @@ VALIDATION_HELP = "Share of the samples, or of the groups, to validate on."
 AMP_HELP = "auto: bf16 where the device has it, fp16 on older GPUs, off on other CPUs."
 COMPILE_HELP = "A mode of torch.compile; reduce-overhead uses CUDA graphs."
 RESUME_HELP = "Go on with the run in RUN_DIR; on a CPU with the same results, bit for bit."
+MAX_BAD_HELP = (
+    "Bad records that each loader may skip, for the next good one, before one ends the run; above "
+    "0, --check is on."
+)
+CHECK_HELP = "Hold every record against its checksum before it is decoded."
 BOARD_HELP = "Write scalars and pictures for TensorBoard to RUN_DIR/tensorboard."
 PAIR_HELP = "A photo, a folder of them, or a pattern such as 'photos/*.jpg'"
 BG_HELP = f"{PAIR_HELP}: without the person; one for all, or with the names of --fg-bg."
@@ -54,6 +59,8 @@ def running_options(engines: Sequence[str]) -> Decorator:
         device_option,
         option("--amp", type=click.Choice(AMP), default="auto", help=AMP_HELP),
         option("--workers", type=click.IntRange(min=1), help="Decoding threads of the loader."),
+        option("--max-bad", type=click.IntRange(min=0), default=0, help=MAX_BAD_HELP),
+        flag("--check", help=CHECK_HELP),
     )
 
 

@@ -448,3 +448,31 @@ def test_installed_looks_and_does_not_import() -> None:
     assert train.installed("json")
     assert not train.installed("no_such_package")
     assert not train.installed("no_such_package.part")
+
+
+def test_bad_records_are_skipped_and_listed(
+    dataset: Path, recipe: str, tmp_path: Path, no_pictures: None
+) -> None:
+    broken = Path(shutil.copytree(dataset, tmp_path / "data"))
+    image = sorted((broken / "fg_bg").rglob("*.jpg"))[3]
+    image.write_bytes(b"nothing")
+    stopped = fit(broken, tmp_path / "run", recipe)
+    assert stopped.exit_code == 2
+    assert "record 3, fg_bg" in stopped.stderr
+    going_on = fit(broken, tmp_path / "run", recipe, "--resume", "--max-bad", 1)
+    assert going_on.exit_code == 0, going_on.output
+    assert re.search(
+        rf"skipped 1 bad records:\n  record 3, fg_bg \(.*{image.name}\)", going_on.stderr
+    )
+    scored = run("evaluate", broken, tmp_path / "run" / "best.safetensors", "--max-bad", 1)
+    assert scored.exit_code == 0, scored.output
+    assert "skipped 1 bad records" in scored.stderr
+    refused = fit(broken, tmp_path / "other", recipe, "--check")
+    assert refused.exit_code == 2
+    assert "has no checksums" in refused.stderr
+
+
+def test_a_run_keeps_to_its_order(finished: Path, dataset: Path, recipe: str) -> None:
+    changed = fit(dataset, finished, recipe, "--resume", "--loader", "dali-stream")
+    assert changed.exit_code == 2
+    assert "another --loader ('reference', now 'dali-stream')" in changed.stderr
