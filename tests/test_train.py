@@ -224,6 +224,10 @@ MISTAKES = {
     "no image": ("predict {best} --bg {tmp}/x.jpg --fg-bg {tmp}/x.jpg {tmp}/new", "no such file"),
     "half a pair": ("export {best} {tmp}/new.pt2 --bg {image}", "found one of them"),
     "tf32 on a CPU": ("fit {data} {tmp}/new --device cpu --amp tf32", "needs a GPU of compute"),
+    "CUDA graphs on a CPU": (
+        "fit {data} {tmp}/new --device cpu --compile reduce-overhead",
+        "graphs need a GPU",
+    ),
     "export to nowhere": ("export {best} {tmp}/none/net.pt2", "no such folder"),
 }
 
