@@ -164,7 +164,7 @@ def _small() -> Recipe:
         stages=(
             # Small batches: with so few samples the number of steps limits the result.
             replace(small, batch_size=4, epochs=4),
-            replace(large, batch_size=4),
+            replace(large, batch_size=4, epochs=2),
         ),
     )
 
