@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ class WriteChunks:
     def __call__(self, store: Path) -> None:
         from litdata import optimize
 
+        # `optimize` empties its cache folders when it begins and ends. Unless they are named they
+        # are `data` and `chunks` in the system's folder for temporary files: a user's own, too.
+        for name in ("DATA_OPTIMIZER_CACHE_FOLDER", "DATA_OPTIMIZER_DATA_CACHE_FOLDER"):
+            os.environ[name] = str(store.with_name(f"{store.name}-{name.lower()}"))
         optimize(
             fn=self._sample,
             inputs=list(range(len(self.files))),
