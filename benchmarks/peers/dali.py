@@ -104,7 +104,8 @@ def _pipeline(
 
     @pipeline_def
     def graph() -> tuple[Any, ...]:
-        *stored, index = fn.readers.webdataset(
+        read: Any = fn.readers.webdataset
+        *stored, index = read(
             paths=[str(path) for path in paths],
             ext=[*(f"{name}.jpg" for name in names), "index"],
             random_shuffle=True,

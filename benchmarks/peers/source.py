@@ -83,9 +83,9 @@ class WriteTars:
             archive.addfile(info, io.BytesIO(data))
 
 
-def decode_pillow(data: bytes | Path, name: str) -> torch.Tensor:
+def decode_pillow(data: bytes | memoryview | Path, name: str) -> torch.Tensor:
     """uint8 (H, W, C): one field of one sample, from its bytes or its file."""
-    file = io.BytesIO(data) if isinstance(data, bytes) else data
+    file = data if isinstance(data, Path) else io.BytesIO(data)
     pixels = np.array(Image.open(file).convert(MODES[name]))
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1))
 
