@@ -21,10 +21,11 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         from benchmarks.contender import Unavailable
+        from model.errors import ModelError
 
         try:
             return super().invoke(ctx)
-        except (DataError, Unavailable) as error:
+        except (DataError, ModelError, Unavailable) as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(2)
 
@@ -79,6 +80,77 @@ def peers(dataset: Path, shards: Path, json_path: Path | None, **options: Any) -
     from benchmarks.peers.run import run
 
     write_result(run(dataset, shards, say=_say, **options), json_path)
+
+
+_ENGINE = _option("--loader", "engine", default="ffcv", help="ffcv or dali.")
+_WIDTH = _option("--width", type=click.IntRange(1), default=64, help="64 is the full network.")
+_KINDS = click.Choice(["depth", "mask", "joint"])
+_AMP = _option("--amp", default="auto", help="As `train.py fit` takes it.")
+
+
+@main.command()
+@click.argument("shards", type=_PATH)
+@_REPEATS
+@_option("--steps", type=click.IntRange(1), default=2, help="In each repeat.")
+@_WIDTH
+@_option("--size", type=click.IntRange(8), default=112)
+@_option("--batch-size", type=click.IntRange(1), default=4)
+@_ENGINE
+@_option("--device", default="cpu", help="cpu, cuda or cuda:N.")
+@_option("--amp", default="off", help="off: float32, for both ways.")
+@_JSON
+def step(shards: Path, json_path: Path | None, **options: Any) -> None:
+    """A training step of the depth and the mask stage, ours and the original's way."""
+    from benchmarks.step import run
+
+    write_result(run(shards, say=_say, **options), json_path)
+
+
+@main.command()
+@click.argument("shards", type=_PATH)
+@_option("--stage", "kinds", type=_KINDS, multiple=True, default=("depth", "mask"))
+@_option("--size", "sizes", type=click.IntRange(8), multiple=True, default=(112,))
+@_option("--samples", type=click.IntRange(2), default=2**40, show_default="all")
+@_option("--compile", is_flag=True, show_default=False, help="The network by torch.compile.")
+@_WIDTH
+@_ENGINE
+@_AMP
+@_loading
+def epoch(
+    shards: Path,
+    json_path: Path | None,
+    kinds: tuple[str, ...],
+    sizes: tuple[int, ...],
+    **options: Any,
+) -> None:
+    """Real epochs of stages: loader, model and both; every phase of a step."""
+    from benchmarks.epoch import Config, run
+
+    write_result(run(Config(shards=shards, **options), kinds, sizes, _say), json_path)
+
+
+@main.command()
+@click.argument("shards", type=_PATH)
+@_option("--samples", type=click.IntRange(40), default=2000, help="Composed at each image size.")
+@_option(
+    "--records", type=click.IntRange(100), multiple=True, default=(1_000, 10_000, 100_000, 400_000)
+)
+@_loading
+def scaling(shards: Path, json_path: Path | None, **options: Any) -> None:
+    """Rates against threads, batch size, image size and number of records."""
+    from benchmarks.scaling import run
+
+    write_result(run(shards, say=_say, **options), json_path)
+
+
+@main.command()
+@click.argument("shards", type=_PATH)
+@_JSON
+def simulate(shards: Path, json_path: Path | None) -> None:
+    """Order, index and shards at 4 million and 4 billion samples, on 8 and 1,024 GPUs."""
+    from benchmarks.simulation import run
+
+    write_result(run(shards, _say), json_path)
 
 
 @main.command()

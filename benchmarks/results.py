@@ -120,20 +120,24 @@ class Result(_Strict):
             raise ValueError(f"ours names {sorted(unknown)}, which are no cases")
         return self
 
-    @property
-    def best(self) -> str | None:
-        """The fastest of our cases; None where none was timed."""
-        timed = {name: self.cases[name].samples_per_s for name in self.ours}
-        rates = {name: rate.median for name, rate in timed.items() if rate is not None}
+    def best(self, beside: str) -> str | None:
+        """The fastest of our cases with the parameters of case ``beside``; None if there is none."""
+        rates = {
+            name: rate.median
+            for name in self.ours
+            if self.cases[name].parameters == self.cases[beside].parameters
+            and (rate := self.cases[name].samples_per_s) is not None
+        }
         return max(rates, key=lambda name: rates[name]) if rates else None
 
-    def faster_by(self, name: str, than: str | None = None) -> Spread:
-        """Rate of ``than`` (default: our fastest) over that of a case, round by round.
+    def faster_by(self, name: str) -> Spread | None:
+        """Rate of our fastest over that of a case, round by round; None where there is none.
 
         Of the medians where the two were not timed in the same rounds.
         """
-        base = than or self.best
-        assert base is not None
+        base = self.best(name)
+        if base is None or not self.cases[name].repeats:
+            return None
         ours, theirs = self.cases[base], self.cases[name]
         if len(ours.repeats) == len(theirs.repeats):
             return Spread.of(ratios(ours.repeats, theirs.repeats))
@@ -196,7 +200,8 @@ def table(result: Result) -> str:
     for name, case in timed.items():
         assert case.samples_per_s is not None
         assert case.cpu_us_per_sample is not None
-        ratio = f"{result.faster_by(name).median:15.2f} x" if result.best else ""
+        faster = result.faster_by(name)
+        ratio = "" if faster is None else f"{faster.median:15.2f} x"
         lines.append(
             f"{name:44}{case.samples_per_s.median:11,.1f}"
             f"{case.cpu_us_per_sample.median:15,.0f}{ratio}"

@@ -10,7 +10,7 @@ import gc
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -95,7 +95,7 @@ def time_once(
 
 
 def interleave(
-    cases: dict[str, Callable[[], Repeat]],
+    cases: Mapping[str, Callable[[], Repeat]],
     repeats: int,
     warmup: int = 1,
     report: Callable[[str, Repeat], None] = lambda name, repeat: None,
