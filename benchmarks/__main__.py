@@ -180,5 +180,58 @@ def codecs(shards: Path, samples: int, repeats: int, json_path: Path | None) -> 
         json_path.write_text(json.dumps(result, indent=1) + "\n")
 
 
+@main.command()
+@_option("--width", type=click.IntRange(1), default=64)
+@_JSON
+def estimate(width: int, json_path: Path | None) -> None:
+    """What FLOPs and bytes allow on a T4, an A100 and an H100: limits, never measured."""
+    from benchmarks.estimate import run
+
+    write_result(run(width, _say), json_path)
+
+
+@main.command()
+@click.argument("results", type=_PATH)
+@click.option("--pictures", type=_PATH, help="Folder of the PNG files; default: in RESULTS.")
+@click.option(
+    "--insert",
+    "documents",
+    type=_PATH,
+    multiple=True,
+    help="Fill the marks of a Markdown document; may be repeated.",
+)
+def report(results: Path, pictures: Path | None, documents: tuple[Path, ...]) -> None:
+    """One page, report.html, and PNG files from all results in RESULTS."""
+    from benchmarks.report.insert import insert
+    from benchmarks.report.page import PAGE, all_figures, write_page, write_pictures
+
+    figures = all_figures(results)
+    write_page(results / PAGE, figures)
+    written = write_pictures(pictures or results / "pictures", figures)
+    click.echo(f"{results / PAGE}: {len(figures)} figures; {len(written)} PNG files")
+    for path in documents:
+        click.echo(f"{path}: filled {', '.join(insert(path, figures)) or 'nothing'}")
+
+
+@main.command()
+@click.argument("before", type=_PATH)
+@click.argument("after", type=_PATH)
+@_option("--threshold", type=click.FloatRange(0), default=0.1, help="Share that is too much.")
+@_option(
+    "--measure", type=click.Choice(["samples_per_s", "cpu_us_per_sample"]), default="samples_per_s"
+)
+def compare(before: Path, after: Path, threshold: float, measure: str) -> None:
+    """What got slower from BEFORE to AFTER, files or folders; exit 1 past the threshold."""
+    from benchmarks.compare import compare as changes_between
+
+    changes = changes_between(before, after, measure)
+    for change in changes:
+        click.echo(str(change))
+    too_much = [change for change in changes if change.worse > threshold]
+    if too_much:
+        click.echo(f"{len(too_much)} of {len(changes)} became worse by over {threshold:.0%}")
+        raise SystemExit(1)
+
+
 if __name__ == "__main__":
     main(prog_name="python -m benchmarks")

@@ -18,7 +18,6 @@ from benchmarks.timing import Repeat, ratios
 from convert.errors import DataError
 
 SCHEMA = 2
-BENCHMARKS = ("convert", "loader", "peers", "step", "epoch", "scaling", "simulation")
 
 
 class _Strict(BaseModel):
@@ -102,7 +101,9 @@ class Result(_Strict):
     """
 
     schema_version: Literal[2] = 2
-    benchmark: Literal["convert", "loader", "peers", "step", "epoch", "scaling", "simulation"]
+    benchmark: Literal[
+        "convert", "loader", "peers", "step", "epoch", "scaling", "simulation", "estimate"
+    ]
     created: str
     commit: str
     arguments: dict[str, str]
@@ -121,7 +122,7 @@ class Result(_Strict):
         return self
 
     def best(self, beside: str) -> str | None:
-        """The fastest of our cases with the parameters of case ``beside``; None if there is none."""
+        """The fastest of our cases with the parameters of case ``beside``, or None."""
         rates = {
             name: rate.median
             for name in self.ours
