@@ -28,7 +28,7 @@ from convert.pack import pack
 from convert.shards import Shards
 from loaders import build_loader
 
-BATCH_SIZES = (8, 32, 64, 128, 256)
+BATCH_SIZES = (16, 64, 256)
 IMAGE_SIZES = (112, 224, 448)
 _MIB = 2**20
 _BATCHES = 40  # of 64, for each number of records

@@ -42,13 +42,13 @@ def timed(result: Result) -> Table:
             (
                 name,
                 number(rate.median),
-                f"{number(rate.lowest)} to {number(rate.highest)}",
+                f"{number(rate.lowest)}–{number(rate.highest)}",
                 number(case.cpu_us_per_sample.median),
                 f"{max(repeat.peak_rss_gib for repeat in case.repeats):.2f}",
                 "" if faster is None else f"{faster.median:.2f} x",
             )
         )
-    head = ("", "samples/s", "range", "CPU us/sample", "peak GiB", "best of ours is faster by")
+    head = ("", "samples/s", "range", "CPU us/sample", "peak GiB", "ours is faster by")
     return Table(head, tuple(rows))
 
 
@@ -145,7 +145,7 @@ def scaling(result: Result) -> Table:
 
 def point(case: CaseResult, what: str) -> float | None:
     """Median of a case, or its figure of that name."""
-    spread = getattr(case, what)
+    spread = getattr(case, what, None)
     return spread.median if spread is not None else case.figures.get(what)
 
 
