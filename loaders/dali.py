@@ -21,6 +21,7 @@ from convert.manifest import FIELDS, read_manifest
 from convert.shards import Shards
 from loaders.base import ShardLoader
 from loaders.batch import Batch
+from loaders.buffers import BufferPool
 from loaders.masks import pad_runs, runs_fill, unpack_batch
 
 try:
@@ -110,6 +111,8 @@ class DALILoader(ShardLoader):
         self._mask_is_jpeg = self.shards.manifest.codecs["mask"] != "runs"
         self._plan: Generator[Stored, None, None] | None = None
         self._fed: deque[tuple[Stored | None, DataError | None]] = deque()
+        shape = (self.order.batch_size, 1, self.layout.height, self.layout.width)
+        self._masks = BufferPool(shape, np.dtype(np.uint8))
         self._pipeline = self._build()
 
     def _build(self) -> Any:
@@ -197,7 +200,7 @@ class DALILoader(ShardLoader):
         if self._mask_is_jpeg:
             mask = (mask.permute(0, 3, 1, 2) >= _THRESHOLD).to(torch.uint8)
         else:
-            mask = unpack_batch(mask, self.layout.height, self.layout.width)
+            mask = unpack_batch(mask, self.layout.height, self.layout.width, self._masks)
         return Batch(
             fg_bg=fg_bg.permute(0, 3, 1, 2),
             mask=mask,

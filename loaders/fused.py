@@ -6,15 +6,15 @@ operations: (x * scale) + shift in float32, from sums of four pixels where the s
 
 from __future__ import annotations
 
-import os
-from functools import lru_cache, partial
+from functools import partial
 
 import numba
 import numpy as np
 import torch
 
+from loaders.backgrounds import require_numbers
 from loaders.buffers import BufferPool
-from loaders.team import Team
+from loaders.team import run_shared
 
 
 class Fused:
@@ -41,21 +41,13 @@ class Fused:
         times: 1 or 4, how many pixels of a field are summed to one.
         """
         count, (height, width) = len(numbers), bank.shape[1:3]
-        if count and not (int(numbers.min()) >= 0 and int(numbers.max()) < len(bank)):
-            raise IndexError(
-                f"backgrounds: found numbers {int(numbers.min())} to {int(numbers.max())}, "
-                f"expected 0 to {len(bank) - 1}"
-            )
+        require_numbers(numbers.numpy(), len(bank))
         out = tuple(buffer[:count] for buffer in self._take(count, height, width))
         stored = tuple(x.permute(0, 2, 3, 1).contiguous().numpy() for x in fields)
         rows = tuple(x.repeat(width).numpy() for x in factors)
         unit = np.float32(1 / (255 * times))
         work = partial(_piece, bank.numpy(), numbers.numpy(), stored, rows, unit, out)
-        threads = torch.get_num_threads()
-        if threads == 1:
-            work(0, 0, count)
-        else:
-            _team(os.getpid(), threads).start(work, count).wait()
+        run_shared(work, count)
         return tuple(torch.from_numpy(x).permute(0, 3, 1, 2) for x in out)
 
     def _take(self, count: int, height: int, width: int) -> list[np.ndarray]:
@@ -64,12 +56,6 @@ class Fused:
             shapes = [(*self._shape, channels) for channels in (3, 3, 1, 1)]
             self._pools = [BufferPool(shape, np.dtype(np.float32)) for shape in shapes]
         return [pool.take() for pool in self._pools]
-
-
-@lru_cache(maxsize=1)
-def _team(process: int, threads: int) -> Team:
-    """One for the process, as torch has its threads; a forked process makes its own."""
-    return Team(threads, "maskdepth-preprocess")
 
 
 def _piece(

@@ -6,9 +6,13 @@ sleep while Python prepares the next one. Here the next batch's pieces are in th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from functools import lru_cache
 from queue import SimpleQueue
 from threading import Event, Lock, Thread
+
+import torch
 
 Work = Callable[[int, int, int], None]
 """Called with (thread, first, last): do items ``first`` to ``last - 1`` of a batch."""
@@ -87,3 +91,22 @@ class Team:
             self._tasks.put(None)
         for thread in self._threads:
             thread.join()
+
+
+def run_shared(work: Work, count: int) -> None:
+    """Do some work on as many threads as torch would use, and wait for it.
+
+    Not with torch's own threads: at the end of each operation they wait for each other, spinning,
+    which beside decoding threads on the same cores costs many times the operation.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or count <= 1:
+        work(0, 0, count)
+    else:
+        _shared(os.getpid(), threads).start(work, count).wait()
+
+
+@lru_cache(maxsize=1)
+def _shared(process: int, threads: int) -> Team:
+    """One for the process, as torch has its threads; a forked process makes its own."""
+    return Team(threads, "maskdepth-shared")
