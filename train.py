@@ -21,6 +21,7 @@ from click.core import ParameterSource
 from loaders import ENGINES, Loader, build_loader, distributed_rank, read_layout, shard_formats
 from loaders.preprocess import Augment, Preprocess
 from loaders.split import SPLITS, split_indices
+from model import options as cli
 from model.baselines import BASELINE_SAMPLES
 from model.checkpoint import NetworkInfo, Position, channel_statistics, load_network
 from model.config import RunConfig
@@ -30,17 +31,8 @@ from model.export import export_network
 from model.files import locked, make_folder, require_writable
 from model.images import pair_images
 from model.metrics import RunningMean
-from model.options import (
-    EXISTING,
-    device_option,
-    fit_options,
-    flag,
-    image_options,
-    option,
-    running_options,
-)
 from model.pictures import prediction_grid
-from model.precision import Precision, choose_device, precision_for
+from model.precision import Precision, choose_device, precision_for, require_compile
 from model.predictor import Predictor, predict_files
 from model.progress import EpochMeter
 from model.provenance import fingerprint, seen_in_training, seen_note
@@ -252,9 +244,9 @@ def make_config(options: dict[str, Any]) -> RunConfig:
 
 @main.command()
 @click.argument("shards")
-@click.argument("run_dir", type=EXISTING)
-@fit_options(SPLITS)
-@running_options(ENGINES)
+@click.argument("run_dir", type=cli.EXISTING)
+@cli.fit_options(SPLITS)
+@cli.running_options(ENGINES)
 @click.pass_context
 def fit(context: click.Context, run_dir: Path, resume: bool, **options: Any) -> None:
     """Train on SHARDS; write weights, figures and pictures to RUN_DIR."""
@@ -268,6 +260,7 @@ def fit(context: click.Context, run_dir: Path, resume: bool, **options: Any) -> 
     with locked(run_dir) if rank == 0 else nullcontext():
         config = config_to_run(config, given, run_dir, resume=resume, first=rank == 0)
         device = local_device(choose_device(config.device), world_size)
+        require_compile(config.compile, device)
         torch.manual_seed(config.seed)
         network = DualDecoderUNet(config.width).place(device)
         if config.recipe.from_difference:
@@ -288,11 +281,11 @@ def fit(context: click.Context, run_dir: Path, resume: bool, **options: Any) -> 
 
 @main.command()
 @click.argument("shards")
-@click.argument("checkpoint", type=EXISTING)
-@option("--split", type=click.Choice(SPLITS), help="Default: the checkpoint's.")
-@flag("--json", "json_", help="Print JSON instead of a table.")
-@option("--picture", type=EXISTING, help="Write predictions to this PNG.")
-@running_options(ENGINES)
+@click.argument("checkpoint", type=cli.EXISTING)
+@cli.option("--split", type=click.Choice(SPLITS), help="Default: the checkpoint's.")
+@cli.flag("--json", "json_", help="Print JSON instead of a table.")
+@cli.option("--picture", type=cli.EXISTING, help="Write predictions to this PNG.")
+@cli.running_options(ENGINES)
 def evaluate(
     checkpoint: Path, split: str | None, json_: bool, picture: Path | None, **options: Any
 ) -> None:
@@ -318,11 +311,13 @@ def evaluate(
 
 
 @main.command()
-@click.argument("checkpoint", type=EXISTING)
-@image_options(required=True)
-@option("--threshold", type=click.FloatRange(0, 1), default=0.5, help="Of the mask's probability.")
-@device_option
-@click.argument("out_dir", type=EXISTING)
+@click.argument("checkpoint", type=cli.EXISTING)
+@cli.image_options(required=True)
+@cli.option(
+    "--threshold", type=click.FloatRange(0, 1), default=0.5, help="Of the mask's probability."
+)
+@cli.device_option
+@click.argument("out_dir", type=cli.EXISTING)
 def predict(
     checkpoint: Path, bg: str, fg_bg: str, threshold: float, device: str, out_dir: Path
 ) -> None:
@@ -333,9 +328,9 @@ def predict(
 
 
 @main.command()
-@click.argument("checkpoint", type=EXISTING)
-@click.argument("out", type=EXISTING)
-@image_options(required=False)
+@click.argument("checkpoint", type=cli.EXISTING)
+@click.argument("out", type=cli.EXISTING)
+@cli.image_options(required=False)
 def export(checkpoint: Path, out: Path, bg: str | None, fg_bg: str | None) -> None:
     """Write CHECKPOINT as OUT: .pt2 (torch.export) or .onnx, pixels in, mask and depth out."""
     if (bg is None) != (fg_bg is None):

@@ -110,7 +110,7 @@ class DALILoader(ShardLoader):
         super().__init__(shards, **options)
         self._mask_is_jpeg = self.shards.manifest.codecs["mask"] != "runs"
         self._plan: Generator[Stored, None, None] | None = None
-        self._fed: deque[Stored | DataError] = deque()
+        self._fed: deque[tuple[Stored | None, DataError | None]] = deque()
         shape = (self.order.batch_size, 1, self.layout.height, self.layout.width)
         self._masks = BufferPool(shape, np.dtype(np.uint8))
         self._pipeline = self._build()
@@ -168,6 +168,7 @@ class DALILoader(ShardLoader):
         Also in front of a bad batch: DALI never sees it, and `_take` raises when its turn has
         come, as DALI works ahead.
         """
+        stored = None
         try:
             stored = next(self._plan or iter(()))
             fields: list[Any] = list(stored.fields)
@@ -178,22 +179,22 @@ class DALILoader(ShardLoader):
                 if not runs_fill(fields[place], self.layout.height * self.layout.width):
                     raise DataError(DAMAGED)
         except DataError as error:
-            self._fed.append(error)
+            self._fed.append((stored, error))
             raise StopIteration from None
-        self._fed.append(stored)
+        self._fed.append((stored, None))
         return fields
 
     def _take(self) -> Batch:
-        fed = self._fed.popleft()
-        if isinstance(fed, DataError):
-            raise fed
+        stored, error = self._fed.popleft()
+        if stored is None or error is not None:
+            raise error or DataError(DAMAGED)
         try:
             outputs = self._pipeline.outputs()
-        except RuntimeError as error:
-            first = str(error).strip().splitlines()[0]
-            where = f"{self.shards.folder}: samples {fed.indices.tolist()}"
+        except RuntimeError as failure:
+            first = str(failure).strip().splitlines()[0]
+            where = f"{self.shards.folder}: samples {stored.indices.tolist()}"
             raise DataError(f"{where}: DALI failed: {first}") from None
-        for fault in fed.faults:
+        for fault in stored.faults:
             self._bad.skip(fault)
         fg_bg, mask, depth = (from_dlpack(output.as_tensor()) for output in outputs)
         if self._mask_is_jpeg:
@@ -204,7 +205,7 @@ class DALILoader(ShardLoader):
             fg_bg=fg_bg.permute(0, 3, 1, 2),
             mask=mask,
             depth=depth.permute(0, 3, 1, 2),
-            index=self._index(fed.indices),
+            index=self._index(stored.indices),
         )
 
     def _index(self, indices: np.ndarray) -> torch.Tensor:

@@ -194,8 +194,8 @@ class DALIStreamLoader(DALILoader):
         return faults
 
     def _take(self) -> Batch:
-        fed = self._fed[0]
-        self._taken = fed.indices.tolist() if isinstance(fed, Stored) else []
+        stored, _ = self._fed[0]
+        self._taken = [] if stored is None else stored.indices.tolist()
         return super()._take()
 
     def _faults(self, epoch: int, k: int) -> Iterator[RecordError]:

@@ -238,6 +238,9 @@ class _Epoch(EpochIterator):
             self.join()
         self._team.close()
 
+    def __del__(self) -> None:
+        """Nothing: FFCV's own would close an epoch that Ctrl-C left half made."""
+
 
 class _NoMemory:
     """FFCV tells its memory manager of each batch; ours is the memory map, it needs no telling."""

@@ -6,7 +6,8 @@ hands over tensors that stay on the device and numbers that it has read anyway.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -42,6 +43,8 @@ class Board:
         # Made when there is something to write: a run that fails before leaves no folder.
         self._open = partial(SummaryWriter, str(folder), purge_step=step)
         self._writer: Any = None
+        self.cost_s = 0.0
+        """CPU time of the thread so far."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tensorboard")
         self._pending: list[Future[Any]] = []
 
@@ -50,29 +53,37 @@ class Board:
 
     def __exit__(self, *_: object) -> None:
         if self._pending or self._writer:
-            self._later("close")
+            self._later(lambda: self._writer.close())
         self._thread.shutdown()
         self._raise_failures()
 
     def scalars(self, step: int, values: Mapping[str, Any], group: str) -> None:
         """Numbers at a step of the run; what is no number is left out."""
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                self._later("add_scalar", f"{group}/{name}", value, step)
+        numbers = {f"{group}/{n}": v for n, v in values.items() if isinstance(v, int | float)}
+        self._later(self._write_scalars, step, numbers)
 
-    def picture(self, step: int, image: Tensor) -> None:
-        """uint8 (3, H, W) on any device, not changed afterwards."""
-        self._later("add_image", "validation", image, step)
+    def picture(
+        self, step: int, bg: Tensor, fg_bg: Tensor, prediction: Prediction, inputs: Any
+    ) -> None:
+        """The first samples of a batch, see `grid`; nobody may change the tensors afterwards."""
+        self._later(self._write_picture, step, bg, fg_bg, prediction, inputs)
 
-    def _later(self, task: str, *arguments: Any) -> None:
+    def _later(self, task: Callable[..., None], *arguments: Any) -> None:
         self._raise_failures()
-        self._pending.append(self._thread.submit(self._write, task, *arguments))
+        self._pending.append(self._thread.submit(self._timed, task, *arguments))
 
-    def _write(self, task: str, *arguments: Any) -> None:
-        """In the thread: call a method of the writer, with what is on a device read from it."""
+    def _timed(self, task: Callable[..., None], *arguments: Any) -> None:
+        started = time.thread_time()
         self._writer = self._writer or self._open()
-        values = [v.cpu().numpy() if isinstance(v, Tensor) else v for v in arguments]
-        getattr(self._writer, task)(*values)
+        task(*arguments)
+        self.cost_s += time.thread_time() - started
+
+    def _write_scalars(self, step: int, numbers: Mapping[str, float]) -> None:
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
+
+    def _write_picture(self, step: int, *samples: Any) -> None:
+        self._writer.add_image("validation", grid(*samples).cpu().numpy(), step)
 
     def _raise_failures(self) -> None:
         """Raise what went wrong in the thread, as one line."""
@@ -84,7 +95,7 @@ class Board:
 
 
 @torch.inference_mode()
-def picture(bg: Tensor, fg_bg: Tensor, prediction: Prediction, inputs: Any) -> Tensor:
+def grid(bg: Tensor, fg_bg: Tensor, prediction: Prediction, inputs: Any) -> Tensor:
     """Samples below each other: bg, fg_bg, and target and prediction of what was decoded.
 
     bg, fg_bg: uint8 (B, 3, H, W). Returns uint8 (3, rows * S, columns * S) on their device,

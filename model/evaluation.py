@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from model.baselines import TrainingMeans, difference_logits
-from model.board import picture
 from model.checkpoint import NetworkInfo
 from model.metrics import SampleTable, Scores, group_spread, pooled_scores, sample_sums
 from model.pictures import Example
@@ -76,11 +75,11 @@ def validate(
     precision: Precision,
     depth_loss: str,
     decode: Decode,
-    show: Callable[[Tensor], None] | None = None,
+    show: Callable[..., None] | None = None,
 ) -> Scores:
     """The network's own scores over a loader, of all ranks; leaves the network in eval mode.
 
-    show: takes a picture of the first samples (`model.board.picture`).
+    show: takes the first samples (`model.board.Board.picture`).
     """
     network.eval()
     table = SampleTable(loader.layout.samples, loader.device)
@@ -91,7 +90,7 @@ def validate(
         prediction = predict_step(inputs, network, precision, depth_loss, decode)
         table.add(batch.index, measure(prediction, inputs))
         if show is not None:
-            show(picture(loader.backgrounds.gather(batch.index), batch.fg_bg, prediction, inputs))
+            show(loader.backgrounds.gather(batch.index), batch.fg_bg, prediction, inputs)
             show = None
     return pooled_scores(table.collect())
 

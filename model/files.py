@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import click
+
 from model.errors import ModelError
 
 
@@ -32,7 +34,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Keep other processes out of a folder, which is made; gone again if it is empty at the end.
 
     The lock lies on the folder itself and ends with the process, whatever ends it. Raises
-    ModelError where another process has it, or the file system knows no locks.
+    ModelError where another process has it; where there are no locks for folders, says so.
     """
     require_writable(folder / "x")
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
@@ -56,9 +58,9 @@ def _lock(descriptor: int, folder: Path) -> None:
             f"{folder}: another process is at work in it; wait for its end, or name another folder"
         ) from None
     except OSError as error:
-        raise ModelError(
-            f"{folder}: cannot be locked: {error.strerror}; try another disk"
-        ) from None
+        # Some network file systems lock no folders; that is no reason not to work on them.
+        warning = f"{folder}: cannot be locked ({error.strerror}); start nothing else in it"
+        click.echo(f"Warning: {warning}", err=True)
 
 
 def replace_bytes(path: Path, content: bytes) -> None:

@@ -9,8 +9,7 @@ from typing import Any
 
 import click
 
-from model.precision import AMP
-from model.ranks import COMPILE
+from model.precision import AMP, COMPILE
 from model.recipe import RECIPES
 
 EXISTING = click.Path(path_type=Path)

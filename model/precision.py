@@ -1,4 +1,4 @@
-"""Which arithmetic a device should train in: float32, TF32, bfloat16, or float16 with scaling."""
+"""What a device computes with: float32, TF32, bfloat16, float16 with scaling; compiled or not."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 from model.errors import ModelError
 
 AMP = ("auto", "off", "tf32", "bf16", "fp16")
+COMPILE = ("off", "default", "reduce-overhead", "max-autotune")
+"""Modes of torch.compile, and none."""
 BF16_UNITS = frozenset({"avx512_bf16", "amx_bf16"})
 """What /proc/cpuinfo calls the units of a CPU that multiplies bfloat16 itself."""
 DEVICES = "expected auto, cpu, cuda or cuda:N"
@@ -73,6 +75,24 @@ def choose_precision(
     return Precision(dtype=dtypes.get(request), scale=request == "fp16", tf32=request == "tf32")
 
 
+def choose_compile(request: str, device_type: str, capability: tuple[int, int] | None) -> str:
+    """The mode for `--compile`, where the device can have it.
+
+    Raises ModelError for a GPU that torch.compile's kernels (Triton) do not know, below 7.0 such
+    as P100, and for CUDA graphs on a CPU.
+    """
+    if request != "off" and capability is not None and capability < (7, 0):
+        raise ModelError(
+            f"--compile {request}: found a GPU of compute capability {capability[0]}."
+            f"{capability[1]}, expected 7.0 or more; use --compile off"
+        )
+    if request == "reduce-overhead" and device_type == "cpu":
+        raise ModelError(
+            "--compile reduce-overhead: CUDA graphs need a GPU; on a CPU use default or off"
+        )
+    return request
+
+
 def choose_device(request: str) -> torch.device:
     """The device for `--device`; auto is cuda where there is one.
 
@@ -96,10 +116,19 @@ def choose_device(request: str) -> torch.device:
 
 def precision_for(request: str, device: torch.device) -> Precision:
     """`choose_precision` for a device that is there."""
-    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
-    precision = choose_precision(request, device.type, capability, cpu_flags())
+    precision = choose_precision(request, device.type, capability_of(device), cpu_flags())
     precision.set_tf32()
     return precision
+
+
+def require_compile(request: str, device: torch.device) -> None:
+    """`choose_compile` for a device that is there."""
+    choose_compile(request, device.type, capability_of(device))
+
+
+def capability_of(device: torch.device) -> tuple[int, int] | None:
+    """Compute capability of a GPU; None of another device."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
 
 
 def cpu_flags() -> frozenset[str]:

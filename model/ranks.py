@@ -19,9 +19,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model.unet import DualDecoderUNet
 
-COMPILE = ("off", "default", "reduce-overhead", "max-autotune")
-"""Modes of torch.compile, and none."""
-
 
 def local_device(device: torch.device, world_size: int) -> torch.device:
     """The GPU of this rank, where there are several and none is named: that of LOCAL_RANK."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +14,6 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from torch import Tensor
 
 from model.board import Board
 from model.checkpoint import (
@@ -141,8 +141,14 @@ class Run:
         if not (self.config.tensorboard and self.first):
             yield
             return
+        began = time.perf_counter()
         with Board(self.folder / TENSORBOARD, self.steps) as self.board:
             yield
+        took_s = time.perf_counter() - began
+        self.say(
+            f"TensorBoard: {self.board.cost_s:.2f} s of a thread's CPU time, "
+            f"{self.board.cost_s / took_s:.2%} of the time of training"
+        )
 
     def watch(self, values: Mapping[str, Any], group: str = "training") -> None:
         """Hand numbers at this step to TensorBoard."""
@@ -150,8 +156,8 @@ class Run:
             self.board.scalars(self.steps, values, group)
 
     @property
-    def show(self) -> Callable[[Tensor], None] | None:
-        """Takes a picture at this step for TensorBoard; None where nobody looks."""
+    def show(self) -> Callable[..., None] | None:
+        """Takes samples at this step for TensorBoard; None where nobody looks."""
         return partial(self.board.picture, self.steps) if self.board else None
 
     def read_loss(self, where: str) -> float:

@@ -224,6 +224,10 @@ MISTAKES = {
     "no image": ("predict {best} --bg {tmp}/x.jpg --fg-bg {tmp}/x.jpg {tmp}/new", "no such file"),
     "half a pair": ("export {best} {tmp}/new.pt2 --bg {image}", "found one of them"),
     "tf32 on a CPU": ("fit {data} {tmp}/new --device cpu --amp tf32", "needs a GPU of compute"),
+    "CUDA graphs on a CPU": (
+        "fit {data} {tmp}/new --device cpu --compile reduce-overhead",
+        "graphs need a GPU",
+    ),
     "export to nowhere": ("export {best} {tmp}/none/net.pt2", "no such folder"),
 }
 
@@ -323,6 +327,7 @@ def test_tensorboard_shows_every_epoch(dataset: Path, recipe: str, tmp_path: Pat
     expected = [float(row["train_loss"]) for row in figures(tmp_path / "run")]
     assert losses == [(5 * n, pytest.approx(v)) for n, v in enumerate(expected, start=1)]
     shapes = [(e.width, e.height) for e in events.Images("validation")]
+    assert "TensorBoard: " in result.output
     assert shapes == [(4 * 16, 4 * 16)] * 3  # bg, fg_bg, target, prediction; four samples
 
 

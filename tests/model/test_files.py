@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -48,6 +49,19 @@ def test_what_cannot_be_written_is_named_beforehand(tmp_path: Path) -> None:
         make_folder(tmp_path / "file/folder")
     with pytest.raises(ModelError, match="file/x: cannot be written: Not a directory"):
         replace_text(tmp_path / "file/x", "")
+
+
+def test_a_folder_that_cannot_be_locked_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on some network file systems: work goes on, but not silently."""
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with locked(tmp_path / "run"):
+        assert "run: cannot be locked (No locks available)" in capsys.readouterr().err
 
 
 def test_a_lock_keeps_others_out_and_leaves_nothing(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from kornia.filters import spatial_gradient
-from kornia.losses import ssim_loss
+from kornia.losses import dice_loss, ssim_loss
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -32,6 +32,9 @@ def test_mask_losses(sample: tuple[Tensor, Tensor, Tensor]) -> None:
     dice = 1 - 2 * (p * t).sum(each) / (p.sum(each) + t.sum(each))
     expected = {"bce": bce, "dice": dice.mean(), "l1": np.abs(p - t).mean()}
     expected["bce+dice"] = bce + dice.mean()
+    classes, person = torch.cat([torch.zeros_like(raw), raw], dim=1), torch.tensor([0.0, 1.0])
+    theirs = dice_loss(classes, mask[:, 0].long(), weight=person, ignore_index=None).item()
+    assert losses.mask_dice(raw, mask).item() == pytest.approx(theirs, rel=1e-5)
     for name, value in expected.items():
         assert losses.MASK_LOSSES[name](raw, mask).item() == pytest.approx(value, rel=1e-5)
 

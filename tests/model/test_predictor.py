@@ -14,9 +14,11 @@ from loaders import Backgrounds, Batch, Layout, Preprocess
 from model import DualDecoderUNet, ModelError
 from model.checkpoint import ChannelStatistics, NetworkInfo
 from model.export import export_network
-from model.images import pair_images
+from model.images import Pair, pair_images
 from model.pictures import Example, curves, prediction_grid
 from model.predictor import Predictor, predict_files, resize
+
+PHOTOS = Path(__file__).parents[3] / "shared/seed_samples"
 
 INFO = NetworkInfo(
     width=2,
@@ -124,6 +126,17 @@ def test_export_is_checked_on_the_images_given(
     assert export_network(predictor, tmp_path / "net.pt2") < 1e-5
     with pytest.raises(ModelError, match="differs from the network by 1"):
         export_network(predictor, tmp_path / "net.pt2", pairs)
+
+
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"{PHOTOS} is not here: real photos")
+def test_export_on_real_photos(predictor: Predictor, tmp_path: Path) -> None:
+    names = zip(
+        sorted((PHOTOS / "bg").iterdir()), sorted((PHOTOS / "fg_bg").iterdir()), strict=True
+    )
+    pairs = [Pair(fg_bg.stem, bg, fg_bg) for bg, fg_bg in names]
+    assert export_network(predictor, tmp_path / "net.pt2", pairs) < 1e-5
+    paths = list(predict_files(predictor, pairs, tmp_path / "out"))
+    assert len(paths) == 3 * len(pairs) == 15
 
 
 def test_threshold(predictor: Predictor, tmp_path: Path) -> None:

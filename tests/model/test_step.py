@@ -14,7 +14,7 @@ from loaders import Backgrounds, Batch, Inputs, Layout, Preprocess
 from model import DualDecoderUNet, ModelError
 from model.checkpoint import ChannelStatistics
 from model.metrics import RunningMean, SampleTable
-from model.precision import Precision, choose_device, choose_precision
+from model.precision import COMPILE, Precision, choose_compile, choose_device, choose_precision
 from model.recipe import RECIPES, Recipe
 from model.stage import Stage
 from model.step import make_optimizer, measure, predict_step, stage_loss, training_step
@@ -173,6 +173,25 @@ def test_precision(
 def test_precision_of_a_cpu(flags: str, dtype: torch.dtype | None) -> None:
     found = choose_precision("auto", "cpu", None, frozenset(flags.split()))
     assert found == Precision(dtype=dtype, scale=False)
+
+
+GPUS = {"P100": (6, 0), "T4": (7, 5), "A100": (8, 0), "H100": (9, 0)}
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize("mode", COMPILE)
+def test_compile_on_gpus(gpu: str, mode: str) -> None:
+    if gpu == "P100" and mode != "off":
+        with pytest.raises(ModelError, match=r"found a GPU of compute capability 6\.0, expected 7"):
+            choose_compile(mode, "cuda", GPUS[gpu])
+    else:
+        assert choose_compile(mode, "cuda", GPUS[gpu]) == mode
+
+
+def test_compile_on_a_cpu() -> None:
+    assert choose_compile("default", "cpu", None) == "default"
+    with pytest.raises(ModelError, match="CUDA graphs need a GPU"):
+        choose_compile("reduce-overhead", "cpu", None)
 
 
 def test_tf32_is_set_and_never_left_to_chance() -> None:
