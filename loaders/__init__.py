@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import distributed
 
 from convert.errors import DataError, RecordError
 from convert.manifest import Layout, read_manifest
@@ -72,8 +73,8 @@ def build_loader(
     drop_last: leave out the last batch of an epoch where it is smaller.
     device: where batches and backgrounds are.
     num_workers: decoding threads; None means one a core (for "reference": the calling thread).
-    rank, world_size: this process among all; None takes RANK and WORLD_SIZE as torchrun
-        sets them.
+    rank, world_size: this process among all; None takes those of `torch.distributed` where it
+        is initialised, or RANK and WORLD_SIZE as torchrun sets them.
     max_bad: bad records to skip, and list in ``skipped``, before one ends the epoch. In the
         place of each stands the next good one of the epoch's order. Above 0, ``check`` is on.
     check: hold every record against its checksum before it is decoded, so that no damage can
@@ -88,7 +89,7 @@ def build_loader(
     if rank is None or world_size is None:
         if rank is not world_size:
             raise DataError("give both rank and world_size, or neither")
-        rank, world_size = distributed_rank()
+        rank, world_size = _this_rank()
     options = {
         "batch_size": batch_size,
         "indices": indices,
@@ -129,6 +130,14 @@ def build_loader(
 
         return DALILoader(shards, **options)
     raise DataError(f"loader: found {engine!r}, expected one of {', '.join(ENGINES)}")
+
+
+def _this_rank() -> tuple[int, int]:
+    # A process group may have been made without the variables, as by `torch.multiprocessing`:
+    # ranks that each took themselves for the only one would all read everything.
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return distributed_rank()
 
 
 def shard_formats(shards: str | Path) -> tuple[str, ...]:

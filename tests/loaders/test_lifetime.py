@@ -136,6 +136,7 @@ def _rank(rank: int, engines: list[str], folder: str, port: int) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     distributed.init_process_group("gloo")
+    del os.environ["RANK"], os.environ["WORLD_SIZE"]  # the group knows
     for engine in engines:
         with build_loader(engine, folder, batch_size=8, num_workers=1) as loader:
             seen = torch.zeros(90, dtype=torch.int64)
