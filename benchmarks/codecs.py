@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import simplejpeg
 
-from benchmarks.results import describe_machine
+from benchmarks.machine import describe_machine
 from convert.codecs import decode_mask_jpeg, decode_runs, pack_runs
 from convert.shards import Shards
 

@@ -15,7 +15,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from benchmarks.results import make_result
+from benchmarks.results import CaseResult, Result, make_result
 from benchmarks.timing import Case, run_interleaved
 from convert.manifest import read_manifest
 from convert.pack import PackConfig, pack
@@ -26,7 +26,7 @@ OURS = "ours, FFCV file"
 _CHUNK = 1000
 
 
-def run(dataset: Path, *, repeats: int, workers: int, say: Any) -> dict[str, Any]:
+def run(dataset: Path, *, repeats: int, workers: int, say: Any) -> Result:
     """Time packing ``dataset``, after a round that is not counted."""
     source = read_source(dataset)
     with tempfile.TemporaryDirectory(prefix="maskdepth-bench-") as folder:
@@ -47,7 +47,8 @@ def run(dataset: Path, *, repeats: int, workers: int, say: Any) -> dict[str, Any
         sizes = _sizes(dataset, target, workers)
     arguments = {"dataset": dataset.name, "repeats": repeats, "workers": workers}
     arguments["samples"] = source.layout.samples
-    return make_result("convert", arguments, found, OURS, sizes=sizes)
+    results = {name: CaseResult.of(repeats) for name, repeats in found.items()}
+    return make_result("convert", arguments, results, ours=(OURS,), sizes=sizes)
 
 
 def _ours(dataset: Path, target: Path, formats: tuple[str, ...] | None, workers: int) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import crc32c
 import numpy as np
 
-from benchmarks.results import describe_machine
+from benchmarks.machine import describe_machine
 from convert import jpeg
 from convert.codecs import pack_runs, threshold_mask
 from convert.luma import cut_to_luma

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.results import describe_machine
+from benchmarks.machine import describe_machine
 from loaders import Batch, Loader, Preprocess, build_loader, read_layout, split_indices
 from model import DualDecoderUNet
 from model.baselines import BASELINE_SAMPLES

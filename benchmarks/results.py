@@ -1,104 +1,221 @@
-"""A result as JSON: what was run, on what, with which versions, and every raw repeat."""
+"""A result: what was run, on what, with which versions, and every raw repeat; checked JSON.
+
+The models below are the schema; `docs/benchmarks.md` describes it in words.
+"""
 
 from __future__ import annotations
 
-import json
-import platform
 import statistics
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from importlib import metadata
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from benchmarks.timing import Repeat, median, ratios
-from convert.workers import default_workers
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-SCHEMA = 1
-_LIBRARIES = (
-    "torch", "numpy", "numba", "pillow", "simplejpeg", "kornia", "ffcv", "nvidia-dali-cuda130",
-    "nvidia-dali-cuda120", "webdataset", "mosaicml-streaming", "litdata", "spdl",
-)  # fmt: skip
+from benchmarks.machine import commit, describe_machine, versions
+from benchmarks.timing import Repeat, ratios
+from convert.errors import DataError
+
+SCHEMA = 2
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Machine(_Strict):
+    """Where it ran. gpu and driver are None where device is "cpu"."""
+
+    cpu: str
+    cores: int
+    device: str
+    gpu: str | None
+    driver: str | None
+    system: str
+
+
+class Spread(_Strict):
+    """Median and range of the repeats."""
+
+    median: float
+    lowest: float
+    highest: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Of at least one value."""
+        return cls(median=statistics.median(values), lowest=min(values), highest=max(values))
+
+
+class CaseResult(_Strict):
+    """One thing measured.
+
+    parameters: what it was measured with, where that varies between the cases of a result.
+    repeats: the raw runs; empty for what is not timed. samples_per_s and cpu_us_per_sample
+    follow from them, and a file in which they do not is refused.
+    figures: other numbers of the case, each with its unit in its name.
+    """
+
+    parameters: dict[str, str | float] = {}
+    repeats: tuple[Repeat, ...] = ()
+    samples_per_s: Spread | None = None
+    cpu_us_per_sample: Spread | None = None
+    figures: dict[str, float] = {}
+
+    @classmethod
+    def of(
+        cls,
+        repeats: Sequence[Repeat] = (),
+        parameters: Mapping[str, str | float] | None = None,
+        figures: Mapping[str, float] | None = None,
+    ) -> CaseResult:
+        """A case with the medians of its repeats."""
+        return cls(
+            parameters=dict(parameters or {}),
+            repeats=tuple(repeats),
+            figures=dict(figures or {}),
+            **_spreads(repeats),
+        )
+
+    @model_validator(mode="after")
+    def _agrees(self) -> CaseResult:
+        for name, spread in _spreads(self.repeats).items():
+            if getattr(self, name) != spread:
+                raise ValueError(f"{name} is not that of the repeats")
+        return self
+
+
+def _spreads(repeats: Sequence[Repeat]) -> dict[str, Spread | None]:
+    names = ("samples_per_s", "cpu_us_per_sample")
+    if not repeats:
+        return dict.fromkeys(names)
+    return {name: Spread.of([getattr(repeat, name) for repeat in repeats]) for name in names}
+
+
+class Result(_Strict):
+    """One run of one benchmark.
+
+    ours: the cases that are this project's own; the others are compared with the fastest.
+    skipped: what was not measured, and why. sizes: bytes and shares, by name.
+    """
+
+    schema_version: Literal[2] = 2
+    benchmark: Literal[
+        "convert", "loader", "peers", "step", "epoch", "scaling", "simulation", "estimate"
+    ]
+    created: str
+    commit: str
+    arguments: dict[str, str]
+    machine: Machine
+    versions: dict[str, str]
+    cases: dict[str, CaseResult]
+    ours: tuple[str, ...] = ()
+    skipped: dict[str, str] = {}
+    sizes: dict[str, float] = {}
+
+    @model_validator(mode="after")
+    def _known(self) -> Result:
+        unknown = set(self.ours) - set(self.cases)
+        if unknown:
+            raise ValueError(f"ours names {sorted(unknown)}, which are no cases")
+        return self
+
+    def best(self, beside: str) -> str | None:
+        """The fastest of our cases with the parameters of case ``beside``, or None."""
+        rates = {
+            name: rate.median
+            for name in self.ours
+            if self.cases[name].parameters == self.cases[beside].parameters
+            and (rate := self.cases[name].samples_per_s) is not None
+        }
+        return max(rates, key=lambda name: rates[name]) if rates else None
+
+    def faster_by(self, name: str) -> Spread | None:
+        """Rate of our fastest over that of a case, round by round; None where there is none.
+
+        Of the medians where the two were not timed in the same rounds.
+        """
+        base = self.best(name)
+        if base is None or not self.cases[name].repeats:
+            return None
+        ours, theirs = self.cases[base], self.cases[name]
+        if len(ours.repeats) == len(theirs.repeats):
+            return Spread.of(ratios(ours.repeats, theirs.repeats))
+        assert ours.samples_per_s is not None
+        assert theirs.samples_per_s is not None
+        return Spread.of([ours.samples_per_s.median / theirs.samples_per_s.median])
 
 
 def make_result(
     benchmark: str,
     arguments: Mapping[str, Any],
-    repeats: Mapping[str, Sequence[Repeat]],
-    ratio_to: str,
+    cases: Mapping[str, CaseResult],
+    *,
+    device: str = "cpu",
     **more: Any,
-) -> dict[str, Any]:
-    """One run as plain values; ``ratio_to`` names the case whose rate the others divide."""
-    ours = repeats[ratio_to]
-    return {
-        "schema": SCHEMA,
-        "benchmark": benchmark,
-        "arguments": {name: str(value) for name, value in arguments.items()},
-        "commit": _commit(),
-        "machine": describe_machine(),
-        "versions": _versions(),
-        "cases": {
-            name: {
-                "samples_per_s": median(found, "samples_per_s"),
-                "cpu_us_per_sample": median(found, "cpu_us_per_sample"),
-                "peak_rss_gib": max(repeat.peak_rss_gib for repeat in found),
-                "ours_is_faster_by": statistics.median(ratios(ours, found)),
-                "repeats": [repeat.to_json() for repeat in found],
-            }
-            for name, found in repeats.items()
-        },
+) -> Result:
+    """A result of this run, on this machine, at this commit."""
+    return Result(
+        benchmark=benchmark,  # type: ignore[arg-type]
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        commit=commit(),
+        arguments={name: str(value) for name, value in arguments.items()},
+        machine=Machine.model_validate(describe_machine(device)),
+        versions=versions(),
+        cases=dict(cases),
         **more,
-    }
+    )
 
 
-def describe_machine() -> dict[str, Any]:
-    """Processor and device; figures of a CPU are never called GPU time."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = info.read_text().splitlines()
-        cpu = next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), cpu)
-    return {"cpu": cpu, "cores": default_workers(), "device": "cpu", "system": platform.platform()}
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+def read_result(path: Path) -> Result:
+    """A result from its file. Raises DataError where it is not one."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return Result.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; expected a result of `benchmarks`") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise DataError(
+            f"{path}: not a result of schema {SCHEMA}: {where}: {first['msg']}; measure again"
+        ) from None
 
 
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+def read_results(folder: Path) -> dict[str, Result]:
+    """All results of a folder, by file name without its end; DataError if there is none."""
+    paths = sorted(folder.glob("*.json")) if folder.is_dir() else []
+    if not paths:
+        raise DataError(f"{folder}: no results (*.json) here; run `python -m benchmarks` first")
+    return {path.stem: read_result(path) for path in paths}
 
 
-def table(result: Mapping[str, Any]) -> str:
-    """The cases of a result, a line each, for a person."""
-    machine = result["machine"]
-    lines = [
-        f"{result['benchmark']} on {machine['cores']} cores of {machine['cpu']}, commit "
-        f"{result['commit']}; medians of {len(next(iter(result['cases'].values()))['repeats'])}",
-        f"{'':44}{'samples/s':>11}{'CPU us/sample':>15}{'peak GiB':>10}{'ours is':>10}",
-    ]
-    for name, case in result["cases"].items():
+def table(result: Result) -> str:
+    """The timed cases of a result, a line each, for a terminal."""
+    machine = result.machine
+    where = machine.gpu or f"{machine.cores} cores of {machine.cpu}"
+    lines = [f"{result.benchmark} on {where}, commit {result.commit}"]
+    timed = {name: case for name, case in result.cases.items() if case.repeats}
+    if timed:
+        lines.append(f"{'':44}{'samples/s':>11}{'CPU us/sample':>15}{'best of ours is':>17}")
+    for name, case in timed.items():
+        assert case.samples_per_s is not None
+        assert case.cpu_us_per_sample is not None
+        faster = result.faster_by(name)
+        ratio = "" if faster is None else f"{faster.median:15.2f} x"
         lines.append(
-            f"{name:44}{case['samples_per_s']:11,.0f}{case['cpu_us_per_sample']:15,.0f}"
-            f"{case['peak_rss_gib']:10.2f}{case['ours_is_faster_by']:9.2f}x"
+            f"{name:44}{case.samples_per_s.median:11,.1f}"
+            f"{case.cpu_us_per_sample.median:15,.0f}{ratio}"
         )
+    for name, case in result.cases.items():
+        lines += [f"{name}: {what} {value:,.6g}" for what, value in case.figures.items()]
+    lines += [f"{name}: skipped, {why}" for name, why in result.skipped.items()]
     return "\n".join(lines)
 
 
-def write_result(result: Mapping[str, Any], path: Path | None) -> None:
+def write_result(result: Result, path: Path | None) -> None:
     """Print the table; with ``path`` write the JSON too."""
-    print(table(result), file=sys.stdout)
+    print(table(result))
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        path.write_text(result.model_dump_json(indent=1) + "\n")

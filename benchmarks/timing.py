@@ -1,21 +1,23 @@
-"""One way to time everything: interleaved repeats, wall and CPU time, peak memory of the tree."""
+"""One way to time everything: warm-up, interleaved repeats, wall and CPU time, peak memory.
+
+Works on any device: a GPU is waited for before a clock is read. Phases inside a step are timed by
+`benchmarks.phases`.
+"""
 
 from __future__ import annotations
 
 import gc
 import multiprocessing
-import resource
 import statistics
-import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
-import psutil
+import torch
+
+from benchmarks.meter import cpu_s, peak_memory
 
 _GIB = 2**30
-_SAMPLING_S = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,15 +37,17 @@ class Case:
 class Repeat:
     """One timed run.
 
-    wall_s: by the monotonic clock. cpu_s: user and system time of this process and of the
-    children that ended during the run. peak_rss_gib: largest sum of resident memory of this
-    process and all its children, sampled 50 times a second; shared pages count in each.
+    wall_s: by the monotonic clock. cpu_s: user and system time of this process and of all its
+    children. peak_rss_gib: largest sum of resident memory of this process and its children,
+    sampled 50 times a second; shared pages count in each. peak_device_gib: largest memory that
+    torch had allocated on the GPU, None on a CPU.
     """
 
     samples: int
     wall_s: float
     cpu_s: float
     peak_rss_gib: float
+    peak_device_gib: float | None = None
 
     @property
     def samples_per_s(self) -> float:
@@ -55,13 +59,60 @@ class Repeat:
         """CPU time of all cores together."""
         return self.cpu_s / self.samples * 1e6
 
-    def to_json(self) -> dict[str, float]:
-        """Plain values."""
-        return {
-            **asdict(self),
-            "samples_per_s": self.samples_per_s,
-            "cpu_us_per_sample": self.cpu_us_per_sample,
-        }
+
+def synchronize(device: torch.device) -> None:
+    """Wait for everything that was started on the device; nothing to do on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def time_once(
+    run: Callable[[], int],
+    *,
+    prepare: Callable[[], None] = lambda: None,
+    device: torch.device | str = "cpu",
+) -> Repeat:
+    """Time one run."""
+    device = torch.device(device)
+    on_gpu = device.type == "cuda"
+    prepare()
+    gc.collect()
+    synchronize(device)
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+    with peak_memory() as peak:
+        cpu, wall = cpu_s(), time.perf_counter()
+        samples = run()
+        synchronize(device)
+        wall, cpu = time.perf_counter() - wall, cpu_s() - cpu
+    return Repeat(
+        samples=samples,
+        wall_s=wall,
+        cpu_s=cpu,
+        peak_rss_gib=peak.gib,
+        peak_device_gib=torch.cuda.max_memory_allocated(device) / _GIB if on_gpu else None,
+    )
+
+
+def interleave(
+    cases: Mapping[str, Callable[[], Repeat]],
+    repeats: int,
+    warmup: int = 1,
+    report: Callable[[str, Repeat], None] = lambda name, repeat: None,
+) -> dict[str, list[Repeat]]:
+    """Take ``repeats`` measurements of every case in turn, A B C A B C, after ``warmup`` rounds.
+
+    A machine that others use drifts; cases timed in turn drift together, so that the ratio
+    of two cases of one round is fair.
+    """
+    found: dict[str, list[Repeat]] = {name: [] for name in cases}
+    for number in range(warmup + repeats):
+        for name, measure in cases.items():
+            repeat = measure()
+            if number >= warmup:
+                found[name].append(repeat)
+                report(name, repeat)
+    return found
 
 
 def run_interleaved(
@@ -70,65 +121,18 @@ def run_interleaved(
     warmup: int = 1,
     report: Callable[[str, Repeat], None] = lambda name, repeat: None,
 ) -> dict[str, list[Repeat]]:
-    """Time every case ``repeats`` times, in turn: A B C A B C, after ``warmup`` rounds.
+    """`interleave` of cases that run in this process."""
 
-    A machine that others use drifts; cases timed in turn drift together, so that the ratio
-    of two cases of one round is fair.
-    """
-    found: dict[str, list[Repeat]] = {case.name: [] for case in cases}
-    for number in range(warmup + repeats):
-        for case in cases:
-            repeat = time_once(case)
-            if number >= warmup:
-                found[case.name].append(repeat)
-                report(case.name, repeat)
-    return found
+    def measure(case: Case) -> Callable[[], Repeat]:
+        def once() -> Repeat:
+            repeat = time_once(case.run, prepare=case.prepare)
+            for child in multiprocessing.active_children():
+                child.join()
+            return repeat
 
+        return once
 
-def time_once(case: Case) -> Repeat:
-    """Time one run of a case."""
-    case.prepare()
-    gc.collect()
-    with _peak_memory() as peak:
-        cpu, wall = _cpu_s(), time.perf_counter()
-        samples = case.run()
-        for child in multiprocessing.active_children():
-            child.join()  # a child's CPU time counts when it has ended
-        wall, cpu = time.perf_counter() - wall, _cpu_s() - cpu
-    return Repeat(samples=samples, wall_s=wall, cpu_s=cpu, peak_rss_gib=peak[0] / _GIB)
-
-
-def _cpu_s() -> float:
-    own = resource.getrusage(resource.RUSAGE_SELF)
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
-
-
-@contextmanager
-def _peak_memory():  # type: ignore[no-untyped-def]
-    """Largest resident memory of this process and its children, in bytes, as a list of one."""
-    peak = [0]
-    done = threading.Event()
-    this = psutil.Process()
-
-    def watch() -> None:
-        while not done.is_set():
-            total = 0
-            for process in (this, *this.children(recursive=True)):
-                try:
-                    total += process.memory_info().rss
-                except psutil.Error:
-                    continue  # ended meanwhile
-            peak[0] = max(peak[0], total)
-            done.wait(_SAMPLING_S)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield peak
-    finally:
-        done.set()
-        thread.join()
+    return interleave({case.name: measure(case) for case in cases}, repeats, warmup, report)
 
 
 def median(repeats: Sequence[Repeat], what: str) -> float:

@@ -17,7 +17,7 @@ def test_time_of_a_sleep_is_a_sleep() -> None:
         time.sleep(0.1)
         return 10
 
-    found = time_once(Case(name="sleep", run=sleep))
+    found = time_once(sleep)
     assert 0.1 <= found.wall_s < 0.2
     assert found.cpu_s < 0.05
     assert 50 < found.samples_per_s <= 100
@@ -31,7 +31,7 @@ def test_cpu_time_of_work_is_counted() -> None:
             pass
         return 1
 
-    assert 0.1 <= time_once(Case(name="work", run=work)).cpu_s < 0.3
+    assert 0.1 <= time_once(work).cpu_s < 0.3
 
 
 def test_cases_run_in_turn_after_a_warm_up() -> None:

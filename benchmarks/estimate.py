@@ -1,0 +1,89 @@
+"""What the arithmetic allows on GPUs that were not measured: FLOPs and bytes, no more.
+
+A step of each stage runs on torch's meta device. Time is FLOPs over the GPU's peak rate plus the
+bytes that each operation reads and writes over its memory's rate: kernels run one after another,
+and nothing is fused. Real kernels reach a part of the peaks: these are limits.
+
+python -m benchmarks estimate
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.gpus import find_gpu
+from benchmarks.results import CaseResult, Result, make_result
+from benchmarks.training import make_stage
+from loaders import Inputs
+from model.step import stage_loss
+from model.unet import DualDecoderUNet
+
+DEVICES = ("T4", "A100", "H100")
+_BATCH = 2  # rates are per sample
+_PCIE_GB_S = 12.0  # PCIe 3.0 x16, as a T4 has; the others have more
+
+
+class ByteCounter(TorchDispatchMode):
+    """Adds up the bytes that every operation reads and writes; views cost nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operation, and count."""
+        found = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            tensors = tree_leaves((args, kwargs, found))
+            self.bytes += sum(
+                one.numel() * one.element_size() for one in tensors if isinstance(one, torch.Tensor)
+            )
+        return found
+
+
+def run(width: int, say: Callable[[str], None]) -> Result:
+    """Every stage at both sizes on each GPU."""
+    cases = {}
+    for size in (112, 224):
+        for kind in ("depth", "mask"):
+            gflop, mbyte = work(kind, size, width)
+            for name in DEVICES:
+                gpu = find_gpu(name)
+                assert gpu is not None
+                step_s = gflop / (gpu.tflops_half * 1e3) + mbyte / (gpu.memory_gb_s * 1e3)
+                figures = {
+                    "gflop_per_sample": gflop,
+                    "mbyte_per_sample": mbyte,
+                    "limit_samples_per_s": 1 / step_s,
+                    "copied_gb_per_s": 5 * 224 * 224 / step_s / 1e9,
+                    "share_of_pcie": 5 * 224 * 224 / step_s / 1e9 / _PCIE_GB_S,
+                }
+                case = f"{name}, {kind} {size}"
+                parameters: dict[str, str | float] = {"gpu": name, "stage": kind, "size": size}
+                cases[case] = CaseResult(parameters=parameters, figures=figures)
+                say(f"{case}: at most {1 / step_s:,.0f} samples/s")
+    return make_result("estimate", {"width": width}, cases)
+
+
+def work(kind: str, size: int, width: int) -> tuple[float, float]:
+    """GFLOP and MB of memory traffic of one training step, per sample, in bfloat16."""
+    stage = make_stage(kind, size, _BATCH)
+    with torch.device("meta"):
+        network = DualDecoderUNet(width).bfloat16().freeze(*stage.frozen).train()
+        image = torch.empty(_BATCH, 3, size, size, dtype=torch.bfloat16)
+        target = torch.empty(_BATCH, 1, size, size)
+    inputs = Inputs(image, image, target, target)
+    optimizer = torch.optim.SGD(network.trained_parameters(), lr=1e-3, momentum=0.9)
+    with FlopCounterMode(display=False) as flops, ByteCounter() as traffic:
+        mask_logits, depth = network(inputs.bg, inputs.fg_bg, decode=stage.decode)
+        stage_loss(stage, mask_logits, depth, inputs).backward()
+        optimizer.step()
+    return flops.get_total_flops() / _BATCH / 1e9, traffic.bytes / _BATCH / 1e6

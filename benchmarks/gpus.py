@@ -1,0 +1,84 @@
+"""Peak rates of GPUs, from their makers' data sheets: for MFU, and for estimates.
+
+Dense rates in TFLOP/s, memory in GB/s. Sources, all NVIDIA's: "Tesla P100 GPU Accelerator"
+(2016), "T4 Tensor Core GPU" (2019), "V100 GPU Accelerator" (2020), "A100 Tensor Core GPU" (2021,
+40 GB: 2020), "A10" (2021), "L4" (2023), "H100 Tensor Core GPU" (2023), "H200 Tensor Core GPU"
+(2024). Where a sheet gives rates "with sparsity", half of them stands here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """tflops_half: float16 or bfloat16 on tensor cores (P100: on ordinary ones)."""
+
+    tflops_float: float
+    tflops_half: float
+    memory_gb_s: float
+
+
+# The first whose words are all in torch's name of the device counts.
+GPUS = {
+    "H200": Gpu(tflops_float=67, tflops_half=989.5, memory_gb_s=4800),
+    "H100 PCIe": Gpu(tflops_float=51, tflops_half=756.5, memory_gb_s=2000),
+    "H100 NVL": Gpu(tflops_float=60, tflops_half=835.5, memory_gb_s=3900),
+    "H100": Gpu(tflops_float=67, tflops_half=989.5, memory_gb_s=3350),
+    "A100-SXM4-80GB": Gpu(tflops_float=19.5, tflops_half=312, memory_gb_s=2039),
+    "A100": Gpu(tflops_float=19.5, tflops_half=312, memory_gb_s=1555),
+    "V100": Gpu(tflops_float=15.7, tflops_half=125, memory_gb_s=900),
+    "P100": Gpu(tflops_float=9.3, tflops_half=18.7, memory_gb_s=732),
+    "A10G": Gpu(tflops_float=31.2, tflops_half=70, memory_gb_s=600),
+    "A10": Gpu(tflops_float=31.2, tflops_half=125, memory_gb_s=600),
+    "L4": Gpu(tflops_float=30.3, tflops_half=121, memory_gb_s=300),
+    "T4": Gpu(tflops_float=8.1, tflops_half=65, memory_gb_s=320),
+}
+
+
+def find_gpu(name: str) -> Gpu | None:
+    """By torch's name of a device; None where it is not in the table."""
+    words = name.replace("-", " ").split()
+    for known, gpu in GPUS.items():
+        if all(part in words for part in known.replace("-", " ").split()):
+            return gpu
+    return None
+
+
+def peak_tflops(device: torch.device, dtype: torch.dtype | None) -> float | None:
+    """Peak of a device with autocast to ``dtype`` (None: float32); None where not known."""
+    if device.type != "cuda":
+        return None
+    gpu = find_gpu(torch.cuda.get_device_name(device))
+    if gpu is None:
+        return None
+    return gpu.tflops_float if dtype is None else gpu.tflops_half
+
+
+class EnergyMeter:
+    """Joules that a GPU has used, by NVML; None where that cannot be read."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._handle = None
+        if device.type != "cuda":
+            return
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+            uuid = str(torch.cuda.get_device_properties(device).uuid)
+            self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())
+            pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
+        except Exception:  # not installed, no driver, or a GPU without the counter
+            self._handle = None
+
+    def joules(self) -> float | None:
+        """Since the driver was loaded."""
+        if self._handle is None:
+            return None
+        import pynvml
+
+        return pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) / 1e3

@@ -1,0 +1,68 @@
+"""From shards to batches on the device: our engines beside the floor.
+
+python -m benchmarks loader SHARDS
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.contender import Contender, Isolated, race
+from benchmarks.images import Truth, read_truth
+from benchmarks.meter import drop_cache
+from benchmarks.ours import floor_contender, our_contenders
+from benchmarks.results import CaseResult, Result, make_result
+from convert.shards import Shards
+
+COMPARED = 256
+
+
+def run(
+    shards: Path,
+    *,
+    repeats: int,
+    batch_size: int,
+    threads: int,
+    device: str,
+    say: Callable[[str], None],
+) -> Result:
+    """Time whole shuffled epochs: uint8, then floats of `Preprocess`, and one with a cold cache."""
+    opened = Shards(shards)
+    truth = read_truth(opened, some_samples(len(opened)))
+    ours = our_contenders(shards, batch_size, threads, device)
+    floats = our_contenders(shards, batch_size, threads, device, normalise=True)
+    contenders = [*ours, *floats, floor_contender(shards, threads)]
+    found = race(contenders, truth, repeats, say=say)
+    cases = {
+        name: CaseResult.of(found.repeats[name], figures=found.figures[name])
+        for name in found.repeats
+    }
+    for contender in ours:
+        cases[f"{contender.name}, cold cache"] = _cold(contender, truth, opened, say)
+    arguments = {
+        "shards": shards.name, "samples": len(opened), "repeats": repeats,
+        "batch_size": batch_size, "threads": threads, "device": device,
+    }  # fmt: skip
+    names = [contender.name for contender in ours]
+    return make_result("loader", arguments, cases, device=device, ours=tuple(names))
+
+
+def some_samples(samples: int) -> np.ndarray:
+    """Samples to compare pixel by pixel: spread by a seed, int64, ascending."""
+    chosen = np.random.default_rng(0).permutation(samples)[:COMPARED]
+    return np.sort(chosen)
+
+
+def _cold(
+    contender: Contender, truth: Truth, opened: Shards, say: Callable[[str], None]
+) -> CaseResult:
+    """The first epoch of a fresh process, after the kernel was asked to forget the shards."""
+    files = [opened.folder / file for file in opened.manifest.files]
+    dropped = drop_cache(files)
+    with Isolated(contender) as isolated:
+        repeat = isolated.run()
+    say(f"{contender.name}, cold cache: {repeat.samples_per_s:,.0f} samples/s")
+    return CaseResult.of([repeat], figures={"dropped_bytes": float(dropped)})

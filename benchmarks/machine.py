@@ -1,0 +1,71 @@
+"""Where and with what a result was made: processor, device, driver, versions, commit."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from convert.workers import default_workers
+
+_LIBRARIES = (
+    "torch", "numpy", "numba", "pillow", "simplejpeg", "kornia", "ffcv", "nvidia-dali-cuda130",
+    "nvidia-dali-cuda120", "webdataset", "mosaicml-streaming", "litdata", "spdl",
+)  # fmt: skip
+
+
+def describe_machine(device: torch.device | str = "cpu") -> dict[str, str | int | None]:
+    """Processor, cores and device; ``driver`` and ``gpu`` are None on a CPU."""
+    device = torch.device(device)
+    on_gpu = device.type == "cuda"
+    return {
+        "cpu": _processor(),
+        "cores": default_workers(),
+        "device": device.type,
+        "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
+        "driver": _driver() if on_gpu else None,
+        "system": platform.platform(),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _driver() -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return _first_line(command) or "unknown"
+
+
+def commit() -> str:
+    """Of the checkout, with "-dirty" where it has changes; "unknown" outside of one."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    return _first_line(command) or "unknown"
+
+
+def _first_line(command: list[str]) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    lines = done.stdout.strip().splitlines()
+    return lines[0] if lines else None
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that matter, those that are installed."""
+    found = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,133 @@
+"""Stock DALI: its webdataset reader and decoders, on the CPU or (`mixed`) on the GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.dlpack import from_dlpack
+
+from benchmarks.contender import Epochs
+from benchmarks.images import Images, Scale
+from benchmarks.peers.source import FIELDS
+from convert.shards import Shards
+from loaders.backgrounds import Backgrounds
+
+_WINDOW = 1024  # the reader's own default
+
+
+@contextmanager
+def open_dali(
+    store: Path,
+    shards: Path,
+    batch_size: int,
+    threads: int,
+    device: str,
+    resident: bool,
+    normalise: bool,
+) -> Iterator[Epochs]:
+    """Shuffled in a window, as DALI can.
+
+    resident: the backgrounds are kept on the device and gathered, as ours are, not read.
+    normalise: by `crop_mirror_normalize`, with the statistics of the shard folder.
+    """
+    opened = Shards(shards)
+    names = FIELDS[1:] if resident else FIELDS
+    moments = _moments(opened) if normalise else None
+    pipeline = _pipeline(sorted(store.glob("*.tar")), names, batch_size, threads, device, moments)
+    pipeline.build()
+    layout = opened.manifest.layout
+    bank = _bank(opened, device, moments) if resident else None
+    batches = -(-layout.samples // batch_size)
+
+    def epoch(number: int) -> Iterator[Images]:
+        left = layout.samples
+        for _ in range(batches):
+            outputs: Any = pipeline.run()
+            *pixels, index = (from_dlpack(output.as_tensor()) for output in outputs)
+            # The last batch is filled up with repeated samples.
+            fields = dict(zip(names, (field[:left] for field in pixels), strict=True))
+            if not normalise:
+                fields = {name: field.permute(0, 3, 1, 2) for name, field in fields.items()}
+            index = index[:left].flatten().to(device)
+            left -= batch_size
+            if bank is not None:
+                group = torch.div(index, layout.samples_per_bg or 1, rounding_mode="floor")
+                fields["bg"] = bank.index_select(0, group)
+            yield Images(index=index, **fields)
+
+    yield epoch
+
+
+Moments = dict[str, tuple[list[float], list[float]]]
+
+
+def _moments(opened: Shards) -> Moments:
+    """Mean and std in 0..255, by field."""
+    found: Moments = {"mask": ([0.0], [255.0]), "depth": ([0.0], [255.0])}
+    for name in ("bg", "fg_bg"):
+        statistics = opened.manifest.statistics[name]
+        found[name] = ([255 * m for m in statistics.mean], [255 * s for s in statistics.std])
+    return found
+
+
+def normalised(shards: Path) -> Scale:
+    """Scale of what comes out with ``normalise``."""
+    moments = _moments(Shards(shards))
+    bg, fg_bg = ((tuple(mean), tuple(std)) for mean, std in (moments["bg"], moments["fg_bg"]))
+    return Scale(bg=bg, fg_bg=fg_bg, depth=255.0, mask_threshold=128 / 255)
+
+
+def _bank(opened: Shards, device: str, moments: Moments | None) -> torch.Tensor:
+    """(n_bg, 3, H, W), normalised once where that is asked for."""
+    images = Backgrounds.from_numpy(opened.backgrounds, opened.manifest.layout, device).images
+    if moments is None:
+        return images
+    mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in moments["bg"])
+    return (images.float() - mean) / std
+
+
+def _pipeline(
+    paths: list[Path],
+    names: tuple[str, ...],
+    batch_size: int,
+    threads: int,
+    device: str,
+    moments: Moments | None,
+) -> Any:
+    from nvidia.dali import fn, pipeline_def, types
+
+    on_gpu = torch.device(device).type == "cuda"
+
+    @pipeline_def
+    def graph() -> tuple[Any, ...]:
+        read: Any = fn.readers.webdataset
+        *stored, index = read(
+            paths=[str(path) for path in paths],
+            ext=[*(f"{name}.jpg" for name in names), "index"],
+            random_shuffle=True,
+            initial_fill=_WINDOW,
+            pad_last_batch=True,
+            missing_component_behavior="error",
+        )
+        decoded = []
+        for name, data in zip(names, stored, strict=True):
+            form = types.RGB if name in ("bg", "fg_bg") else types.GRAY
+            image = fn.decoders.image(data, device="mixed" if on_gpu else "cpu", output_type=form)
+            if moments is not None:
+                mean, std = moments[name]
+                image = fn.crop_mirror_normalize(
+                    image, dtype=types.FLOAT, output_layout="CHW", mean=mean, std=std
+                )
+            decoded.append(image)
+        return (*decoded, fn.reinterpret(index, dtype=types.INT64))
+
+    return graph(
+        batch_size=batch_size,
+        num_threads=threads,
+        device_id=(torch.device(device).index or 0) if on_gpu else None,
+        prefetch_queue_depth=2,
+    )

@@ -1,0 +1,75 @@
+"""Stock FFCV: four RGB JPEG fields, written by its own `DatasetWriter` and read by its `Loader`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.contender import Epochs
+from benchmarks.peers.source import FIELDS, Files, to_images
+
+# The source's own: FFCV encodes again, and a higher one would make it slower.
+JPEG_QUALITY = 65
+
+
+class _Pixels:
+    """What FFCV's writer takes: four RGB arrays and the index."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, position: int) -> tuple[Any, ...]:
+        paths = self._files.paths(position)
+        images = [np.asarray(Image.open(paths[name]).convert("RGB")) for name in FIELDS]
+        return (*images, int(self._files.indices[position]))
+
+
+@dataclass(frozen=True)
+class WriteBeton:
+    """FFCV's writer as its documentation uses it."""
+
+    files: Files
+    workers: int
+
+    def __call__(self, store: Path) -> None:
+        from ffcv.fields import IntField, RGBImageField
+        from ffcv.writer import DatasetWriter
+
+        image = {
+            name: RGBImageField(write_mode="jpg", jpeg_quality=JPEG_QUALITY) for name in FIELDS
+        }
+        fields = {**image, "index": IntField()}
+        writer = DatasetWriter(str(store), fields, num_workers=self.workers)
+        writer.from_indexed_dataset(_Pixels(self.files))
+
+
+@contextmanager
+def open_ffcv(store: Path, batch_size: int, threads: int) -> Iterator[Epochs]:
+    """Random order, uint8."""
+    from ffcv.fields.basics import IntDecoder
+    from ffcv.fields.rgb_image import SimpleRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import ToTensor
+
+    pipelines = {name: [SimpleRGBImageDecoder(), ToTensor()] for name in FIELDS}
+    pipelines["index"] = [IntDecoder(), ToTensor()]
+    loader = Loader(
+        str(store),
+        batch_size=batch_size,
+        num_workers=threads,
+        order=OrderOption.RANDOM,
+        os_cache=True,
+        drop_last=False,
+        pipelines=pipelines,
+    )
+    names = (*FIELDS, "index")
+    yield lambda number: (to_images(dict(zip(names, batch, strict=True))) for batch in loader)

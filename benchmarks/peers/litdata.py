@@ -1,0 +1,55 @@
+"""litData: chunks of stored JPEG bytes, Pillow, worker processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.contender import Epochs
+from benchmarks.peers.source import Files, decode_stored
+
+
+@dataclass(frozen=True)
+class WriteChunks:
+    """litData's `optimize`: the stored bytes of every file, in chunks."""
+
+    files: Files
+    workers: int
+
+    def __call__(self, store: Path) -> None:
+        from litdata import optimize
+
+        # `optimize` empties its cache folders when it begins and ends. Unless they are named they
+        # are `data` and `chunks` in the system's folder for temporary files: a user's own, too.
+        for name in ("DATA_OPTIMIZER_CACHE_FOLDER", "DATA_OPTIMIZER_DATA_CACHE_FOLDER"):
+            os.environ[name] = str(store.with_name(f"{store.name}-{name.lower()}"))
+        optimize(
+            fn=self._sample,
+            inputs=list(range(len(self.files))),
+            output_dir=str(store),
+            chunk_bytes="64MB",
+            num_workers=self.workers,
+        )
+
+    def _sample(self, position: int) -> dict[str, Any]:
+        return {**self.files.stored(position), "index": int(self.files.indices[position])}
+
+
+@contextmanager
+def open_litdata(store: Path, batch_size: int, workers: int) -> Iterator[Epochs]:
+    """Shuffled by chunk and within chunks, as `StreamingDataset` does."""
+    from litdata import StreamingDataLoader, StreamingDataset
+
+    dataset = StreamingDataset(str(store), shuffle=True, drop_last=False, seed=0)
+    loader = StreamingDataLoader(
+        dataset,
+        batch_size=batch_size,
+        num_workers=workers,
+        persistent_workers=True,
+        collate_fn=decode_stored,
+    )
+    yield lambda number: loader

@@ -1,0 +1,166 @@
+"""The same job with what one would use otherwise, in one run, in turn, each checked first.
+
+python -m benchmarks peers DATASET SHARDS
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.contender import Contender, race
+from benchmarks.images import Scale, Truth
+from benchmarks.loader import some_samples
+from benchmarks.ours import floor_contender, our_contenders
+from benchmarks.peers.dali import normalised, open_dali
+from benchmarks.peers.ffcv import WriteBeton, open_ffcv
+from benchmarks.peers.litdata import WriteChunks, open_litdata
+from benchmarks.peers.pillow import open_pillow
+from benchmarks.peers.source import Files, WriteTars
+from benchmarks.peers.spdl import open_spdl
+from benchmarks.peers.streaming import WriteMDS, open_streaming
+from benchmarks.peers.webdataset import open_webdataset
+from benchmarks.results import CaseResult, Result, make_result
+from loaders.reference import ReferenceLoader
+
+PILLOW = "Pillow + DataLoader, 4 images, float"
+STOCK_FFCV = "stock FFCV, 4 RGB JPEG fields"
+DALI_4 = "stock DALI webdataset, 4 images"
+DALI_3 = "stock DALI, 3 images, bg resident"
+DALI_FLOAT = "stock DALI, 3 images, bg resident, float"
+# FFCV encodes the JPEGs again, and decodes with its fast DCT; FFmpeg's decoder differs from
+# libjpeg-turbo in the last bits of the DCT and in how it upsamples chroma.
+_LOSSY: dict[str, Any] = {"levels": 160, "mask_share": 1e-3}
+
+
+def run(
+    dataset: Path,
+    shards: Path,
+    *,
+    repeats: int,
+    batch_size: int,
+    threads: int,
+    device: str,
+    slow_share: int,
+    only: tuple[str, ...] = (),
+    say: Callable[[str], None],
+) -> Result:
+    """Time shuffled epochs of everybody.
+
+    only: parts of names; others than those are left out.
+    slow_share: those that decode with Pillow read every ``slow_share``-th sample only, so that
+        an epoch of theirs takes about as long as one of ours.
+    """
+    ours = our_contenders(shards, batch_size, threads, device)
+    floats = our_contenders(shards, batch_size, threads, device, normalise=True)
+    with tempfile.TemporaryDirectory(prefix="maskdepth-peers-") as folder:
+        field = _Field(dataset, shards, Path(folder), batch_size, threads, device, slow_share)
+        contenders = [*ours, *floats, floor_contender(shards, threads), *field.all()]
+        contenders = [one for one in contenders if chosen(one.name, only)]
+        truth = _truth(dataset, slow_share)
+        found = race(contenders, truth, repeats, optional=True, say=say)
+    cases = {
+        name: CaseResult.of(found.repeats[name], figures=found.figures[name])
+        for name in found.repeats
+    }
+    arguments = {
+        "dataset": dataset.name, "samples": len(field.everything), "repeats": repeats,
+        "batch_size": batch_size, "threads": threads, "device": device,
+        "slow_share": slow_share,
+    }  # fmt: skip
+    names = tuple(contender.name for contender in ours if contender.name in cases)
+    return make_result("peers", arguments, cases, device=device, ours=names, skipped=found.skipped)
+
+
+def chosen(name: str, only: tuple[str, ...]) -> bool:
+    """Whether a contender's name contains one of the parts asked for; all do if there are none."""
+    return not only or any(part.lower() in name.lower() for part in only)
+
+
+def _truth(dataset: Path, slow_share: int) -> Truth:
+    """Some of the samples that everybody reads, decoded by Pillow one by one."""
+    with ReferenceLoader(dataset, batch_size=1) as reference:
+        every = np.arange(0, reference.layout.samples, slow_share)
+        indices = every[some_samples(len(every))]
+    with ReferenceLoader(
+        dataset, batch_size=len(indices), indices=indices, shuffle=False
+    ) as loader:
+        (batch,) = loader.epoch(0)
+        bg = loader.backgrounds.gather(batch.index)
+    names = ("fg_bg", "mask", "depth")
+    images = {name: getattr(batch, name).numpy() for name in names}
+    return Truth(index=indices, bg=bg.numpy(), **images)
+
+
+class _Field:
+    """Everybody but us, with the files they read."""
+
+    def __init__(
+        self,
+        dataset: Path,
+        shards: Path,
+        folder: Path,
+        batch_size: int,
+        threads: int,
+        device: str,
+        slow_share: int,
+    ) -> None:
+        with ReferenceLoader(dataset, batch_size=1) as reference:
+            self.everything = Files(dataset, np.arange(reference.layout.samples))
+        self._some = Files(dataset, self.everything.indices[::slow_share])
+        self._folder, self._shards = folder, shards
+        self._batch_size, self._threads, self._device = batch_size, threads, device
+
+    def all(self) -> list[Contender]:
+        """In the order in which they take turns."""
+        batch, threads = self._batch_size, self._threads
+        fast = partial(Contender, expected=self.everything.indices, threads=threads)
+        slow = partial(Contender, expected=self._some.indices, threads=threads)
+        workers = {"batch_size": batch, "workers": threads}
+        some, folder, uint8 = self._some, self._folder, Scale()
+        unit = ((0.0,), (255.0,))
+        floats = Scale(bg=unit, fg_bg=unit, depth=255.0, mask_threshold=128 / 255)
+        tars = WriteTars(some, 2 * threads)
+        return [
+            slow(name=PILLOW, opens=open_pillow, options={"files": some, **workers},
+                 scale=floats, levels=0.001),
+            fast(name=STOCK_FFCV, opens=open_ffcv,
+                 options={"batch_size": batch, "threads": threads},
+                 convert=WriteBeton(self.everything, threads), store=folder / "stock.beton",
+                 scale=uint8, **_LOSSY),
+            self._dali(DALI_4, fast, resident=False, normalise=False),
+            self._dali(DALI_3, fast, resident=True, normalise=False),
+            self._dali(DALI_FLOAT, fast, resident=True, normalise=True),
+            slow(name="webdataset library, Pillow", opens=open_webdataset, options=workers,
+                 convert=tars, store=folder / "some-tars", scale=uint8),
+            slow(name="MosaicML streaming, Pillow", opens=open_streaming, options=workers,
+                 convert=WriteMDS(some), store=folder / "mds", scale=uint8),
+            slow(name="litData, Pillow", opens=open_litdata, options=workers,
+                 convert=WriteChunks(some, threads), store=folder / "chunks", scale=uint8),
+            fast(name="SPDL, FFmpeg", opens=open_spdl,
+                 options={"files": self.everything, "batch_size": batch, "threads": threads},
+                 scale=uint8, **_LOSSY),
+        ]  # fmt: skip
+
+    def _dali(
+        self, name: str, contender: Callable[..., Contender], *, resident: bool, normalise: bool
+    ) -> Contender:
+        options = {
+            "shards": self._shards, "batch_size": self._batch_size, "threads": self._threads,
+            "device": self._device, "resident": resident, "normalise": normalise,
+        }  # fmt: skip
+        return contender(
+            name=name,
+            opens=open_dali,
+            options=options,
+            convert=WriteTars(self.everything, self._threads),
+            store=self._folder / "tars",
+            scale=normalised(self._shards) if normalise else Scale(),
+            levels=0.01 if normalise else 0.0,
+            device=self._device,
+        )

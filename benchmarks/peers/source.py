@@ -1,0 +1,105 @@
+"""What all peers read: the files of a data set folder, four images a sample, as they are."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.images import Images
+from convert.source import Source, read_source
+
+FIELDS = ("bg", "fg_bg", "mask", "depth")
+MODES = {"bg": "RGB", "fg_bg": "RGB", "mask": "L", "depth": "L"}
+"""How Pillow is asked for each."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Paths and stored bytes of some samples of a data set folder; cheap to send to a process.
+
+    dataset: the folder. indices: int64, the samples.
+    """
+
+    dataset: Path
+    indices: np.ndarray
+
+    @cached_property
+    def _source(self) -> Source:
+        return read_source(self.dataset)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without the listing of the folder: each process makes its own."""
+        return {"dataset": self.dataset, "indices": self.indices}
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def paths(self, position: int) -> dict[str, Path]:
+        """bg, fg_bg, mask and depth of one sample."""
+        index = int(self.indices[position])
+        group = int(self._source.layout.background_of(np.asarray(index)))
+        paths = (self._source.bg[group], *self._source.paths(index))
+        return dict(zip(FIELDS, paths, strict=True))
+
+    def stored(self, position: int) -> dict[str, bytes]:
+        """The same as bytes."""
+        return {name: path.read_bytes() for name, path in self.paths(position).items()}
+
+
+@dataclass(frozen=True)
+class WriteTars:
+    """Writes webdataset shards of four JPEGs and the index, in a seeded random order.
+
+    The order on disk is shuffled, as both readers of it shuffle in a window only. One shard
+    for each thread that will read, at least: a reading process takes whole shards.
+    """
+
+    files: Files
+    shards: int
+
+    def __call__(self, store: Path) -> None:
+        store.mkdir(parents=True)
+        order = np.random.default_rng(0).permutation(len(self.files))
+        for number, positions in enumerate(np.array_split(order, self.shards)):
+            with tarfile.open(store / f"samples-{number:05d}.tar", "w") as archive:
+                for position in positions.tolist():
+                    self._add(archive, position)
+
+    def _add(self, archive: tarfile.TarFile, position: int) -> None:
+        index = int(self.files.indices[position])
+        members = {f"{name}.jpg": data for name, data in self.files.stored(position).items()}
+        members["index"] = index.to_bytes(8, "little")
+        for name, data in members.items():
+            info = tarfile.TarInfo(f"{index:09d}.{name}")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+
+
+def decode_pillow(data: bytes | memoryview | Path, name: str) -> torch.Tensor:
+    """uint8 (H, W, C): one field of one sample, from its bytes or its file."""
+    file = data if isinstance(data, Path) else io.BytesIO(data)
+    pixels = np.array(Image.open(file).convert(MODES[name]))
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1))
+
+
+def decode_stored(samples: list[dict[str, Any]]) -> Images:
+    """A batch from the stored bytes of its samples; for a `DataLoader`'s ``collate_fn``."""
+    fields = {
+        name: torch.stack([decode_pillow(sample[name], name) for sample in samples])
+        for name in FIELDS
+    }
+    return to_images({**fields, "index": torch.tensor([int(one["index"]) for one in samples])})
+
+
+def to_images(sample: dict[str, torch.Tensor]) -> Images:
+    """From (B, H, W, C) tensors by name, as decoders leave them; no pixel is copied."""
+    pixels = {name: sample[name].permute(0, 3, 1, 2) for name in FIELDS}
+    return Images(index=sample["index"].flatten(), **pixels)

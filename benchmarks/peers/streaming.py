@@ -1,0 +1,45 @@
+"""MosaicML streaming: MDS shards of stored JPEG bytes, Pillow, worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch.utils.data import DataLoader
+
+from benchmarks.contender import Epochs
+from benchmarks.peers.source import FIELDS, Files, decode_stored
+
+
+@dataclass(frozen=True)
+class WriteMDS:
+    """MosaicML's `MDSWriter`: the stored bytes of every file."""
+
+    files: Files
+
+    def __call__(self, store: Path) -> None:
+        from streaming import MDSWriter
+
+        columns = {**dict.fromkeys(FIELDS, "bytes"), "index": "int"}
+        with MDSWriter(out=str(store), columns=columns) as out:
+            for position in range(len(self.files)):
+                index = int(self.files.indices[position])
+                out.write({**self.files.stored(position), "index": index})
+
+
+@contextmanager
+def open_streaming(store: Path, batch_size: int, workers: int) -> Iterator[Epochs]:
+    """Shuffled by the library's own algorithm."""
+    from streaming import StreamingDataset
+
+    dataset = StreamingDataset(local=str(store), shuffle=True, batch_size=batch_size)
+    loader: DataLoader = DataLoader(
+        dataset,
+        batch_size=batch_size,
+        num_workers=workers,
+        persistent_workers=True,
+        collate_fn=decode_stored,
+    )
+    yield lambda number: loader

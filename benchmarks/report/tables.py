@@ -1,0 +1,192 @@
+"""Results as tables of text: the same for the page, for Markdown and beside every picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.results import CaseResult, Result
+
+PHASES = ("data_wait", "preprocess", "forward", "loss_and_backward", "optimiser", "metrics")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Head and rows, all text; the first column names, the others are numbers."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def markdown(self) -> str:
+        """As GitHub shows it."""
+        lines = [self.head, tuple("---" if at == 0 else "---:" for at in range(len(self.head)))]
+        return "\n".join("| " + " | ".join(row) + " |" for row in (*lines, *self.rows))
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Three figures that count, thousands apart; empty where there is none."""
+    if value is None:
+        return ""
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}"
+
+
+def timed(result: Result) -> Table:
+    """Rate, CPU time and memory of every case, and by how much the best of ours is faster."""
+    rows = []
+    for name, case in result.cases.items():
+        if case.samples_per_s is None or case.cpu_us_per_sample is None:
+            continue
+        rate, faster = case.samples_per_s, result.faster_by(name)
+        rows.append(
+            (
+                name,
+                number(rate.median),
+                f"{number(rate.lowest)}–{number(rate.highest)}",
+                number(case.cpu_us_per_sample.median),
+                f"{max(repeat.peak_rss_gib for repeat in case.repeats):.2f}",
+                "" if faster is None else f"{faster.median:.2f} x",
+            )
+        )
+    head = ("", "samples/s", "range", "CPU us/sample", "peak GiB", "ours is faster by")
+    return Table(head, tuple(rows))
+
+
+def checked(result: Result) -> Table:
+    """What was found before anybody was timed."""
+    rows = [
+        (
+            name,
+            number(case.figures.get("largest_difference_levels")),
+            number(case.figures.get("mask_pixels_that_differ")),
+            number(case.figures.get("convert_s")),
+            number(_mib(case.figures.get("bytes"))),
+        )
+        for name, case in result.cases.items()
+        if case.figures
+    ]
+    head = ("", "largest difference, levels", "mask pixels that differ", "converted in s", "MiB")
+    return Table(head, tuple(rows))
+
+
+def _mib(value: float | None) -> float | None:
+    return None if value is None else value / 2**20
+
+
+def rates(result: Result) -> Table:
+    """Loader, model and both together, of each stage; for `epoch`."""
+    rows = []
+    for title, parts in stages(result).items():
+        figures = parts["training"].figures
+        share = figures.get("accelerator_utilisation", figures.get("cpu_compute_share"))
+        row = [title, *(number(_rate(parts[part])) for part in ("loader", "model", "training"))]
+        row += [f"{figures['stall']:.1%}", f"{figures['efficiency']:.1%}"]
+        row += ["" if share is None else f"{share:.1%}", number(_rate(parts["validation"]))]
+        row += [number(figures.get("mfu")), number(figures.get("joules_per_sample"))]
+        rows.append(tuple(row))
+    on_gpu = result.machine.device != "cpu"
+    head = (
+        "stage", "R_loader", "R_model", "R_combined", "stall", "efficiency",
+        "accelerator utilisation" if on_gpu else "time that computes (CPU)",
+        "validation", "MFU", "J/sample",
+    )  # fmt: skip
+    return _without_empty(Table(head, tuple(rows)))
+
+
+def _rate(case: CaseResult) -> float:
+    assert case.samples_per_s is not None
+    return case.samples_per_s.median
+
+
+def stages(result: Result) -> dict[str, dict[str, CaseResult]]:
+    """Cases of `epoch` by stage and part."""
+    found: dict[str, dict[str, CaseResult]] = {}
+    for name, case in result.cases.items():
+        title, part = name.split(": ")
+        found.setdefault(title, {})[part] = case
+    return found
+
+
+def phases(result: Result) -> Table:
+    """Milliseconds a sample of every phase, training and validation apart; for `epoch`."""
+    rows = []
+    for title, parts in stages(result).items():
+        for part in ("training", "validation"):
+            times = per_sample_ms(parts[part])
+            rows.append((f"{title}, {part}", *(number(times.get(name)) for name in PHASES)))
+    names = tuple(f"{name.replace('_', ' ')}, ms/sample" for name in PHASES)
+    return Table(("", *names), tuple(rows))
+
+
+def per_sample_ms(case: CaseResult) -> dict[str, float]:
+    """Phase -> milliseconds a sample."""
+    samples = case.repeats[0].samples
+    return {
+        name: case.figures[f"{name}_s"] / samples * 1e3
+        for name in PHASES
+        if f"{name}_s" in case.figures
+    }
+
+
+def scaling(result: Result) -> Table:
+    """Every point of every axis."""
+    rows = []
+    for case in result.cases.values():
+        rate, cpu = point(case, "samples_per_s"), point(case, "cpu_us_per_sample")
+        engine, axis = str(case.parameters["engine"]), str(case.parameters["axis"])
+        value = f"{float(case.parameters['value']):,.0f}"
+        first, added = (case.figures.get(name) for name in ("first_batch_s", "added_mib"))
+        rows.append((engine, axis, value, number(rate), number(cpu), number(first), number(added)))
+    head = (
+        "", "axis", "value", "samples/s", "CPU us/sample", "first batch after s", "added MiB",
+    )  # fmt: skip
+    return Table(head, tuple(rows))
+
+
+def point(case: CaseResult, what: str) -> float | None:
+    """Median of a case, or its figure of that name."""
+    spread = getattr(case, what, None)
+    return spread.median if spread is not None else case.figures.get(what)
+
+
+def figures(result: Result) -> Table:
+    """Every figure of every case: a column each."""
+    names = list(dict.fromkeys(name for case in result.cases.values() for name in case.figures))
+    rows = tuple(
+        (name, *(number(case.figures.get(figure)) for figure in names))
+        for name, case in result.cases.items()
+    )
+    return Table(("", *(name.replace("_", " ") for name in names)), rows)
+
+
+def step(result: Result) -> Table:
+    """Rates of a step, with its arithmetic."""
+    plain = timed(result)
+    gflop = [number(case.figures["gflop_per_sample"]) for case in result.cases.values()]
+    rows = tuple((*row, flops) for row, flops in zip(plain.rows, gflop, strict=True))
+    return Table((*plain.head, "GFLOP/sample"), rows)
+
+
+def _without_empty(table: Table) -> Table:
+    """Without columns in which nobody has a value."""
+    kept = [at for at in range(len(table.head)) if any(row[at] for row in table.rows)]
+    return Table(
+        tuple(table.head[at] for at in kept),
+        tuple(tuple(row[at] for at in kept) for row in table.rows),
+    )
+
+
+def where(result: Result) -> str:
+    """One sentence: the device, the commit, the time, what it was run with."""
+    machine = result.machine
+    device = (
+        f"{machine.gpu} (driver {machine.driver}) and {machine.cores} cores of {machine.cpu}"
+        if machine.gpu
+        else f"a CPU: {machine.cores} cores of {machine.cpu}; no GPU"
+    )
+    if result.benchmark in ("simulation", "estimate"):
+        device += " (what computed it)"
+    arguments = ", ".join(f"{name} {value}" for name, value in result.arguments.items())
+    count = {len(case.repeats) for case in result.cases.values() if case.repeats}
+    medians = f" Medians of {max(count)} in turn." if count else ""
+    return f"On {device}; commit {result.commit}, {result.created}; {arguments}.{medians}"
