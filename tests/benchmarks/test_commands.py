@@ -70,6 +70,25 @@ def test_step_and_epoch(shards: Path, tmp_path: Path, need_engine: Callable[[str
     assert found["cases"]["mask 48: validation"]["repeats"][0]["samples"] == 6
 
 
+@pytest.mark.slow
+def test_parity_on_a_cpu_is_exact(
+    shards: Path, tmp_path: Path, need_engine: Callable[[str], None]
+) -> None:
+    need_engine("ffcv")
+    found = measure(tmp_path, "parity", shards)
+    levels = {
+        name: case["figures"]["largest_difference_levels"] for name, case in found["cases"].items()
+    }
+    assert levels["ours, FFCV"] == levels["ours, DALI"] == 0
+    assert levels["ours, FFCV, float"] < 0.01
+
+
+def test_a_sweep_of_the_hardware_decoder_needs_hardware(dataset: Path, shards: Path) -> None:
+    result = CliRunner().invoke(main, ["hardware", str(dataset), str(shards)])
+    assert result.exit_code == 2
+    assert "only a GPU" in result.output
+
+
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     for command in (["loader", "nowhere"], ["epoch", "nowhere"], ["compare", "a", "b"]):
         result = CliRunner().invoke(main, command)
