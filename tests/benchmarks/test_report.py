@@ -10,11 +10,13 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 
 from benchmarks.__main__ import main
+from benchmarks.report.figures import draw
 from benchmarks.report.page import PAGE, all_figures
 from benchmarks.results import CaseResult, Result, make_result, read_result
 from benchmarks.timing import Repeat
@@ -155,8 +157,9 @@ def test_report_writes_one_page_and_pictures(results: Path) -> None:
 
 
 def test_equal_results_give_equal_bytes(results: Path) -> None:
-    first = [(figure.svg, figure.png) for figure in all_figures(results)]
-    assert first == [(figure.svg, figure.png) for figure in all_figures(results)]
+    result = read_result(results / "step.json")
+    (first,), (second,) = draw("step", result), draw("step", result)
+    assert (first.svg, first.png) == (second.svg, second.png)
 
 
 def test_tables_are_put_between_marks(results: Path, tmp_path: Path) -> None:
@@ -204,14 +207,15 @@ def chromium() -> str:
 
 
 PROBE = """
+<style>html { width: WIDTHpx }</style>
 <script>
 addEventListener("load", () => {
   const shown = [...document.images].map((image) => {
     const box = image.getBoundingClientRect();
     const whole = image.complete && image.naturalWidth > 0 && image.alt;
-    return whole && box.width > 100 && box.right <= innerWidth ? image.id : null;
+    return whole && box.width > 100 && box.right <= WIDTH ? image.id : null;
   });
-  const wide = document.documentElement.scrollWidth > innerWidth;
+  const wide = document.body.getBoundingClientRect().right > WIDTH;
   document.title = JSON.stringify({ shown, wide, tables: document.querySelectorAll("td").length });
 });
 </script>
@@ -219,17 +223,18 @@ addEventListener("load", () => {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [500, 1280])
+@pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_shows_every_figure(results: Path, tmp_path: Path, width: int) -> None:
-    """500 pixels is the narrowest window of headless Chromium; the page is laid out as at 390."""
+    """Headless Chromium's narrowest window has 500 pixels; in it the page gets a phone's 390."""
     browser = chromium()
     assert invoke("report", results).exit_code == 0
+    probe, window = PROBE.replace("WIDTH", str(width)), max(width, 500)
     probed = tmp_path / "probed.html"
-    probed.write_text((results / PAGE).read_text().replace("</body>", PROBE + "</body>"))
+    probed.write_text((results / PAGE).read_text().replace("</body>", probe + "</body>"))
     picture = tmp_path / "screenshot.png"
     command = [
         browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-        f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},2500",
+        f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={window},2500",
         "--virtual-time-budget=5000",
     ]  # fmt: skip
     options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 120}
@@ -242,5 +247,5 @@ def test_a_browser_shows_every_figure(results: Path, tmp_path: Path, width: int)
     assert found["tables"] > 50
     subprocess.run([*command, f"--screenshot={picture}", probed.as_uri()], check=True, **options)
     with Image.open(picture) as image:
-        assert image.width == width
-        assert len(set(image.convert("RGB").resize((200, 400)).getdata())) > 20
+        assert image.width == window
+        assert len(np.unique(np.asarray(image.convert("L")))) > 20
