@@ -3,20 +3,20 @@
 PYTHON ?=
 DALI ?= dali-cu13
 DEMO_DIR ?= demo
-DATASET ?= $(DEMO_DIR)/data
 RESULTS_DIR ?= results
 ARGS ?=
 RUN := .venv/bin/python
 export PYTHON DALI
 
-.PHONY: help install demo test lint format bench clean
+.PHONY: help install demo test lint format bench gpu-check clean
 
 help:
 	@echo "make install    build .venv (PYTHON=python3.12, DALI=dali-cu12, APT=no)"
 	@echo "make demo       data set, shards, training and evaluation in DEMO_DIR=$(DEMO_DIR)"
 	@echo "make test       all tests that can run here (ARGS='-k mask' is handed to pytest)"
 	@echo "make lint       ruff and mypy; 'make format' mends what ruff can"
-	@echo "make bench      conversion of DATASET=$(DATASET) against stock FFCV"
+	@echo "make bench      all benchmarks on drawn data; RESULTS_DIR=$(RESULTS_DIR)/report.html"
+	@echo "make gpu-check  on a machine with a GPU: tests, parity, benchmarks, one report"
 	@echo "make clean      remove caches and the demo; .venv stays"
 
 install: .venv/.installed
@@ -53,10 +53,48 @@ format: install
 	$(RUN) -m ruff check --fix
 	$(RUN) -m ruff format
 
-bench: install
+# Everything on drawn data, within 15 minutes on two cores that nobody else uses.
+BENCH = $(RUN) -m benchmarks
+BENCH_DIR ?= bench
+BENCH_DATA = $(BENCH_DIR)/data
+BENCH_SHARDS = $(BENCH_DIR)/shards
+bench: install $(BENCH_SHARDS)/manifest.json
 	@mkdir -p $(RESULTS_DIR)
-	$(RUN) -m benchmarks convert $(DATASET) --json $(RESULTS_DIR)/convert.json
+	$(BENCH) peers $(BENCH_DATA) $(BENCH_SHARDS) --json $(RESULTS_DIR)/peers.json
+	$(BENCH) loader $(BENCH_SHARDS) --json $(RESULTS_DIR)/loader.json
+	$(BENCH) step $(BENCH_SHARDS) --steps 1 --repeats 3 --json $(RESULTS_DIR)/step.json
+	$(BENCH) epoch $(BENCH_SHARDS) --width 16 --samples 300 --batch-size 16 --repeats 2 \
+		--loader $(LOADER) --json $(RESULTS_DIR)/epoch.json
+	$(BENCH) scaling $(BENCH_SHARDS) --samples 400 --repeats 2 --json $(RESULTS_DIR)/scaling.json
+	$(BENCH) convert $(BENCH_DATA) --repeats 2 --json $(RESULTS_DIR)/convert.json
+	$(BENCH) simulate $(BENCH_SHARDS) --json $(RESULTS_DIR)/simulation.json
+	$(BENCH) estimate --json $(RESULTS_DIR)/estimate.json
+	$(BENCH) report $(RESULTS_DIR)
+
+$(BENCH_SHARDS)/manifest.json: $(BENCH_DATA)/dataset.json
+	$(RUN) -m convert pack $(BENCH_DATA) $(BENCH_SHARDS) --resume
+
+$(BENCH_DATA)/dataset.json: | .venv/.installed
+	@mkdir -p $(BENCH_DIR)
+	$(RUN) -m convert compose $(BENCH_DATA) --backgrounds 20 --foregrounds 10 --placements 20
+
+# For a person at a machine with a GPU: is it right there, and how fast? GPU=cuda:1 picks one.
+GPU ?= cuda
+GPU_RESULTS ?= results-gpu
+gpu-check: install $(BENCH_SHARDS)/manifest.json
+	@mkdir -p $(GPU_RESULTS)
+	$(BENCH) parity $(BENCH_SHARDS) --device $(GPU) --json $(GPU_RESULTS)/parity.json
+	$(RUN) -m pytest tests/gpu
+	$(BENCH) loader $(BENCH_SHARDS) --device $(GPU) --json $(GPU_RESULTS)/loader.json
+	$(BENCH) peers $(BENCH_DATA) $(BENCH_SHARDS) --device $(GPU) --json $(GPU_RESULTS)/peers.json
+	$(BENCH) hardware $(BENCH_DATA) $(BENCH_SHARDS) --device $(GPU) \
+		--json $(GPU_RESULTS)/hardware.json
+	$(BENCH) step $(BENCH_SHARDS) --device $(GPU) --amp auto --size 224 --batch-size 32 \
+		--steps 10 --json $(GPU_RESULTS)/step.json
+	$(BENCH) epoch $(BENCH_SHARDS) --device $(GPU) --loader dali --size 112 --size 224 \
+		--batch-size 32 --json $(GPU_RESULTS)/epoch.json
+	$(BENCH) report $(GPU_RESULTS)
 
 clean:
-	rm -rf demo build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf demo bench build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

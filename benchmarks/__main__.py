@@ -154,6 +154,27 @@ def simulate(shards: Path, json_path: Path | None) -> None:
 
 
 @main.command()
+@click.argument("shards", type=_PATH)
+@_loading
+def parity(shards: Path, json_path: Path | None, repeats: int, **options: Any) -> None:
+    """Pixels on a device against those that the CPU decodes one by one; exit 2 if they differ."""
+    from benchmarks.parity import run
+
+    write_result(run(shards, say=_say, **options), json_path)
+
+
+@main.command()
+@click.argument("dataset", type=_PATH)
+@click.argument("shards", type=_PATH)
+@_loading
+def hardware(dataset: Path, shards: Path, json_path: Path | None, **options: Any) -> None:
+    """DALI's hw_decoder_load from 0 to 1, on a GPU."""
+    from benchmarks.hardware import run
+
+    write_result(run(dataset, shards, say=_say, **options), json_path)
+
+
+@main.command()
 @click.argument("dataset", type=_PATH)
 @_REPEATS
 @_WORKERS

@@ -5,23 +5,22 @@ python -m benchmarks epoch SHARDS --stage depth --stage mask --size 112 --size 2
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from benchmarks.gpus import EnergyMeter, peak_tflops
 from benchmarks.phases import Phases, clock_for
 from benchmarks.results import CaseResult, Result, make_result
-from benchmarks.timing import Repeat, interleave, median, synchronize, time_once
+from benchmarks.timing import Repeat, interleave, median, time_once
 from benchmarks.training import OurStep, Setup, gflop_per_sample, make_stage
 from convert.errors import DataError
 from loaders import Batch, Loader, build_loader, read_layout, split_indices
-from model.metrics import SampleTable
-from model.precision import Precision, precision_for
-from model.step import measure, predict_step
+from model.precision import precision_for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,25 +81,30 @@ def _stage(
     ):
         precision = precision_for(config.amp, training.device)
         setup = Setup.of(training, stage, config.width, precision)
-        epochs = Epochs(setup, training, validation, compiled=config.compile)
+        step = OurStep(setup, compiled=config.compile)
+        epochs = Epochs(step, training, validation, training.device)
         parts = {
-            f"{title}: loader": epochs.load,
-            f"{title}: model": epochs.model,
-            f"{title}: training": epochs.train,
-            f"{title}: validation": epochs.validate,
+            "loader": epochs.load,
+            "model": epochs.model,
+            "training": epochs.train,
+            "validation": epochs.validate,
         }
-        measures = {name: partial(time_once, part, device=training.device)
-                    for name, part in parts.items()}  # fmt: skip
+        measures = {
+            part: partial(time_once, work, device=training.device) for part, work in parts.items()
+        }
         found = interleave(
             measures,
             config.repeats,
-            report=lambda name, one: say(f"{name}: {one.samples_per_s:,.1f} samples/s"),
+            report=lambda part, one: say(f"{title}: {part}: {one.samples_per_s:,.1f} samples/s"),
         )
-        figures = epochs.figures(title, found, precision)
-    parameters: dict[str, str | float] = {"stage": kind, "size": size}
+        figures = epochs.figures(found)
+        rate = median(found["training"], "samples_per_s")
+        figures["training"] |= _of_the_device(epochs, step, setup, rate, len(training))
     return {
-        name: CaseResult.of(repeats, {**parameters, "part": name.split(": ")[1]}, figures[name])
-        for name, repeats in found.items()
+        f"{title}: {part}": CaseResult.of(
+            repeats, {"stage": kind, "size": size, "part": part}, figures[part]
+        )
+        for part, repeats in found.items()
     }
 
 
@@ -118,23 +122,24 @@ def _some(config: Config) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Epochs:
-    """An epoch in each of four ways; all return the number of samples."""
+    """An epoch in each of four ways; all return the number of samples.
+
+    step: trains on a batch, and evaluates one; says what it is doing to `Phases`.
+    """
 
     def __init__(
-        self, setup: Setup, training: Loader, validation: Loader, *, compiled: bool
+        self, step: OurStep, training: Loader, validation: Loader, device: torch.device
     ) -> None:
-        self._setup, self._training, self._validation = setup, training, validation
-        self._step = OurStep(setup, compiled=compiled)
+        self._step, self._training, self._validation = step, training, validation
+        self._device, self._energy = device, EnergyMeter(device)
         self._number = 0
-        self._energy = EnergyMeter(setup.device)
-        self._phases: dict[str, list[dict[str, float]]] = {"training": [], "validation": []}
+        self._laps: dict[str, list[dict[str, float]]] = {"training": [], "validation": []}
         self._joules: list[float] = []
-        self._fixed = next(iter(training.epoch(0)))
-        clock = clock_for(setup.device)
-        first = Phases(clock)
-        self._step(self._fixed)
-        first.end("first step")
-        self._first_step_s = first.totals_s()["first step"]
+        self.fixed = next(iter(training.epoch(0)))
+        phases = Phases(clock_for(device))
+        step(self.fixed)
+        phases.end("first step")
+        self.first_step_s = phases.totals_s()["first step"]
 
     def load(self) -> int:
         """The loader alone; nobody consumes."""
@@ -144,19 +149,14 @@ class Epochs:
     def model(self) -> int:
         """As many steps as an epoch has, all on one batch."""
         for _ in range(len(self._training)):
-            self._step(self._fixed)
-        return len(self._training) * len(self._fixed.index)
+            self._step(self.fixed)
+        return len(self._training) * len(self.fixed.index)
 
     def train(self) -> int:
         """Both together: what an epoch of training is."""
         self._number += 1
-        phases, before = Phases(clock_for(self._setup.device)), self._energy.joules()
-        samples = 0
-        self._step.network.train()
-        for batch in _waited(self._training.epoch(self._number), phases):
-            self._step(batch, phases)
-            samples += len(batch.index)
-        self._phases["training"].append(phases.totals_s())
+        before = self._energy.joules()
+        samples = self._walk("training", self._training.epoch(self._number), self._step)
         after = self._energy.joules()
         if before is not None and after is not None:
             self._joules.append(after - before)
@@ -164,80 +164,62 @@ class Epochs:
 
     def validate(self) -> int:
         """Forward and sums of the metrics over the validation split."""
-        setup, phases = self._setup, Phases(clock_for(self._setup.device))
-        network, stage = self._step.network, setup.stage
-        network.eval()
-        table = SampleTable(self._validation.layout.samples, setup.device)
-        samples = 0
-        for batch in _waited(self._validation.epoch(0), phases):
-            inputs = self._step.preprocess(batch)
-            phases.end("preprocess")
-            found = predict_step(inputs, network, setup.precision, stage.depth_loss, stage.decode)
-            phases.end("forward")
-            table.add(batch.index, measure(found, inputs))
-            phases.end("metrics")
+        return self._walk("validation", self._validation.epoch(0), self._step.evaluate)
+
+    def _walk(
+        self, part: str, batches: Iterable[Batch], work: Callable[[Batch, Phases], None]
+    ) -> int:
+        phases, samples = Phases(clock_for(self._device)), 0
+        for batch in batches:
+            phases.end("data wait")
+            work(batch, phases)
             samples += len(batch.index)
-        self._phases["validation"].append(phases.totals_s())
+        self._laps[part].append(phases.totals_s())
         return samples
 
-    def figures(
-        self, title: str, found: dict[str, list[Repeat]], precision: Precision
-    ) -> dict[str, dict[str, float]]:
-        """What follows from the repeats, by name of the case."""
-        rates = {name.split(": ")[1]: median(one, "samples_per_s") for name, one in found.items()}
-        figures: dict[str, dict[str, float]] = {f"{title}: {part}": {} for part in rates}
-        for part, laps in self._phases.items():
-            kept = laps[-len(found[f"{title}: {part}"]) :]  # without the warm-up
-            figures[f"{title}: {part}"] |= _median_phases(kept)
-        training = figures[f"{title}: training"]
+    def figures(self, found: dict[str, list[Repeat]]) -> dict[str, dict[str, float]]:
+        """What follows from the repeats of each part, without the warm-up."""
+        rates = {part: median(one, "samples_per_s") for part, one in found.items()}
+        figures: dict[str, dict[str, float]] = {part: {} for part in found}
+        for part, laps in self._laps.items():
+            figures[part] = _median_phases(laps[-len(found[part]) :])
+        training, repeats = figures["training"], found["training"]
+        busy_s = sum(value for name, value in training.items() if name != "data_wait_s")
+        epoch_s = median(repeats, "wall_s")
+        on_gpu = self._device.type == "cuda"
+        training["accelerator_utilisation" if on_gpu else "cpu_compute_share"] = busy_s / epoch_s
+        training["epoch_s"] = epoch_s
         training["stall"] = stall(rates["training"], rates["model"])
         training["efficiency"] = efficiency(rates["training"], rates["loader"], rates["model"])
-        training |= self._device_figures(found[f"{title}: training"], training, precision)
-        figures[f"{title}: model"]["first_step_s"] = self._first_step_s
+        if self._joules:
+            joules = float(np.median(self._joules[-len(repeats) :]))
+            training["joules_per_sample"] = joules / repeats[0].samples
+        figures["model"]["first_step_s"] = self.first_step_s
         return figures
 
-    def _device_figures(
-        self, repeats: list[Repeat], phases: dict[str, float], precision: Precision
-    ) -> dict[str, float]:
-        """Use of the device. "accelerator" stands only where it is one."""
-        device, epoch_s = self._setup.device, median(repeats, "wall_s")
-        busy_s = sum(
-            value for name, value in phases.items() if name.endswith("_s") and name != "data_wait_s"
-        )
-        on_gpu = device.type == "cuda"
-        found = {"epoch_s": epoch_s}
-        found["accelerator_utilisation" if on_gpu else "cpu_compute_share"] = busy_s / epoch_s
-        found["gflop_per_sample"] = gflop_per_sample(self._step, self._fixed)
-        peak = peak_tflops(device, precision.dtype)
-        if peak is not None:
-            rate = median(repeats, "samples_per_s")
-            found["mfu"] = found["gflop_per_sample"] * rate / (peak * 1e3)
-        if self._joules:
-            kept = self._joules[-len(repeats) :]
-            found["joules_per_sample"] = float(np.median(kept)) / repeats[0].samples
-        if on_gpu:
-            found["host_to_device_s"] = self._copy_s() * len(self._training)
-        return found
 
-    def _copy_s(self) -> float:
-        """Seconds to copy one batch from pinned memory; in an epoch this runs beside the steps."""
-        device = self._setup.device
-        host = [field.cpu().pin_memory() for field in self._fixed]
-        phases = Phases(clock_for(device))
-        for _ in range(10):
-            for field in host:
-                field.to(device, non_blocking=True)
-        phases.end("copy")
-        synchronize(device)
-        return phases.totals_s()["copy"] / 10
+def _of_the_device(
+    epochs: Epochs, step: OurStep, setup: Setup, rate: float, steps: int
+) -> dict[str, float]:
+    """Arithmetic of a step, its share of the device's peak, and the copies of an epoch."""
+    found = {"gflop_per_sample": gflop_per_sample(step, epochs.fixed)}
+    peak = peak_tflops(setup.device, setup.precision.dtype)
+    if peak is not None:
+        found["mfu"] = found["gflop_per_sample"] * rate / (peak * 1e3)
+    if setup.device.type == "cuda":
+        found["host_to_device_s"] = _copy_s(epochs.fixed, setup.device) * steps
+    return found
 
 
-def _waited(batches: Iterator[Batch], phases: Phases) -> Iterator[Batch]:
-    """The batches; the time that each took to come is the phase "data wait"."""
-    phases.begin()
-    for batch in batches:
-        phases.end("data wait")
-        yield batch
+def _copy_s(batch: Batch, device: torch.device) -> float:
+    """Seconds to copy one batch from pinned memory; in an epoch this runs beside the steps."""
+    host = [field.cpu().pin_memory() for field in batch]
+    phases = Phases(clock_for(device))
+    for _ in range(10):
+        for field in host:
+            field.to(device, non_blocking=True)
+    phases.end("copy")
+    return phases.totals_s()["copy"] / 10
 
 
 def _median_phases(laps: list[dict[str, float]]) -> dict[str, float]:

@@ -102,7 +102,16 @@ class Result(_Strict):
 
     schema_version: Literal[2] = 2
     benchmark: Literal[
-        "convert", "loader", "peers", "step", "epoch", "scaling", "simulation", "estimate"
+        "convert",
+        "loader",
+        "peers",
+        "step",
+        "epoch",
+        "scaling",
+        "simulation",
+        "estimate",
+        "parity",
+        "hardware",
     ]
     created: str
     commit: str

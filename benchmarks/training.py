@@ -18,11 +18,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.phases import Phases
 from loaders import Backgrounds, Batch, Preprocess
 from loaders.batch import Loader
-from model.metrics import RunningMean
+from model.metrics import RunningMean, SampleTable
 from model.precision import Precision
 from model.recipe import RECIPES
 from model.stage import Stage
-from model.step import make_optimizer, stage_loss, training_step
+from model.step import make_optimizer, measure, predict_step, stage_loss, training_step
 from model.unet import DualDecoderUNet
 
 TRAINS = {"depth": ("encoder", "depth"), "mask": ("mask",), "joint": ("encoder", "mask", "depth")}
@@ -85,10 +85,14 @@ class OurStep:
             precision=setup.precision,
             lr=setup.stage.lr,
         )
-        self.network.train()
+        self._setup = setup
+        layout = setup.backgrounds.layout
+        self._table = SampleTable(layout.samples, setup.device)
 
     def __call__(self, batch: Batch, phases: Phases | None = None) -> None:
         """One step; with ``phases``, their times are added."""
+        if not self.network.training:
+            self.network.train()
         network: Any = self.called
         preprocess: Any = self.preprocess
         scaler: Any = self.scaler
@@ -99,6 +103,18 @@ class OurStep:
         self._step(batch, preprocess=preprocess, network=network, scaler=scaler)
         if phases is not None:
             phases.end("optimiser")
+
+    def evaluate(self, batch: Batch, phases: Phases) -> None:
+        """What validation does with a batch."""
+        if self.network.training:
+            self.network.eval()
+        stage, network = self._setup.stage, self.network
+        inputs = self.preprocess(batch)
+        phases.end("preprocess")
+        found = predict_step(inputs, network, self._setup.precision, stage.depth_loss, stage.decode)
+        phases.end("forward")
+        self._table.add(batch.index, measure(found, inputs))
+        phases.end("metrics")
 
 
 def _ends(call: Callable[..., Any], name: str, phases: Phases) -> Callable[..., Any]:

@@ -12,7 +12,9 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
+import numba
 import numpy as np
 
 from convert.errors import DataError
@@ -147,13 +149,7 @@ def permute(positions: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
         return _sorted_permutation(n, seed, epoch)[positions]
     columns = math.isqrt(n - 1) + 1
     rows = -(-n // columns)
-    keys = _round_keys(seed, epoch)
-    values = _encrypt(np.asarray(positions, dtype=np.uint64), rows, columns, keys)
-    outside = np.flatnonzero(values >= n)
-    while len(outside):
-        values[outside] = _encrypt(values[outside], rows, columns, keys)
-        outside = outside[values[outside] >= n]
-    return values.astype(np.int64)
+    return _walk(np.asarray(positions, np.int64), n, rows, columns, _round_keys(seed, epoch))
 
 
 def distributed_rank(environment: Mapping[str, str] | None = None) -> tuple[int, int]:
@@ -177,27 +173,34 @@ def distributed_rank(environment: Mapping[str, str] | None = None) -> tuple[int,
     return rank, world_size
 
 
-def _encrypt(values: np.ndarray, rows: int, columns: int, keys: np.ndarray) -> np.ndarray:
-    """One pass of all rounds over uint64 values in 0..rows*columns-1."""
-    sizes = np.uint64(rows), np.uint64(columns)
-    parts = list(np.divmod(values, sizes[1]))
-    for number, key in enumerate(keys):
-        side = number % 2
-        # Below 2**20 + a 64-bit hash modulo 2**20: no overflow, and a bias below 2**-44.
-        parts[side] = (parts[side] + _mix(parts[1 - side], key) % sizes[side]) % sizes[side]
-    return parts[0] * sizes[1] + parts[1]
+# Compiled: as some dozens of operations on arrays, a batch of 64 took 42 us instead of 4.
+@numba.njit(cache=True, nogil=True)
+def _walk(positions: np.ndarray, n: int, rows: int, columns: int, keys: np.ndarray) -> np.ndarray:
+    """Each position sent through the cipher until it is in 0..n-1: int64, as ``positions``."""
+    out = np.empty(positions.size, np.int64)
+    sizes = (np.uint64(rows), np.uint64(columns))
+    for i in range(positions.size):
+        value = np.uint64(positions[i])
+        while True:
+            left, right = value // sizes[1], value % sizes[1]
+            for number in range(0, keys.size, 2):
+                # Below 2**20 + a 64-bit hash modulo 2**20: no overflow, and a bias below 2**-44.
+                left = (left + _mix(right, keys[number]) % sizes[0]) % sizes[0]
+                right = (right + _mix(left, keys[number + 1]) % sizes[1]) % sizes[1]
+            value = left * sizes[1] + right
+            if value < np.uint64(n):
+                break
+        out[i] = value
+    return out
 
 
-def _mix(values: np.ndarray, key: np.uint64) -> np.ndarray:
-    """Hash uint64 with a key: the finaliser of splitmix64 (Steele, Lea, Flood 2014)."""
-    hashed = values * _GOLDEN
-    hashed += key
-    hashed ^= hashed >> _S30
-    hashed *= _MIX_1
-    hashed ^= hashed >> _S27
-    hashed *= _MIX_2
-    hashed ^= hashed >> _S31
-    return hashed
+@numba.njit(cache=True, nogil=True)
+def _mix(value: Any, key: np.uint64) -> Any:
+    """Hash uint64 (a number or an array) with a key: splitmix64's finaliser (Steele 2014)."""
+    hashed = value * _GOLDEN + key
+    hashed = (hashed ^ (hashed >> _S30)) * _MIX_1
+    hashed = (hashed ^ (hashed >> _S27)) * _MIX_2
+    return hashed ^ (hashed >> _S31)
 
 
 @lru_cache(maxsize=16)

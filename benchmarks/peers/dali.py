@@ -28,16 +28,20 @@ def open_dali(
     device: str,
     resident: bool,
     normalise: bool,
+    load: float | None = None,
 ) -> Iterator[Epochs]:
     """Shuffled in a window, as DALI can.
 
     resident: the backgrounds are kept on the device and gathered, as ours are, not read.
     normalise: by `crop_mirror_normalize`, with the statistics of the shard folder.
+    load: ``hw_decoder_load`` of the decoders on a GPU; None: DALI's default.
     """
     opened = Shards(shards)
     names = FIELDS[1:] if resident else FIELDS
     moments = _moments(opened) if normalise else None
-    pipeline = _pipeline(sorted(store.glob("*.tar")), names, batch_size, threads, device, moments)
+    paths = sorted(store.glob("*.tar"))
+    decoder: dict[str, Any] = {} if load is None else {"hw_decoder_load": load}
+    pipeline = _pipeline(paths, names, batch_size, threads, device, moments, decoder)
     pipeline.build()
     layout = opened.manifest.layout
     bank = _bank(opened, device, moments) if resident else None
@@ -97,6 +101,7 @@ def _pipeline(
     threads: int,
     device: str,
     moments: Moments | None,
+    decoder: dict[str, Any],
 ) -> Any:
     from nvidia.dali import fn, pipeline_def, types
 
@@ -116,7 +121,8 @@ def _pipeline(
         decoded = []
         for name, data in zip(names, stored, strict=True):
             form = types.RGB if name in ("bg", "fg_bg") else types.GRAY
-            image = fn.decoders.image(data, device="mixed" if on_gpu else "cpu", output_type=form)
+            where = "mixed" if on_gpu else "cpu"
+            image = fn.decoders.image(data, device=where, output_type=form, **decoder)
             if moments is not None:
                 mean, std = moments[name]
                 image = fn.crop_mirror_normalize(

@@ -228,6 +228,18 @@ def _estimate(name: str, result: Result) -> list[Figure]:
     return [_figure(name, title, "", result, None, tables.figures(result))]
 
 
+def _parity(name: str, result: Result) -> list[Figure]:
+    title = "Pixels of the device against those of the CPU"
+    return [_figure(name, title, "", result, None, tables.figures(result))]
+
+
+def _hardware(name: str, result: Result) -> list[Figure]:
+    canvas = _bars(result, "samples/s, more is better; line: range of the repeats")
+    alt = "Bars: samples per second of stock DALI by the share of the GPU's own JPEG decoder"
+    title = "Share of the GPU's JPEG decoder"
+    return [_figure(name, title, alt, result, canvas, tables.timed(result))]
+
+
 _DRAW: dict[str, Callable[[str, Result], list[Figure]]] = {
     "convert": _convert,
     "loader": _loader,
@@ -237,4 +249,6 @@ _DRAW: dict[str, Callable[[str, Result], list[Figure]]] = {
     "scaling": _scaling,
     "simulation": _simulation,
     "estimate": _estimate,
+    "parity": _parity,
+    "hardware": _hardware,
 }

@@ -15,7 +15,18 @@ from benchmarks.report.figures import Figure, draw
 from benchmarks.results import read_results
 
 PAGE = "report.html"
-_ORDER = ("peers", "loader", "step", "epoch", "scaling", "convert", "simulation", "estimate")
+_ORDER = (
+    "peers",
+    "loader",
+    "step",
+    "epoch",
+    "scaling",
+    "convert",
+    "simulation",
+    "estimate",
+    "parity",
+    "hardware",
+)
 
 
 def all_figures(folder: Path) -> list[Figure]:

@@ -1,0 +1,133 @@
+"""Contenders are checked before they are timed, and one that is wrong or hangs is no contender."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.contender import Contender, Epochs, Unavailable, race
+from benchmarks.images import Images, Scale, Truth, Wrong, check, read_truth
+from convert.shards import Shards
+from loaders import build_loader
+
+SCALE = Scale(mask_threshold=1)
+
+
+@contextmanager
+def open_images(damage: str = "") -> Iterator[Epochs]:
+    """Ten samples of 4 x 4, or something near it."""
+    if damage == "import":
+        import no_such_library  # type: ignore[import-not-found]  # noqa: F401
+
+    def epoch(number: int) -> Iterator[Images]:
+        if damage == "dies":
+            os._exit(3)
+        yield from images(damage)
+
+    yield epoch
+
+
+def images(damage: str = "") -> Iterator[Images]:
+    for start in (0, 5):
+        index = torch.arange(start, start + 5)
+        pixels = index.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 4, 4).clone()
+        mask = (pixels[:, :1] > 3).to(torch.uint8)
+        if damage == "pixel" and start:
+            pixels[2, 1, 3, 3] += 1
+        if damage == "mask":
+            mask[0, 0, 0, 0] ^= 1
+        if damage == "missing":
+            index = index.clamp(max=8)
+        yield Images(pixels, pixels, mask, pixels[:, :1], index)
+
+
+def truth() -> Truth:
+    pixels = np.arange(10, dtype=np.uint8).reshape(-1, 1, 1, 1) * np.ones((1, 3, 4, 4), np.uint8)
+    mask = (pixels[:, :1] > 3).astype(np.uint8)
+    return Truth(index=np.arange(10), bg=pixels, fg_bg=pixels, mask=mask, depth=pixels[:, :1])
+
+
+def test_right_images_pass() -> None:
+    found = check(images(), np.arange(10), truth(), SCALE, 0, 0)
+    assert found == {"largest_difference_levels": 0, "mask_pixels_that_differ": 0}
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [("pixel", "up to 1 levels"), ("mask", "2 of 160 mask pixels"), ("missing", "1 of 10 samples")],
+)
+def test_wrong_images_do_not(damage: str, reason: str) -> None:
+    with pytest.raises(Wrong, match=reason):
+        check(images(damage), np.arange(10), truth(), SCALE, 0, 0)
+
+
+def test_a_tolerance_is_a_tolerance() -> None:
+    assert check(images("pixel"), np.arange(10), truth(), SCALE, 1, 0)
+    assert check(images("mask"), np.arange(10), truth(), SCALE, 0, 2 / 160)
+
+
+def test_nothing_compared_is_no_success() -> None:
+    with pytest.raises(Wrong, match="10 of 10"):
+        check([], np.arange(10), truth(), SCALE, 0, 0)
+
+
+def contender(name: str, damage: str = "") -> Contender:
+    return Contender(
+        name=name,
+        opens=open_images,
+        options={"damage": damage},
+        expected=np.arange(10),
+        scale=SCALE,
+    )
+
+
+def test_a_race_times_who_is_right_and_says_why_not_the_others() -> None:
+    field = [contender(name, name) for name in ("import", "dies", "pixel")]
+    found = race([contender("right"), *field], truth(), repeats=2, optional=True)
+    assert [repeat.samples for repeat in found.repeats["right"]] == [10, 10]
+    assert set(found.repeats) == {"right"}
+    assert "no_such_library" in found.skipped["import"]
+    assert found.skipped["dies"] == "its process ended with code 3"
+    assert "up to 1 levels" in found.skipped["pixel"]
+
+
+def test_of_our_own_none_may_fail() -> None:
+    with pytest.raises(Unavailable, match=r"mine: .*up to 1 levels"):
+        race([contender("mine", "pixel")], truth(), repeats=1)
+
+
+def test_truth_is_what_the_reference_loader_decodes(dataset: Path, shards: Path) -> None:
+    chosen = np.array([0, 31, 89])
+    found = read_truth(Shards(shards), chosen)
+    with build_loader("reference", dataset, batch_size=3, indices=chosen, shuffle=False) as loader:
+        (batch,) = loader.epoch(0)
+        assert np.array_equal(found.bg, loader.backgrounds.gather(batch.index).numpy())
+    for name in ("fg_bg", "mask", "depth"):
+        assert np.array_equal(getattr(found, name), getattr(batch, name).numpy()), name
+
+
+@pytest.mark.slow
+def test_repeated_records_show_the_same_images(
+    shards: Path, tmp_path: Path, need_engine: Callable[[str], None]
+) -> None:
+    need_engine("ffcv")
+    from benchmarks.repeated import write_repeated
+
+    assert write_repeated(shards, tmp_path / "many", 1003) == 1000
+    options = {"batch_size": 90, "shuffle": False, "rank": 0, "world_size": 1}
+    with (
+        build_loader("ffcv", shards, **options) as few,  # type: ignore[arg-type]
+        build_loader("ffcv", tmp_path / "many", **options) as many,  # type: ignore[arg-type]
+    ):
+        (expected,) = few.epoch(0)
+        batches = list(many.epoch(0))
+    assert sum(len(batch.index) for batch in batches) == 1000
+    for batch in batches[:-1]:
+        for name in ("fg_bg", "mask", "depth"):
+            assert torch.equal(getattr(batch, name), getattr(expected, name))

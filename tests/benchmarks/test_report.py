@@ -1,0 +1,251 @@
+"""Results survive their file, tables follow from them, and the page shows every picture."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from benchmarks.__main__ import main
+from benchmarks.report.figures import draw
+from benchmarks.report.page import PAGE, all_figures
+from benchmarks.results import CaseResult, Result, make_result, read_result
+from benchmarks.timing import Repeat
+from convert.errors import DataError
+
+
+def repeats(rate: float, cpu_us: float = 300.0) -> list[Repeat]:
+    return [
+        Repeat(samples=1000, wall_s=1000 / (rate * factor), cpu_s=cpu_us / 1000, peak_rss_gib=0.5)
+        for factor in (0.9, 1.0, 1.2)
+    ]
+
+
+def save(result: Result, folder: Path) -> Path:
+    path = folder / f"{result.benchmark}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(result.model_dump_json(indent=1))
+    return path
+
+
+def peers(slower: float = 1.0) -> Result:
+    cases = {
+        "ours, FFCV": CaseResult.of(repeats(6000 / slower)),
+        "ours, DALI": CaseResult.of(repeats(5000)),
+        "stock": CaseResult.of(repeats(2000), figures={"convert_s": 3.0, "bytes": 2.0**21}),
+    }
+    ours = ("ours, FFCV", "ours, DALI")
+    skipped = {"absent": "No module named 'absent'"}
+    return make_result("peers", {"samples": 1000}, cases, ours=ours, skipped=skipped)
+
+
+def epoch() -> Result:
+    cases = {}
+    for size in (112, 224):
+        for part, rate in (("loader", 5e3), ("model", 60), ("training", 55), ("validation", 150)):
+            figures = {"data_wait_s": 0.5, "forward_s": 5.0, "loss_and_backward_s": 9.0}
+            if part == "training":
+                figures |= {"stall": 0.1, "efficiency": 0.9, "cpu_compute_share": 0.95}
+            cases[f"depth {size}: {part}"] = CaseResult.of(repeats(rate), {}, figures)
+    return make_result("epoch", {"width": 16}, cases)
+
+
+def scaling() -> Result:
+    cases = {}
+    for axis, values in (("threads", (1, 2)), ("records", (1000, 400_000))):
+        for value in values:
+            figures = {"first_batch_s": 0.3, "samples_per_s": 5e3, "cpu_us_per_sample": 300.0}
+            for engine in ("ours, FFCV", "ours, DALI"):
+                parameters: dict[str, Any] = {"axis": axis, "value": value, "engine": engine}
+                name = f"{engine}, {axis} {value}"
+                timed = repeats(4000 * value) if axis == "threads" else []
+                cases[name] = CaseResult.of(timed, parameters, {} if timed else figures)
+    return make_result("scaling", {}, cases)
+
+
+def step() -> Result:
+    cases = {
+        f"{kind} stage, {way}": CaseResult.of(
+            repeats(rate), {"stage": kind}, {"gflop_per_sample": 35.0}
+        )
+        for kind in ("depth", "mask")
+        for way, rate in (("ours", 6.0), ("original's way", 5.0))
+    }
+    ours = ("depth stage, ours", "mask stage, ours")
+    return make_result("step", {"width": 64}, cases, ours=ours)
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    folder = tmp_path / "results"
+    for result in (peers(), epoch(), scaling(), step()):
+        save(result, folder)
+    return folder
+
+
+def invoke(*arguments: object) -> Any:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_a_result_survives_its_file(tmp_path: Path) -> None:
+    result = peers()
+    assert read_result(save(result, tmp_path)) == result
+    assert result.machine.device == "cpu"
+    assert result.machine.gpu is None
+    assert {"python", "torch"} <= set(result.versions)
+    faster = result.faster_by("stock")
+    assert faster is not None
+    assert faster.median == pytest.approx(3)
+    assert result.best("stock") == "ours, FFCV"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda value: value.pop("commit"), "commit"),
+        (lambda value: value.update(schema_version=1), "schema_version"),
+        (lambda value: value.update(typed_by_hand=1), "typed_by_hand"),
+        (
+            lambda value: value["cases"]["stock"]["samples_per_s"].update(median=99_999),
+            "samples_per_s is not that of the repeats",
+        ),
+        (lambda value: value.update(ours=["nobody"]), "nobody"),
+    ],
+)
+def test_a_file_that_is_no_result_is_refused(tmp_path: Path, change: Any, reason: str) -> None:
+    path = save(peers(), tmp_path)
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+    with pytest.raises(DataError, match=reason):
+        read_result(path)
+    done = invoke("report", tmp_path)
+    assert done.exit_code == 2
+    assert str(path) in done.output
+
+
+def test_report_of_an_empty_folder_says_what_to_do(tmp_path: Path) -> None:
+    done = invoke("report", tmp_path)
+    assert done.exit_code == 2
+    assert "no results" in done.output
+
+
+def test_report_writes_one_page_and_pictures(results: Path) -> None:
+    done = invoke("report", results)
+    assert done.exit_code == 0, done.output
+    page = (results / PAGE).read_text()
+    assert "no GPU" in page
+    assert "absent: not measured: No module named" in page
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page), "the page needs nothing else"
+    for figure in all_figures(results):
+        assert figure.svg is not None
+        assert base64.b64encode(figure.svg).decode() in page
+        for table in figure.tables:
+            assert all(len(row) == len(table.head) for row in table.rows)
+        with Image.open(results / "pictures" / f"{figure.name}.png") as picture:
+            assert picture.width >= 600
+            assert len(picture.convert("L").histogram()) == 256
+
+
+def test_equal_results_give_equal_bytes(results: Path) -> None:
+    result = read_result(results / "step.json")
+    (first,), (second,) = draw("step", result), draw("step", result)
+    assert (first.svg, first.png) == (second.svg, second.png)
+
+
+def test_tables_are_put_between_marks(results: Path, tmp_path: Path) -> None:
+    document = tmp_path / "document.md"
+    document.write_text(
+        "# Title\n\n<!-- peers.0:begin -->\nold figures\n<!-- peers.0:end -->\nkept\n"
+        "<!-- unknown:begin -->\nalso kept\n<!-- unknown:end -->\n"
+    )
+    done = invoke("report", results, "--insert", document)
+    assert done.exit_code == 0, done.output
+    first = document.read_text()
+    assert "| stock | 2,000 |" in first
+    assert "3.00 x |" in first
+    assert "old figures" not in first
+    assert "\nkept\n" in first
+    assert "also kept" in first
+    invoke("report", results, "--insert", document)
+    assert document.read_text() == first
+    document.write_text("<!-- peers:begin -->\n")
+    done = invoke("report", results, "--insert", document)
+    assert done.exit_code == 2
+    assert "<!-- peers:end -->" in done.output
+
+
+def test_compare_says_what_became_slower(tmp_path: Path) -> None:
+    before, after = save(peers(), tmp_path / "a"), save(peers(slower=1.25), tmp_path / "b")
+    same = invoke("compare", before, before)
+    assert same.exit_code == 0, same.output
+    done = invoke("compare", before.parent, after.parent)
+    assert done.exit_code == 1
+    assert done.output.splitlines()[0] == (
+        "peers: ours, FFCV: samples_per_s 6,000 -> 4,800, 20.0% worse"
+    )
+    assert invoke("compare", before, after, "--threshold", "0.3").exit_code == 0
+    assert invoke("compare", after, before).exit_code == 0  # faster is no fault
+    other = save(epoch(), tmp_path / "c")
+    assert invoke("compare", before, other).exit_code == 2
+
+
+def chromium() -> str:
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if path := shutil.which(name):
+            return path
+    pytest.skip("no Chromium here (Debian: apt-get install chromium)")
+
+
+PROBE = """
+<style>html { width: WIDTHpx }</style>
+<script>
+addEventListener("load", () => {
+  const shown = [...document.images].map((image) => {
+    const box = image.getBoundingClientRect();
+    const whole = image.complete && image.naturalWidth > 0 && image.alt;
+    return whole && box.width > 100 && box.right <= WIDTH ? image.id : null;
+  });
+  const wide = document.body.getBoundingClientRect().right > WIDTH;
+  document.title = JSON.stringify({ shown, wide, tables: document.querySelectorAll("td").length });
+});
+</script>
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_shows_every_figure(results: Path, tmp_path: Path, width: int) -> None:
+    """Headless Chromium's narrowest window has 500 pixels; in it the page gets a phone's 390."""
+    browser = chromium()
+    assert invoke("report", results).exit_code == 0
+    probe, window = PROBE.replace("WIDTH", str(width)), max(width, 500)
+    probed = tmp_path / "probed.html"
+    probed.write_text((results / PAGE).read_text().replace("</body>", probe + "</body>"))
+    picture = tmp_path / "screenshot.png"
+    command = [
+        browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+        f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={window},2500",
+        "--virtual-time-budget=5000",
+    ]  # fmt: skip
+    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 120}
+    done = subprocess.run([*command, "--dump-dom", probed.as_uri()], check=True, **options)
+    match = re.search(r"<title>(\{.*?\})</title>", done.stdout)
+    assert match, done.stdout[:500]
+    found = json.loads(match[1].replace("&quot;", '"'))
+    assert found["shown"] == [f"picture-{figure.name}" for figure in all_figures(results)]
+    assert not found["wide"], "the page is wider than the window"
+    assert found["tables"] > 50
+    subprocess.run([*command, f"--screenshot={picture}", probed.as_uri()], check=True, **options)
+    with Image.open(picture) as image:
+        assert image.width == window
+        assert len(np.unique(np.asarray(image.convert("L")))) > 20

@@ -1,0 +1,234 @@
+"""The clocks against known truths: time that is faked to pass, so that nothing here is a race."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import meter, phases, timing
+from benchmarks.epoch import Epochs, efficiency, stall
+from benchmarks.phases import EventClock, Phases
+from benchmarks.timing import Case, interleave, median, ratios, run_interleaved, time_once
+from loaders import Batch
+
+
+class FakeTime:
+    """A clock that moves only when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
+    fake = FakeTime()
+    for module in (timing, phases):
+        monkeypatch.setattr(module, "time", fake)
+    return fake
+
+
+def batch_of(samples: int) -> Batch:
+    pixels = torch.zeros(samples, 1, 2, 2, dtype=torch.uint8)
+    return Batch(pixels, pixels, pixels, torch.arange(samples))
+
+
+class SleepingLoader:
+    """8 batches of 4 samples, each of which takes 10 ms to come."""
+
+    def __init__(self, clock: FakeTime, seconds: float = 0.010) -> None:
+        self._clock, self._seconds = clock, seconds
+
+    def __len__(self) -> int:
+        return 8
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        for _ in range(len(self)):
+            self._clock.sleep(self._seconds)
+            yield batch_of(4)
+
+
+class SleepingStep:
+    """A step of 20 ms: 5 forward, 12 backward, 3 optimiser; 7 ms to evaluate."""
+
+    def __init__(self, clock: FakeTime) -> None:
+        self._clock = clock
+
+    def __call__(self, batch: Batch, laps: Phases | None = None) -> None:
+        for name, seconds in (("forward", 0.005), ("backward", 0.012), ("optimiser", 0.003)):
+            self._clock.sleep(seconds)
+            if laps is not None:
+                laps.end(name)
+
+    def evaluate(self, batch: Batch, laps: Phases) -> None:
+        self._clock.sleep(0.007)
+        laps.end("forward")
+
+
+def epochs_of(clock: FakeTime, loader_s: float) -> dict[str, dict[str, float]]:
+    loader: Any = SleepingLoader(clock, loader_s)
+    step: Any = SleepingStep(clock)
+    epochs = Epochs(step, loader, loader, torch.device("cpu"))
+    parts = {
+        "loader": epochs.load, "model": epochs.model,
+        "training": epochs.train, "validation": epochs.validate,
+    }  # fmt: skip
+    found = {part: [time_once(work) for _ in range(3)] for part, work in parts.items()}
+    assert all(one.samples == 32 for repeats in found.values() for one in repeats)
+    rates = {part: median(repeats, "samples_per_s") for part, repeats in found.items()}
+    assert rates["loader"] == pytest.approx(4 / loader_s, rel=1e-3)
+    assert rates["model"] == pytest.approx(4 / 0.020)
+    return epochs.figures(found)
+
+
+def test_a_loader_that_sleeps_10_ms_a_batch_is_measured_as_such(clock: FakeTime) -> None:
+    figures = epochs_of(clock, 0.010)
+    training = figures["training"]
+    assert training["data_wait_s"] == pytest.approx(8 * 0.010)
+    assert training["forward_s"] == pytest.approx(8 * 0.005)
+    assert training["backward_s"] == pytest.approx(8 * 0.012)
+    assert training["optimiser_s"] == pytest.approx(8 * 0.003)
+    assert training["epoch_s"] == pytest.approx(8 * 0.030)
+    # One after the other: 4 samples take 30 ms where the model alone takes 20.
+    assert training["stall"] == pytest.approx(1 / 3)
+    assert training["efficiency"] == pytest.approx(2 / 3)
+    assert training["cpu_compute_share"] == pytest.approx(2 / 3)
+    assert "accelerator_utilisation" not in training
+    assert figures["validation"]["data_wait_s"] == pytest.approx(8 * 0.010)
+    assert figures["validation"]["forward_s"] == pytest.approx(8 * 0.007)
+    assert figures["model"]["first_step_s"] == pytest.approx(0.020)
+
+
+def test_a_loader_that_costs_nothing_does_not_stall(clock: FakeTime) -> None:
+    training = epochs_of(clock, 1e-6)["training"]
+    assert training["stall"] == pytest.approx(0, abs=1e-3)
+    assert training["cpu_compute_share"] == pytest.approx(1, abs=1e-3)
+
+
+def test_stall_and_efficiency_are_the_arithmetic_of_their_definitions() -> None:
+    assert stall(r_combined=60, r_model=80) == pytest.approx(0.25)
+    assert efficiency(r_combined=60, r_loader=70, r_model=80) == pytest.approx(60 / 70)
+    assert efficiency(r_combined=60, r_loader=90, r_model=80) == pytest.approx(60 / 80)
+
+
+class FakeGpu:
+    """A stream whose time passes by `work`; events know their time only after `synchronize`."""
+
+    def __init__(self) -> None:
+        self.now_ms, self.passed, self.waits = 0.0, False, 0
+
+    def event(self, enable_timing: bool) -> Any:
+        assert enable_timing
+        event = SimpleNamespace(at=None)
+        event.record = lambda: setattr(event, "at", self.now_ms)
+
+        def elapsed_time(other: Any) -> float:
+            assert self.passed, "an event was read before the device was waited for"
+            return other.at - event.at
+
+        event.elapsed_time = elapsed_time
+        return event
+
+    def synchronize(self) -> None:
+        self.waits += 1
+        self.passed = True
+
+
+def test_events_are_read_once_at_the_end() -> None:
+    gpu = FakeGpu()
+    laps = Phases(EventClock(gpu.event, gpu.synchronize))
+    for _ in range(3):
+        gpu.now_ms += 2
+        laps.end("copy")
+        gpu.now_ms += 5
+        laps.begin()  # what passed since the copy belongs to nobody
+        gpu.now_ms += 30
+        laps.end("forward")
+    assert gpu.waits == 0
+    assert laps.totals_s() == pytest.approx({"copy": 0.006, "forward": 0.090})
+    assert gpu.waits == 1
+
+
+def test_wall_time_of_a_run_is_that_of_the_clock(clock: FakeTime) -> None:
+    def work() -> int:
+        clock.sleep(0.25)
+        return 10
+
+    found = time_once(work, prepare=lambda: clock.sleep(5))
+    assert found.wall_s == pytest.approx(0.25)
+    assert found.samples_per_s == pytest.approx(40)
+    assert found.peak_device_gib is None
+
+
+def burn(seconds: float) -> int:
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+    return 1
+
+
+def doze(seconds: float) -> int:
+    time.sleep(seconds)
+    return 1
+
+
+def test_cpu_time_of_work_is_counted_and_a_sleep_has_none() -> None:
+    assert time_once(lambda: burn(0.2)).cpu_s >= 0.2
+    # Of the process alone: the sampler of the memory takes some, too little to matter.
+    assert time_once(lambda: doze(0.5)).cpu_s < 0.4
+
+
+def test_cpu_time_of_children_counts_while_they_live() -> None:
+    import multiprocessing
+
+    context = multiprocessing.get_context("spawn")
+    before = meter.cpu_s()
+    with context.Pool(1) as pool:
+        pool.apply(burn, (0.3,))
+        assert meter.cpu_s() - before >= 0.25  # /proc counts in steps of 10 ms
+
+
+def test_memory_of_a_run_is_seen() -> None:
+    def work() -> int:
+        block = bytearray(300 * 2**20)
+        time.sleep(0.2)
+        return len(block)
+
+    before = time_once(lambda: doze(0.1))
+    assert time_once(work).peak_rss_gib - before.peak_rss_gib >= 0.25
+
+
+def test_cases_run_in_turn_after_a_warm_up() -> None:
+    ran: list[str] = []
+
+    def case(name: str) -> Case:
+        def run() -> int:
+            ran.append(name)
+            return 1
+
+        return Case(name=name, run=run)
+
+    found = run_interleaved([case("a"), case("b")], repeats=2)
+    assert ran == ["a", "b"] * 3
+    assert {name: len(repeats) for name, repeats in found.items()} == {"a": 2, "b": 2}
+    assert len(ratios(found["a"], found["b"])) == 2
+    assert median(found["a"], "samples") == 1
+    assert interleave({}, 3) == {}
+
+
+def test_dropping_the_cache_leaves_the_bytes(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"x" * 10_000)
+    assert meter.drop_cache([file]) == 10_000
+    assert file.read_bytes() == b"x" * 10_000

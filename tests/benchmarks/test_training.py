@@ -1,0 +1,90 @@
+"""The timed step is the real one, the baseline computes the same, and FLOPs are those known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.estimate import work
+from benchmarks.gpus import GPUS, find_gpu, peak_tflops
+from benchmarks.phases import HostClock, Phases
+from benchmarks.simulation import walk
+from benchmarks.training import OriginalStep, OurStep, Setup, gflop_per_sample, make_stage
+from loaders import Batch, build_loader
+from model.precision import precision_for
+
+
+def setup_for(dataset: Path, kind: str) -> tuple[Setup, Batch]:
+    with build_loader("reference", dataset, batch_size=2, rank=0, world_size=1) as loader:
+        batch = next(iter(loader.epoch(0)))
+        precision = precision_for("off", loader.device)
+        return Setup.of(loader, make_stage(kind, 48, 2), 4, precision), batch
+
+
+@pytest.mark.parametrize("kind", ["depth", "mask", "joint"])
+def test_timing_changes_nothing(dataset: Path, kind: str) -> None:
+    setup, batch = setup_for(dataset, kind)
+    plain, timed = OurStep(setup), OurStep(setup)
+    laps = Phases(HostClock())
+    for _ in range(2):
+        plain(batch)
+        timed(batch, laps)
+    weights = zip(plain.network.parameters(), timed.network.parameters(), strict=True)
+    assert all(torch.equal(ours, theirs) for ours, theirs in weights)
+    assert set(laps.totals_s()) == {"preprocess", "forward", "loss and backward", "optimiser"}
+
+
+@pytest.mark.parametrize("kind", ["depth", "mask"])
+def test_baseline_trains_the_same_decoder_and_does_more(dataset: Path, kind: str) -> None:
+    setup, batch = setup_for(dataset, kind)
+    ours, theirs = OurStep(setup), OriginalStep(setup)
+    assert gflop_per_sample(theirs, batch) > 1.15 * gflop_per_sample(ours, batch)
+    other = "mask" if kind == "depth" else "depth"
+    fresh = OriginalStep(setup).network
+    moved = {
+        name: not torch.equal(value, fresh.get_parameter(name))
+        for name, value in theirs.network.named_parameters()
+    }
+    assert any(moved[name] for name in moved if name.startswith(f"{kind}_decoder"))
+    assert not any(moved[name] for name in moved if name.startswith(f"{other}_decoder"))
+    # The mistake that ours does not make: the statistics of what is frozen drift.
+    drifted = theirs.network.get_submodule(f"{other}_decoder").state_dict()
+    assert any(
+        not torch.equal(value, fresh.get_submodule(f"{other}_decoder").state_dict()[name])
+        for name, value in drifted.items()
+        if name.endswith("running_mean")
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "gflop"), [("depth", 224, 139), ("mask", 224, 98), ("joint", 112, 57)]
+)
+def test_gflop_of_the_full_network_are_those_of_its_description(
+    kind: str, size: int, gflop: float
+) -> None:
+    found, mbyte = work(kind, size, 64)
+    assert found == pytest.approx(gflop, rel=0.01)
+    assert mbyte > 6.2 * 2  # every weight is read at least once
+
+
+def test_gpus_are_found_by_torchs_names() -> None:
+    names = {
+        "Tesla T4": "T4", "NVIDIA A100-SXM4-40GB": "A100", "NVIDIA H100 80GB HBM3": "H100",
+        "NVIDIA A100-SXM4-80GB": "A100-SXM4-80GB", "NVIDIA H100 PCIe": "H100 PCIe",
+        "NVIDIA A10G": "A10G", "NVIDIA L4": "L4", "Tesla P100-PCIE-16GB": "P100",
+    }  # fmt: skip
+    for name, known in names.items():
+        assert find_gpu(name) is GPUS[known], name
+    assert find_gpu("NVIDIA L40S") is None
+    assert find_gpu("NVIDIA RTX A1000") is None
+    assert peak_tflops(torch.device("cpu"), None) is None
+
+
+@pytest.mark.parametrize("world", [1, 8, 1024])
+def test_order_of_four_billion_samples_costs_what_a_small_one_does(world: int) -> None:
+    found = walk(4_000_000_000, world)  # raises where a sample comes twice
+    assert found["order_peak_kib"] < 1024
+    assert np.isfinite(found["order_us_per_batch"])
