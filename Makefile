@@ -28,6 +28,7 @@ install: .venv/.installed
 # What is missing on this machine decides which loader the demo uses.
 LOADER = $(shell test -e .venv/ffcv-missing && echo dali || echo ffcv)
 
+# In float32 (--amp off), so that the figures do not depend on the CPU's units.
 # The default folder is made anew each time; one that you name is never emptied.
 demo: install
 	@if [ "$(DEMO_DIR)" = demo ]; then rm -rf demo; fi
@@ -36,9 +37,9 @@ demo: install
 	$(RUN) -m convert pack $(DEMO_DIR)/data $(DEMO_DIR)/shards
 	$(RUN) -m convert verify $(DEMO_DIR)/shards --source $(DEMO_DIR)/data
 	$(RUN) -m convert show $(DEMO_DIR)/shards $(DEMO_DIR)/shards.png
-	$(RUN) train.py fit $(DEMO_DIR)/shards $(DEMO_DIR)/run --recipe demo --loader $(LOADER)
+	$(RUN) train.py fit $(DEMO_DIR)/shards $(DEMO_DIR)/run --recipe demo --loader $(LOADER) --amp off
 	$(RUN) train.py evaluate $(DEMO_DIR)/shards $(DEMO_DIR)/run/best.safetensors \
-		--loader $(LOADER) --picture $(DEMO_DIR)/predictions.png
+		--loader $(LOADER) --amp off --picture $(DEMO_DIR)/predictions.png
 
 test: install
 	$(RUN) -m pytest $(ARGS)
@@ -70,10 +71,12 @@ bench: install $(BENCH_SHARDS)/manifest.json
 	$(BENCH) estimate --json $(RESULTS_DIR)/estimate.json
 	$(BENCH) report $(RESULTS_DIR)
 
-$(BENCH_SHARDS)/manifest.json:
-	rm -rf $(BENCH_DATA) $(BENCH_SHARDS)
+$(BENCH_SHARDS)/manifest.json: $(BENCH_DATA)/dataset.json
+	$(RUN) -m convert pack $(BENCH_DATA) $(BENCH_SHARDS) --resume
+
+$(BENCH_DATA)/dataset.json: | .venv/.installed
+	@mkdir -p $(BENCH_DIR)
 	$(RUN) -m convert compose $(BENCH_DATA) --backgrounds 20 --foregrounds 10 --placements 20
-	$(RUN) -m convert pack $(BENCH_DATA) $(BENCH_SHARDS)
 
 # For a person at a machine with a GPU: is it right there, and how fast? GPU=cuda:1 picks one.
 GPU ?= cuda

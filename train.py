@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,22 +21,25 @@ from click.core import ParameterSource
 from loaders import ENGINES, Loader, build_loader, distributed_rank, read_layout, shard_formats
 from loaders.preprocess import Augment, Preprocess
 from loaders.split import SPLITS, split_indices
+from model import options as cli
 from model.baselines import BASELINE_SAMPLES
 from model.checkpoint import NetworkInfo, Position, channel_statistics, load_network
-from model.config import RunConfig, read_config, resumed_config
+from model.config import RunConfig
 from model.errors import Commands, ModelError
-from model.evaluation import Report, evaluate_network, training_means, validate
+from model.evaluation import Report, evaluate_network, make_report, training_means, validate
 from model.export import export_network
-from model.files import make_folder, require_writable
-from model.metrics import RunningMean, group_spread
+from model.files import locked, make_folder, require_writable
+from model.images import pair_images
+from model.metrics import RunningMean
 from model.pictures import prediction_grid
-from model.precision import AMP, choose_device, precision_for
+from model.precision import Precision, choose_device, precision_for, require_compile
 from model.predictor import Predictor, predict_files
 from model.progress import EpochMeter
 from model.provenance import fingerprint, seen_in_training, seen_note
-from model.recipe import RECIPES, load_recipe
+from model.ranks import as_called, joined, local_device, share_batch_norm
+from model.recipe import load_recipe
 from model.report import as_json, describe, meaningful, score_table
-from model.run import BEST, CONFIG, LAST, PREDICTIONS, Run, require_fresh
+from model.run import BEST, LAST, PREDICTIONS, Run, config_to_run
 from model.stage import Stage
 from model.step import make_optimizer, training_step
 from model.unet import DualDecoderUNet
@@ -45,39 +48,44 @@ from model.unet import DualDecoderUNet
 def fit_run(run: Run) -> None:
     """Train the stages that are left, from the run's position on."""
     stages = run.config.recipe.stages
+    precision = precision_for(run.config.amp, run.device)
     for number, stage in enumerate(stages):
         if number < run.position.stage:
             continue
         with split_loaders(run.config, run.device, stage.batch_size) as (training, validation):
-            click.echo(f"stage {number + 1} of {len(stages)}: {stage}")
-            fit_stage(run, stage, training, validation)
+            run.say(f"stage {number + 1} of {len(stages)}: {stage}, {precision}")
+            fit_stage(run, stage, precision, training, validation)
 
 
-def fit_stage(run: Run, stage: Stage, training: Loader, validation: Loader) -> None:
+def fit_stage(
+    run: Run, stage: Stage, precision: Precision, training: Loader, validation: Loader
+) -> None:
     """Train one stage's epochs, each followed by validation and a state on disk."""
     recipe, network = run.config.recipe, run.network.freeze(*stage.frozen)
     run.statistics = channel_statistics(training.statistics)
     run.config = replace(run.config, data=fingerprint(training, run.config.split))
-    precision = precision_for(run.config.amp, run.device)
     optimizer = make_optimizer(network, recipe, stage)
     scaler = torch.amp.GradScaler(run.device.type, enabled=precision.scale)
     running = RunningMean(run.device)
     run.enter_stage(optimizer, scaler, running)
+    called = as_called(network, run.config.compile)
     augment = Augment(
         flip=recipe.flip, jitter=recipe.jitter, rgb_shift=recipe.rgb_shift, seed=run.config.seed
     )
     prepare = partial(Preprocess, training.backgrounds, training.statistics, size=stage.size)
     plain, changed = prepare(), prepare(augment=augment if recipe.augments else None)
     step = partial(
-        training_step, stage=stage, network=network, optimizer=optimizer, running=running,
+        training_step, stage=stage, network=called, optimizer=optimizer, running=running,
         precision=precision, scaler=scaler,
     )  # fmt: skip
     for epoch in range(run.position.epoch, stage.epochs):
-        network.train()
+        called.train()
         row = train_epoch(run, stage, epoch, training, changed, step)
-        scores = validate(network, validation, plain, precision, recipe.depth_loss, stage.decode)
+        scores = validate(
+            called, validation, plain, precision, recipe.depth_loss, stage.decode, run.show
+        )
         run.finish_epoch(row, scores)
-        click.echo(describe(run.history[-1]))
+        run.say(describe(run.history[-1]))
 
 
 def train_epoch(
@@ -93,17 +101,19 @@ def train_epoch(
     # Counted over the whole run, so that every epoch has an order of its own.
     passes = sum(earlier.epochs for earlier in run.config.recipe.stages[:number]) + epoch
     title = f"stage {number + 1}, epoch {epoch + 1} of {stage.epochs}"
-    batches, save_every = len(loader), run.config.save_every
-    with EpochMeter(title, batches, done=start) as meter:
+    batches, save_every, ranks = len(loader), run.config.save_every, run.config.world_size
+    with EpochMeter(title, batches, done=start, ranks=ranks, shown=run.first) as meter:
         for done, batch in enumerate(meter.batches(loader.epoch(passes, start=start)), start + 1):
             lr = stage.lr_at(epoch * batches + done - 1, stage.epochs * batches)
             step(batch, preprocess=partial(preprocess, epoch=passes), lr=lr)
+            run.steps += 1
             if meter.step(len(batch.index)):
-                meter.show(run.read_loss(f"{title}, step {done}"))  # host sync: once a second
+                meter.show(run.read_loss(title))  # host sync: once a second
+                run.watch({"lr": lr, **meter.figures()})
             if done % save_every == 0 and done < batches:  # host syncs: every save_every steps
-                run.check(f"{title}, step {done}")
+                run.check(title, done)
                 run.save(Position(number, epoch, done))
-        loss = run.check(f"{title}, step {batches}")  # host syncs: once an epoch
+        loss = run.check(title, batches)  # host syncs: once an epoch
     run.running.reset()
     return {
         "stage": number + 1, "epoch": epoch + 1, "size": stage.size, "lr": lr, "train_loss": loss,
@@ -137,10 +147,11 @@ def installed(module: str) -> bool:
 def split_loaders(
     config: RunConfig, device: torch.device, batch_size: int, *, means: bool = False
 ) -> Iterator[tuple[Loader, Loader]]:
-    """Loaders of the training and the validation split; closed at the end.
+    """Loaders of this rank's training and validation samples; closed at the end.
 
     means: instead of all training samples, a seeded choice of at most BASELINE_SAMPLES.
-    Raises ModelError where the folder holds other data than the configuration names.
+    Raises ModelError where the folder holds other data than the configuration names, or too
+    little for a step.
     """
     layout = read_layout(config.shards)
     train, val = split_indices(
@@ -150,23 +161,44 @@ def split_loaders(
         train = np.sort(np.random.default_rng(0).permutation(train)[:BASELINE_SAMPLES])
     open_loader = partial(
         build_loader, config.loader, config.shards, batch_size=batch_size, seed=config.seed,
-        device=device, num_workers=config.workers, rank=0, world_size=1,
+        device=device, num_workers=config.workers, world_size=config.world_size,
+        max_bad=config.max_bad, check=config.check,
+        rank=distributed_rank()[0] if config.world_size > 1 else 0,
     )  # fmt: skip
+    # Several ranks train on full steps alone: each has the same share in every gradient.
+    full = config.world_size > 1
     with ExitStack() as stack:
-        training = stack.enter_context(closing(open_loader(indices=train, shuffle=not means)))
+        training = stack.enter_context(
+            closing(open_loader(indices=train, shuffle=not means, drop_last=full))
+        )
+        if not len(training):
+            raise ModelError(
+                f"{config.shards}: found {len(train)} samples for training, expected a batch of "
+                f"{batch_size} for each of {config.world_size} ranks"
+            )
         validation = stack.enter_context(closing(open_loader(indices=val, shuffle=False)))
         if config.data and config.data != (found := fingerprint(training, config.split)):
             raise ModelError(
                 f"{config.shards}: found data with fingerprint {found[:12]}, expected that which "
                 f"the run was started with ({config.data[:12]}); name its folder, or a new RUN_DIR"
             )
+        stack.callback(report_skipped, training, validation)
         yield training, validation
+
+
+def report_skipped(*loaders: Loader) -> None:
+    """List the bad records that loaders skipped, each once, on standard error."""
+    faults = {fault.index: fault.message for loader in loaders for fault in loader.skipped}
+    if faults:
+        lines = "\n".join(f"  {message}" for message in faults.values())
+        click.echo(f"skipped {len(faults)} bad records:\n{lines}", err=True)
 
 
 def evaluate_checkpoint(
     checkpoint: Path, config: RunConfig, device: torch.device, batch_size: int = 32
 ) -> Report:
-    """Score a checkpoint on the validation split."""
+    """Score a checkpoint on the validation split, in this process alone."""
+    config = replace(config, world_size=1)
     network, info = load_network(checkpoint)
     network.place(device)
     precision = precision_for(config.amp, device)
@@ -179,15 +211,7 @@ def evaluate_checkpoint(
             network, validation, preprocess, precision, info.depth_loss, means, info.size
         )
         layout, seen = validation.layout, seen_by(info, config.split, validation)
-    samples = np.arange(layout.samples)
-    spread = {"bg": group_spread(result.table, layout.background_of(samples))}
-    if layout.samples_per_fg is not None:
-        spread["fg"] = group_spread(result.table, layout.foreground_of(samples))
-    title = (
-        f"validation: {result.rows['network'].samples} samples, split {config.split}, "
-        f"{info.size}x{info.size}, width {info.width}"
-    )
-    return Report(result, spread, seen, title)
+    return make_report(result, layout, config.split, info, seen)
 
 
 def seen_by(info: NetworkInfo, split: str, loader: Loader) -> dict[str, int] | None:
@@ -201,33 +225,6 @@ def seen_by(info: NetworkInfo, split: str, loader: Loader) -> dict[str, int] | N
 
 
 # --- command line -----------------------------------------------------------------------
-
-EXISTING = click.Path(path_type=Path)
-option = partial(click.option, show_default=True)
-
-RECIPE_HELP = f"{', '.join(RECIPES)}, or a .toml or .json file."
-LOADER_HELP = (
-    "Default: reference for a data set folder; of shards dali on a GPU, ffcv on a CPU, or the "
-    "one that is installed and in the folder."
-)
-WORKERS_HELP = "Decoding threads of the loader."
-VALIDATION_HELP = "Share of the samples, or of the groups, to validate on."
-SEED_HELP = "Of first weights, order and augmentation."
-RESUME_HELP = "Go on with the run in RUN_DIR; on a CPU with the same results, bit for bit."
-SAVE_HELP = "Steps between two states on disk within an epoch."
-device_option = option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
-
-
-def running_options(command: Any) -> Any:
-    """Options that say where a command runs and what it reads with."""
-    for decorate in (
-        option("--workers", type=click.IntRange(min=1), help=WORKERS_HELP),
-        option("--amp", type=click.Choice(AMP), default="auto", help="auto is off on a CPU."),
-        device_option,
-        option("--loader", type=click.Choice(ENGINES), help=LOADER_HELP),
-    ):
-        command = decorate(command)
-    return command
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -247,51 +244,48 @@ def make_config(options: dict[str, Any]) -> RunConfig:
 
 @main.command()
 @click.argument("shards")
-@click.argument("run_dir", type=EXISTING)
-@option("--recipe", default="original", help=RECIPE_HELP)
-@option("--split", type=click.Choice(SPLITS), default="random", help="What is held out.")
-@option("--validation", type=float, default=0.3, help=VALIDATION_HELP)
-@option("--width", type=click.IntRange(min=1), help="Default: the recipe's.")
-@option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help=SEED_HELP)
-@option("--save-every", type=click.IntRange(min=1), default=500, help=SAVE_HELP)
-@option("--resume", is_flag=True, show_default=False, help=RESUME_HELP)
-@running_options
+@click.argument("run_dir", type=cli.EXISTING)
+@cli.fit_options(SPLITS)
+@cli.running_options(ENGINES)
 @click.pass_context
 def fit(context: click.Context, run_dir: Path, resume: bool, **options: Any) -> None:
     """Train on SHARDS; write weights, figures and pictures to RUN_DIR."""
-    if (world_size := distributed_rank()[1]) > 1:
-        raise ModelError(
-            f"WORLD_SIZE: found {world_size}, expected 1, as fit trains in one process; start it "
-            "without torchrun, or unset RANK and WORLD_SIZE"
-        )
+    rank, world_size = distributed_rank()
     recipe = options["recipe"] = load_recipe(options["recipe"])
-    options["width"] = options["width"] or recipe.width
+    options |= {"width": options["width"] or recipe.width, "world_size": world_size}
+    source = context.get_parameter_source
+    given = {n: v for n, v in options.items() if source(n) is ParameterSource.COMMANDLINE}
+    given["world_size"] = world_size
     config = make_config(options)
-    if resume and (run_dir / CONFIG).exists():
-        source = context.get_parameter_source
-        given = {n: v for n, v in options.items() if source(n) is ParameterSource.COMMANDLINE}
-        config = resumed_config(read_config(run_dir / CONFIG), given, run_dir)
-    else:
-        require_fresh(run_dir)
-    device = choose_device(config.device)
-    torch.manual_seed(config.seed)
-    network = DualDecoderUNet(config.width).place(device)
-    run = Run(config=config, folder=run_dir, device=device, network=network)
-    if resume and (run_dir / LAST).exists():
-        run.restore()
-    fit_run(run)
-    report = evaluate_checkpoint(run_dir / BEST, run.config, device)
-    prediction_grid(run_dir / PREDICTIONS, report.evaluation.examples, report.title)
-    click.echo(f"\n{score_table(report.evaluation.rows, report.title)}\n\nwritten to {run_dir}")
+    with locked(run_dir) if rank == 0 else nullcontext():
+        config = config_to_run(config, given, run_dir, resume=resume, first=rank == 0)
+        device = local_device(choose_device(config.device), world_size)
+        require_compile(config.compile, device)
+        torch.manual_seed(config.seed)
+        network = DualDecoderUNet(config.width).place(device)
+        if config.recipe.from_difference:
+            network.start_from_difference()
+        if world_size > 1:
+            share_batch_norm(network)
+        run = Run(config=config, folder=run_dir, device=device, network=network, first=rank == 0)
+        if resume and (run_dir / LAST).exists():
+            run.restore()
+        with joined(rank, world_size, device), run.on_board():
+            fit_run(run)
+        if run.first:
+            report = evaluate_checkpoint(run_dir / BEST, run.config, device)
+            prediction_grid(run_dir / PREDICTIONS, report.evaluation.examples, report.title)
+            table = score_table(report.evaluation.rows, report.title, report.spread)
+            click.echo(f"\n{table}\n\nwritten to {run_dir}")
 
 
 @main.command()
 @click.argument("shards")
-@click.argument("checkpoint", type=EXISTING)
-@option("--split", type=click.Choice(SPLITS), help="Default: the checkpoint's.")
-@option("--json", "json_", is_flag=True, show_default=False, help="Print JSON instead of a table.")
-@option("--picture", type=EXISTING, help="Write predictions to this PNG.")
-@running_options
+@click.argument("checkpoint", type=cli.EXISTING)
+@cli.option("--split", type=click.Choice(SPLITS), help="Default: the checkpoint's.")
+@cli.flag("--json", "json_", help="Print JSON instead of a table.")
+@cli.option("--picture", type=cli.EXISTING, help="Write predictions to this PNG.")
+@cli.running_options(ENGINES)
 def evaluate(
     checkpoint: Path, split: str | None, json_: bool, picture: Path | None, **options: Any
 ) -> None:
@@ -310,34 +304,39 @@ def evaluate(
         scores = {"title": report.title, "scores": meaningful(rows), "spread": report.spread}
         click.echo(as_json({**scores, "seen_in_training": report.seen, "note": note}))
     else:
-        click.echo(score_table(rows, report.title))
+        click.echo(score_table(rows, report.title, report.spread))
     if picture:
         make_folder(picture.parent)
         prediction_grid(picture, report.evaluation.examples, report.title)
 
 
 @main.command()
-@click.argument("checkpoint", type=EXISTING)
-@option("--bg", type=EXISTING, required=True, help="Photo without the person.")
-@option("--fg-bg", type=EXISTING, required=True, help="The same with the person.")
-@option("--threshold", type=click.FloatRange(0, 1), default=0.5, help="Of the mask's probability.")
-@device_option
-@click.argument("out_dir", type=EXISTING)
+@click.argument("checkpoint", type=cli.EXISTING)
+@cli.image_options(required=True)
+@cli.option(
+    "--threshold", type=click.FloatRange(0, 1), default=0.5, help="Of the mask's probability."
+)
+@cli.device_option
+@click.argument("out_dir", type=cli.EXISTING)
 def predict(
-    checkpoint: Path, bg: Path, fg_bg: Path, threshold: float, device: str, out_dir: Path
+    checkpoint: Path, bg: str, fg_bg: str, threshold: float, device: str, out_dir: Path
 ) -> None:
-    """Write mask.png, depth.png and side_by_side.png of two images, in their own size."""
+    """Write NAME_mask.png, NAME_depth.png and NAME_side_by_side.png of pairs, in their own size."""
     predictor = Predictor(*load_network(checkpoint)).to(choose_device(device))
-    for path in predict_files(predictor, bg, fg_bg, out_dir, threshold):
+    for path in predict_files(predictor, pair_images(bg, fg_bg), out_dir, threshold):
         click.echo(str(path))
 
 
 @main.command()
-@click.argument("checkpoint", type=EXISTING)
-@click.argument("out", type=EXISTING)
-def export(checkpoint: Path, out: Path) -> None:
+@click.argument("checkpoint", type=cli.EXISTING)
+@click.argument("out", type=cli.EXISTING)
+@cli.image_options(required=False)
+def export(checkpoint: Path, out: Path, bg: str | None, fg_bg: str | None) -> None:
     """Write CHECKPOINT as OUT: .pt2 (torch.export) or .onnx, pixels in, mask and depth out."""
-    difference = export_network(Predictor(*load_network(checkpoint)), out)
+    if (bg is None) != (fg_bg is None):
+        raise ModelError("--bg and --fg-bg: found one of them, expected both or neither")
+    pairs = pair_images(bg, fg_bg) if bg and fg_bg else []
+    difference = export_network(Predictor(*load_network(checkpoint)), out, pairs)
     click.echo(f"{out}: largest difference from the network {difference:.1e}")
 
 

@@ -187,6 +187,21 @@ def convert(dataset: Path, repeats: int, workers: int, json_path: Path | None) -
 
 
 @main.command()
+@click.argument("dataset", type=_PATH)
+@_option("--samples", type=click.IntRange(1), default=1000)
+@_REPEATS
+@_JSON
+def encode(dataset: Path, samples: int, repeats: int, json_path: Path | None) -> None:
+    """Where the time of a conversion goes: each step of the first samples of DATASET."""
+    from benchmarks.encode import run, table
+
+    result = run(dataset, samples=samples, repeats=repeats)
+    click.echo(table(result))
+    if json_path is not None:
+        json_path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+@main.command()
 @click.argument("shards", type=_PATH)
 @_option("--samples", type=click.IntRange(1), default=1000)
 @_REPEATS

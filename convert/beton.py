@@ -6,21 +6,23 @@ sample, pages of data in which no sample crosses a page border, allocation table
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from convert.errors import DataError
 from convert.manifest import FIELDS, RECORD, Layout
-from convert.parts import Part, check_crc, create_array, read_records
+from convert.parts import Part, create_array, read_data, read_records
 from convert.shards import Shards
 
 NAME = "samples.beton"
 INDEX = "samples.beton.index.npy"
 VERSION = 2
 PAGE = 1 << 23
+_ROWS = 10_000  # of the index, read at a time
 
 HEADER = np.dtype(
     [
@@ -56,33 +58,81 @@ def metadata_dtype(codecs: dict[str, str]) -> np.dtype:
     return np.dtype([(f"f{i}", _TYPES[kind][1]) for i, kind in enumerate(kinds)], align=True)
 
 
-def write_beton(
-    path: Path, parts: list[Part], folder: Path, layout: Layout, codecs: dict[str, str]
-) -> None:
-    """Put the parts together as one FFCV file, and its per-record index beside it.
+@dataclass(frozen=True, kw_only=True)
+class Beton:
+    """An FFCV file that is put together from parts by several processes at a time.
 
-    Reads and writes a part at a time, so memory does not grow with the number of samples.
+    `create` it, `write` each part where `begins` says, then `finish` it.
+    folder: where the parts are.
     """
-    index = create_array(path.with_name(INDEX), RECORD, (layout.samples,))
-    metadata = metadata_dtype(codecs)
-    rows_at = HEADER.itemsize + DESCRIPTOR.itemsize * len(field_kinds(codecs))
-    data_at = _align(rows_at + metadata.itemsize * layout.samples)
-    end = data_at
-    with open(path, "wb") as file:
-        file.write(_header(layout.samples, 0, codecs))
-        for part, records, placed in _place(parts, folder, data_at):
-            _write_data(file, part, folder, records, placed)
-            file.seek(rows_at + part.start * metadata.itemsize)
-            file.write(_metadata_rows(part, placed, layout, codecs).tobytes())
-            index[part.start : part.stop] = placed
-            end = _end(placed)
-        file.seek(end)
-        for part, _, placed in _place(parts, folder, data_at):
-            file.write(_allocations(part, placed).tobytes())
-        # The pointer comes last: stock FFCV opens a file without it and reads nonsense.
-        file.seek(0)
-        file.write(_header(layout.samples, end, codecs))
-    index.flush()
+
+    path: Path
+    folder: Path
+    layout: Layout
+    codecs: dict[str, str]
+
+    def create(self) -> None:
+        """The file, unfinished, and its per-record index beside it, empty."""
+        create_array(self._index, RECORD, (self.layout.samples,))
+        self.path.write_bytes(_header(self.layout.samples, 0, self.codecs))
+
+    def begins(self, parts: list[Part]) -> Iterator[tuple[Part, int]]:
+        """Each part, and the byte from which on its data lies. parts: all, in sample order."""
+        at = self._data_at
+        for part in parts:
+            yield part, at
+            at = _end(_placed(read_records(part, self.folder), at))
+
+    def write(self, part: Part, at: int) -> None:
+        """Copy a part's data to byte ``at``; its rows of metadata and index follow from that."""
+        data = read_data(part, self.folder)
+        records = read_records(part, self.folder)
+        placed = _placed(records, at)
+        with open(self.path, "r+b") as file:
+            for target, piece in _pieces(memoryview(data), records, placed):
+                file.seek(target)
+                file.write(piece)
+            rows = _metadata_rows(part, placed, self.layout, self.codecs)
+            file.seek(self._rows_at + part.start * rows.itemsize)
+            file.write(rows.tobytes())
+        with open(self._index, "r+b") as file:
+            # Not through a map: on some network file systems that writes whole pages, a neighbour's
+            # rows among them.
+            file.seek(-(self.layout.samples - part.start) * RECORD.itemsize, os.SEEK_END)
+            file.write(placed.tobytes())
+
+    def finish(self) -> None:
+        """The allocation table, as the index says, and last the pointer to it.
+
+        Without the pointer stock FFCV opens the file and reads nonsense; our readers refuse it.
+        """
+        samples = self.layout.samples
+        end = _end(self._read_index(samples - 1, samples))
+        with open(self.path, "r+b") as file:
+            file.seek(end)
+            for start in range(0, samples, _ROWS):
+                rows = self._read_index(start, start + _ROWS)
+                file.write(_allocations(start, rows).tobytes())
+            file.seek(0)
+            file.write(_header(samples, end, self.codecs))
+
+    def _read_index(self, start: int, stop: int) -> np.ndarray:
+        # Not through a map: what is read of one counts as memory until it is closed.
+        stop = min(stop, self.layout.samples)
+        at = self._index.stat().st_size - (self.layout.samples - start) * RECORD.itemsize
+        return np.fromfile(self._index, RECORD, stop - start, offset=at)
+
+    @property
+    def _index(self) -> Path:
+        return self.path.with_name(INDEX)
+
+    @property
+    def _rows_at(self) -> int:
+        return HEADER.itemsize + DESCRIPTOR.itemsize * len(field_kinds(self.codecs))
+
+    @property
+    def _data_at(self) -> int:
+        return _align(self._rows_at + metadata_dtype(self.codecs).itemsize * self.layout.samples)
 
 
 def _align(position: int) -> int:
@@ -94,21 +144,15 @@ def _end(placed: np.ndarray) -> int:
     return int(last["offset"]) + int(last["size"])
 
 
-def _place(
-    parts: list[Part], folder: Path, start: int
-) -> Iterator[tuple[Part, np.ndarray, np.ndarray]]:
-    """Records of each part, with offsets in the part and in the file; none crosses a page."""
-    at = start
-    for part in parts:
-        records = read_records(part, folder)
-        placed = records.copy()
-        sizes = np.stack([records[name]["size"] for name in FIELDS], axis=1).astype(np.int64)
-        begins = _begins(sizes.sum(axis=1), at)
-        offsets = begins[:, None] + np.cumsum(sizes, axis=1) - sizes
-        for column, name in enumerate(FIELDS):
-            placed[name]["offset"] = offsets[:, column]
-        at = _end(placed)
-        yield part, records, placed
+def _placed(records: np.ndarray, at: int) -> np.ndarray:
+    """A part's records with offsets in the file, from ``at`` on; no sample crosses a page."""
+    placed = records.copy()
+    sizes = np.stack([records[name]["size"] for name in FIELDS], axis=1).astype(np.int64)
+    begins = _begins(sizes.sum(axis=1), at)
+    offsets = begins[:, None] + np.cumsum(sizes, axis=1) - sizes
+    for column, name in enumerate(FIELDS):
+        placed[name]["offset"] = offsets[:, column]
+    return placed
 
 
 def _begins(totals: np.ndarray, at: int) -> np.ndarray:
@@ -127,22 +171,17 @@ def _begins(totals: np.ndarray, at: int) -> np.ndarray:
     return begins
 
 
-def _write_data(
-    file: BinaryIO, part: Part, folder: Path, records: np.ndarray, placed: np.ndarray
-) -> None:
-    """Copy a part's data, checked, in as many pieces as there are pages."""
-    data = memoryview(part.path(folder, "bin").read_bytes())
-    for name in FIELDS:
-        for _, size, offset, crc in records[name].tolist():
-            check_crc(data[offset : offset + size], crc, part, folder)
+def _pieces(
+    data: memoryview, records: np.ndarray, placed: np.ndarray
+) -> Iterator[tuple[int, memoryview]]:
+    """A part's data in as many pieces as there are pages, and where each belongs."""
     # A part's fields lie back to back, here as there; only a new page makes a gap.
     origin = records[FIELDS[0]]["offset"].astype(np.int64)
     target = placed[FIELDS[0]]["offset"].astype(np.int64)
     first = np.flatnonzero(np.diff(target - origin, prepend=-1))
     begins = origin[first].tolist()
-    for row, begin, end in zip(first, begins, [*begins[1:], len(data)], strict=True):
-        file.seek(int(target[row]))
-        file.write(data[begin:end])
+    for row, begin, end in zip(first.tolist(), begins, [*begins[1:], len(data)], strict=True):
+        yield int(target[row]), data[begin:end]
 
 
 def _header(samples: int, allocations_at: int, codecs: dict[str, str]) -> bytes:
@@ -173,9 +212,10 @@ def _metadata_rows(
     return rows
 
 
-def _allocations(part: Part, placed: np.ndarray) -> np.ndarray:
+def _allocations(start: int, placed: np.ndarray) -> np.ndarray:
+    """Rows of the allocation table of the samples from ``start`` on."""
     table = np.zeros((len(placed), len(FIELDS)), ALLOCATION)
-    table["sample_id"] = np.arange(part.start, part.stop)[:, None]
+    table["sample_id"] = np.arange(start, start + len(placed))[:, None]
     for column, name in enumerate(FIELDS):
         table["ptr"][:, column] = placed[name]["offset"]
         table["size"][:, column] = placed[name]["size"]

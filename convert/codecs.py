@@ -23,13 +23,15 @@ THRESHOLD = 128
 """Mask pixels of at least this value are 1."""
 
 _FULL_RUN = 255
+_EVERY_BYTE = np.uint64(0x0101010101010101)
 _COLOUR_TOLERANCE = 16
 
 
 class Encoded(NamedTuple):
     """A stored field, its pixels, and remarks of the conversion in numbers.
 
-    pixels: uint8, (H, W, 3) for RGB and (H, W) otherwise; a mask is 0 or 1.
+    pixels: uint8, (H, W, 3) for RGB and (H, W) otherwise; a mask is 0 or 1. They last until
+        the next image is encoded on this thread (`jpeg.kept_pixels`).
     """
 
     data: bytes
@@ -41,12 +43,13 @@ class Encoded(NamedTuple):
 class Codec:
     """One way to store a field.
 
-    encode: source JPEG -> Encoded; ValueError with the reason if the source is bad.
+    encode: source JPEG, height, width -> Encoded; ValueError with the reason if the source is
+        bad or of another size.
     decode: stored bytes, height, width -> pixels as in `Encoded`; ValueError if damaged.
     suffix: ending of the member in a tar shard.
     """
 
-    encode: Callable[[bytes], Encoded]
+    encode: Callable[[bytes, int, int], Encoded]
     decode: Callable[[bytes, int, int], np.ndarray]
     suffix: str
 
@@ -58,18 +61,34 @@ def _sized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     return pixels
 
 
-def _header(source: bytes) -> jpeg.JpegHeader:
-    """Header of a JPEG that every engine decodes the same way; ValueError with the reason."""
+def _header(source: bytes, height: int, width: int) -> jpeg.JpegHeader:
+    """Header of a JPEG that every engine decodes the same way; ValueError with the reason.
+
+    Asked before anything is decoded: a few bytes can claim a picture of gigabytes.
+    """
     header = jpeg.read_header(source)
     if header.refusal:
         raise ValueError(header.refusal)
+    if (header.height, header.width) != (height, width):
+        raise ValueError(
+            f"found {header.width}x{header.height} pixels, expected {width}x{height} "
+            "like the first background"
+        )
     return header
 
 
-def encode_rgb(source: bytes) -> Encoded:
+def _decode_rgb(source: bytes, height: int, width: int) -> np.ndarray:
+    return jpeg.decode_rgb(source, jpeg.kept_pixels(height, width, 3))
+
+
+def _decode_gray(source: bytes, height: int, width: int) -> np.ndarray:
+    return jpeg.decode_gray(source, jpeg.kept_pixels(height, width, 1))
+
+
+def encode_rgb(source: bytes, height: int, width: int) -> Encoded:
     """Verbatim: the stored bytes are the source bytes."""
-    _header(source)
-    return Encoded(source, jpeg.decode_rgb(source), {})
+    _header(source, height, width)
+    return Encoded(source, _decode_rgb(source, height, width), {})
 
 
 def decode_rgb(data: bytes, height: int, width: int) -> np.ndarray:
@@ -77,42 +96,42 @@ def decode_rgb(data: bytes, height: int, width: int) -> np.ndarray:
     return _sized(jpeg.decode_rgb(data), height, width)
 
 
-def encode_luma(source: bytes) -> Encoded:
+def encode_luma(source: bytes, height: int, width: int) -> Encoded:
     """The luma plane of a gray image stored as RGB, cut out without touching a coefficient.
 
     Verbatim, and counted, where the image cannot be cut: not baseline, or a trace of colour.
     """
-    if _header(source).components == 1:
-        return Encoded(source, jpeg.decode_gray(source), {})
+    if _header(source, height, width).components == 1:
+        return Encoded(source, _decode_gray(source, height, width), {})
     try:
         cut = cut_to_luma(source)
     except NotReducible:
-        return Encoded(source, _gray(source), {"depth_stored_verbatim": 1})
-    # The pixels are the source's, decoded in full. That the cut decodes to the same is proven by
-    # tests, and by `verify`, whose sums of the stored pixels must equal the sums of these.
-    return Encoded(cut, jpeg.decode_gray(source), {})
+        return Encoded(source, _gray(source, height, width), {"depth_stored_verbatim": 1})
+    # The source's data was read to its end by the cut. That the cut decodes to the same pixels is
+    # proven by tests, and by `verify --source`.
+    return Encoded(cut, _decode_gray(cut, height, width), {})
 
 
-def encode_gray(source: bytes) -> Encoded:
+def encode_gray(source: bytes, height: int, width: int) -> Encoded:
     """Verbatim: a gray image, one or three components."""
-    _header(source)
-    return Encoded(source, _gray(source), {})
+    _header(source, height, width)
+    return Encoded(source, _gray(source, height, width), {})
 
 
-def _gray(source: bytes) -> np.ndarray:
+def _gray(source: bytes, height: int, width: int) -> np.ndarray:
     """Luma plane of a gray image stored as RGB.
 
     Raises ValueError for a colour image: it is no mask, and a colour-mapped depth map has no
     depth in its luma.
     """
-    rgb = jpeg.decode_rgb(source)
+    rgb = _decode_rgb(source, height, width)
     spread = int((rgb.max(axis=2) - rgb.min(axis=2)).max())
     if spread > _COLOUR_TOLERANCE:
         raise ValueError(
             f"a colour image (channels differ by up to {spread}); expected a gray "
             "image, saved with a gray colour map"
         )
-    return jpeg.decode_gray(source)
+    return _decode_gray(source, height, width)
 
 
 def decode_gray(data: bytes, height: int, width: int) -> np.ndarray:
@@ -120,24 +139,36 @@ def decode_gray(data: bytes, height: int, width: int) -> np.ndarray:
     return _sized(jpeg.decode_gray(data), height, width)
 
 
-def _mask(source: bytes) -> tuple[np.ndarray, dict[str, int]]:
-    gray = jpeg.decode_gray(source) if _header(source).components == 1 else _gray(source)
+def _mask(source: bytes, height: int, width: int) -> tuple[np.ndarray, dict[str, int]]:
+    one = _header(source, height, width).components == 1
+    gray = (_decode_gray if one else _gray)(source, height, width)
+    ambiguous = threshold_mask(gray)
+    return gray, {"mask_ambiguous_pixels": ambiguous}
+
+
+@numba.njit(nogil=True, cache=True)
+def threshold_mask(gray: np.ndarray) -> int:
+    """Gray to 0 or 1 in place; returns how many pixels were ambiguous. gray: uint8 (H, W)."""
     low, high = AMBIGUOUS
-    # One wrapping subtraction instead of two comparisons: 64..192 becomes 0..128.
-    ambiguous = int(np.count_nonzero((gray - np.uint8(low)) <= high - low))
-    mask = (gray >= THRESHOLD).view(np.uint8)
-    return mask, {"mask_ambiguous_pixels": ambiguous}
+    ambiguous = 0
+    for row in gray:
+        for column in range(row.size):
+            value = row[column]
+            # One wrapping subtraction instead of two comparisons: 64..192 becomes 0..128.
+            ambiguous += int(np.uint8(value - np.uint8(low)) <= high - low)
+            row[column] = value >= THRESHOLD
+    return ambiguous
 
 
-def encode_runs(source: bytes) -> Encoded:
+def encode_runs(source: bytes, height: int, width: int) -> Encoded:
     """Run lengths of the mask thresholded at 128: see `pack_runs`."""
-    mask, counts = _mask(source)
+    mask, counts = _mask(source, height, width)
     return Encoded(pack_runs(mask), mask, counts)
 
 
-def encode_mask_jpeg(source: bytes) -> Encoded:
+def encode_mask_jpeg(source: bytes, height: int, width: int) -> Encoded:
     """Verbatim: a mask JPEG, thresholded at 128 when decoded."""
-    mask, counts = _mask(source)
+    mask, counts = _mask(source, height, width)
     return Encoded(source, mask, counts)
 
 
@@ -155,30 +186,39 @@ def pack_runs(mask: np.ndarray) -> bytes:
 
     mask: uint8, 0 or 1, any shape.
     """
-    flat = mask.reshape(-1)
-    edges = np.flatnonzero(flat[1:] != flat[:-1])
-    out = np.empty(flat.size // _FULL_RUN + len(edges) + 2, np.uint8)
-    return out[: _pack_edges(edges, flat.size, bool(flat[0]), out)].tobytes()
+    flat = np.ascontiguousarray(mask).reshape(-1)
+    # Every pixel a run of its own, behind an empty one, is the longest that it can get.
+    out = np.empty(flat.size + 1, np.uint8)
+    return out[: _pack_runs(flat, out)].tobytes()
 
 
 @numba.njit(nogil=True, cache=True)
-def _pack_edges(edges: np.ndarray, pixels: int, begins_with_1: bool, out: np.ndarray) -> int:
-    """Write the runs that end behind each edge, and the last one; returns the bytes written."""
-    at, start = 0, 0
-    if begins_with_1:
-        out[0] = 0
-        at = 1
-    for i in range(len(edges) + 1):
-        end = edges[i] + 1 if i < len(edges) else pixels
-        run = end - start
-        start = end
-        while run >= _FULL_RUN:
-            out[at] = _FULL_RUN
-            at += 1
-            run -= _FULL_RUN
-        out[at] = run
+def _pack_runs(mask: np.ndarray, out: np.ndarray) -> int:
+    """Write the runs of a flat mask; returns the bytes written."""
+    words = mask[: mask.size // 8 * 8].view(np.uint64)
+    at, start, value = 0, 0, np.uint8(0)
+    pixel = 0
+    while pixel < mask.size:
+        # Most runs are long: eight pixels are compared at a time.
+        word = pixel // 8 if pixel % 8 == 0 else words.size
+        if word < words.size and words[word] == np.uint64(value) * _EVERY_BYTE:
+            pixel += 8
+            continue
+        if mask[pixel] != value:
+            at = _end_run(pixel - start, out, at)
+            start, value = pixel, mask[pixel]
+        pixel += 1
+    return _end_run(pixel - start, out, at)
+
+
+@numba.njit(nogil=True, cache=True)
+def _end_run(run: int, out: np.ndarray, at: int) -> int:
+    while run >= _FULL_RUN:
+        out[at] = _FULL_RUN
         at += 1
-    return at
+        run -= _FULL_RUN
+    out[at] = run
+    return at + 1
 
 
 @numba.njit(nogil=True, cache=True)

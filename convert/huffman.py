@@ -16,6 +16,8 @@ _LARGEST_DC = 2047
 # Outcomes of `read_blocks`.
 NEUTRAL, COLOURED, DAMAGED = 0, 1, 2
 
+_TAKEN = np.iinfo(np.int64).max
+
 _LOOK = 9
 """Codes of at most this many bits are decoded by one look-up."""
 
@@ -58,14 +60,16 @@ def read_blocks(
     restart: int,
     starts: np.ndarray,
     dc: np.ndarray,
-    symbols: np.ndarray,
-    values: np.ndarray,
+    tokens: np.ndarray,
+    ac_counts: np.ndarray,
 ) -> int:
     """Decode all blocks (annex F.2.2), keep those of the first component as tokens.
 
     starts: where the tokens of each luma block begin, in the order of the file.
-    dc: its DC coefficient. symbols, values: run/size symbols of AC and their extra bits.
+    dc: its DC coefficient. tokens: of AC, extra bits << 8 | run/size symbol.
+    ac_counts: how often each AC symbol came, to which is added.
     """
+    # Above the ``held`` lowest bits stand those of codes that were read.
     at, bits, held = 0, np.uint64(0), 0
     padding = 0  # of the bits held, how many are not in the file
     block, token = 0, 0
@@ -123,7 +127,6 @@ def read_blocks(
                         value = np.int64(bits >> np.uint64(held)) & ((1 << size) - 1)
                     if held < padding:
                         return DAMAGED
-                    bits &= (np.uint64(1) << np.uint64(held)) - np.uint64(1)
                     if position == 0:
                         if symbol > 11:
                             return DAMAGED
@@ -139,9 +142,9 @@ def read_blocks(
                         position = 1
                         continue
                     if luma:
-                        symbols[token] = symbol
-                        values[token] = value
+                        tokens[token] = value << 8 | symbol
                         token += 1
+                        ac_counts[symbol] += 1
                     if symbol == END_OF_BLOCK:
                         break
                     if not luma and size:
@@ -187,19 +190,25 @@ def _size_of(value: int) -> int:
 
 
 @numba.njit(cache=True)
-def count_symbols(
-    order: np.ndarray, starts: np.ndarray, dc: np.ndarray, symbols: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """How often each DC and AC symbol comes when the blocks are written in ``order``."""
-    dc_counts = np.zeros(257, np.int64)
-    ac_counts = np.zeros(257, np.int64)
+def count_dc(order: np.ndarray, dc: np.ndarray) -> np.ndarray:
+    """How often each DC symbol comes when the blocks are written in ``order``: int64 (257,)."""
+    counts = np.zeros(257, np.int64)
     before = 0
     for block in order:
-        dc_counts[_size_of(dc[block] - before)] += 1
+        counts[_size_of(dc[block] - before)] += 1
         before = dc[block]
-        for token in range(starts[block], starts[block + 1]):
-            ac_counts[symbols[token]] += 1
-    return dc_counts, ac_counts
+    return counts
+
+
+@numba.njit(cache=True)
+def _take_least(keys: np.ndarray) -> tuple[int, int]:
+    """Place and frequency of the least key, which is taken out."""
+    least = keys[0]
+    for key in keys:
+        least = min(least, key)
+    place = 511 - (least & 511)
+    keys[place] = _TAKEN
+    return place, least >> 9
 
 
 @numba.njit(cache=True)
@@ -210,22 +219,16 @@ def optimal_table(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     the symbols by length, uint8 (n,).
     """
     used = np.append(np.flatnonzero(counts[:256]), 256)
-    frequency = counts[used]
-    frequency[-1] = 1  # the last reserves the code of all ones, which JPEG forbids
     size = np.zeros(len(used), np.int32)
     others = np.full(len(used), -1, np.int32)
+    # Frequency and place as one number: the least is found by plain minima, and of equal
+    # frequencies the later symbol comes first, as the annex has it.
+    keys = counts[used] << 9 | (511 - np.arange(len(used)))
+    keys[-1] = 1 << 9 | (512 - len(used))  # reserves the code of all ones, which JPEG forbids
     for _ in range(len(used) - 1):
-        least, second = -1, -1
-        for symbol in range(len(used)):
-            if frequency[symbol] == 0:
-                continue
-            if least < 0 or frequency[symbol] <= frequency[least]:
-                second = least
-                least = symbol
-            elif second < 0 or frequency[symbol] <= frequency[second]:
-                second = symbol
-        frequency[least] += frequency[second]
-        frequency[second] = 0
+        least, first = _take_least(keys)
+        second, then = _take_least(keys)
+        keys[least] = (first + then) << 9 | (511 - least)
         tail = least
         size[tail] += 1
         while others[tail] >= 0:
@@ -253,7 +256,7 @@ def optimal_table(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     lengths[last] -= 1  # the reserved code
     listed = np.empty(256, np.uint8)
     count = 0
-    for length in range(1, 64):
+    for length in range(1, size.max() + 1):
         for place in range(len(used) - 1):
             if size[place] == length:
                 listed[count] = used[place]
@@ -263,13 +266,12 @@ def optimal_table(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @numba.njit(cache=True)
 def codes_of(lengths: np.ndarray, listed: np.ndarray) -> np.ndarray:
-    """Code and length of each symbol: int32 (256, 2) (annex C)."""
-    codes = np.zeros((256, 2), np.int32)
+    """Each symbol's code << 8 | length: int64 (256,) (annex C)."""
+    codes = np.zeros(256, np.int64)
     code, place = 0, 0
     for length in range(1, 17):
         for _ in range(lengths[length]):
-            codes[listed[place], 0] = code
-            codes[listed[place], 1] = length
+            codes[listed[place]] = code << 8 | length
             code += 1
             place += 1
         code <<= 1
@@ -277,12 +279,33 @@ def codes_of(lengths: np.ndarray, listed: np.ndarray) -> np.ndarray:
 
 
 @numba.njit(cache=True)
+def _has_ff(word: np.uint64) -> bool:
+    """Whether one of the four low bytes is 0xFF: then its complement has a byte of zero."""
+    others = ~word & np.uint64(0xFFFFFFFF)
+    return (others - np.uint64(0x01010101)) & ~others & np.uint64(0x80808080) != 0
+
+
+@numba.njit(cache=True)
+def _flush(bits: np.uint64, held: int, out: np.ndarray, at: int) -> int:
+    """Write the 32 highest of the bits held, bytes of 0xFF stuffed; returns the next place."""
+    word = bits >> np.uint64(held - 32)
+    stuffed = _has_ff(word)
+    for i in range(4):
+        byte = np.uint8(word >> np.uint64(24 - 8 * i) & np.uint64(255))
+        out[at] = byte
+        at += 1
+        if stuffed and byte == 0xFF:
+            out[at] = 0
+            at += 1
+    return at
+
+
+@numba.njit(cache=True)
 def write_blocks(
     order: np.ndarray,
     starts: np.ndarray,
     dc: np.ndarray,
-    symbols: np.ndarray,
-    values: np.ndarray,
+    tokens: np.ndarray,
     dc_codes: np.ndarray,
     ac_codes: np.ndarray,
     out: np.ndarray,
@@ -291,35 +314,39 @@ def write_blocks(
     at, bits, held = 0, np.uint64(0), 0
     before = 0
     for block in order:
-        for token in range(starts[block] - 1, starts[block + 1]):
-            if token < starts[block]:
-                difference = dc[block] - before
-                before = dc[block]
-                symbol = _size_of(difference)
-                value = difference if difference >= 0 else difference + (1 << symbol) - 1
-                code, length = dc_codes[symbol, 0], dc_codes[symbol, 1]
-            else:
-                symbol = np.int64(symbols[token])
-                value = np.int64(values[token])
-                code, length = ac_codes[symbol, 0], ac_codes[symbol, 1]
-            size = symbol & 15
-            bits = bits << np.uint64(length + size) | np.uint64(code << size | value)
-            held += length + size
-            while held >= 8:
-                held -= 8
-                byte = np.uint8(bits >> np.uint64(held) & np.uint64(255))
-                out[at] = byte
-                at += 1
-                if byte == 0xFF:
-                    out[at] = 0
-                    at += 1
-    if held:
-        byte = np.uint8(
-            (bits << np.uint64(8 - held) | np.uint64((1 << (8 - held)) - 1)) & np.uint64(255)
-        )
-        out[at] = byte
+        difference = dc[block] - before
+        before = dc[block]
+        size = _size_of(difference)
+        value = difference if difference >= 0 else difference + (1 << size) - 1
+        code = dc_codes[size]
+        bits = bits << np.uint64((code & 255) + size) | np.uint64(code >> 8 << size | value)
+        held += (code & 255) + size
+        if held >= 32:
+            at = _flush(bits, held, out, at)
+            held -= 32
+        for token in tokens[starts[block] : starts[block + 1]]:
+            size = token & 15
+            code = ac_codes[token & 255]
+            extra = np.int64(token) >> 8
+            bits = bits << np.uint64((code & 255) + size) | np.uint64(code >> 8 << size | extra)
+            held += (code & 255) + size
+            if held >= 32:
+                at = _flush(bits, held, out, at)
+                held -= 32
+    return _flush_last(bits, held, out, at)
+
+
+@numba.njit(cache=True)
+def _flush_last(bits: np.uint64, held: int, out: np.ndarray, at: int) -> int:
+    """Write what is left, filled up with ones to a byte."""
+    filling = -held % 8
+    bits = bits << np.uint64(filling) | np.uint64((1 << filling) - 1)
+    held += filling
+    while held:
+        held -= 8
+        out[at] = np.uint8(bits >> np.uint64(held) & np.uint64(255))
         at += 1
-        if byte == 0xFF:
+        if out[at - 1] == 0xFF:
             out[at] = 0
             at += 1
     return at
@@ -335,8 +362,7 @@ def recode(
     order: np.ndarray,
     starts: np.ndarray,
     dc: np.ndarray,
-    symbols: np.ndarray,
-    values: np.ndarray,
+    tokens: np.ndarray,
     out: np.ndarray,
 ) -> tuple[int, int, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Read a scan and write its luma blocks in ``order`` to ``out`` with the best tables.
@@ -344,15 +370,15 @@ def recode(
     Returns the outcome of `read_blocks`, the bytes written, and the DC and AC tables, each as
     counts by length and symbols.
     """
-    outcome = read_blocks(data, samplings, tables, mcus, restart, starts, dc, symbols, values)
+    ac_counts = np.zeros(257, np.int64)
+    outcome = read_blocks(data, samplings, tables, mcus, restart, starts, dc, tokens, ac_counts)
     if outcome != NEUTRAL:
         none = np.empty(0, np.int32)
         nothing = np.empty(0, np.uint8)
         return outcome, 0, none, nothing, none, nothing
-    dc_counts, ac_counts = count_symbols(order, starts, dc, symbols)
-    dc_lengths, dc_listed = optimal_table(dc_counts)
+    dc_lengths, dc_listed = optimal_table(count_dc(order, dc))
     ac_lengths, ac_listed = optimal_table(ac_counts)
     dc_codes = codes_of(dc_lengths, dc_listed)
     ac_codes = codes_of(ac_lengths, ac_listed)
-    size = write_blocks(order, starts, dc, symbols, values, dc_codes, ac_codes, out)
+    size = write_blocks(order, starts, dc, tokens, dc_codes, ac_codes, out)
     return outcome, size, dc_lengths, dc_listed, ac_lengths, ac_listed

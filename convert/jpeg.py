@@ -7,6 +7,7 @@ Decoding is libjpeg-turbo's accurate DCT with smooth upsampling, bit-identical t
 from __future__ import annotations
 
 import struct
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,6 +98,28 @@ def _orientation(tiff: bytes) -> int:
     except struct.error:
         return 1
     return 1
+
+
+class _Kept(threading.local):
+    """Pixel buffers by their number of channels; each thread has its own."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[int, np.ndarray] = {}
+
+
+_kept = _Kept()
+
+
+def kept_pixels(height: int, width: int, channels: int) -> np.ndarray:
+    """uint8 (H, W, C), the same memory whenever this thread asks for as many channels.
+
+    For pixels that are looked at once: fresh memory costs a page fault for every 4 KiB, which
+    for an RGB image of 224x224 is a third of the time of decoding it.
+    """
+    buffers = _kept.buffers
+    if channels not in buffers or buffers[channels].shape[:2] != (height, width):
+        buffers[channels] = np.empty((height, width, channels), np.uint8)
+    return buffers[channels]
 
 
 def decode_rgb(data: bytes, out: np.ndarray | None = None) -> np.ndarray:

@@ -92,8 +92,7 @@ def _scratch(blocks: int) -> tuple[np.ndarray, ...]:
     One set a process: `convert` works with processes, never with threads.
     """
     starts, dc = np.empty(blocks + 1, np.int32), np.empty(blocks, np.int32)
-    tokens = blocks * _DCT_BLOCK
-    return starts, dc, np.empty(tokens, np.uint8), np.empty(tokens, np.uint16)
+    return starts, dc, np.empty(blocks * _DCT_BLOCK, np.int32)
 
 
 @functools.lru_cache(maxsize=8)

@@ -23,9 +23,10 @@ def _add(rows: np.ndarray, sums: np.ndarray, squares: np.ndarray) -> None:
             value = np.uint32(rows[row, column])
             total[column] += value
             square[column] += value * value
-    for column in range(width):
-        sums[column % sums.size] += total[column]
-        squares[column % sums.size] += square[column]
+    for channel in range(sums.size):
+        for column in range(channel, width, sums.size):
+            sums[channel] += total[column]
+            squares[channel] += square[column]
 
 
 class Accumulator:

@@ -10,16 +10,20 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from convert import beton, tarshards
+from convert import tarshards
+from convert.beton import INDEX as BETON_INDEX
+from convert.beton import NAME as BETON
+from convert.beton import Beton
 from convert.codecs import CODECS
 from convert.errors import DataError, RecordError
 from convert.manifest import (
@@ -50,6 +54,7 @@ FORMATS = ("ffcv", "dali")
 MASK_CODECS = {"runs": "runs", "jpeg": "jpeg-mask"}
 DEPTH_CODECS = {"luma": "jpeg-luma", "jpeg": "jpeg-gray"}
 _PARTS = "parts"
+Task = tuple[Callable[..., None], tuple]
 _LIBRARIES = ("numpy", "pillow", "simplejpeg", "crc32c")
 
 
@@ -180,17 +185,9 @@ def _write_backgrounds(source: Source, work: Path) -> Moments:
     total: Moments | None = None
     for number, path in enumerate(source.bg):
         try:
-            pixels = CODECS["jpeg"].encode(path.read_bytes()).pixels
+            pixels = CODECS["jpeg"].encode(path.read_bytes(), layout.height, layout.width).pixels
         except (OSError, ValueError) as error:
             raise RecordError(number, "bg", str(path), f"{error}; mend or replace it") from None
-        if pixels.shape != shape[1:]:
-            raise RecordError(
-                number,
-                "bg",
-                str(path),
-                f"found {pixels.shape[1]}x{pixels.shape[0]} pixels, expected "
-                f"{layout.width}x{layout.height} like the first background",
-            )
         bank[number] = pixels
         sums = Accumulator(3, 255)
         sums.add(pixels)
@@ -211,30 +208,26 @@ def _assemble(
 ) -> None:
     """Parts -> shard files, their indices and hashes, and last the manifest."""
     parts = list(split_parts(source.layout))
-    folder = work / _PARTS
+    beton = Beton(
+        path=work / BETON, folder=work / _PARTS, layout=source.layout, codecs=config.codecs
+    )
     orders: list[np.ndarray] = []
-    tasks: list[tuple[Callable[..., None], tuple]] = []
+    tasks: list[Iterable[Task]] = []
     formats: dict[str, Format] = {}
     if "ffcv" in config.formats:
-        tasks.append(
-            (
-                beton.write_beton,
-                (work / beton.NAME, parts, folder, source.layout, config.codecs),
-            )
-        )
-        formats["ffcv"] = Format(files=(beton.NAME,), index=beton.INDEX)
+        beton.create()
+        tasks.append((beton.write, place) for place in beton.begins(parts))
+        formats["ffcv"] = Format(files=(BETON,), index=BETON_INDEX)
     if "dali" in config.formats:
-        order = tarshards.permutation(source.layout.samples, config.seed)
-        size = config.samples_per_shard
-        orders = [order[at : at + size] for at in range(0, len(order), size)]
-        for number, of_shard in enumerate(orders):
-            tasks.append(
-                (tarshards.write_shard, (work, number, of_shard, parts, folder, config.codecs))
-            )
+        orders = _shard_orders(source.layout.samples, config)
+        tasks.append(_shard_tasks(orders, parts, work, config))
         names = tuple(tarshards.shard_name(number) for number in range(len(orders)))
         formats["dali"] = Format(files=names, index=tarshards.INDEX)
-    _drain(run_all(executor, _call, tasks), len(tasks), "shards", progress)
-    if orders:
+    count = len(parts) * ("ffcv" in formats) + len(orders)
+    _drain(run_all(executor, _call, chain(*tasks)), count, "pieces", progress)
+    if "ffcv" in formats:
+        beton.finish()
+    if "dali" in formats:
         tarshards.merge_index(work, orders)
     names_to_hash = _data_files(formats, len(orders))
     hashed = run_all(executor, hash_file, ((work / name,) for name in names_to_hash))
@@ -250,6 +243,20 @@ def _assemble(
         made=_made(source, config),
     )
     write_json(work / MANIFEST, manifest.to_json())
+
+
+def _shard_orders(samples: int, config: PackConfig) -> list[np.ndarray]:
+    """Samples of each tar shard, in the order of the shard."""
+    order, size = tarshards.permutation(samples, config.seed), config.samples_per_shard
+    return [order[at : at + size] for at in range(0, samples, size)]
+
+
+def _shard_tasks(
+    orders: list[np.ndarray], parts: list[Part], work: Path, config: PackConfig
+) -> Iterator[Task]:
+    for number, order in enumerate(orders):
+        arguments = (work, number, order, parts, work / _PARTS, config.codecs)
+        yield tarshards.write_shard, arguments
 
 
 def _call(fn: Callable[..., None], args: tuple) -> None:

@@ -26,6 +26,13 @@ from convert.source import Source
 SAMPLES_PER_PART = 1000
 """About 12 MB a part: small enough to share work evenly, large enough to be read in a gulp."""
 
+_WRITE_BYTES = 1 << 20
+"""Fields are of some kilobytes: written one by one, each would be a system call."""
+
+_OPEN_FILES = 256
+"""Parts a process keeps open: a limit of 1,024 files is usual, and millions of samples have more
+parts."""
+
 _SCALES = {"fg_bg": (3, 255), "mask": (1, 1), "depth": (1, 255)}
 
 
@@ -78,7 +85,6 @@ def new_accumulators() -> dict[str, Accumulator]:
 
 def write_part(source: Source, codecs: dict[str, str], part: Part, folder: Path) -> None:
     """Encode one part's samples into ``folder``; RecordError names a bad source file."""
-    records = np.zeros(part.stop - part.start, RECORD)
     remarks = Remarks()
     accumulators = new_accumulators()
     group = int(source.layout.background_of(np.asarray(part.start)))
@@ -86,30 +92,36 @@ def write_part(source: Source, codecs: dict[str, str], part: Part, folder: Path)
     names = source.names(group)[part.start - first : part.stop - first]
     folders = [str(path) for path in source.folders(group)]
     temporary = part.path(folder, "bin.tmp")
-    offset = 0
+    places: dict[str, list[tuple[int, int, int, int]]] = {name: [] for name in FIELDS}
+    offset = source_bytes = crc = 0
     stamps = hashlib.sha256()
-    with open(temporary, "wb") as file:
-        for row, file_name in enumerate(names):
+    with open(temporary, "wb", buffering=_WRITE_BYTES) as file:
+        for index, file_name in enumerate(names, part.start):
             for name, parent in zip(FIELDS, folders, strict=True):
                 path = f"{parent}/{file_name}"
-                index = part.start + row
                 raw, stamp = _read(index, name, path)
                 stamps.update(stamp)
                 encoded = _encode(raw, codecs[name], index, name, path, source.layout)
                 file.write(encoded.data)
+                crc = crc32c.crc32c(encoded.data, crc)
                 size = len(encoded.data)
-                records[name][row] = (0, size, offset, crc32c.crc32c(encoded.data))
+                places[name].append((0, size, offset, crc32c.crc32c(encoded.data)))
                 offset += size
+                source_bytes += len(raw)
                 accumulators[name].add(encoded.pixels)
                 remarks.count(encoded.counts)
-                remarks.count({"source_bytes": len(raw)})
+    remarks.count({"source_bytes": source_bytes})
     temporary.replace(part.path(folder, "bin"))
+    records = np.empty(part.stop - part.start, RECORD)
+    for name, rows in places.items():
+        records[name] = rows
     np.save(part.path(folder, "npy"), records)
     remarks.statistics = {name: a.moments for name, a in accumulators.items()}
     write_json(
         part.path(folder, "json"),
         {
             "stamps": stamps.hexdigest(),
+            "crc32c": crc,
             "statistics": {name: m.to_json() for name, m in remarks.statistics.items()},
             "counts": remarks.counts,
         },
@@ -156,19 +168,9 @@ def _read(index: int, name: str, path: str) -> tuple[bytes, bytes]:
 
 def _encode(raw: bytes, codec: str, index: int, name: str, path: str, layout: Layout) -> Encoded:
     try:
-        encoded = CODECS[codec].encode(raw)
+        return CODECS[codec].encode(raw, layout.height, layout.width)
     except ValueError as error:
         raise RecordError(index, name, path, f"{error}; mend or replace the file") from None
-    height, width = encoded.pixels.shape[:2]
-    if (height, width) != (layout.height, layout.width):
-        raise RecordError(
-            index,
-            name,
-            path,
-            f"found {width}x{height} pixels, expected {layout.width}x{layout.height} "
-            "like the first background",
-        )
-    return encoded
 
 
 def read_remarks(part: Part, folder: Path) -> Remarks:
@@ -183,6 +185,13 @@ def read_remarks(part: Part, folder: Path) -> Remarks:
 def read_records(part: Part, folder: Path) -> np.ndarray:
     """Records (`RECORD`) of a finished part, with offsets in the part's file."""
     return np.load(part.path(folder, "npy"))
+
+
+def read_data(part: Part, folder: Path) -> bytes:
+    """The stored fields of a finished part, checked; DataError if the disk lost some."""
+    data = part.path(folder, "bin").read_bytes()
+    check_crc(data, json.loads(part.path(folder, "json").read_text())["crc32c"], part, folder)
+    return data
 
 
 class PartFiles:
@@ -203,21 +212,26 @@ class PartFiles:
 
     def fields(self, number: int, record: np.void) -> dict[str, bytes]:
         """All fields of one sample of part ``number``, each checked against its CRC32C."""
-        if number not in self._descriptors:
-            path = self._parts[number].path(self._folder, "bin")
-            self._descriptors[number] = os.open(path, os.O_RDONLY)
         places = [record[name].item() for name in FIELDS]
         first = places[0][2]
         last = places[-1][2] + places[-1][1]
-        data = os.pread(self._descriptors[number], last - first, first)
+        data = os.pread(self._open(number), last - first, first)
         found = {}
         for name, (_, size, offset, crc) in zip(FIELDS, places, strict=True):
             found[name] = data[offset - first : offset - first + size]
             check_crc(found[name], crc, self._parts[number], self._folder)
         return found
 
+    def _open(self, number: int) -> int:
+        if number not in self._descriptors:
+            if len(self._descriptors) == _OPEN_FILES:
+                os.close(self._descriptors.pop(next(iter(self._descriptors))))
+            path = self._parts[number].path(self._folder, "bin")
+            self._descriptors[number] = os.open(path, os.O_RDONLY)
+        return self._descriptors[number]
 
-def check_crc(data: bytes | memoryview, expected: int, part: Part, folder: Path) -> None:
+
+def check_crc(data: bytes, expected: int, part: Part, folder: Path) -> None:
     """DataError if a part's file no longer holds what was written to it."""
     if crc32c.crc32c(data) != expected:
         raise DataError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import crc32c
@@ -18,7 +20,8 @@ class Shards:
     manifest: the folder's manifest.
     backgrounds: uint8 (n_bg, H, W, 3), memory-mapped.
     records: the per-record index (`RECORD`), memory-mapped, in source order.
-    files: the mapped shard files, each uint8 and flat.
+    files: the mapped shard files, each uint8 and flat; names: theirs.
+    index_name: file of the per-record index.
 
     Opening checks that every file has the size of the manifest and that every record lies
     inside its file; raises DataError otherwise.
@@ -34,12 +37,13 @@ class Shards:
                 f"{folder}: holds no {self.form} files, only {found}; pack again with "
                 f"--format {self.form}"
             )
-        self.names = self.manifest.formats[self.form].files
         form_files = self.manifest.formats[self.form]
-        for name in (BACKGROUNDS, form_files.index, *form_files.files):
+        self.names = form_files.files
+        self.index_name = form_files.index
+        for name in (BACKGROUNDS, self.index_name, *self.names):
             self._check_size(name)
         self.backgrounds = self._load(BACKGROUNDS)
-        self.records = self._load(self.manifest.formats[self.form].index)
+        self.records = self._load(self.index_name)
         # Copy-on-write maps: some engines have a fast path for writable memory only, and no
         # write to them ever reaches the file.
         self.files = [np.memmap(self.folder / name, np.uint8, "c") for name in self.names]
@@ -84,6 +88,12 @@ class Shards:
                     index, name, str(self.folder), "lies outside its file; pack again"
                 )
 
+    def close(self) -> None:
+        """Unmap all files at once: an object in a reference cycle would keep them open for long."""
+        self.files = []
+        self.records = np.empty(0, RECORD)
+        self.backgrounds = np.empty((0, *self.backgrounds.shape[1:]), np.uint8)
+
     def __len__(self) -> int:
         """Number of samples."""
         return self.manifest.layout.samples
@@ -109,6 +119,38 @@ class Shards:
                 self.where(index, name),
                 f"checksum {found:08x}, expected {expected:08x}: damaged after it was written",
             )
+
+    def all_intact(self, indices: np.ndarray) -> bool:
+        """Whether all stored fields of some samples have the CRC32C of the index."""
+        records = self.records[indices]
+        files = [file.data for file in self.files]
+        return all(
+            crc32c.crc32c(files[which][at : at + size]) == crc
+            for name in FIELDS
+            for which, size, at, crc in records[name].tolist()
+        )
+
+    def fault(self, index: int) -> RecordError | None:
+        """What is wrong with a sample's first bad field; None where all is right."""
+        for name in FIELDS:
+            try:
+                self.check(index, name)
+                self.decode(index, name)
+            except RecordError as error:
+                return error
+        return None
+
+    def check_files(self, names: Iterable[str]) -> None:
+        """DataError where a file of the folder does not have the SHA-256 of the manifest."""
+        for name in names:
+            with open(self.folder / name, "rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            expected = self.manifest.files[name].sha256
+            if found != expected:
+                raise DataError(
+                    f"{self.folder / name}: SHA-256 {found[:12]}, expected {expected[:12]}: "
+                    "damaged after it was written; pack again"
+                )
 
     def decode(self, index: int, name: str) -> np.ndarray:
         """Pixels of one field as its codec gives them; RecordError if it does not decode."""

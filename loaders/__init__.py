@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import distributed
 
 from convert.errors import DataError, RecordError
 from convert.manifest import Layout, read_manifest
@@ -19,9 +20,11 @@ from loaders.split import SPLITS, split_indices
 if TYPE_CHECKING:
     import numpy as np
 
-ENGINES = ("ffcv", "dali", "reference")
+ENGINES = ("ffcv", "dali", "dali-stream", "reference")
+DECODE_SIZES = ("full", "half")
 
 __all__ = [
+    "DECODE_SIZES",
     "ENGINES",
     "SPLITS",
     "Backgrounds",
@@ -54,11 +57,15 @@ def build_loader(
     num_workers: int | None = None,
     rank: int | None = None,
     world_size: int | None = None,
+    max_bad: int = 0,
+    check: bool = False,
+    decode_size: str = "full",
 ) -> Loader:
-    """A loader that yields the same batches whatever the engine.
+    """A loader that yields the same batches whatever the engine, but for "dali-stream".
 
     engine: "ffcv", "dali", or "reference" (slow, plain Pillow: what the others are tested
-        against).
+        against). "dali-stream" reads shards larger than memory, or far away, from front to back
+        and shuffles within a window: the same samples in an order of its own.
     shards: folder that `pack` wrote; for "reference" the data set folder itself.
     batch_size: samples a batch on this rank.
     indices: int64, the samples to visit (see `split_indices`); None means all.
@@ -66,15 +73,23 @@ def build_loader(
     drop_last: leave out the last batch of an epoch where it is smaller.
     device: where batches and backgrounds are.
     num_workers: decoding threads; None means one a core (for "reference": the calling thread).
-    rank, world_size: this process among all; None takes RANK and WORLD_SIZE as torchrun
-        sets them.
+    rank, world_size: this process among all; None takes those of `torch.distributed` where it
+        is initialised, or RANK and WORLD_SIZE as torchrun sets them.
+    max_bad: bad records to skip, and list in ``skipped``, before one ends the epoch. In the
+        place of each stands the next good one of the epoch's order. Above 0, ``check`` is on.
+    check: hold every record against its checksum before it is decoded, so that no damage can
+        lead to wrong pixels; not for "reference", which reads files that have none.
+    decode_size: "full", or "half": "ffcv" alone decodes fg_bg and depth at half the size without
+        having had them whole, which is faster and close to the mean of 2x2 pixels, not equal (see
+        docs/guide.md); masks are exactly as `Preprocess` would halve them. Backgrounds stay
+        whole: `Preprocess` brings all to one size.
 
     Raises DataError for a user's mistake, and where the engine is not installed.
     """
     if rank is None or world_size is None:
         if rank is not world_size:
             raise DataError("give both rank and world_size, or neither")
-        rank, world_size = distributed_rank()
+        rank, world_size = _this_rank()
     options = {
         "batch_size": batch_size,
         "indices": indices,
@@ -85,7 +100,18 @@ def build_loader(
         "num_workers": num_workers,
         "rank": rank,
         "world_size": world_size,
+        "max_bad": max_bad,
+        "check": check,
     }
+    if decode_size not in DECODE_SIZES:
+        raise DataError(
+            f"decode size: found {decode_size!r}, expected one of {', '.join(DECODE_SIZES)}"
+        )
+    if decode_size != "full" and engine in ENGINES and engine != "ffcv":
+        raise DataError(
+            f"decode size {decode_size}: only the ffcv loader decodes at another size; "
+            f"with {engine} let Preprocess resize"
+        )
     # Each engine is imported where it is chosen: none is needed to use another.
     if engine == "reference":
         from loaders.reference import ReferenceLoader
@@ -94,12 +120,24 @@ def build_loader(
     if engine == "ffcv":
         from loaders.ffcv import FFCVLoader
 
-        return FFCVLoader(shards, **options)
+        return FFCVLoader(shards, decode_size=decode_size, **options)
+    if engine == "dali-stream":
+        from loaders.dali_stream import DALIStreamLoader
+
+        return DALIStreamLoader(shards, **options)
     if engine == "dali":
         from loaders.dali import DALILoader
 
         return DALILoader(shards, **options)
     raise DataError(f"loader: found {engine!r}, expected one of {', '.join(ENGINES)}")
+
+
+def _this_rank() -> tuple[int, int]:
+    # A process group may have been made without the variables, as by `torch.multiprocessing`:
+    # ranks that each took themselves for the only one would all read everything.
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return distributed_rank()
 
 
 def shard_formats(shards: str | Path) -> tuple[str, ...]:

@@ -11,6 +11,17 @@ import torch
 
 from convert.errors import DataError
 from convert.manifest import Layout
+from loaders.buffers import BufferPool
+from loaders.team import run_shared
+
+
+def require_numbers(numbers: np.ndarray, count: int) -> None:
+    """IndexError unless each number, int64 (B,), is that of one of ``count`` backgrounds."""
+    if len(numbers) and (numbers.min() < 0 or numbers.max() >= count):
+        raise IndexError(
+            f"backgrounds: found numbers {numbers.min()} to {numbers.max()}, "
+            f"expected 0 to {count - 1}"
+        )
 
 
 class Backgrounds:
@@ -33,6 +44,7 @@ class Backgrounds:
         self.layout = layout
         self._pixels = images.permute(0, 2, 3, 1).contiguous()
         self._samples_per_bg = layout.samples_per_bg
+        self._pool: BufferPool | None = None
         # Ends, not starts: the number of ends at or below an index is its background.
         ends = torch.from_numpy(np.asarray(layout.group_starts[1:], dtype=np.int64))
         self._ends = ends.to(images.device)
@@ -50,13 +62,34 @@ class Backgrounds:
         """Background of each sample: uint8 (B, 3, H, W) in channels-last memory.
 
         index: int64 (B,), samples of the data set, on the device of the backgrounds. Not
-        checked: a check would make the host wait for the device.
+        checked on a GPU: a check would make the host wait for it. Safe to keep; on a CPU the
+        memory is used again once nobody holds the result, as fresh memory costs more than the copy.
         """
+        numbers = self.numbers(index)
+        if self._pixels.device.type != "cpu" or torch.compiler.is_compiling():
+            return self._pixels.index_select(0, numbers).permute(0, 3, 1, 2)
+        return self._gather_here(numbers.numpy()).permute(0, 3, 1, 2)
+
+    def _gather_here(self, numbers: np.ndarray) -> torch.Tensor:
+        """On the CPU: uint8 (B, H, W, 3) in memory that nobody holds."""
+        pixels, count = self._pixels.numpy(), len(numbers)
+        require_numbers(numbers, len(pixels))
+        if self._pool is None or count > self._pool.shape[0]:
+            self._pool = BufferPool((count, *pixels.shape[1:]), pixels.dtype)
+        out = self._pool.take()[:count]
+
+        def copy(thread: int, first: int, last: int) -> None:
+            # "clip": NumPy writes to `out` through a copy where it may have to raise.
+            np.take(pixels, numbers[first:last], axis=0, out=out[first:last], mode="clip")
+
+        run_shared(copy, count)
+        return torch.from_numpy(out)
+
+    def numbers(self, index: torch.Tensor) -> torch.Tensor:
+        """Number of each sample's background, int64 (B,); ``index`` as in `gather`."""
         if self._samples_per_bg is None:
-            background = torch.searchsorted(self._ends, index, right=True)
-        else:
-            background = torch.div(index, self._samples_per_bg, rounding_mode="floor")
-        return self._pixels.index_select(0, background).permute(0, 3, 1, 2)
+            return torch.searchsorted(self._ends, index, right=True)
+        return torch.div(index, self._samples_per_bg, rounding_mode="floor")
 
     def to(self, device: torch.device | str) -> Backgrounds:
         """The same backgrounds on another device; itself where it is there already."""

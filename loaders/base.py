@@ -1,18 +1,22 @@
-"""What the loaders of shard folders have in common: the folder, the order, the clean end."""
+"""What loaders have in common: the order, bad records, the folder, the clean end."""
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
 
-from convert.errors import DataError
+from convert.errors import DataError, RecordError
+from convert.manifest import BACKGROUNDS, Layout
 from convert.shards import Shards
 from loaders.backgrounds import Backgrounds
+from loaders.bad_records import BadRecords
 from loaders.batch import Batch
 from loaders.order import Order
 
@@ -43,11 +47,92 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return found
 
 
-class ShardLoader(ABC):
-    """A loader of one format of a shard folder; engines fill in ``_batches``.
+class OrderedLoader(ABC):
+    """Batches in the order of an epoch; engines fill in ``_batches`` and ``_fault``.
 
-    Satisfies `loaders.batch.Loader`. One epoch runs at a time: asking for another ends the
-    one before. Arguments as in `loaders.build_loader`.
+    One epoch runs at a time: asking for another ends the one before.
+
+    layout: of the data set. device: where batches are. max_bad: see `BadRecords`.
+    order: arguments of `Order`, but for the number of samples.
+    """
+
+    def __init__(
+        self, layout: Layout, *, device: str | torch.device, max_bad: int, **order: Any
+    ) -> None:
+        self.layout = layout
+        self.device = resolve_device(device)
+        self.order = Order(n=layout.samples, **order)
+        self._bad = BadRecords(max_bad)
+        self._running: Generator[Batch, None, None] | None = None
+        self._closed = False
+
+    @property
+    def skipped(self) -> list[RecordError]:
+        """An error for each record that was skipped so far."""
+        return list(self._bad.skipped)
+
+    def __len__(self) -> int:
+        """Batches of an epoch on this rank."""
+        return len(self.order)
+
+    def epoch(self, n: int, start: int = 0) -> Iterator[Batch]:
+        """Batches ``start`` to the end of epoch ``n``.
+
+        Raises DataError where there is no such batch, RecordError where a record is bad and
+        may not be skipped.
+        """
+        if self._closed:
+            raise DataError("this loader is closed; build another")
+        if n < 0:
+            raise DataError(f"epoch: found {n}, expected 0 or more")
+        if not 0 <= start <= len(self):
+            raise DataError(f"batch to start from: found {start}, expected 0 to {len(self)}")
+        self._end_running()
+        batches, faults = partial(self._batches, n), partial(self._faults, n)
+        self._running = self._bad.walk(start, batches, faults)
+        return self._running
+
+    @abstractmethod
+    def _batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
+        """Batches ``start`` to the end of ``epoch``; closing it leaves nothing at work."""
+
+    @abstractmethod
+    def _fault(self, index: int) -> RecordError | None:
+        """What is wrong with a sample; None where nothing is."""
+
+    def _samples(self, epoch: int, k: int) -> np.ndarray:
+        """Samples of batch ``k``, without those that are to be skipped."""
+        return self.order.batch(epoch, k, self._bad.indices)
+
+    def _faults(self, epoch: int, k: int) -> Iterator[RecordError]:
+        for index in self._samples(epoch, k).tolist():
+            fault = self._fault(index)
+            if fault:
+                yield fault
+
+    def _end_running(self) -> None:
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+
+    def close(self) -> None:
+        """End every thread of this loader; it yields nothing any more."""
+        self._end_running()
+        self._closed = True
+
+    def __enter__(self) -> Self:
+        """A loader that is closed at the end of the block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close, whatever ended the block."""
+        self.close()
+
+
+class ShardLoader(OrderedLoader):
+    """A loader of one format of a shard folder.
+
+    Satisfies `loaders.batch.Loader`. Arguments as in `loaders.build_loader`.
     """
 
     def __init__(
@@ -63,16 +148,14 @@ class ShardLoader(ABC):
         num_workers: int | None = None,
         rank: int = 0,
         world_size: int = 1,
+        max_bad: int = 0,
+        check: bool = False,
     ) -> None:
         self.shards = shards if isinstance(shards, Shards) else Shards(shards)
-        self.layout = self.shards.manifest.layout
-        self.statistics = self.shards.manifest.statistics
-        self.device = resolve_device(device)
-        self.num_workers = cores() if num_workers is None else num_workers
-        if self.num_workers < 1:
-            raise DataError(f"workers: found {num_workers}, expected 1 or more")
-        self.order = Order(
-            n=self.layout.samples,
+        super().__init__(
+            self.shards.manifest.layout,
+            device=device,
+            max_bad=max_bad,
             indices=indices,
             batch_size=batch_size,
             shuffle=shuffle,
@@ -81,48 +164,28 @@ class ShardLoader(ABC):
             rank=rank,
             world_size=world_size,
         )
+        self.statistics = self.shards.manifest.statistics
+        self.num_workers = cores() if num_workers is None else num_workers
+        if self.num_workers < 1:
+            raise DataError(f"workers: found {num_workers}, expected 1 or more")
+        # Decoders differ in what they let pass; a checksum is the same for all. So engines
+        # that shall skip the same records have to check.
+        self._check = check or max_bad > 0
+        # Always: a wrong row of the index would show another sample's pixels, checksum and all.
+        self.shards.check_files((BACKGROUNDS, self.shards.index_name))
         self.backgrounds = Backgrounds.from_numpy(self.shards.backgrounds, self.layout, self.device)
-        self._running: Generator[Batch, None, None] | None = None
-        self._closed = False
 
-    def __len__(self) -> int:
-        """Batches of an epoch on this rank."""
-        return len(self.order)
+    def _fault(self, index: int) -> RecordError | None:
+        return self.shards.fault(index)
 
-    def epoch(self, n: int, start: int = 0) -> Iterator[Batch]:
-        """Batches ``start`` to the end of epoch ``n``.
-
-        Raises DataError where there is no such batch, RecordError where a record is bad.
-        """
-        if self._closed:
-            raise DataError("this loader is closed; build another")
-        if not 0 <= start <= len(self):
-            raise DataError(f"batch to start from: found {start}, expected 0 to {len(self)}")
-        self._end_running()
-        self._running = self._batches(n, start)
-        return self._running
-
-    @abstractmethod
-    def _batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
-        """Batches ``start`` to the end of ``epoch``; closing it leaves nothing at work."""
-
-    def _end_running(self) -> None:
-        if self._running is not None:
-            self._running.close()
-            self._running = None
+    def _is_bad(self, indices: np.ndarray) -> bool:
+        """Whether some of the samples are damaged, as far as this loader looks."""
+        return self._check and not self.shards.all_intact(indices)
 
     def close(self) -> None:
-        """End every thread of this loader; it yields nothing any more."""
-        self._end_running()
-        self._closed = True
-
-    def __enter__(self) -> ShardLoader:
-        """A loader that is closed at the end of the block."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close, whatever ended the block."""
-        self.close()
+        """End every thread and unmap the shards."""
+        super().close()
+        self.shards.close()
 
     def empty_batch(self) -> Batch:
         """A batch of no samples: a rank's share of a last step too small for all ranks."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
+from convert.errors import RecordError
 from convert.manifest import Layout, Statistics
 
 if TYPE_CHECKING:
@@ -40,6 +41,11 @@ class Loader(Protocol):
     layout: Layout
     backgrounds: Backgrounds
     device: torch.device
+
+    @property
+    def skipped(self) -> list[RecordError]:
+        """An error for each bad record that was skipped so far, in the order of meeting them."""
+        ...
 
     @property
     def statistics(self) -> Statistics:

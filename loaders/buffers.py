@@ -19,7 +19,7 @@ class BufferPool:
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype, *, pinned: bool = False) -> None:
-        self._shape, self._dtype, self._pinned = shape, np.dtype(dtype), pinned
+        self.shape, self._dtype, self._pinned = shape, np.dtype(dtype), pinned
         self._buffers: list[np.ndarray] = []
 
     def take(self) -> np.ndarray:
@@ -31,11 +31,15 @@ class BufferPool:
         self._buffers.append(buffer)
         return buffer
 
+    def take_tensor(self, count: int) -> torch.Tensor:
+        """The first ``count`` rows of such a buffer, as a tensor; it is free when that is gone."""
+        return torch.from_numpy(self.take()[:count])
+
     def _new(self) -> np.ndarray:
         if not self._pinned:
-            return np.empty(self._shape, self._dtype)
+            return np.empty(self.shape, self._dtype)
         dtype = torch.from_numpy(np.empty(0, self._dtype)).dtype
-        return torch.empty(self._shape, dtype=dtype, pin_memory=True).numpy()
+        return torch.empty(self.shape, dtype=dtype, pin_memory=True).numpy()
 
     def __len__(self) -> int:
         """Buffers made so far."""

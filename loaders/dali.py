@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from convert.manifest import FIELDS, read_manifest
 from convert.shards import Shards
 from loaders.base import ShardLoader
 from loaders.batch import Batch
+from loaders.buffers import BufferPool
 from loaders.masks import pad_runs, runs_fill, unpack_batch
 
 try:
@@ -31,6 +32,8 @@ except ImportError as error:
         "(or dali-cu12 for an older driver), or use another --loader"
     ) from None
 
+# Of a batch; which of its records, the walk over the epoch finds out.
+DAMAGED = "a record of this batch is damaged"
 _AHEAD = 2
 _THRESHOLD = 128
 
@@ -60,6 +63,39 @@ def _graph(
     return pixels, mask, fn.decoders.image(depth, output_type=types.GRAY, **options)
 
 
+@pipeline_def
+def reading_graph(
+    paths: list[str], index_paths: list[str], extensions: list[str], window: int, window_seed: int
+) -> tuple[Any, ...]:
+    """Stored bytes of the fields of webdataset shards, read one after the other.
+
+    window: samples that DALI shuffles among as it reads; 0 keeps the order of the shards.
+    """
+    fields: Any = fn.readers.webdataset(
+        paths=paths,
+        index_paths=index_paths,
+        ext=extensions,
+        missing_component_behavior="error",
+        random_shuffle=window > 0,
+        initial_fill=max(window, 1),
+        seed=window_seed,
+        dont_use_mmap=True,  # a map of a network file reads it page by page
+    )
+    return tuple(fields)
+
+
+class Stored(NamedTuple):
+    """The stored bytes of one batch.
+
+    indices: int64 (B,). fields: for each of `FIELDS` B arrays, uint8 and flat.
+    faults: records that others stand in for.
+    """
+
+    indices: np.ndarray
+    fields: list[list[np.ndarray]]
+    faults: list[RecordError]
+
+
 class DALILoader(ShardLoader):
     """Batches decoded by DALI; see `loaders.build_loader` for the arguments.
 
@@ -67,20 +103,22 @@ class DALILoader(ShardLoader):
     JPEGs are decoded there and the masks unpacked there.
     """
 
-    def __init__(self, shards: str | Path, **options: Any) -> None:
-        formats = read_manifest(shards).formats
-        form = "dali" if "dali" in formats else next(iter(formats))
-        super().__init__(Shards(shards, form), **options)
+    def __init__(self, shards: Shards | str | Path, **options: Any) -> None:
+        if not isinstance(shards, Shards):
+            formats = read_manifest(shards).formats
+            shards = Shards(shards, "dali" if "dali" in formats else next(iter(formats)))
+        super().__init__(shards, **options)
         self._mask_is_jpeg = self.shards.manifest.codecs["mask"] != "runs"
-        self._files = [np.asarray(file) for file in self.shards.files]
-        self._plan: Iterator[np.ndarray] = iter(())
-        self._fed: deque[tuple[np.ndarray, bool]] = deque()
+        self._plan: Generator[Stored, None, None] | None = None
+        self._fed: deque[tuple[Stored | None, DataError | None]] = deque()
+        shape = (self.order.batch_size, 1, self.layout.height, self.layout.width)
+        self._masks = BufferPool(shape, np.dtype(np.uint8))
         self._pipeline = self._build()
 
     def _build(self) -> Any:
         on_gpu = self.device.type == "cuda"
         pipeline = _graph(
-            source=self._stored_batch,
+            source=self._next_fields,
             device="mixed" if on_gpu else "cpu",
             mask_is_jpeg=self._mask_is_jpeg,
             height=self.layout.height,
@@ -94,15 +132,12 @@ class DALILoader(ShardLoader):
         return pipeline
 
     def _batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
-        steps = range(start, len(self))
-        batches = (self.order.batch(epoch, k) for k in steps)
-        self._plan = (indices for indices in batches if len(indices))
+        self._plan = self._stored(epoch, start)
         try:
             self._pipeline.schedule_run()
-            for k in steps:
+            for k in range(start, len(self)):
                 # Only the last step can be too small to give every rank a sample.
-                last_is_empty = k == len(self) - 1 and not len(self.order.batch(epoch, k))
-                if last_is_empty:
+                if not self.order.size(k):
                     yield self.empty_batch()
                 else:
                     batch = self._take()
@@ -111,47 +146,66 @@ class DALILoader(ShardLoader):
         finally:
             self._drain()
 
-    def _stored_batch(self) -> list[Any]:
-        """What DALI asks for next: the stored fields of one batch; StopIteration at the end."""
-        indices = next(self._plan)
-        records = self.shards.records[indices]
-        fields: list[Any] = []
-        good = True
-        for name in FIELDS:
-            column = records[name]
-            spans = zip(
-                column["file"].tolist(),
-                column["offset"].tolist(),
-                column["size"].tolist(),
-                strict=True,
-            )
-            stored = [self._files[file][at : at + size] for file, at, size in spans]
-            is_runs = name == "mask" and not self._mask_is_jpeg
-            fields.append(pad_runs(stored) if is_runs else stored)
-            if is_runs:
+    def _stored(self, epoch: int, start: int) -> Generator[Stored, None, None]:
+        """Stored bytes of the batches from ``start`` on; DataError for one with a bad record."""
+        files = [np.asarray(file) for file in self.shards.files]
+        for k in range(start, len(self)):
+            indices = self._samples(epoch, k)
+            if self._is_bad(indices):
+                raise DataError(DAMAGED)
+            records = self.shards.records[indices]
+            fields = []
+            for name in FIELDS:
+                columns = (records[name][key].tolist() for key in ("file", "offset", "size"))
+                spans = zip(*columns, strict=True)
+                fields.append([files[file][at : at + size] for file, at, size in spans])
+            if len(indices):
+                yield Stored(indices, fields, [])
+
+    def _next_fields(self) -> list[Any]:
+        """What DALI asks for: the stored fields of the next batch; StopIteration at the end.
+
+        Also in front of a bad batch: DALI never sees it, and `_take` raises when its turn has
+        come, as DALI works ahead.
+        """
+        stored = None
+        try:
+            stored = next(self._plan or iter(()))
+            fields: list[Any] = list(stored.fields)
+            if not self._mask_is_jpeg:
+                place = FIELDS.index("mask")
+                fields[place] = pad_runs(fields[place])
                 # Sums of some hundred bytes, here on the host: on the GPU they would cost a sync.
-                good = runs_fill(fields[-1], self.layout.height * self.layout.width)
-        self._fed.append((indices, good))
+                if not runs_fill(fields[place], self.layout.height * self.layout.width):
+                    raise DataError(DAMAGED)
+        except DataError as error:
+            self._fed.append((stored, error))
+            raise StopIteration from None
+        self._fed.append((stored, None))
         return fields
 
     def _take(self) -> Batch:
-        indices, good = self._fed.popleft()
+        stored, error = self._fed.popleft()
+        if stored is None or error is not None:
+            raise error or DataError(DAMAGED)
         try:
             outputs = self._pipeline.outputs()
-        except RuntimeError as error:
-            raise self._explain(indices, str(error)) from None
-        if not good:
-            raise self._explain(indices, "run lengths that do not fill a mask")
+        except RuntimeError as failure:
+            first = str(failure).strip().splitlines()[0]
+            where = f"{self.shards.folder}: samples {stored.indices.tolist()}"
+            raise DataError(f"{where}: DALI failed: {first}") from None
+        for fault in stored.faults:
+            self._bad.skip(fault)
         fg_bg, mask, depth = (from_dlpack(output.as_tensor()) for output in outputs)
         if self._mask_is_jpeg:
             mask = (mask.permute(0, 3, 1, 2) >= _THRESHOLD).to(torch.uint8)
         else:
-            mask = unpack_batch(mask, self.layout.height, self.layout.width)
+            mask = unpack_batch(mask, self.layout.height, self.layout.width, self._masks)
         return Batch(
             fg_bg=fg_bg.permute(0, 3, 1, 2),
             mask=mask,
             depth=depth.permute(0, 3, 1, 2),
-            index=self._index(indices),
+            index=self._index(stored.indices),
         )
 
     def _index(self, indices: np.ndarray) -> torch.Tensor:
@@ -160,23 +214,12 @@ class DALILoader(ShardLoader):
             index = index.pin_memory()  # torch keeps pinned memory until its copies have ended
         return index.to(self.device, non_blocking=True)
 
-    def _explain(self, indices: np.ndarray, reason: str) -> DataError:
-        """The bad record of a batch that DALI could not decode: its message does not say."""
-        for index in indices.tolist():
-            for name in FIELDS:
-                try:
-                    self.shards.decode(index, name)
-                except RecordError as found:
-                    return found
-        first = reason.strip().splitlines()[0]
-        where = f"{self.shards.folder}: samples {indices.tolist()}"
-        return DataError(f"{where}: DALI failed: {first}")
-
     def _drain(self) -> None:
         """Take what is still in the pipeline, so that the next epoch starts with its own."""
         if sys.is_finalizing():
             return
-        self._plan = iter(())
+        if self._plan is not None:
+            self._plan.close()
         self._fed.clear()
         try:
             self._pipeline.schedule_run()

@@ -7,35 +7,29 @@ that it will overwrite; what stands here instead is each of these done right.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from queue import Empty, Full, Queue
 from threading import Event, Thread
-from typing import Any
+from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import torch
 
 from convert.beton import check_structure
 from convert.errors import DataError, RecordError
+from convert.manifest import FIELDS
 from convert.shards import Shards
 from loaders.base import ShardLoader
 from loaders.batch import Batch
 from loaders.buffers import BufferPool
-from loaders.masks import unpack_records
+from loaders.team import Pending, Team
 from loaders.transfer import CudaStreams, transfer
-from loaders.turbojpeg import decode_batch, free_handles, new_handles
-
-# FFCV's build brings TBB along, which aborts beside torch's own workers. Set here, not by an
-# environment variable: numba may have been imported long before.
-numba.config.THREADING_LAYER = "omp"
+from loaders.turbojpeg import decode_samples, free_handles, new_handles
 
 _torch_threads = torch.get_num_threads()
 try:
-    from ffcv.fields.bytes import BytesDecoder
     from ffcv.fields.rgb_image import SimpleRGBImageDecoder
     from ffcv.loader import Loader as StockLoader
     from ffcv.loader.epoch_iterator import IS_CUDA, EpochIterator
@@ -44,7 +38,6 @@ try:
     from ffcv.pipeline.graph import Graph
     from ffcv.pipeline.state import State
     from ffcv.reader import Reader
-    from ffcv.transforms import ToTensor
 except ImportError as error:
     raise DataError(
         f"FFCV cannot be imported ({error}); `make install` says how to install it, "
@@ -55,84 +48,78 @@ finally:
 
 _AHEAD = 3
 _POLL_S = 0.05
-_THRESHOLD = 128
+_CHANNELS = {"fg_bg": 3, "mask": 1, "depth": 1}
 
 
-class _Decoder(ABC):
-    """What our decoder operations share: the mapped file, and who is told of a bad record."""
+class _Decoding(NamedTuple):
+    """A batch that is being decoded: where to, and what of it was good when it is done."""
 
-    def __init__(self, shards: Shards, name: str, channels: int) -> None:
+    indices: np.ndarray
+    fields: tuple[np.ndarray, ...]  # uint8 (B, H, W, C) each, in the order of FIELDS
+    good: np.ndarray  # bool (B, fields)
+    pending: Pending
+
+
+class _DecodeSamples(SimpleRGBImageDecoder):
+    """All fields of a batch, exactly as Pillow decodes them, in one FFCV operation.
+
+    Stands in the pipeline of fg_bg and decodes mask and depth along: then a thread has one piece
+    of work a batch instead of three. It begins the work and does not wait for it.
+
+    is_bad: whether some samples are damaged; they are then not decoded, and none is good.
+    halved: decode to half the stored size.
+    team: the threads that decode; set at the start of an epoch.
+    """
+
+    team: Team
+
+    def __init__(
+        self,
+        shards: Shards,
+        handles: np.ndarray,
+        is_bad: Callable[[np.ndarray], bool],
+        *,
+        halved: bool,
+    ) -> None:
         super().__init__()
-        layout, records = shards.manifest.layout, shards.records[name]
-        self._shards, self._name = shards, name
-        self._shape = (layout.height, layout.width, channels)
-        self._pixels = layout.height * layout.width
-        self._file = np.asarray(shards.files[0])
-        self._offsets = np.ascontiguousarray(records["offset"]).astype(np.int64)
-        self._sizes = np.ascontiguousarray(records["size"])
+        layout = shards.manifest.layout
+        self._shape = (layout.height, layout.width)
+        self._decoded = (layout.height // 2, layout.width // 2) if halved else self._shape
+        self._mask_is_jpeg = shards.manifest.codecs["mask"] != "runs"
+        self._shards, self._handles, self._is_bad = shards, handles, is_bad
 
-    def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
-        """One uint8 image (H, W, C) a sample."""
-        dtype = np.dtype("u1")
-        state = replace(previous_state, jit_mode=True, shape=self._shape, dtype=dtype)
-        return state, AllocationQuery(self._shape, dtype)
+    def declare_state_and_memory(
+        self, previous_state: State
+    ) -> tuple[State, tuple[AllocationQuery, ...]]:
+        """One uint8 image (H, W, C) a field and sample."""
+        shapes = [(*self._decoded, _CHANNELS[name]) for name in FIELDS]
+        state = replace(previous_state, jit_mode=True, shape=shapes[0], dtype=np.dtype("u1"))
+        return state, tuple(AllocationQuery(shape, np.dtype("u1")) for shape in shapes)
 
-    def generate_code(self) -> Callable[..., np.ndarray]:
+    def generate_code(self) -> Callable[..., _Decoding]:
         """FFCV's calling convention; where the records lie we know from the index."""
 
         def decode(
-            indices: np.ndarray, out: np.ndarray, metadata: np.ndarray, state: None
-        ) -> np.ndarray:
-            good = np.empty(len(indices), np.bool_)
-            self._decode(self._offsets[indices], self._sizes[indices], out, good)
-            if not good.all():
-                self._explain(int(indices[np.argmin(good)]))
-            return out
+            indices: np.ndarray, out: tuple[np.ndarray, ...], metadata: np.ndarray, state: None
+        ) -> _Decoding:
+            file, records = np.asarray(self._shards.files[0]), self._shards.records[indices]
+            offsets, sizes = (
+                np.stack([records[name][what].astype(np.int64) for name in FIELDS], 1)
+                for what in ("offset", "size")
+            )
+            good = np.zeros(offsets.shape, np.bool_)
+
+            def work(thread: int, first: int, last: int) -> None:
+                if self._is_bad(indices[first:last]):
+                    return
+                decode_samples(
+                    self._handles[thread], file, offsets, sizes, first, last,
+                    self._shape, self._mask_is_jpeg, out, good,
+                )  # fmt: skip
+
+            return _Decoding(indices, out, good, self.team.start(work, len(indices)))
 
         return decode
-
-    @abstractmethod
-    def _decode(
-        self, offsets: np.ndarray, sizes: np.ndarray, out: np.ndarray, good: np.ndarray
-    ) -> None:
-        """Decode records into ``out`` and say in ``good`` which of them decode."""
-
-    def _explain(self, index: int) -> None:
-        self._shards.decode(index, self._name)  # raises with the reason
-        where = self._shards.where(index, self._name)
-        raise RecordError(index, self._name, where, "does not decode")
-
-
-class _DecodeJpeg(_Decoder, SimpleRGBImageDecoder):
-    """JPEG to RGB or luma, exactly as Pillow decodes it."""
-
-    def __init__(self, shards: Shards, name: str, channels: int, handles: np.ndarray) -> None:
-        super().__init__(shards, name, channels)
-        self._handles = handles
-
-    def _decode(
-        self, offsets: np.ndarray, sizes: np.ndarray, out: np.ndarray, good: np.ndarray
-    ) -> None:
-        decode_batch(self._file, offsets, sizes, out, self._handles, good)
-
-
-class _DecodeMaskJpeg(_DecodeJpeg):
-    """JPEG to a mask: luma of at least 128 is 1."""
-
-    def _decode(
-        self, offsets: np.ndarray, sizes: np.ndarray, out: np.ndarray, good: np.ndarray
-    ) -> None:
-        super()._decode(offsets, sizes, out, good)
-        np.greater_equal(out, _THRESHOLD, out=out.view(np.bool_))
-
-
-class _UnpackRuns(_Decoder, BytesDecoder):
-    """Run lengths to a mask."""
-
-    def _decode(
-        self, offsets: np.ndarray, sizes: np.ndarray, out: np.ndarray, good: np.ndarray
-    ) -> None:
-        unpack_records(self._file, offsets, sizes, out.reshape(len(out), self._pixels), good)
 
 
 class _Header(Reader):
@@ -153,22 +140,19 @@ class _Slots:
 
 
 class _Engine(StockLoader):
-    """FFCV's loader with our operations, built once for the whole run.
+    """FFCV's loader with our operation, built once for the whole run.
 
-    The operations call kernels that numba keeps compiled on disk, so FFCV's own compilation,
+    The operation calls a kernel that numba keeps compiled on disk, so FFCV's own compilation,
     1 to 2 s for each loader, is switched off while the graph is made.
     """
 
     def __init__(
-        self, path: Path, batch_size: int, operations: dict[str, _Decoder], pinned: bool
+        self, path: Path, batch_size: int, operation: _DecodeSamples, pinned: bool
     ) -> None:
-        self.batch_size = batch_size
+        self.batch_size, self.operation = batch_size, operation
         self.reader = _Header(str(path))
         names = list(self.reader.handlers)
-        self.pipeline_specs = {
-            name: PipelineSpec(name, decoder=operation, transforms=[ToTensor()])
-            for name, operation in operations.items()
-        }
+        self.pipeline_specs = {FIELDS[0]: PipelineSpec(FIELDS[0], decoder=operation)}
         places = {name: place for place, name in enumerate(names)}
         self.graph = Graph(
             self.pipeline_specs, self.reader.handlers, places, self.reader.metadata, None
@@ -180,41 +164,45 @@ class _Engine(StockLoader):
             Compiler.set_enabled(True)
         queries, _ = self.graph.collect_requirements()
         self.pools = {
-            node: _Slots(BufferPool((batch_size, *query.shape), query.dtype, pinned=pinned))
-            for node, query in queries["operation"].items()
-            if query is not None
+            node: tuple(
+                _Slots(BufferPool((batch_size, *query.shape), query.dtype, pinned=pinned))
+                for query in fields
+            )
+            for node, fields in queries["operation"].items()
         }
-        self.without_memory = [n for n, query in queries["operation"].items() if query is None]
 
 
 class _Epoch(EpochIterator):
     """FFCV's reader thread, made safe: errors come over, no thread stays, no buffer is reused.
 
-    batches: indices of each batch, taken as they are needed. Yields (indices, tensors).
+    batches: indices of each batch, taken as they are needed.
     """
 
     def __init__(self, engine: _Engine, batches: Iterator[np.ndarray], threads: int) -> None:
         Thread.__init__(self, daemon=True, name="maskdepth-ffcv")
         self.loader, self.metadata = engine, engine.reader.metadata
-        self._batches, self._threads = batches, threads
+        self._batches = batches
         self.memory_context, self.storage_state = _NoMemory(), None
-        operation = {**engine.pools, **dict.fromkeys(engine.without_memory)}
-        shared = dict.fromkeys(operation)
-        self.memory_allocations = {"operation": operation, "shared": shared}
+        self.memory_allocations = {
+            "operation": engine.pools,
+            "shared": dict.fromkeys(engine.pools),
+        }
         # FFCV wants a stream where there is a GPU; nothing of ours runs on it.
         self.cuda_streams = [torch.cuda.current_stream() if IS_CUDA else None]
         self.output_queue: Queue[Any] = Queue(_AHEAD)
         self.terminate_event = Event()
         self.closed = False
+        self._team = engine.operation.team = Team(threads, "maskdepth-decode")
         self.start()
 
     def run(self) -> None:
-        """The thread: decode ahead, hand over, and hand over whatever went wrong."""
-        numba.set_num_threads(min(self._threads, numba.config.NUMBA_NUM_THREADS))
+        """The thread: begin to decode ahead, hand over, and hand over whatever went wrong."""
         try:
             for number, indices in enumerate(self._batches):
-                if not self._put((indices, self.run_pipeline(number, indices, 0, None))):
+                (decoding,) = self.run_pipeline(number, indices, 0, None)
+                if not self._put(decoding):
                     return
+                del decoding
             self._put(None)
         except BaseException as error:
             self._put(error)
@@ -228,16 +216,18 @@ class _Epoch(EpochIterator):
             return True
         return False
 
-    def __next__(self) -> tuple[np.ndarray, tuple[torch.Tensor, ...]]:
+    def __next__(self) -> _Decoding:
+        """The next batch, decoded."""
         item = self.output_queue.get()
         if item is None:
             raise StopIteration
         if isinstance(item, BaseException):
             raise item
+        item.pending.wait()
         return item
 
     def close(self) -> None:
-        """End the thread and wait for it."""
+        """End the threads and wait for them."""
         self.terminate_event.set()
         while True:
             try:
@@ -246,6 +236,10 @@ class _Epoch(EpochIterator):
                 break
         if self.ident is not None:
             self.join()
+        self._team.close()
+
+    def __del__(self) -> None:
+        """Nothing: FFCV's own would close an epoch that Ctrl-C left half made."""
 
 
 class _NoMemory:
@@ -256,25 +250,25 @@ class _NoMemory:
 
 
 class FFCVLoader(ShardLoader):
-    """Batches decoded by our operations in FFCV's pipeline; arguments as `build_loader`."""
+    """Batches decoded by our operation in FFCV's pipeline; arguments as `build_loader`."""
 
-    def __init__(self, shards: str | Path, **options: Any) -> None:
+    def __init__(self, shards: str | Path, *, decode_size: str = "full", **options: Any) -> None:
         opened = Shards(shards, "ffcv")
         for fault in check_structure(opened):
             raise DataError(f"{fault}; pack again")
+        height, width = opened.manifest.layout.height, opened.manifest.layout.width
+        if decode_size == "half" and (height % 2 or width % 2):
+            raise DataError(
+                f"{shards}: decode size half: found {width}x{height} pixels, expected even sides"
+            )
         super().__init__(opened, **options)
         self._handles = new_handles(self.num_workers)
-        is_jpeg = opened.manifest.codecs["mask"] != "runs"
-        operations: dict[str, _Decoder] = {
-            "fg_bg": _DecodeJpeg(opened, "fg_bg", 3, self._handles),
-            "mask": _DecodeMaskJpeg(opened, "mask", 1, self._handles)
-            if is_jpeg
-            else _UnpackRuns(opened, "mask", 1),
-            "depth": _DecodeJpeg(opened, "depth", 1, self._handles),
-        }
+        operation = _DecodeSamples(
+            opened, self._handles, self._is_bad, halved=decode_size == "half"
+        )
         path = opened.folder / opened.names[0]
         pinned = self.device.type == "cuda"
-        self._engine = _Engine(path, self.order.batch_size, operations, pinned)
+        self._engine = _Engine(path, self.order.batch_size, operation, pinned)
 
     def _batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         host = self._host_batches(epoch, start)
@@ -287,21 +281,31 @@ class FFCVLoader(ShardLoader):
             host.close()
 
     def _host_batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
-        batches = (self.order.batch(epoch, k) for k in range(start, len(self)))
+        batches = (self._samples(epoch, k) for k in range(start, len(self)))
         running = _Epoch(self._engine, batches, self.num_workers)
         try:
-            for indices, fields in running:
-                fg_bg, mask, depth = (field.permute(0, 3, 1, 2) for field in fields)
-                index = torch.from_numpy(indices)
+            for decoding in running:
+                if not decoding.good.all():
+                    raise self._first_bad(decoding)
+                fg_bg, mask, depth = (
+                    torch.from_numpy(field).permute(0, 3, 1, 2) for field in decoding.fields
+                )
+                index = torch.from_numpy(decoding.indices)
                 if self.device.type == "cuda":
                     index = index.pin_memory()
+                del decoding
                 yield Batch(fg_bg=fg_bg, mask=mask, depth=depth, index=index)
-                del fg_bg, mask, depth, fields  # so that their buffers are free for the next
+                del fg_bg, mask, depth  # so that their buffers are free for the next
         finally:
             running.close()
 
+    def _first_bad(self, decoding: _Decoding) -> RecordError:
+        place, field = np.argwhere(~decoding.good)[0].tolist()
+        index, name = int(decoding.indices[place]), FIELDS[field]
+        return RecordError(index, name, self.shards.where(index, name), "does not decode")
+
     def close(self) -> None:
-        """End the thread and give back libjpeg-turbo's handles."""
+        """End the threads and give back libjpeg-turbo's handles."""
         if not self._closed:
             super().close()
             free_handles(self._handles)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from convert.codecs import unpack_runs
+from loaders.buffers import BufferPool
 
 
 def pad_runs(runs: list[np.ndarray]) -> np.ndarray:
@@ -25,15 +26,22 @@ def runs_fill(runs: np.ndarray, pixels: int) -> bool:
     return bool((runs.sum(axis=1, dtype=np.int64) == pixels).all())
 
 
-def unpack_batch(runs: torch.Tensor, height: int, width: int) -> torch.Tensor:
+def unpack_batch(
+    runs: torch.Tensor, height: int, width: int, pool: BufferPool | None = None
+) -> torch.Tensor:
     """Masks of a batch: uint8 (B, 1, H, W), 0 or 1, on the device of ``runs``.
 
-    runs: uint8 (B, L) as `pad_runs` makes them. On the CPU a loop over runs is 27 times
-    cheaper than two prefix sums over pixels (1.1 against 31.6 us a mask of 224x224, on two cores);
-    on a GPU, never measured, such a loop would have to go through the host.
+    runs: uint8 (B, L) as `pad_runs` makes them.
+    pool: of uint8 (B or more, 1, H, W), to unpack into on the CPU; None takes fresh memory.
+
+    On the CPU a loop over runs is 27 times cheaper than two prefix sums over pixels (1.1 against
+    31.6 us a mask of 224x224, on two cores); on a GPU, never measured, such a loop would have
+    to go through the host.
     """
     if runs.device.type == "cpu":
-        out = torch.empty(len(runs), 1, height, width, dtype=torch.uint8)
+        if pool is None:
+            pool = BufferPool((len(runs), 1, height, width), np.dtype(np.uint8))
+        out = pool.take_tensor(len(runs))
         _unpack_rows(runs.numpy(), out.numpy().reshape(len(runs), -1))
         return out
     return unpack_by_sums(runs, height, width)
@@ -60,14 +68,19 @@ def _unpack_rows(runs: np.ndarray, out: np.ndarray) -> None:
 
 
 @numba.njit(nogil=True, cache=True)
-def unpack_records(
-    file: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, out: np.ndarray, good: np.ndarray
-) -> None:
-    """Unpack stored masks of a mapped file.
+def unpack_record(runs: np.ndarray, out: np.ndarray) -> bool:
+    """Unpack one stored mask into uint8 (H, W, 1); False if its runs do not fill it exactly."""
+    return unpack_runs(runs, out.reshape(out.size))
 
-    file: uint8, flat. offsets, sizes: (B,). out: uint8 (B, pixels), 0 or 1.
-    good: bool (B,), set to whether the runs fill the mask exactly.
-    """
-    for row in range(len(offsets)):
-        start = offsets[row]
-        good[row] = unpack_runs(file[start : start + np.int64(sizes[row])], out[row])
+
+@numba.njit(nogil=True, cache=True)
+def halve_mask(mask: np.ndarray, out: np.ndarray) -> None:
+    """uint8 (2H, 2W, 1), 0 or 1, to (H, W, 1): 1 where at least two of four pixels are."""
+    height, width = out.shape[:2]
+    sums = np.empty(2 * width, np.uint8)
+    for row in range(height):
+        above, below = mask[2 * row].reshape(2 * width), mask[2 * row + 1].reshape(2 * width)
+        for k in range(2 * width):
+            sums[k] = above[k] + below[k]
+        for column in range(width):
+            out[row, column, 0] = sums[2 * column] + sums[2 * column + 1] >= 2

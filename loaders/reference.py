@@ -6,7 +6,7 @@ order of an epoch and the layout: what two ways of decoding agree on is right.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -16,34 +16,31 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from convert.errors import DataError, RecordError
-from convert.manifest import FIELDS, Layout, Moments, Statistics
+from convert.manifest import FIELDS, Moments, Statistics
 from convert.source import FOLDERS, read_source
 from loaders.backgrounds import Backgrounds
-from loaders.base import resolve_device
+from loaders.base import OrderedLoader
 from loaders.batch import Batch
-from loaders.order import Order
 
 _THRESHOLD = 128
 # The channels of each kind of image, as Pillow names them.
 _MODES = {"fg_bg": "RGB", "bg": "RGB", "mask": "L", "depth": "L"}
 
 
-class ReferenceLoader:
+class ReferenceLoader(OrderedLoader):
     """Batches of a data set folder; a `loaders.batch.Loader`.
 
     dataset: folder of bg, fg_bg, fg_bg_mask and fg_bg_depth.
     batch_size, indices, shuffle, drop_last, seed, rank, world_size: see `Order`.
     device: where batches and backgrounds are put.
     num_workers: threads that decode; None or 0 decodes in the calling thread.
+    max_bad: see `BadRecords`; a record is bad if Pillow cannot read one of its images.
+    check: refused, as a data set folder has no checksums.
 
     fg_bg is as Pillow converts it to RGB, mask is the luma plane thresholded at 128, depth is
     the luma plane. Raises DataError for a folder or arguments that are not as they should be,
     RecordError for a bad image, when it is read.
     """
-
-    layout: Layout
-    backgrounds: Backgrounds
-    device: torch.device
 
     def __init__(
         self,
@@ -58,14 +55,18 @@ class ReferenceLoader:
         num_workers: int | None = None,
         rank: int = 0,
         world_size: int = 1,
+        max_bad: int = 0,
+        check: bool = False,
     ) -> None:
+        if check:
+            raise DataError(f"{dataset}: a data set folder has no checksums; pack it to check it")
         self._source = read_source(Path(dataset))
-        self.layout = self._source.layout
         # Listed once: a file that disappears later is missed, and does not move its neighbours up.
         self._names = [self._source.names(group) for group in range(len(self._source.bg))]
-        self.device = resolve_device(device)
-        self.order = Order(
-            n=self.layout.samples,
+        super().__init__(
+            self._source.layout,
+            device=device,
+            max_bad=max_bad,
             indices=indices,
             batch_size=batch_size,
             shuffle=shuffle,
@@ -80,50 +81,48 @@ class ReferenceLoader:
         self.backgrounds = Backgrounds.from_numpy(self._bg, self.layout, self.device)
         self._pool = ThreadPoolExecutor(num_workers) if num_workers else None
 
-    def __len__(self) -> int:
-        """Batches of an epoch on this rank."""
-        return len(self.order)
-
-    def epoch(self, n: int, start: int = 0) -> Iterator[Batch]:
-        """Batches ``start`` to the end of epoch ``n``; DataError where there is no such batch."""
-        if not 0 <= start <= len(self):
-            raise DataError(f"batch to start from: found {start}, expected 0 to {len(self)}")
-        return self._batches(n, start)
-
-    def _batches(self, n: int, start: int) -> Iterator[Batch]:
+    def _batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         for k in range(start, len(self)):
-            index = self.order.batch(n, k)
+            index = self._samples(epoch, k)
             fg_bg, mask, depth = (self._stack(field, index) for field in FIELDS)
             yield Batch(fg_bg, mask, depth, torch.from_numpy(index).to(self.device))
+
+    def _fault(self, index: int) -> RecordError | None:
+        for field in FIELDS:
+            try:
+                self._read(index, field, self._path(index, field))
+            except RecordError as error:
+                return error
+        return None
 
     @cached_property
     def statistics(self) -> Statistics:
         """Moments of bg, fg_bg, mask and depth over the whole data set, read on first use.
 
-        Each background counts once a sample. Takes as long as an epoch on one thread.
+        Each background counts once a sample; of bad records that may be skipped no image counts.
+        Takes as long as an epoch on one thread.
         """
         histograms = {name: np.zeros((len(mode), 256), np.int64) for name, mode in _MODES.items()}
         for pixels, times in zip(self._bg, np.diff(self.layout.group_starts), strict=True):
             histograms["bg"] += times * _histogram(pixels)
         for index in range(self.layout.samples):
-            for field in FIELDS:
-                pixels = self._read(index, field, self._path(index, field))
-                histograms[field] += _histogram(pixels)
+            try:
+                images = {name: self._read(index, name, self._path(index, name)) for name in FIELDS}
+            except RecordError as error:
+                self._bad.skip(error)
+                continue
+            for name, pixels in images.items():
+                histograms[name] += _histogram(pixels)
         return {
             name: _moments(counts, 1 if name == "mask" else 255)
             for name, counts in histograms.items()
         }
 
     def close(self) -> None:
-        """End the decoding threads; the loader is of no use afterwards if it had any."""
+        """End the decoding threads."""
+        super().close()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
-
-    def __enter__(self) -> ReferenceLoader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _stack(self, field: str, index: np.ndarray) -> torch.Tensor:
         """uint8 (B, C, H, W) on the device: one field of some samples."""

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
+from convert.errors import DataError
 from loaders.batch import Batch
 
 
@@ -77,11 +78,18 @@ class CudaStreams:
 
 
 def transfer(batches: Iterator[Batch], streams: Streams, ahead: int = 2) -> Iterator[Batch]:
-    """The same batches on the device, copied up to ``ahead`` batches before they are taken."""
+    """The same batches on the device, copied up to ``ahead`` batches before they are taken.
+
+    An error of ``batches`` comes in its turn, behind the batches before it.
+    """
     started: deque[tuple[Batch, Any]] = deque()
     held: deque[tuple[Batch, Any]] = deque()  # host batches whose copy may still be reading
+    failed: DataError | None = None
     try:
-        for host in batches:
+        for host in _until_error(batches):
+            if isinstance(host, DataError):
+                failed = host
+                break
             device = Batch(*(streams.start_copy(field) for field in host))
             event = streams.mark()
             started.append((device, event))
@@ -93,8 +101,17 @@ def transfer(batches: Iterator[Batch], streams: Streams, ahead: int = 2) -> Iter
                 yield _hand_over(started, streams)
         while started:
             yield _hand_over(started, streams)
+        if failed:
+            raise failed
     finally:
         streams.finish()
+
+
+def _until_error(batches: Iterator[Batch]) -> Iterator[Batch | DataError]:
+    try:
+        yield from batches
+    except DataError as error:
+        yield error
 
 
 def _hand_over(started: deque[tuple[Batch, Any]], streams: Streams) -> Batch:

@@ -12,11 +12,19 @@ from model.errors import ModelError
 from model.files import replace_text
 from model.recipe import Recipe
 
-MAY_CHANGE = ("shards", "loader", "device", "amp", "workers", "save_every")
+MAY_CHANGE = (
+    "shards", "loader", "device", "amp", "compile", "workers", "save_every", "tensorboard",
+    "max_bad", "check",
+)  # fmt: skip
 """What a resumed run may set anew: where and how fast it runs; but for rounding not its results.
 
+An end at a bad record may be mended by `max_bad`. `loader` may not change to or from one with an
+order of its own (`OWN_ORDER`).
 The folder of the data may move or hold another format; `data` says what must be in it.
 """
+
+OWN_ORDER = "dali-stream"
+"""The loader whose epochs have another order than those of all others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +36,7 @@ class RunConfig:
     recipe: Recipe
     """Stages, rates, losses."""
     loader: str = "ffcv"
-    """Engine that reads: ffcv, dali or reference."""
+    """Engine that reads: ffcv, dali, dali-stream or reference."""
     split: str = "random"
     """What validation has not seen: random samples, bg, fg or both."""
     split_seed: int = 42
@@ -42,9 +50,19 @@ class RunConfig:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     amp: str = "auto"
-    """auto, off, bf16 or fp16."""
+    """auto, off, tf32, bf16 or fp16."""
+    compile: str = "off"
+    """off, or a mode of torch.compile: default, reduce-overhead (CUDA graphs), max-autotune."""
+    tensorboard: bool = False
+    """Whether scalars and pictures go to RUN_DIR/tensorboard as well."""
+    world_size: int = 1
+    """Processes that train together; each takes a batch of the recipe's size."""
     workers: int | None = None
     """Threads or processes of the loader; None lets it choose."""
+    max_bad: int = 0
+    """Bad records that each loader may skip; above 0, `check` is on."""
+    check: bool = False
+    """Whether every record is held against its checksum before it is decoded."""
     save_every: int = 500
     """Steps between two states on disk within an epoch."""
     data: str = ""
@@ -59,6 +77,8 @@ class RunConfig:
             raise ValueError(f"seed must be from 0 to 2**63 - 1, found {self.seed}")
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"workers must be at least 1, found {self.workers}")
+        if self.max_bad < 0:
+            raise ValueError(f"max_bad must be at least 0, found {self.max_bad}")
         if self.save_every < 1:
             raise ValueError(f"save_every must be at least 1, found {self.save_every}")
 
@@ -87,9 +107,15 @@ def resumed_config(saved: RunConfig, given: Mapping[str, Any], where: Path) -> R
 
     Raises ModelError if a given option would change what the run computes.
     """
+    if "world_size" in given and given["world_size"] != saved.world_size:
+        raise ModelError(
+            f"{where} was started on {saved.world_size} ranks, now {given['world_size']}: an epoch "
+            "has other steps then; start as many, or use a new RUN_DIR"
+        )
     for name, value in given.items():
         before = getattr(saved, name)
-        if name not in MAY_CHANGE and value != before:
+        reordered = name == "loader" and OWN_ORDER in (before, value)
+        if value != before and (name not in MAY_CHANGE or reordered):
             shown = (before.name, value.name) if isinstance(value, Recipe) else (before, value)
             raise ModelError(
                 f"{where} was started with another --{name.replace('_', '-')} "

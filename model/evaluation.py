@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from model.baselines import TrainingMeans, difference_logits
-from model.metrics import SampleTable, Scores, pooled_scores, sample_sums
+from model.checkpoint import NetworkInfo
+from model.metrics import SampleTable, Scores, group_spread, pooled_scores, sample_sums
 from model.pictures import Example
 from model.precision import Precision
+from model.ranks import several
 from model.report import ROWS
 from model.step import Prediction, Preprocess, measure, predict_step
 from model.unet import Decode, DualDecoderUNet
@@ -40,26 +43,55 @@ class Report(NamedTuple):
     title: str
 
 
+def make_report(
+    evaluation: Evaluation,
+    layout: Any,
+    split: str,
+    info: NetworkInfo,
+    seen: dict[str, int] | None,
+) -> Report:
+    """The scores with their spread over backgrounds and, where it is known, over people."""
+    samples = np.arange(layout.samples)
+    spread = {"bg": group_spread(evaluation.table, layout.background_of(samples))}
+    if layout.samples_per_fg is not None:
+        spread["fg"] = group_spread(evaluation.table, layout.foreground_of(samples))
+    title = (
+        f"validation: {evaluation.rows['network'].samples} samples, split {split}, "
+        f"{info.size}x{info.size}, width {info.width}"
+    )
+    return Report(evaluation, spread, seen, title)
+
+
 def _shown(loader: Any, what: str) -> Iterable[Any]:
-    """Batches of epoch 0, with a progress bar on a terminal."""
-    return tqdm(loader.epoch(0), total=len(loader), desc=what, disable=None, leave=False)
+    """Batches of epoch 0, with a progress bar on a terminal, of one rank."""
+    hidden = True if several() and dist.get_rank() else None
+    return tqdm(loader.epoch(0), total=len(loader), desc=what, disable=hidden, leave=False)
 
 
 def validate(
-    network: DualDecoderUNet,
+    network: nn.Module,
     loader: Any,
     preprocess: Preprocess,
     precision: Precision,
     depth_loss: str,
     decode: Decode,
+    show: Callable[..., None] | None = None,
 ) -> Scores:
-    """The network's own scores over a loader; leaves the network in eval mode."""
+    """The network's own scores over a loader, of all ranks; leaves the network in eval mode.
+
+    show: takes the first samples (`model.board.Board.picture`).
+    """
     network.eval()
     table = SampleTable(loader.layout.samples, loader.device)
     for batch in _shown(loader, "validating"):
+        if not len(batch.index):
+            continue  # a last step with fewer samples than ranks
         inputs = preprocess(batch)
         prediction = predict_step(inputs, network, precision, depth_loss, decode)
         table.add(batch.index, measure(prediction, inputs))
+        if show is not None:
+            show(loader.backgrounds.gather(batch.index), batch.fg_bg, prediction, inputs)
+            show = None
     return pooled_scores(table.collect())
 
 

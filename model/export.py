@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from model.errors import ModelError
 from model.files import replace_file, require_writable
-from model.predictor import Predictor
+from model.images import Pair
+from model.predictor import Predictor, resize
 
 TOLERANCE = 1e-4
 """Largest accepted difference of a probability or depth from the network run eagerly."""
@@ -19,8 +21,10 @@ TOLERANCE = 1e-4
 INPUTS, OUTPUTS = ("bg", "fg_bg"), ("mask", "depth")
 
 
-def export_network(predictor: Predictor, path: Path) -> float:
+def export_network(predictor: Predictor, path: Path, pairs: Sequence[Pair] = ()) -> float:
     """Write `.pt2` (torch.export) or `.onnx`; returns the largest difference found.
+
+    It is looked for on seeded images and on ``pairs``, resized as for a prediction.
 
     Inputs bg and fg_bg: float32 (B, 3, S, S), RGB in 0..255, any B, S the size of training.
     Outputs mask and depth: float32 (B, 1, S, S) in 0..1. Raises ModelError for another
@@ -39,11 +43,8 @@ def export_network(predictor: Predictor, path: Path) -> float:
     def write(temporary: Path) -> None:
         run = writers[path.suffix](predictor, temporary)
         # Another batch size than the one it was traced with.
-        images = _images(3, predictor.size)
-        with torch.no_grad():
-            expected = predictor(*images)
-        pairs = zip(run(*images), expected, strict=True)
-        difference = max((ours - theirs).abs().max().item() for ours, theirs in pairs)
+        checks = [_images(3, predictor.size), *(_photos(pair, predictor.size) for pair in pairs)]
+        difference = max(_difference(run, predictor, images) for images in checks)
         if not difference <= TOLERANCE:
             raise ModelError(
                 f"{path}: differs from the network by {difference:g}, expected at most {TOLERANCE}"
@@ -55,6 +56,19 @@ def export_network(predictor: Predictor, path: Path) -> float:
 
 
 Run = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+
+
+@torch.no_grad()
+def _difference(run: Run, predictor: Predictor, images: tuple[Tensor, Tensor]) -> float:
+    both = zip(run(*images), predictor(*images), strict=True)
+    return max((ours - theirs).abs().max().item() for ours, theirs in both)
+
+
+def _photos(pair: Pair, size: int) -> tuple[Tensor, Tensor]:
+    """The user's images as a prediction takes them: float32 (1, 3, size, size) in 0..255."""
+    pixels = torch.from_numpy(np.stack(pair.read())).permute(0, 3, 1, 2)
+    bg, fg_bg = resize(pixels, size).split(1)
+    return bg, fg_bg
 
 
 def _images(batch: int, size: int) -> tuple[Tensor, Tensor]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import click
 
 from model.errors import ModelError
 
@@ -24,6 +27,40 @@ def make_folder(path: Path) -> None:
     """Make a folder and those above it. Raises ModelError where that fails."""
     with _one_line(path):
         path.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder, which is made; gone again if it is empty at the end.
+
+    The lock lies on the folder itself and ends with the process, whatever ends it. Raises
+    ModelError where another process has it; where there are no locks for folders, says so.
+    """
+    require_writable(folder / "x")
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    make_folder(folder)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(descriptor, folder)
+        yield
+    finally:
+        os.close(descriptor)
+        with suppress(OSError):  # not empty
+            for made in missing:
+                made.rmdir()
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ModelError(
+            f"{folder}: another process is at work in it; wait for its end, or name another folder"
+        ) from None
+    except OSError as error:
+        # Some network file systems lock no folders; that is no reason not to work on them.
+        warning = f"{folder}: cannot be locked ({error.strerror}); start nothing else in it"
+        click.echo(f"Warning: {warning}", err=True)
 
 
 def replace_bytes(path: Path, content: bytes) -> None:

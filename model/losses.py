@@ -1,10 +1,9 @@
 """Losses as pure functions of logits or raw output and target, one table per decoder.
 
 All take (B, 1, H, W) float tensors and return a scalar, the mean over the batch. Mask
-targets are exactly 0 or 1, depth targets lie in 0..1. The host waits for the device in SSIM
-and in DenseDepth alone: kornia copies their small kernels there at every call.
-
-kornia is imported where it is used: the default losses do without, and it takes a second.
+targets are exactly 0 or 1, depth targets lie in 0..1. In none does the host wait for the
+device. That is why SSIM and the edges are written out: kornia, against which they are tested,
+copies their small kernels to the device at every call.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from torch import Tensor
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-SSIM_WINDOW = 11
-"""Taps of the Gaussian window (sigma 1.5), as in Wang et al. 2004."""
+SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
+"""Taps and sigma of the Gaussian window, as in Wang et al. 2004."""
 
 
 def mask_bce(logits: Tensor, target: Tensor) -> Tensor:
@@ -28,13 +27,16 @@ def mask_bce(logits: Tensor, target: Tensor) -> Tensor:
 
 def mask_dice(logits: Tensor, target: Tensor) -> Tensor:
     """1 - Dice of the person, soft, per image and then averaged (Milletari et al. 2016)."""
-    from kornia.losses import dice_loss
+    probability, over = logits.sigmoid(), (1, 2, 3)
+    overlap = (probability * target).sum(over)
+    # Never 0, also where there is no person and none is found.
+    sizes = (probability + target).sum(over) + 1e-6
+    return (1 - 2 * overlap / sizes).mean()
 
-    # kornia takes a softmax over classes, constant for one: softmax of (0, x) is sigmoid(x).
-    classes = torch.cat([torch.zeros_like(logits), logits], dim=1)
-    # [0, 1]: the person alone counts. arange is made on the device; a list would be copied.
-    weight = torch.arange(2, device=logits.device, dtype=logits.dtype)
-    return dice_loss(classes, target[:, 0].long(), weight=weight, ignore_index=None)
+
+def mask_bce_dice(logits: Tensor, target: Tensor) -> Tensor:
+    """BCE + Dice: the one says how sure a pixel is, the other counts whole people (IoU)."""
+    return mask_bce(logits, target) + mask_dice(logits, target)
 
 
 def mask_ssim(logits: Tensor, target: Tensor) -> Tensor:
@@ -54,9 +56,31 @@ def depth_l1(depth: Tensor, target: Tensor) -> Tensor:
 
 def depth_ssim(depth: Tensor, target: Tensor) -> Tensor:
     """(1 - SSIM) / 2 at a data range of 1, in 0..1."""
-    from kornia.losses import ssim_loss
+    return (1 - ssim_map(depth, target).mean()) / 2
 
-    return ssim_loss(depth, target, SSIM_WINDOW)
+
+def ssim_map(a: Tensor, b: Tensor) -> Tensor:
+    """SSIM of each pixel at a data range of 1; float (B, 1, H, W), H and W above 5.
+
+    Wang et al. 2004, equation 13, with C1 = 0.01**2 and C2 = 0.03**2; borders are mirrored.
+    """
+    moments = torch.cat([a, b, a * a, b * b, a * b], dim=1)
+    mean_a, mean_b, square_a, square_b, product = _blur(moments).split(1, dim=1)
+    var_a, var_b = square_a - mean_a.square(), square_b - mean_b.square()
+    covariance = product - mean_a * mean_b
+    above = (2 * mean_a * mean_b + 0.01**2) * (2 * covariance + 0.03**2)
+    return above / ((mean_a.square() + mean_b.square() + 0.01**2) * (var_a + var_b + 0.03**2))
+
+
+def _blur(images: Tensor) -> Tensor:
+    """Gaussian mean around each pixel of each channel, rows then columns."""
+    half, channels = SSIM_WINDOW // 2, images.shape[1]
+    # Made where the images are, out of nothing that would be copied there.
+    offsets = torch.arange(-half, half + 1, device=images.device, dtype=images.dtype)
+    weights = torch.softmax(-offsets.square() / (2 * SSIM_SIGMA**2), dim=0)
+    row = weights.view(1, 1, 1, -1).expand(channels, -1, -1, -1)
+    padded = F.pad(images, (half, half, half, half), mode="reflect")
+    return F.conv2d(F.conv2d(padded, row, groups=channels), row.mT, groups=channels)
 
 
 def depth_bce(logits: Tensor, target: Tensor) -> Tensor:
@@ -66,9 +90,20 @@ def depth_bce(logits: Tensor, target: Tensor) -> Tensor:
 
 def depth_edges(depth: Tensor, target: Tensor) -> Tensor:
     """L1 between the Sobel gradients (x and y) of the prediction and of the target."""
-    from kornia.filters import spatial_gradient
+    return F.l1_loss(gradients(depth), gradients(target))
 
-    return F.l1_loss(spatial_gradient(depth), spatial_gradient(target))
+
+def gradients(images: Tensor) -> Tensor:
+    """Sobel gradients, divided by 8 so that a ramp's is its slope; (B, 2, H, W), x then y.
+
+    images: float (B, 1, H, W); borders are repeated.
+    """
+    padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
+    x = padded[..., 2:] - padded[..., :-2]
+    y = padded[..., 2:, :] - padded[..., :-2, :]
+    x = x[..., :-2, :] + 2 * x[..., 1:-1, :] + x[..., 2:, :]
+    y = y[..., :-2] + 2 * y[..., 1:-1] + y[..., 2:]
+    return torch.cat([x, y], dim=1) / 8
 
 
 def depth_densedepth(depth: Tensor, target: Tensor) -> Tensor:
@@ -79,6 +114,7 @@ def depth_densedepth(depth: Tensor, target: Tensor) -> Tensor:
 MASK_LOSSES: dict[str, Loss] = {
     "bce": mask_bce,
     "dice": mask_dice,
+    "bce+dice": mask_bce_dice,
     "ssim": mask_ssim,
     "l1": mask_l1,
 }

@@ -16,6 +16,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.ranks import several
+
 COLUMNS = (
     "seen",
     "mask_pixels",
@@ -32,6 +34,10 @@ COLUMNS = (
 )
 VALID_DEPTH = 0.05
 """delta1 and SILog are ratios: they count pixels whose target is at least this."""
+RATIOS = {"mask_iou": ("intersection", "union"), "depth_rmse": ("depth_square", "depth_pixels")}
+"""Figure -> the two columns that it is a ratio of, or the root of one."""
+RESAMPLED = 2000
+"""Times that groups are drawn for an interval."""
 LOWEST_DEPTH = 1e-3
 """Predictions are raised to this before their logarithm."""
 
@@ -116,7 +122,7 @@ class SampleTable:
         A sample that was seen twice (ranks padded to equal length) counts once.
         """
         rows = self.rows.clone()
-        if dist.is_available() and dist.is_initialized():
+        if several():
             dist.all_reduce(rows)
         table = rows.cpu().numpy()  # host sync: once per evaluation
         table = table / np.maximum(table[:, :1], 1)
@@ -150,6 +156,7 @@ def pooled_scores(table: Mapping[str, np.ndarray], rows: np.ndarray | None = Non
 def group_spread(table: Mapping[str, np.ndarray], group: np.ndarray) -> dict[str, Any]:
     """How the scores vary between groups: worst, mean and best of each group's own figure.
 
+    "interval": where the pooled figure would lie with other groups (`bootstrap_interval`).
     group: int64 (samples,), the background or the person of each sample. Groups without a
     measured sample do not count.
     """
@@ -160,27 +167,71 @@ def group_spread(table: Mapping[str, np.ndarray], group: np.ndarray) -> dict[str
         values = [v for v in (getattr(scores, figure) for scores in each) if v is not None]
         if values:
             worst, best = (max, min) if low_is_good else (min, max)
-            mean = float(np.mean(values))
-            spread[figure] = {"worst": worst(values), "mean": mean, "best": best(values)}
+            spread[figure] = {
+                "worst": worst(values),
+                "mean": float(np.mean(values)),
+                "best": best(values),
+                "interval": bootstrap_interval(table, group, figure),
+            }
     return spread
+
+
+def bootstrap_interval(
+    table: Mapping[str, np.ndarray], group: np.ndarray, figure: str
+) -> tuple[float, float] | None:
+    """95 % interval of the pooled mask_iou or depth_rmse over the choice of groups.
+
+    Samples of one group resemble each other, so whole groups are drawn, with replacement,
+    RESAMPLED times, seeded: the cluster bootstrap of Davison and Hinkley (1997), percentiles.
+    None with fewer than two groups: one says nothing of others.
+    """
+    seen = table["seen"] > 0
+    names, number = np.unique(group[seen], return_inverse=True)
+    if len(names) < 2:
+        return None
+    above, below = RATIOS[figure]
+    sums = [np.bincount(number, table[name][seen]) for name in (above, below)]
+    draws = np.random.default_rng(0).integers(len(names), size=(RESAMPLED, len(names)))
+    ratio = sums[0][draws].sum(axis=1) / np.maximum(sums[1][draws].sum(axis=1), 1)
+    values = np.sqrt(ratio) if figure == "depth_rmse" else ratio
+    low, high = np.percentile(values, (2.5, 97.5))
+    return float(low), float(high)
 
 
 class RunningMean:
     """Mean of a value per sample, kept on the device until it is read."""
 
     def __init__(self, device: torch.device | str) -> None:
-        self.sums = torch.zeros(2, dtype=torch.float64, device=device)
+        # sum of the values, samples, steps until the sum was not finite any more
+        self.sums = torch.zeros(3, dtype=torch.float64, device=device)
 
     def add(self, mean: Tensor, samples: int) -> None:
         """Add a batch's mean (scalar tensor on the device). No host sync."""
         self.sums[0] += mean.detach().double() * samples
         self.sums[1] += samples
+        self.sums[2] += self.sums[0].isfinite()  # once it is not, it never is again
 
     def read(self) -> float:
-        """The mean of all samples so far, on this rank; NaN before the first. A host sync."""
-        total, samples = self.sums.tolist()
-        return total / samples if samples else float("nan")
+        """The mean of this rank's samples so far; NaN before the first. A host sync."""
+        return self._mean(self.sums)
+
+    def read_all(self) -> float:
+        """The mean of all ranks' samples; every rank must call it. A host sync."""
+        sums = self.sums.clone()
+        if several():
+            dist.all_reduce(sums)
+        return self._mean(sums)
+
+    @property
+    def finite_steps(self) -> int:
+        """Steps since `reset` before the first whose value was not finite. A host sync."""
+        return int(self.sums[2].item())
 
     def reset(self) -> None:
         """Start anew. No host sync."""
         self.sums.zero_()
+
+    @staticmethod
+    def _mean(sums: Tensor) -> float:
+        total, samples, _ = sums.tolist()
+        return total / samples if samples else float("nan")

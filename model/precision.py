@@ -1,24 +1,31 @@
-"""Which arithmetic a device should train in: float32, bfloat16, or float16 with scaling."""
+"""What a device computes with: float32, TF32, bfloat16, float16 with scaling; compiled or not."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from model.errors import ModelError
 
-AMP = ("auto", "off", "bf16", "fp16")
+AMP = ("auto", "off", "tf32", "bf16", "fp16")
+COMPILE = ("off", "default", "reduce-overhead", "max-autotune")
+"""Modes of torch.compile, and none."""
+BF16_UNITS = frozenset({"avx512_bf16", "amx_bf16"})
+"""What /proc/cpuinfo calls the units of a CPU that multiplies bfloat16 itself."""
 DEVICES = "expected auto, cpu, cuda or cuda:N"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
-    """dtype of autocast (None: plain float32) and whether gradients need scaling."""
+    """dtype of autocast (None: no autocast), whether gradients need scaling, whether TF32."""
 
     dtype: torch.dtype | None
     scale: bool
+    tf32: bool = False
+    """Whether a GPU may round the factors of float32 convolutions to 10 bits of mantissa."""
 
     def autocast(self, device_type: str) -> AbstractContextManager:
         """Context of the forward pass."""
@@ -26,26 +33,64 @@ class Precision:
             return nullcontext()
         return torch.autocast(device_type, dtype=self.dtype)
 
+    def set_tf32(self) -> None:
+        """Allow or forbid TF32. torch's own default is neither: convolutions use it, products not.
+
+        A setting of the whole process. cuDNN may also try which of its kernels is fastest.
+        """
+        torch.backends.cudnn.allow_tf32 = self.tf32
+        torch.backends.cuda.matmul.allow_tf32 = self.tf32
+        torch.backends.cudnn.benchmark = True
+
+    def __str__(self) -> str:
+        names = {None: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16, scaled"}
+        return "TF32" if self.tf32 else names[self.dtype]
+
 
 def choose_precision(
-    request: str, device_type: str, capability: tuple[int, int] | None
+    request: str,
+    device_type: str,
+    capability: tuple[int, int] | None,
+    cpu_flags: frozenset[str] = frozenset(),
 ) -> Precision:
     """The precision for `--amp` and a device.
 
-    ``capability`` is that of CUDA, None on other devices. auto: bfloat16 from 8.0 (A100) on;
-    float16 with a scaler below (P100, T4), which emulate bfloat16; off on CPUs, where
-    autocast was measured 5 to 6 times slower than float32 without bfloat16 units.
-    Raises ModelError for fp16 on a CPU.
+    ``capability`` is that of CUDA, None on other devices; ``cpu_flags`` as in /proc/cpuinfo.
+    auto: bfloat16 on GPUs from 8.0 (A100) on and on CPUs with units for it; float16 with a
+    scaler on older GPUs (P100, T4), which emulate bfloat16; off on other CPUs, where it was
+    measured 5 to 6 times slower than float32.
+    off is float32 to the last bit, tf32 float32 with the convolutions of GPUs from 8.0 on.
+    Raises ModelError for fp16 on a CPU, and for tf32 on what has none.
     """
-    if request == "auto":
-        if device_type != "cuda" or capability is None:
-            request = "off"
-        else:
-            request = "bf16" if capability >= (8, 0) else "fp16"
+    ampere = capability is not None and capability >= (8, 0)
+    if request == "auto" and device_type == "cuda":
+        request = "bf16" if ampere else "fp16"
+    elif request == "auto":
+        request = "bf16" if cpu_flags & BF16_UNITS else "off"
     if request == "fp16" and device_type == "cpu":
         raise ModelError("--amp fp16 needs a GPU; on a CPU use --amp off or bf16")
-    dtypes = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-    return Precision(dtype=dtypes[request], scale=request == "fp16")
+    if request == "tf32" and not ampere:
+        raise ModelError("--amp tf32 needs a GPU of compute capability 8.0 (A100) or more")
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return Precision(dtype=dtypes.get(request), scale=request == "fp16", tf32=request == "tf32")
+
+
+def choose_compile(request: str, device_type: str, capability: tuple[int, int] | None) -> str:
+    """The mode for `--compile`, where the device can have it.
+
+    Raises ModelError for a GPU that torch.compile's kernels (Triton) do not know, below 7.0 such
+    as P100, and for CUDA graphs on a CPU.
+    """
+    if request != "off" and capability is not None and capability < (7, 0):
+        raise ModelError(
+            f"--compile {request}: found a GPU of compute capability {capability[0]}."
+            f"{capability[1]}, expected 7.0 or more; use --compile off"
+        )
+    if request == "reduce-overhead" and device_type == "cpu":
+        raise ModelError(
+            "--compile reduce-overhead: CUDA graphs need a GPU; on a CPU use default or off"
+        )
+    return request
 
 
 def choose_device(request: str) -> torch.device:
@@ -71,5 +116,26 @@ def choose_device(request: str) -> torch.device:
 
 def precision_for(request: str, device: torch.device) -> Precision:
     """`choose_precision` for a device that is there."""
-    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
-    return choose_precision(request, device.type, capability)
+    precision = choose_precision(request, device.type, capability_of(device), cpu_flags())
+    precision.set_tf32()
+    return precision
+
+
+def require_compile(request: str, device: torch.device) -> None:
+    """`choose_compile` for a device that is there."""
+    choose_compile(request, device.type, capability_of(device))
+
+
+def capability_of(device: torch.device) -> tuple[int, int] | None:
+    """Compute capability of a GPU; None of another device."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+
+
+def cpu_flags() -> frozenset[str]:
+    """What this machine's CPU can do, in the words of /proc/cpuinfo; empty where it is not."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    flags = (line.partition(":")[2] for line in lines if line.startswith("flags"))
+    return frozenset(next(flags, "").split())

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import io
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
 from model.checkpoint import NetworkInfo
 from model.errors import ModelError
-from model.files import make_folder, replace_bytes, require_writable
+from model.files import make_folder, require_writable
+from model.images import Pair, write_gray
 from model.losses import depth_values
 from model.pictures import Example, prediction_grid
 from model.unet import DualDecoderUNet
 
-MASK, DEPTH, PICTURE = "mask.png", "depth.png", "side_by_side.png"
+KINDS = ("mask", "depth", "side_by_side")
 
 
 class Predictor(nn.Module):
@@ -81,45 +81,24 @@ def resize(images: Tensor, size: int) -> Tensor:
     return F.interpolate(values, size=(size, size), mode="bilinear", antialias=True)
 
 
-def read_image(path: Path) -> np.ndarray:
-    """uint8 (H, W, 3), RGB, turned as its EXIF says. Raises ModelError if it is no image."""
-    try:
-        with Image.open(path) as image:
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except FileNotFoundError:
-        raise ModelError(f"{path}: no such file; expected an image") from None
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise ModelError(f"{path}: not a readable image: {error}") from None
-
-
 def predict_files(
-    predictor: Predictor, bg: Path, fg_bg: Path, out: Path, threshold: float = 0.5
-) -> tuple[Path, ...]:
-    """Write mask.png (0 or 255), depth.png (8 bit gray) and side_by_side.png into ``out``.
+    predictor: Predictor, pairs: Sequence[Pair], out: Path, threshold: float = 0.5
+) -> Iterator[Path]:
+    """Write NAME_mask.png (0 or 255), NAME_depth.png (8 bit gray) and NAME_side_by_side.png.
 
-    Returns their paths. Raises ModelError for an unreadable image, two of unequal size, or a
-    folder that cannot be written.
+    Into ``out``, in the size of each pair's images; yields each path when it is written. Raises
+    ModelError for an unreadable image, two of unequal size, or a folder that cannot be written.
     """
-    images = read_image(bg), read_image(fg_bg)
-    if images[0].shape != images[1].shape:
-        sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in images]
-        raise ModelError(
-            f"{fg_bg} is {sizes[1]}, but {bg} is {sizes[0]}: expected the same scene in one size"
-        )
     if out.exists() and not out.is_dir():
         raise ModelError(f"{out}: found a file, expected a folder for the results")
-    for name in (MASK, DEPTH, PICTURE):
-        require_writable(out / name)
-    mask, depth = predictor.predict_image(*images)
-    make_folder(out)
-    _save_gray(out / MASK, (mask > threshold) * np.uint8(255))
-    _save_gray(out / DEPTH, np.round(depth * 255).astype(np.uint8))
-    example = Example(bg=images[0], fg_bg=images[1], mask=mask, depth=depth)
-    prediction_grid(out / PICTURE, [example])
-    return out / MASK, out / DEPTH, out / PICTURE
-
-
-def _save_gray(path: Path, pixels: np.ndarray) -> None:
-    content = io.BytesIO()
-    Image.fromarray(pixels).save(content, format="PNG")
-    replace_bytes(path, content.getvalue())
+    for pair in pairs:
+        bg, fg_bg = pair.read()
+        mask_path, depth_path, picture_path = (out / f"{pair.name}_{kind}.png" for kind in KINDS)
+        for path in (mask_path, depth_path, picture_path):
+            require_writable(path)
+        mask, depth = predictor.predict_image(bg, fg_bg)
+        make_folder(out)
+        write_gray(mask_path, (mask > threshold) * np.uint8(255))
+        write_gray(depth_path, np.round(depth * 255).astype(np.uint8))
+        prediction_grid(picture_path, [Example(bg=bg, fg_bg=fg_bg, mask=mask, depth=depth)])
+        yield from (mask_path, depth_path, picture_path)

@@ -20,9 +20,15 @@ class EpochMeter:
     wall time: near 0 the network is the limit, near 1 the loader is.
     """
 
-    def __init__(self, title: str, batches: int, done: int = 0) -> None:
-        self.bar = tqdm(total=batches, initial=done, desc=title, unit="batch", disable=None)
+    def __init__(
+        self, title: str, batches: int, done: int = 0, *, ranks: int = 1, shown: bool = True
+    ) -> None:
+        """``ranks``: processes that train as many samples as this one; ``shown``: on this one."""
+        hidden = None if shown else True
+        self.bar = tqdm(total=batches, initial=done, desc=title, unit="batch", disable=hidden)
+        self.ranks, self.shown = ranks, shown
         self.samples = 0
+        self.loss = float("nan")
         self.wait_s = 0.0
         self.started = self.last_read = time.perf_counter()
 
@@ -51,16 +57,22 @@ class EpochMeter:
 
     def step(self, samples: int) -> bool:
         """Count a batch. True when it is time to read the loss and call `show`."""
-        self.samples += samples
+        self.samples += samples * self.ranks
         self.bar.update()
-        return time.perf_counter() - self.last_read >= READ_EVERY_S
+        return self.shown and time.perf_counter() - self.last_read >= READ_EVERY_S
 
     def show(self, loss: float) -> None:
         """Put the loss, the rate and the wait beside the bar."""
         self.last_read = time.perf_counter()
+        self.loss = loss
         self.bar.set_postfix_str(
             f"loss {loss:.4f}, {self.samples_per_s:.1f} samples/s, wait {self.wait_share:.0%}"
         )
+
+    def figures(self) -> dict[str, float]:
+        """What `show` showed last, by name."""
+        rate, wait = self.samples_per_s, self.wait_share
+        return {"loss": self.loss, "samples_per_s": rate, "data_wait": wait}
 
     @property
     def epoch_s(self) -> float:
@@ -69,7 +81,7 @@ class EpochMeter:
 
     @property
     def samples_per_s(self) -> float:
-        """Samples trained on per second of wall time."""
+        """Samples trained on per second of wall time, by all ranks."""
         return self.samples / max(self.epoch_s, 1e-9)
 
     @property

@@ -11,46 +11,66 @@ from typing import Any
 
 from model.baselines import DIFFERENCE_LEVELS
 from model.files import replace_text
-from model.metrics import Scores
-
-ROWS = {
-    "network": ("network", ("mask_bce", "mask_iou", "depth_l1", "depth_rmse")),
-    "difference": (f"|fg_bg - bg| > {DIFFERENCE_LEVELS}", ("mask_iou",)),
-    "prior": ("constant share of mask pixels", ("mask_bce",)),
-    "background_depth": ("mean depth map of the background", ("depth_l1", "depth_rmse")),
-    "overall_depth": ("mean depth map of all", ("depth_l1", "depth_rmse")),
-}
-"""Row -> what it is, and the figures that mean something for it."""
+from model.metrics import VALID_DEPTH, Scores
 
 COLUMNS = {
     "mask_bce": "mask BCE",
     "mask_iou": "mask IoU",
     "depth_l1": "depth L1",
     "depth_rmse": "depth RMSE",
+    "depth_rmse_x10": "RMSE x10",
+    "delta1": "delta1",
+    "silog": "SILog",
 }
+DEPTH_FIGURES = ("depth_l1", "depth_rmse", "depth_rmse_x10", "delta1", "silog")
+
+ROWS = {
+    "network": ("network", tuple(COLUMNS)),
+    "difference": (f"|fg_bg - bg| > {DIFFERENCE_LEVELS}", ("mask_iou",)),
+    "prior": ("constant share of mask pixels", ("mask_bce",)),
+    "background_depth": ("mean depth map of the background", DEPTH_FIGURES),
+    "overall_depth": ("mean depth map of all", DEPTH_FIGURES),
+}
+"""Row -> what it is, and the figures that mean something for it."""
+GROUPS = {"bg": "backgrounds", "fg": "people"}
+NOTE = f"delta1, SILog: pixels with a target depth of at least {VALID_DEPTH:g}; SILog x 100"
 
 
 def meaningful(rows: Mapping[str, Scores]) -> dict[str, dict[str, float | None]]:
     """Figures by row, without those that mean nothing there (a rule's BCE, say)."""
-    table: dict[str, dict[str, float | None]] = {}
-    for row, scores in rows.items():
-        names = scores.as_dict() if row == "network" else ROWS[row][1]
-        table[row] = {name: getattr(scores, name) for name in names if name != "samples"}
-    return table
+    return {
+        row: {name: getattr(scores, name) for name in ROWS[row][1]} for row, scores in rows.items()
+    }
 
 
-def score_table(rows: Mapping[str, Scores], title: str) -> str:
-    """The network's scores above those of the trivial baselines, as aligned text."""
+def score_table(rows: Mapping[str, Scores], title: str, spread: Mapping[str, Any]) -> str:
+    """The network's scores above those of the trivial baselines, as aligned text.
+
+    Below them how they vary between groups; ``spread`` is that of `model.evaluation.Report`.
+    """
     width = max(len(ROWS[row][0]) for row in rows)
-    head = " ".join(f"{name:>11}" for name in [*COLUMNS.values(), "RMSE x10"])
+    head = " ".join(f"{name:>10}" for name in COLUMNS.values())
     lines = [title, f"{'':{width}} {head}"]
     for row, scores in rows.items():
         label, names = ROWS[row]
         values = [getattr(scores, name) if name in names else None for name in COLUMNS]
-        values.append(scores.depth_rmse_x10 if "depth_rmse" in names else None)
-        cells = " ".join(f"{'-' if v is None else format(v, '.4f'):>11}" for v in values)
+        cells = " ".join(f"{'-' if v is None else format(v, '.4f'):>10}" for v in values)
         lines.append(f"{label:{width}} {cells}")
+    lines.append(NOTE)
+    for kind, figures in spread.items():
+        lines += [_spread_line(kind, figures, name) for name in COLUMNS if name in figures]
     return "\n".join(lines)
+
+
+def _spread_line(kind: str, spread: Mapping[str, Any], figure: str) -> str:
+    """One figure over the groups of a kind."""
+    values = spread[figure]
+    line = f"{COLUMNS[figure]} over {spread['groups']} {GROUPS[kind]}: worst {values['worst']:.4f}"
+    line += f", best {values['best']:.4f}"
+    if values["interval"] is None:
+        return line
+    low, high = values["interval"]
+    return f"{line}; all, with other such {GROUPS[kind]}: {low:.4f} to {high:.4f} (95 %)"
 
 
 def write_history(path: Path, history: Sequence[Mapping[str, Any]]) -> None:

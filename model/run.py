@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import torch
 
+from model.board import Board
 from model.checkpoint import (
     ChannelStatistics,
     NetworkInfo,
@@ -19,7 +24,7 @@ from model.checkpoint import (
     save_network,
     save_state,
 )
-from model.config import RunConfig, write_config
+from model.config import RunConfig, read_config, resumed_config, write_config
 from model.errors import ModelError
 from model.files import make_folder, require_writable
 from model.metrics import RunningMean, Scores
@@ -29,7 +34,7 @@ from model.stage import Stage
 from model.unet import DualDecoderUNet
 
 CONFIG, LAST, BEST, METRICS = "config.json", "last.pt", "best.safetensors", "metrics.csv"
-CURVES, PREDICTIONS = "curves.png", "predictions.png"
+CURVES, PREDICTIONS, TENSORBOARD = "curves.png", "predictions.png", "tensorboard"
 
 
 def require_fresh(folder: Path) -> None:
@@ -41,6 +46,23 @@ def require_fresh(folder: Path) -> None:
             f"{folder}: not empty; go on with the run in it by --resume, or name a new RUN_DIR"
         )
     require_writable(folder / CONFIG)
+
+
+def config_to_run(
+    config: RunConfig, given: Mapping[str, Any], folder: Path, *, resume: bool, first: bool
+) -> RunConfig:
+    """The configuration of a new run, or that of the run in ``folder`` which is to go on.
+
+    given: what the command line sets itself. Raises ModelError where a new run would overwrite
+    something, or a resumed one become another.
+    """
+    if resume and (folder / CONFIG).exists():
+        return resumed_config(read_config(folder / CONFIG), given, folder)
+    if first:  # a second rank may come when the first one has begun
+        require_fresh(folder)
+        if resume:
+            click.echo(f"{folder}: no run to go on with yet; starting it", err=True)
+    return config
 
 
 def require_finite(value: float, what: str, where: str) -> float:
@@ -65,6 +87,8 @@ class Run:
     """What bg and fg_bg are normalised with; known once the data is open."""
     position: Position = field(default_factory=Position)
     history: list[dict[str, Any]] = field(default_factory=list)
+    steps: int = 0
+    """Steps of the whole run so far."""
     best: dict[str, Any] | None = None
     """score, stage and epoch of the best weights among comparable epochs."""
     restored: dict[str, Any] | None = None
@@ -75,13 +99,17 @@ class Run:
     running: RunningMean = field(init=False)
     created: bool = False
     """Whether config.json was written by this process."""
+    first: bool = True
+    """Whether this process, of all ranks, is the one that writes and prints."""
+    board: Board | None = None
+    """TensorBoard, while it is open."""
 
     def restore(self) -> None:
         """Go on where `last.pt` stands. Raises ModelError if it is damaged."""
         state = load_state(self.folder / LAST)
         self.network.load_state_dict(state["network"])
         self.position, self.history = state["position"], state["history"]
-        self.best = state["best"]
+        self.best, self.steps = state["best"], state["steps"]
         self.restored = state["within_stage"]
         if self.position.stage == len(self.config.recipe.stages):
             self._report()  # no epoch follows that would; it may have been killed in between
@@ -102,29 +130,67 @@ class Run:
             running.sums.copy_(self.restored["running"])
             self.restored = None
 
+    def say(self, text: str) -> None:
+        """Print a line, on one rank."""
+        if self.first:
+            click.echo(text)
+
+    @contextmanager
+    def on_board(self) -> Iterator[None]:
+        """Show the run in TensorBoard, where the configuration says so; on one rank."""
+        if not (self.config.tensorboard and self.first):
+            yield
+            return
+        began = time.perf_counter()
+        with Board(self.folder / TENSORBOARD, self.steps) as self.board:
+            yield
+        took_s = time.perf_counter() - began
+        self.say(
+            f"TensorBoard: {self.board.cost_s:.2f} s of a thread's CPU time, "
+            f"{self.board.cost_s / took_s:.2%} of the time of training"
+        )
+
+    def watch(self, values: Mapping[str, Any], group: str = "training") -> None:
+        """Hand numbers at this step to TensorBoard."""
+        if self.board:
+            self.board.scalars(self.steps, values, group)
+
+    @property
+    def show(self) -> Callable[..., None] | None:
+        """Takes samples at this step for TensorBoard; None where nobody looks."""
+        return partial(self.board.picture, self.steps) if self.board else None
+
     def read_loss(self, where: str) -> float:
-        """Mean training loss of the epoch so far. A host sync.
+        """This rank's mean training loss of the epoch so far. A host sync.
 
-        Raises ModelError where it is not finite: training on is no use.
+        Raises ModelError where it is not finite, from which step on: training on is no use.
         """
-        return require_finite(self.running.read(), "loss", where)
+        return self._finite(self.running.read(), where)
 
-    def check(self, where: str) -> float:
-        """`read_loss`, once the weights are finite too. Two host syncs.
+    def check(self, where: str, step: int) -> float:
+        """The mean loss of all ranks, once the weights are finite too. Three host syncs.
 
-        Comes before anything goes to disk: no run can go on from infinite weights, which the
-        loss shows a step later only.
+        Every rank must call it after the same ``step`` of the epoch. Comes before anything goes
+        to disk: no run can go on from infinite weights, which the loss shows a step later only.
         """
-        loss = self.read_loss(where)
+        loss = self._finite(self.running.read_all(), where)
         tensors = self.network.state_dict().values()
         largest = torch.stack([values.abs().amax().double() for values in tensors]).amax()
-        require_finite(largest.item(), "largest weight", where)
+        require_finite(largest.item(), "largest weight", f"{where}, step {step}")
         return loss
+
+    def _finite(self, loss: float, where: str) -> float:
+        if math.isfinite(loss):
+            return loss
+        # Counted on the device at every step, however seldom the host looks.
+        return require_finite(loss, "loss", f"{where}, step {self.running.finite_steps + 1}")
 
     def save(self, position: Position) -> None:
         """Write `last.pt` for a run that goes on at ``position``; the folder if it is new."""
-        self._create()
         self.position = position
+        if not self.first:
+            return
+        self._create()
         within_stage = {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -134,6 +200,7 @@ class Run:
             "network": self.network.state_dict(),
             "position": tuple(position),
             "history": self.history,
+            "steps": self.steps,
             "best": self.best,
             # A new stage starts with a fresh optimiser.
             "within_stage": within_stage if position.epoch or position.batch else None,
@@ -148,15 +215,19 @@ class Run:
         score = sum(figures[part] or 0.0 for part in stage.trains if part in figures)
         require_finite(score, "validation loss", f"stage {number + 1}, epoch {epoch + 1}")
         self.history.append({**row, **scores.as_dict()})
-        self._create()
         if self.best is None or not self._comparable(stage) or score < self.best["score"]:
             self.best = {"score": score, "stage": number, "epoch": epoch}
-            save_network(self.folder / BEST, self.network, self._info(stage, scores))
+            if self.first:
+                self._create()
+                save_network(self.folder / BEST, self.network, self._info(stage, scores))
+        self.watch(self.history[-1], "epoch")
         done = epoch + 1 == stage.epochs
         self.save(Position(number + 1) if done else Position(number, epoch + 1))
         self._report()
 
     def _report(self) -> None:
+        if not self.first:
+            return
         write_history(self.folder / METRICS, self.history)
         curves(self.folder / CURVES, self.history, f"recipe {self.config.recipe.name}")
 

@@ -55,7 +55,7 @@ class Stage:
     schedule: str = "constant"
     """constant, or onecycle: linear rise, then half a cosine down, once over the stage."""
     mask_loss: str = "bce"
-    """bce, dice, ssim or l1; used where the mask decoder trains."""
+    """bce, dice, bce+dice, ssim or l1; used where the mask decoder trains."""
     depth_loss: str = "l1"
     """l1, ssim, bce or densedepth; used where the depth decoder trains."""
 

@@ -1,7 +1,6 @@
 """One training step and one evaluation step; neither names a device.
 
-Neither makes the host wait for the device, but for fp16's scaler and for the losses that say so
-in `model.losses`.
+Neither makes the host wait for the device.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.losses import DEPTH_LOSSES, MASK_LOSSES, depth_values
 from model.metrics import RunningMean, sample_sums
@@ -46,9 +45,14 @@ def stage_loss(
 
 
 def make_optimizer(network: DualDecoderUNet, recipe: Recipe, stage: Stage) -> torch.optim.SGD:
-    """SGD over what the stage trains; freeze the network first."""
+    """SGD over what the stage trains; freeze the network first.
+
+    In one kernel where the device has one: it takes fp16's scale too, so that no step waits.
+    """
+    parameters = network.trained_parameters()
     return torch.optim.SGD(
-        network.trained_parameters(),
+        parameters,
+        fused=parameters[0].device.type in ("cpu", "cuda"),
         lr=stage.lr,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
@@ -61,14 +65,17 @@ def training_step(
     *,
     stage: Stage,
     preprocess: Preprocess,
-    network: DualDecoderUNet,
+    network: nn.Module,
     optimizer: torch.optim.Optimizer,
     running: RunningMean,
     precision: Precision,
     scaler: torch.amp.GradScaler,
     lr: float,
 ) -> None:
-    """Forward, backward and update for one batch; ``running`` takes the loss."""
+    """Forward, backward and update for one batch; ``running`` takes the loss.
+
+    network: a `DualDecoderUNet`, or what `model.ranks.as_called` makes of it.
+    """
     for group in optimizer.param_groups:
         group["lr"] = lr
     inputs = preprocess(batch)
@@ -77,14 +84,14 @@ def training_step(
     loss = stage_loss(stage, mask_logits, depth, inputs)
     optimizer.zero_grad(set_to_none=True)
     scaler.scale(loss).backward()
-    scaler.step(optimizer)  # host sync with fp16 alone: it looks for infinite gradients
+    scaler.step(optimizer)
     scaler.update()
     running.add(loss, inputs.mask.shape[0])
 
 
 @torch.inference_mode()
 def predict_step(
-    inputs: Any, network: DualDecoderUNet, precision: Precision, depth_loss: str, decode: Decode
+    inputs: Any, network: nn.Module, precision: Precision, depth_loss: str, decode: Decode
 ) -> Prediction:
     """Prediction for prepared inputs; float32. The network must be in eval mode."""
     with precision.autocast(inputs.bg.device.type):

@@ -130,6 +130,18 @@ class DualDecoderUNet(nn.Module):
         depth = self.depth_decoder(features) if decode != "mask" else None
         return mask_logits, depth
 
+    def start_from_difference(self) -> DualDecoderUNet:
+        """Make half of the first filters see fg_bg minus bg; for weights that are still random.
+
+        Their weights for bg become those for fg_bg with the other sign. What differs between
+        the two images is the person; else the network has to find that out first.
+        """
+        with torch.no_grad():
+            filters = self.encoder.inc[0].get_parameter("weight")  # (width, 6, 3, 3), bg first
+            half = self.width // 2
+            filters[:half, :3] = -filters[:half, 3:]
+        return self
+
     def place(self, device: torch.device | str) -> DualDecoderUNet:
         """Move to a device, with channels_last weights: faster there and here."""
         # torch's stub does not know memory_format.

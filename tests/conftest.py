@@ -26,7 +26,7 @@ def engine_missing(name: str) -> str | None:
     installs anywhere, so its absence is a failure, as is any other error.
     """
     try:
-        importlib.import_module(f"loaders.{name}")
+        importlib.import_module(f"loaders.{name}".replace("-", "_"))
     except DataError as error:
         reason = Path(sys.prefix) / "ffcv-missing"
         if name == "ffcv" and reason.exists():

@@ -30,6 +30,7 @@ ALLOWED = {
     "loaders/__init__.py": "convert.source",
     "loaders/reference.py": "convert.source",
     "loaders/ffcv.py": "convert.beton",
+    "loaders/dali_stream.py": "convert.tarshards",
 }
 # Each engine is imported in one module, and wherever it is measured.
 ENGINES = {

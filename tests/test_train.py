@@ -20,11 +20,11 @@ from safetensors.torch import load_file
 import train
 from convert.manifest import read_manifest
 from convert.pack import pack
+from model.files import locked
 from model.metrics import RunningMean
 from model.provenance import fingerprint
 from model.step import training_step
-
-BACKGROUNDS, SAMPLES, SIZE = 3, 8, 32
+from tests.tiny import BACKGROUNDS, SAMPLES, SIZE, make_dataset
 
 RECIPE = """
 name = "tiny"
@@ -47,26 +47,7 @@ trains = ["mask"]
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """3 backgrounds with 8 composites each: a bright square on noise, nearer than the rest."""
-    root = tmp_path_factory.mktemp("dataset")
-    random = np.random.default_rng(0)
-    (root / "bg").mkdir()
-    for number in range(1, BACKGROUNDS + 1):
-        bg = random.integers(0, 120, size=(SIZE, SIZE, 3), dtype=np.uint8)
-        Image.fromarray(bg).save(root / "bg" / f"bg_{number:03}.jpg", quality=95)
-        for kind in ("fg_bg", "fg_bg_mask", "fg_bg_depth"):
-            (root / kind / f"bg_{number:03}").mkdir(parents=True)
-        for sample in range(1, SAMPLES + 1):
-            mask = np.zeros((SIZE, SIZE), dtype=np.uint8)
-            y, x = random.integers(0, SIZE - 12, size=2)
-            mask[y : y + 12, x : x + 12] = 255
-            composite = np.where(mask[..., None] > 0, np.uint8(230), bg)
-            depth = np.where(mask > 0, 20, np.linspace(250, 60, SIZE)[:, None]).astype(np.uint8)
-            name = f"bg_{number:03}/img_{sample:04}.jpg"
-            Image.fromarray(composite).save(root / "fg_bg" / name, quality=95)
-            Image.fromarray(mask).save(root / "fg_bg_mask" / name)
-            Image.fromarray(depth).convert("RGB").save(root / "fg_bg_depth" / name)
-    return root
+    return make_dataset(tmp_path_factory.mktemp("dataset"))
 
 
 @pytest.fixture(scope="module")
@@ -208,9 +189,10 @@ def test_predict_and_export(finished: Path, dataset: Path, tmp_path: Path) -> No
     images = ("--bg", dataset / "bg/bg_001.jpg", "--fg-bg", dataset / "fg_bg/bg_001/img_0001.jpg")
     result = run("predict", finished / "best.safetensors", *images, tmp_path / "out")
     assert result.exit_code == 0, result.output
-    assert Image.open(tmp_path / "out/mask.png").size == (SIZE, SIZE)
-    result = run("export", finished / "best.safetensors", tmp_path / "net.pt2")
+    assert Image.open(tmp_path / "out/img_0001_mask.png").size == (SIZE, SIZE)
+    result = run("export", finished / "best.safetensors", tmp_path / "net.pt2", *images)
     assert result.exit_code == 0, result.output
+    assert "largest difference" in result.output
     assert (tmp_path / "net.pt2").exists()
 
 
@@ -240,6 +222,12 @@ MISTAKES = {
     "no checkpoint": ("evaluate {data} {tmp}/none.safetensors", "no such file"),
     "not a checkpoint": ("evaluate {data} {tmp}/used/notes.txt", "notes.txt"),
     "no image": ("predict {best} --bg {tmp}/x.jpg --fg-bg {tmp}/x.jpg {tmp}/new", "no such file"),
+    "half a pair": ("export {best} {tmp}/new.pt2 --bg {image}", "found one of them"),
+    "tf32 on a CPU": ("fit {data} {tmp}/new --device cpu --amp tf32", "needs a GPU of compute"),
+    "CUDA graphs on a CPU": (
+        "fit {data} {tmp}/new --device cpu --compile reduce-overhead",
+        "graphs need a GPU",
+    ),
     "export to nowhere": ("export {best} {tmp}/none/net.pt2", "no such folder"),
 }
 
@@ -267,11 +255,18 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
 def test_a_loss_that_is_not_finite_ends_the_run(
     dataset: Path, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(RunningMean, "read", lambda self: float("nan"))
+    """However late the host looks, the step is the first whose loss was not finite."""
+    real, steps = RunningMean.add, 0
+
+    def poisoned(self: RunningMean, mean: torch.Tensor, samples: int) -> None:
+        nonlocal steps
+        steps += 1
+        real(self, mean * float("nan") if steps == 3 else mean, samples)
+
+    monkeypatch.setattr(RunningMean, "add", poisoned)
     result = fit(dataset, tmp_path / "run", recipe)
     assert result.exit_code == 2
-    # Step 5 is the epoch's last; a slow machine looks before it, once a second.
-    assert re.search(r"stage 1, epoch 1 of 2, step [1-5]: the loss became nan", result.stderr)
+    assert "stage 1, epoch 1 of 2, step 3: the loss became nan" in result.stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -291,20 +286,60 @@ def test_a_run_that_diverges_keeps_its_last_finite_state(
     assert state["within_stage"]["running"].isfinite().all()
 
 
-def test_more_than_one_process_is_refused(
-    dataset: Path, finished: Path, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_evaluate_is_the_same_in_each_of_several_processes(
+    dataset: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No process may train or score on its share alone and call that the result."""
+    """No process may score its share alone and call that the result."""
     alone = json.loads(run("evaluate", dataset, finished / "best.safetensors", "--json").stdout)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    result = fit(dataset, tmp_path / "run", recipe)
-    assert result.exit_code == 2
-    assert result.stderr.startswith("Error: WORLD_SIZE: found 2, expected 1")
-    assert len(result.stderr.splitlines()) == 1
-    assert not (tmp_path / "run").exists()
     shared = run("evaluate", dataset, finished / "best.safetensors", "--json")
     assert json.loads(shared.stdout) == alone
+
+
+def test_resume_on_other_ranks_is_refused(
+    dataset: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = run("fit", dataset, finished, "--resume")
+    assert result.exit_code == 2
+    assert "was started on 1 ranks, now 2" in result.stderr
+
+
+def test_two_runs_in_one_folder_are_kept_apart(dataset: Path, recipe: str, tmp_path: Path) -> None:
+    with locked(tmp_path / "run"):
+        result = fit(dataset, tmp_path / "run", recipe)
+    assert result.exit_code == 2
+    assert "another process is at work in it" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_tensorboard_shows_every_epoch(dataset: Path, recipe: str, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed (its extra)")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result = fit(dataset, tmp_path / "run", recipe, "--tensorboard")
+    assert result.exit_code == 0, result.output
+    events = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
+    losses = [(e.step, e.value) for e in events.Scalars("epoch/train_loss")]
+    expected = [float(row["train_loss"]) for row in figures(tmp_path / "run")]
+    assert losses == [(5 * n, pytest.approx(v)) for n, v in enumerate(expected, start=1)]
+    shapes = [(e.width, e.height) for e in events.Images("validation")]
+    assert "TensorBoard: " in result.output
+    assert shapes == [(4 * 16, 4 * 16)] * 3  # bg, fg_bg, target, prediction; four samples
+
+
+def test_resume_without_a_run_says_that_it_starts_one(
+    dataset: Path, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "fit_run", ended)
+    result = fit(dataset, tmp_path / "run", recipe, "--resume")
+    assert "no run to go on with yet; starting it" in result.stderr
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -369,7 +404,7 @@ def test_a_full_disk_is_one_line(
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert result.exit_code == 2, result.output
     assert result.stderr == f"Error: {tmp_path}/run/{name}: cannot be written: File too large\n"
-    assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
     if name == "last.pt":
         assert fit(dataset, tmp_path / "run", recipe, "--resume").exit_code == 0
 
@@ -417,3 +452,31 @@ def test_installed_looks_and_does_not_import() -> None:
     assert train.installed("json")
     assert not train.installed("no_such_package")
     assert not train.installed("no_such_package.part")
+
+
+def test_bad_records_are_skipped_and_listed(
+    dataset: Path, recipe: str, tmp_path: Path, no_pictures: None
+) -> None:
+    broken = Path(shutil.copytree(dataset, tmp_path / "data"))
+    image = sorted((broken / "fg_bg").rglob("*.jpg"))[3]
+    image.write_bytes(b"nothing")
+    stopped = fit(broken, tmp_path / "run", recipe)
+    assert stopped.exit_code == 2
+    assert "record 3, fg_bg" in stopped.stderr
+    going_on = fit(broken, tmp_path / "run", recipe, "--resume", "--max-bad", 1)
+    assert going_on.exit_code == 0, going_on.output
+    assert re.search(
+        rf"skipped 1 bad records:\n  record 3, fg_bg \(.*{image.name}\)", going_on.stderr
+    )
+    scored = run("evaluate", broken, tmp_path / "run" / "best.safetensors", "--max-bad", 1)
+    assert scored.exit_code == 0, scored.output
+    assert "skipped 1 bad records" in scored.stderr
+    refused = fit(broken, tmp_path / "other", recipe, "--check")
+    assert refused.exit_code == 2
+    assert "has no checksums" in refused.stderr
+
+
+def test_a_run_keeps_to_its_order(finished: Path, dataset: Path, recipe: str) -> None:
+    changed = fit(dataset, finished, recipe, "--resume", "--loader", "dali-stream")
+    assert changed.exit_code == 2
+    assert "another --loader ('reference', now 'dali-stream')" in changed.stderr

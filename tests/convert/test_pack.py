@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -43,6 +44,18 @@ def test_part_size_does_not_show(
     config = PackConfig(samples_per_shard=40)
     pack(dataset, tmp_path / "small", config=config, workers=0, progress=False)
     assert tree(tmp_path / "small") == tree(shards)
+
+
+def test_more_parts_than_files_may_be_open(
+    dataset: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts.split_parts, "__defaults__", (7,))
+    monkeypatch.setattr(parts, "_OPEN_FILES", 2)
+    config = PackConfig(samples_per_shard=40)
+    before = len(os.listdir("/proc/self/fd"))
+    pack(dataset, tmp_path / "small", config=config, workers=0, progress=False)
+    assert tree(tmp_path / "small") == tree(shards)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.parametrize("form", ["ffcv", "dali"])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from loaders import build_loader
+from loaders import Preprocess, build_loader
 from loaders.masks import unpack_batch
 
 
@@ -47,3 +47,31 @@ def test_masks_unpack_the_same(device: str) -> None:
     expected = torch.tensor([[0] * 3 + [1] * 2 + [0] * 7, [1] * 12], dtype=torch.uint8)
     found = unpack_batch(runs.to(device), 3, 4)
     assert torch.equal(found.cpu().reshape(2, 12), expected)
+
+
+def test_half_size_batches_equal_those_of_the_cpu(shards: Path) -> None:
+    options: dict[str, Any] = {"batch_size": 16, "seed": 3, "decode_size": "half"}
+    with (
+        build_loader("ffcv", shards, device="cuda", **options) as ours,
+        build_loader("ffcv", shards, **options) as truth,
+    ):
+        for found, expected in zip(ours.epoch(0), truth.epoch(0), strict=True):
+            assert all(torch.equal(a.cpu(), b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("size", [None, 48])
+def test_preprocessing_equals_the_one_pass_of_the_cpu(
+    shards: Path, size: int | None, compiled: bool
+) -> None:
+    with (
+        build_loader("ffcv", shards, batch_size=16, device="cuda") as ours,
+        build_loader("ffcv", shards, batch_size=16) as truth,
+    ):
+        prepare = Preprocess(ours.backgrounds, ours.statistics, size=size)
+        if compiled:
+            prepare.compile(fullgraph=True)
+        plain = Preprocess(truth.backgrounds, truth.statistics, size=size)
+        found, expected = prepare(next(ours.epoch(0))), plain(next(truth.epoch(0)))
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a.cpu(), b, rtol=0, atol=2**-20)

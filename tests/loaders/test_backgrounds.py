@@ -84,3 +84,21 @@ def test_gathers_on_the_device_of_the_images(sizes: list[int]) -> None:
 def test_other_images_than_the_layouts_are_refused(images: torch.Tensor) -> None:
     with pytest.raises(DataError, match=r"backgrounds: found .* expected torch.uint8 of shape"):
         Backgrounds(images, layout_of([2, 2]))
+
+
+def test_what_is_kept_is_not_overwritten_and_memory_is_used_again() -> None:
+    backgrounds = Backgrounds.from_numpy(random_images(3), layout_of([2, 2, 2]))
+    first = backgrounds.gather(torch.tensor([0, 2, 4]))
+    kept, copy = first, first.clone()
+    assert backgrounds.gather(torch.tensor([5, 5, 5])).data_ptr() != kept.data_ptr()
+    assert torch.equal(kept, copy)
+    address = kept.data_ptr()
+    del kept, first
+    assert backgrounds.gather(torch.tensor([1, 3])).data_ptr() == address
+
+
+@pytest.mark.parametrize("index", [-2, 6])
+def test_a_sample_of_no_background_is_an_error(index: int) -> None:
+    backgrounds = Backgrounds.from_numpy(random_images(3), layout_of([2, 2, 2]))
+    with pytest.raises(IndexError, match="backgrounds: found numbers"):
+        backgrounds.gather(torch.tensor([0, index]))

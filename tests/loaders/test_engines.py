@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,12 +19,20 @@ from convert.pack import PackConfig, pack
 from convert.source import read_source
 from loaders import Batch, DataError, build_loader, read_layout
 from loaders.reference import ReferenceLoader
+from tests.damage import Records, zeroed_until
 
 ENGINES = ("ffcv", "dali")
 
 
 @pytest.fixture(params=ENGINES)
 def engine(request: pytest.FixtureRequest, need_engine: Callable[[str], None]) -> str:
+    need_engine(request.param)
+    return request.param
+
+
+@pytest.fixture(params=(*ENGINES, "dali-stream"))
+def any_engine(request: pytest.FixtureRequest, need_engine: Callable[[str], None]) -> str:
+    """Also the one with an order of its own."""
     need_engine(request.param)
     return request.param
 
@@ -80,9 +89,9 @@ def test_ranks_equal_reference(
     assert sorted(torch.cat(seen).tolist()) == indices.tolist()
 
 
-def test_rank_without_samples_gets_an_empty_batch(engine: str, shards: Path) -> None:
+def test_rank_without_samples_gets_an_empty_batch(any_engine: str, shards: Path) -> None:
     options: dict[str, Any] = {"batch_size": 2, "indices": np.arange(5), "rank": 0, "world_size": 2}
-    with build_loader(engine, shards, **options) as loader:
+    with build_loader(any_engine, shards, **options) as loader:
         sizes = [len(batch.index) for batch in loader.epoch(0)]
         assert sizes == [2, 0]
         assert [len(batch.index) for batch in loader.epoch(1)] == [2, 0]
@@ -102,11 +111,11 @@ def test_every_codec_equals_reference(
 
 
 def test_statistics_and_backgrounds_equal_reference(
-    engine: str, dataset: Path, shards: Path
+    any_engine: str, dataset: Path, shards: Path
 ) -> None:
     with (
         ReferenceLoader(dataset, batch_size=32) as truth,
-        build_loader(engine, shards, batch_size=32) as loader,
+        build_loader(any_engine, shards, batch_size=32) as loader,
     ):
         assert loader.statistics == truth.statistics
         assert torch.equal(loader.backgrounds.images, truth.backgrounds.images)
@@ -125,14 +134,68 @@ def test_any_number_of_workers(engine: str, dataset: Path, shards: Path, threads
         assert_same_epoch(loader.epoch(0), truth.epoch(0))
 
 
-def test_kept_batches_are_never_overwritten(engine: str, shards: Path) -> None:
-    with build_loader(engine, shards, batch_size=8) as loader:
+def test_kept_batches_are_never_overwritten(any_engine: str, shards: Path) -> None:
+    with build_loader(any_engine, shards, batch_size=8) as loader:
         kept = [*loader.epoch(0), *loader.epoch(1)]
         copies = [Batch(*(field.clone() for field in batch)) for batch in kept]
         for _ in loader.epoch(2):
             pass
         for batch, copy in zip(kept, copies, strict=True):
             assert_equal(batch, copy)
+
+
+SEED_SAMPLES = Path(__file__).parents[3] / "shared" / "seed_samples"
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Real images as a data set folder and as shards: each sample with a background of its own."""
+    if not SEED_SAMPLES.is_dir():
+        pytest.skip(f"no real samples at {SEED_SAMPLES.name} beside the checkout")
+    folder = tmp_path_factory.mktemp("real")
+    for number, bg in enumerate(sorted((SEED_SAMPLES / "bg").iterdir()), start=1):
+        (folder / "data" / "bg").mkdir(parents=True, exist_ok=True)
+        shutil.copy(bg, folder / "data" / "bg" / f"bg_{number:03d}.jpg")
+        for name in ("fg_bg", "fg_bg_mask", "fg_bg_depth"):
+            target = folder / "data" / name / f"bg_{number:03d}"
+            target.mkdir(parents=True)
+            image = sorted((SEED_SAMPLES / name).iterdir())[number - 1]
+            shutil.copy(image, target / "img_0001.jpg")
+    config = PackConfig(samples_per_shard=2)
+    pack(folder / "data", folder / "shards", config=config, workers=0, progress=False)
+    return {"data": folder / "data", "shards": folder / "shards"}
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("start", [0, 1])
+def test_real_samples_equal_reference(
+    engine: str, real: dict[str, Path], world_size: int, start: int
+) -> None:
+    for rank in range(world_size):
+        options: dict[str, Any] = {"batch_size": 2, "rank": rank, "world_size": world_size}
+        with (
+            ReferenceLoader(real["data"], **options) as truth,
+            build_loader(engine, real["shards"], check=True, **options) as loader,
+        ):
+            for epoch in (0, 1):
+                start = min(start, len(truth))
+                assert_same_epoch(loader.epoch(epoch, start), truth.epoch(epoch, start))
+
+
+def test_real_samples_streamed_equal_reference(
+    real: dict[str, Path], need_engine: Callable[[str], None]
+) -> None:
+    need_engine("dali-stream")
+    with (
+        ReferenceLoader(real["data"], batch_size=5, shuffle=False) as loader,
+        build_loader("dali-stream", real["shards"], batch_size=2, check=True) as streamed,
+    ):
+        truth = next(loader.epoch(0))
+        seen = []
+        for batch in streamed.epoch(0):
+            assert_equal(batch, Batch(*(field[batch.index] for field in truth)))
+            seen += batch.index.tolist()
+        assert sorted(seen) == [0, 1, 2, 3, 4]
 
 
 def test_early_breaks_leave_nothing_behind(engine: str, dataset: Path, shards: Path) -> None:
@@ -150,35 +213,20 @@ def test_early_breaks_leave_nothing_behind(engine: str, dataset: Path, shards: P
         assert threading.active_count() <= threads
 
 
-def test_closed_loader_leaves_no_thread_of_ours(engine: str, shards: Path) -> None:
+def test_closed_loader_leaves_no_thread_of_ours(any_engine: str, shards: Path) -> None:
     before = {thread.ident for thread in threading.enumerate()}
-    loader = build_loader(engine, shards, batch_size=8)
+    loader = build_loader(any_engine, shards, batch_size=8)
     next(iter(loader.epoch(0)))
     loader.close()
     assert {thread.ident for thread in threading.enumerate()} <= before
-
-
-def spoil(shards: Path, tmp_path: Path, index: int, name: str, garbage: bytes) -> Path:
-    """A copy of the shards in which one field's first bytes are others, in both formats."""
-    import shutil
-
-    from convert.shards import Shards
-
-    target = Path(shutil.copytree(shards, tmp_path / "shards"))
-    for form in ("ffcv", "dali"):
-        opened = Shards(target, form)
-        record = opened.records[index][name]
-        with open(target / opened.names[int(record["file"])], "r+b") as file:
-            file.seek(int(record["offset"]))
-            file.write(garbage[: int(record["size"])])
-    return target
 
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_broken_record_is_named_in_its_turn(
     engine: str, shards: Path, tmp_path: Path, name: str
 ) -> None:
-    broken = spoil(shards, tmp_path, 29, name, bytes(50))
+    broken = Path(shutil.copytree(shards, tmp_path / "shards"))
+    Records(broken).spoil(29, name, zeroed_until(50))
     with build_loader(engine, broken, batch_size=8, shuffle=False) as loader:
         batches = loader.epoch(0)
         seen = [index for _ in range(3) for index in next(batches).index.tolist()]
@@ -190,21 +238,21 @@ def test_broken_record_is_named_in_its_turn(
         assert good == list(range(32, 90))
 
 
-def test_user_mistakes(engine: str, dataset: Path, shards: Path, tmp_path: Path) -> None:
+def test_user_mistakes(any_engine: str, dataset: Path, shards: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
-        build_loader(engine, tmp_path / "none", batch_size=8)
+        build_loader(any_engine, tmp_path / "none", batch_size=8)
     with pytest.raises(DataError, match="not a finished shard folder"):
-        build_loader(engine, dataset, batch_size=8)
+        build_loader(any_engine, dataset, batch_size=8)
     with pytest.raises(DataError, match="batch size: found 0"):
-        build_loader(engine, shards, batch_size=0)
+        build_loader(any_engine, shards, batch_size=0)
     with pytest.raises(DataError, match="workers: found 0"):
-        build_loader(engine, shards, batch_size=8, num_workers=0)
-    with build_loader(engine, shards, batch_size=8) as loader, pytest.raises(DataError):
+        build_loader(any_engine, shards, batch_size=8, num_workers=0)
+    with build_loader(any_engine, shards, batch_size=8) as loader, pytest.raises(DataError):
         loader.epoch(0, start=13)
 
 
-def test_closed_loader_says_so(engine: str, shards: Path) -> None:
-    loader = build_loader(engine, shards, batch_size=8)
+def test_closed_loader_says_so(any_engine: str, shards: Path) -> None:
+    loader = build_loader(any_engine, shards, batch_size=8)
     loader.close()
     loader.close()
     with pytest.raises(DataError, match="this loader is closed"):
@@ -212,9 +260,9 @@ def test_closed_loader_says_so(engine: str, shards: Path) -> None:
 
 
 @pytest.mark.parametrize("device", ["mps", "nonsense", "cuda:99", "meta"])
-def test_unknown_device(engine: str, shards: Path, device: str) -> None:
+def test_unknown_device(any_engine: str, shards: Path, device: str) -> None:
     with pytest.raises(DataError, match=rf"device {device}: "):
-        build_loader(engine, shards, batch_size=8, device=device)
+        build_loader(any_engine, shards, batch_size=8, device=device)
 
 
 @pytest.mark.parametrize("start", [-1, 13, 99])
@@ -234,19 +282,17 @@ loader = build_loader(sys.argv[1], sys.argv[2], batch_size=8)
 for batch in loader.epoch(0):
     break
 assert torch.get_num_threads() == before
-if sys.argv[1] == "ffcv":
-    assert numba.threading_layer() == "omp", numba.threading_layer()
 """
 
 
-def test_abandoned_loader_ends_quietly(engine: str, shards: Path) -> None:
-    command = [sys.executable, "-c", ABANDONED, engine, str(shards)]
+def test_abandoned_loader_ends_quietly(any_engine: str, shards: Path) -> None:
+    command = [sys.executable, "-c", ABANDONED, any_engine, str(shards)]
     found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (found.returncode, found.stderr) == (0, "")
 
 
 def test_unknown_engine(shards: Path) -> None:
-    with pytest.raises(DataError, match="expected one of ffcv, dali, reference"):
+    with pytest.raises(DataError, match="expected one of ffcv, dali, dali-stream, reference"):
         build_loader("tape", shards, batch_size=8)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from loaders import Batch
+from loaders import Batch, DataError
 from loaders.buffers import BufferPool
 from loaders.transfer import transfer
 
@@ -95,14 +95,15 @@ def test_an_abandoned_transfer_waits_for_its_copies() -> None:
     assert streams.finished
 
 
-def test_an_error_comes_through_in_its_turn() -> None:
+@pytest.mark.parametrize("ahead", [0, 1, 2, 5])
+def test_an_error_comes_through_in_its_turn(ahead: int) -> None:
     def failing() -> Iterator[Batch]:
         yield from host_batches(3, BufferPool((1, 3, 2, 2), np.dtype("u1")))
-        raise ValueError("record 7")
+        raise DataError("record 7")
 
     streams = LazyStreams(late=1)
-    batches = transfer(failing(), streams, ahead=0)
+    batches = transfer(failing(), streams, ahead=ahead)
     assert [int(next(batches).index[0]) for _ in range(3)] == [0, 1, 2]
-    with pytest.raises(ValueError, match="record 7"):
+    with pytest.raises(DataError, match="record 7"):
         next(batches)
     assert streams.finished

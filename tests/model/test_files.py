@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from model import ModelError
-from model.files import make_folder, replace_file, replace_text, require_writable
+from model.files import locked, make_folder, replace_file, replace_text, require_writable
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -48,3 +49,31 @@ def test_what_cannot_be_written_is_named_beforehand(tmp_path: Path) -> None:
         make_folder(tmp_path / "file/folder")
     with pytest.raises(ModelError, match="file/x: cannot be written: Not a directory"):
         replace_text(tmp_path / "file/x", "")
+
+
+def test_a_folder_that_cannot_be_locked_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on some network file systems: work goes on, but not silently."""
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with locked(tmp_path / "run"):
+        assert "run: cannot be locked (No locks available)" in capsys.readouterr().err
+
+
+def test_a_lock_keeps_others_out_and_leaves_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "a/run"
+    with locked(folder):
+        assert folder.is_dir()
+        other = locked(folder)
+        with pytest.raises(ModelError, match="run: another process is at work in it"):
+            other.__enter__()
+    assert list(tmp_path.iterdir()) == []
+    with locked(folder):
+        (folder / "kept").touch()
+    with locked(folder):
+        pass
+    assert [path.name for path in folder.iterdir()] == ["kept"]

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from kornia.losses import ssim_loss
+from kornia.filters import spatial_gradient
+from kornia.losses import dice_loss, ssim_loss
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -30,6 +31,10 @@ def test_mask_losses(sample: tuple[Tensor, Tensor, Tensor]) -> None:
     each = (1, 2, 3)
     dice = 1 - 2 * (p * t).sum(each) / (p.sum(each) + t.sum(each))
     expected = {"bce": bce, "dice": dice.mean(), "l1": np.abs(p - t).mean()}
+    expected["bce+dice"] = bce + dice.mean()
+    classes, person = torch.cat([torch.zeros_like(raw), raw], dim=1), torch.tensor([0.0, 1.0])
+    theirs = dice_loss(classes, mask[:, 0].long(), weight=person, ignore_index=None).item()
+    assert losses.mask_dice(raw, mask).item() == pytest.approx(theirs, rel=1e-5)
     for name, value in expected.items():
         assert losses.MASK_LOSSES[name](raw, mask).item() == pytest.approx(value, rel=1e-5)
 
@@ -40,15 +45,21 @@ def test_ssim_is_halved_and_against_the_target(sample: tuple[Tensor, Tensor, Ten
         (losses.mask_ssim, raw, raw.sigmoid(), mask),
         (losses.depth_ssim, raw, raw, depth),
     ):
+        assert loss(output, target).item() == pytest.approx(
+            ssim_loss(shown, target, 11).item(), abs=1e-5
+        )
         # Both use a Gaussian window of 11 with sigma 1.5; they differ at the border only.
         inside = (..., slice(5, -5), slice(5, -5))
         _, image = structural_similarity_index_measure(
             shown, target, data_range=1.0, return_full_image=True
         )
-        by_hand = (1 - image[inside].mean().item()) / 2
-        cropped = ssim_loss(shown, target, 11, padding="valid").item()
-        assert cropped == pytest.approx(by_hand, abs=2e-3)
-        assert loss(output, target).item() == pytest.approx(cropped, abs=0.05)
+        ours = losses.ssim_map(shown, target)[inside]
+        torch.testing.assert_close(ours, image[inside], rtol=0, atol=2e-3)
+
+
+def test_gradients_are_those_of_kornia(sample: tuple[Tensor, Tensor, Tensor]) -> None:
+    raw, _, _ = sample
+    torch.testing.assert_close(losses.gradients(raw), spatial_gradient(raw)[:, 0])
 
 
 def test_depth_l1_and_bce(sample: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -93,9 +104,7 @@ def test_every_loss_falls_on_the_way_down(table: str, name: str) -> None:
     assert value.shape == ()
     assert gradient.abs().max() > 0
     assert loss(output - 1e-2 * gradient / gradient.norm(), target) < value
-    # kornia's SSIM enters autocast for the tensor's device type, and meta has none.
-    if name not in ("ssim", "densedepth"):
-        assert loss(output.detach().to("meta"), target.to("meta")).device.type == "meta"
+    assert loss(output.detach().to("meta"), target.to("meta")).device.type == "meta"
 
 
 def test_an_empty_mask_gives_finite_losses() -> None:

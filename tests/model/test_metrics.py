@@ -110,6 +110,21 @@ def test_group_spread_orders_worst_and_best(outputs: tuple[Tensor, ...]) -> None
     assert spread["depth_rmse"]["worst"] >= spread["depth_rmse"]["best"]
 
 
+def test_interval_is_that_of_resampled_groups(outputs: tuple[Tensor, ...]) -> None:
+    table = _table(outputs, 4).collect()
+    group = np.arange(SAMPLES) // 3
+    low, high = group_spread(table, group)["mask_iou"]["interval"]
+    random = np.random.default_rng(5)
+    drawn = []
+    for _ in range(3000):
+        rows = np.concatenate([np.flatnonzero(group == g) for g in random.integers(4, size=4)])
+        drawn.append(pooled_scores(table, rows).mask_iou or 0.0)
+    assert (low, high) == pytest.approx(np.percentile(drawn, (2.5, 97.5)), abs=0.01)
+    assert low < (pooled_scores(table).mask_iou or 0.0) < high
+    # One group says nothing of others.
+    assert group_spread(table, np.zeros(SAMPLES))["depth_rmse"]["interval"] is None
+
+
 def test_metrics_run_on_meta(outputs: tuple[Tensor, ...]) -> None:
     table = SampleTable(SAMPLES, "meta")
     sums = sample_sums(*(tensor.to("meta") for tensor in outputs))
@@ -126,6 +141,14 @@ def test_running_mean_weighs_by_samples() -> None:
     assert running.read() == 2.0
     running.reset()
     assert np.isnan(running.read())
+
+
+def test_running_mean_counts_the_steps_until_the_first_bad_one() -> None:
+    running = RunningMean("cpu")
+    for value in (1.0, 2.0, float("inf"), 1.0, float("-inf"), 1.0):
+        running.add(torch.tensor(value), 2)
+    assert running.finite_steps == 2
+    assert not np.isfinite(running.read())
 
 
 def test_difference_rule_uses_the_largest_channel() -> None:

@@ -14,8 +14,11 @@ from loaders import Backgrounds, Batch, Layout, Preprocess
 from model import DualDecoderUNet, ModelError
 from model.checkpoint import ChannelStatistics, NetworkInfo
 from model.export import export_network
+from model.images import Pair, pair_images
 from model.pictures import Example, curves, prediction_grid
 from model.predictor import Predictor, predict_files, resize
+
+PHOTOS = Path(__file__).parents[3] / "shared/seed_samples"
 
 INFO = NetworkInfo(
     width=2,
@@ -57,12 +60,14 @@ def test_results_have_the_size_of_the_input(predictor: Predictor, tmp_path: Path
     for name, seed in (("bg", 0), ("fg_bg", 1)):
         Image.fromarray(_pixels(50, 70, seed)).save(tmp_path / f"{name}.png")
     out = tmp_path / "out"
-    paths = predict_files(predictor, tmp_path / "bg.png", tmp_path / "fg_bg.png", out)
+    pairs = pair_images(str(tmp_path / "bg.png"), str(tmp_path / "fg_bg.png"))
+    paths = list(predict_files(predictor, pairs, out))
     mask, depth = (np.asarray(Image.open(path)) for path in paths[:2])
     assert mask.shape == depth.shape == (50, 70)
     assert set(np.unique(mask)) <= {0, 255}
     assert Image.open(paths[2]).format == "PNG"
-    assert sorted(p.name for p in out.iterdir()) == ["depth.png", "mask.png", "side_by_side.png"]
+    assert sorted(out.iterdir()) == sorted(paths)
+    assert [p.name for p in paths] == [f"fg_bg_{k}.png" for k in ("mask", "depth", "side_by_side")]
 
 
 def test_unequal_or_unreadable_images_are_named(predictor: Predictor, tmp_path: Path) -> None:
@@ -76,7 +81,7 @@ def test_unequal_or_unreadable_images_are_named(predictor: Predictor, tmp_path: 
         (tmp_path / "none.png", good, "no such file"),
     ):
         with pytest.raises(ModelError, match=message):
-            predict_files(predictor, bg, fg_bg, tmp_path / "out")
+            list(predict_files(predictor, pair_images(str(bg), str(fg_bg)), tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -102,6 +107,45 @@ def test_onnx_reproduces_the_network(predictor: Predictor, tmp_path: Path) -> No
         expected = predictor(*pixels)
     for ours, theirs in zip(session.run(["mask", "depth"], feeds), expected, strict=True):
         torch.testing.assert_close(torch.from_numpy(ours), theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_export_is_checked_on_the_images_given(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is wrong on one of them alone is not kept."""
+    Image.fromarray(np.full((40, 40, 3), 255, dtype=np.uint8)).save(tmp_path / "white.png")
+    pairs = pair_images(str(tmp_path / "white.png"), str(tmp_path / "white.png"))
+    real = predictor.forward
+
+    def wrong_on_white(bg: torch.Tensor, fg_bg: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        mask, depth = real(bg, fg_bg)
+        return mask + (bg.mean() > 254), depth
+
+    monkeypatch.setattr("model.export._write_pt2", lambda *_: wrong_on_white)
+    monkeypatch.setattr("model.export.replace_file", lambda path, write: write(path))
+    assert export_network(predictor, tmp_path / "net.pt2") < 1e-5
+    with pytest.raises(ModelError, match="differs from the network by 1"):
+        export_network(predictor, tmp_path / "net.pt2", pairs)
+
+
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"{PHOTOS} is not here: real photos")
+def test_export_on_real_photos(predictor: Predictor, tmp_path: Path) -> None:
+    names = zip(
+        sorted((PHOTOS / "bg").iterdir()), sorted((PHOTOS / "fg_bg").iterdir()), strict=True
+    )
+    pairs = [Pair(fg_bg.stem, bg, fg_bg) for bg, fg_bg in names]
+    assert export_network(predictor, tmp_path / "net.pt2", pairs) < 1e-5
+    paths = list(predict_files(predictor, pairs, tmp_path / "out"))
+    assert len(paths) == 3 * len(pairs) == 15
+
+
+def test_threshold(predictor: Predictor, tmp_path: Path) -> None:
+    Image.fromarray(_pixels(32, 32)).save(tmp_path / "a.png")
+    pairs = pair_images(str(tmp_path / "a.png"), str(tmp_path / "a.png"))
+    mask, _ = predictor.predict_image(*pairs[0].read())
+    for threshold in (0.3, float(np.median(mask)), 0.9):
+        path, *_ = predict_files(predictor, pairs, tmp_path / "out", threshold)
+        assert np.array_equal(np.asarray(Image.open(path)) == 255, mask > threshold)
 
 
 def test_export_needs_a_known_suffix_and_the_extra(

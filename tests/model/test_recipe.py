@@ -80,7 +80,7 @@ def test_one_cycle_rises_and_falls() -> None:
         ({"depth_loss": {}}, "depth_loss must be one of"),
         ({"schedule": ["constant"]}, "schedule must be one of"),
         ({"lr": 10**400}, "lr must be a finite number above 0"),
-        ({"mask_loss": "focal"}, "mask_loss must be one of bce, dice, ssim, l1, found 'focal'"),
+        ({"mask_loss": "focal"}, "mask_loss must be one of .*bce.dice, ssim, l1, found 'focal'"),
         ({"schedule": "step"}, "schedule must be one of"),
         ({"rate": 1}, r"unknown key \['rate'\]"),
     ],
@@ -130,7 +130,7 @@ def test_toml_and_unknown_names(tmp_path: Path) -> None:
         'name = "mine"\n[[stages]]\nsize = 64\nbatch_size = 4\nlr = 0.5\ntrains = ["mask"]\n'
     )
     assert load_recipe(str(path)).stages[0].lr == 0.5
-    with pytest.raises(ModelError, match="there are original, joint, demo"):
+    with pytest.raises(ModelError, match="there are original, joint, fast, small, demo"):
         load_recipe("origin")
     with pytest.raises(ModelError, match="No such file"):
         load_recipe(str(tmp_path / "none.toml"))

@@ -54,12 +54,12 @@ def test_a_run_is_resumed_with_another_amp(run: Run, before: bool, after: bool) 
 
 
 def test_infinite_weights_are_found_before_the_loss_shows_them(run: Run) -> None:
-    assert run.check("stage 1") == 1
+    assert run.check("stage 1", 1) == 1
     with torch.no_grad():
         run.network.mask_decoder.outc.weight.fill_(math.inf)
     assert run.read_loss("stage 1") == 1
     with pytest.raises(ModelError, match="stage 1, step 7: the largest weight became inf; lower"):
-        run.check("stage 1, step 7")
+        run.check("stage 1", 7)
 
 
 def test_an_infinite_validation_loss_replaces_no_weights(run: Run) -> None:

@@ -14,7 +14,7 @@ from loaders import Backgrounds, Batch, Inputs, Layout, Preprocess
 from model import DualDecoderUNet, ModelError
 from model.checkpoint import ChannelStatistics
 from model.metrics import RunningMean, SampleTable
-from model.precision import Precision, choose_device, choose_precision
+from model.precision import COMPILE, Precision, choose_compile, choose_device, choose_precision
 from model.recipe import RECIPES, Recipe
 from model.stage import Stage
 from model.step import make_optimizer, measure, predict_step, stage_loss, training_step
@@ -25,10 +25,18 @@ STATISTICS = {
 }
 OFF = Precision(dtype=None, scale=False)
 UNSCALED = torch.amp.GradScaler("cpu", enabled=False)
+EVERY = ("encoder", "mask", "depth")
 STAGES = [
     pytest.param(recipe, stage, id=f"{recipe.name}-{number}")
     for recipe in RECIPES.values()
     for number, stage in enumerate(recipe.stages)
+] + [
+    pytest.param(
+        RECIPES["joint"],
+        Stage(size=32, batch_size=2, lr=0.1, trains=EVERY, mask_loss=mask, depth_loss=depth),
+        id=f"{mask}-{depth}",
+    )
+    for mask, depth in [("ssim", "ssim"), ("dice", "densedepth"), ("bce+dice", "bce"), ("l1", "l1")]
 ]
 
 
@@ -81,6 +89,24 @@ def test_every_stage_runs_on_meta(recipe: Recipe, stage: Stage) -> None:
     SampleTable(4, "meta").add(batch.index, measure(prediction, inputs))
 
 
+@pytest.mark.parametrize("stage", [STAGES[0].values[1], STAGES[8].values[1]])
+def test_a_stage_is_one_graph(stage: Stage) -> None:
+    """What `--compile` hands to its backend has no break; the backend itself is torch's."""
+    torch._dynamo.reset()
+    network = DualDecoderUNet(2).freeze(*stage.frozen).train()
+    network.compile(backend="eager", fullgraph=True)
+    images = torch.randn(2, 2, 3, 16, 16)
+    mask_logits, depth = network(*images, decode=stage.decode)
+    output = depth if mask_logits is None else mask_logits
+    assert output.requires_grad
+    network.eval()
+    with torch.inference_mode():
+        compiled = network(*images)
+        eager = network.forward(*images)
+    for ours, theirs in zip(compiled, eager, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_mask_stage_changes_the_mask_decoder_alone() -> None:
     torch.manual_seed(0)
     stage = Stage(size=16, batch_size=2, lr=0.1, trains=("mask",))
@@ -122,6 +148,7 @@ def test_joint_loss_is_the_sum() -> None:
         ("off", "cuda", (9, 0), None, False),
         ("fp16", "cuda", (9, 0), torch.float16, True),
         ("bf16", "cpu", None, torch.bfloat16, False),
+        ("tf32", "cuda", (8, 0), None, False),
     ],
 )
 def test_precision(
@@ -131,12 +158,59 @@ def test_precision(
     dtype: torch.dtype | None,
     scale: bool,
 ) -> None:
-    assert choose_precision(request_, device, capability) == Precision(dtype=dtype, scale=scale)
+    expected = Precision(dtype=dtype, scale=scale, tf32=request_ == "tf32")
+    assert choose_precision(request_, device, capability) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype"),
+    [
+        ("fpu sse2 avx2", None),  # emulates bfloat16
+        ("avx2 avx512f avx512_bf16", torch.bfloat16),
+        ("avx512f amx_bf16 amx_tile", torch.bfloat16),
+    ],
+)
+def test_precision_of_a_cpu(flags: str, dtype: torch.dtype | None) -> None:
+    found = choose_precision("auto", "cpu", None, frozenset(flags.split()))
+    assert found == Precision(dtype=dtype, scale=False)
+
+
+GPUS = {"P100": (6, 0), "T4": (7, 5), "A100": (8, 0), "H100": (9, 0)}
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize("mode", COMPILE)
+def test_compile_on_gpus(gpu: str, mode: str) -> None:
+    if gpu == "P100" and mode != "off":
+        with pytest.raises(ModelError, match=r"found a GPU of compute capability 6\.0, expected 7"):
+            choose_compile(mode, "cuda", GPUS[gpu])
+    else:
+        assert choose_compile(mode, "cuda", GPUS[gpu]) == mode
+
+
+def test_compile_on_a_cpu() -> None:
+    assert choose_compile("default", "cpu", None) == "default"
+    with pytest.raises(ModelError, match="CUDA graphs need a GPU"):
+        choose_compile("reduce-overhead", "cpu", None)
+
+
+def test_tf32_is_set_and_never_left_to_chance() -> None:
+    kept = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    try:
+        for request_ in ("tf32", "off", "bf16"):
+            choose_precision(request_, "cuda", (8, 0)).set_tf32()
+            assert torch.backends.cudnn.allow_tf32 is (request_ == "tf32")
+            assert torch.backends.cuda.matmul.allow_tf32 is (request_ == "tf32")
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = kept
 
 
 def test_impossible_devices_are_named() -> None:
     with pytest.raises(ModelError, match="fp16 needs a GPU"):
         choose_precision("fp16", "cpu", None)
+    for capability in ((6, 0), (7, 5)):
+        with pytest.raises(ModelError, match="tf32 needs a GPU of compute capability"):
+            choose_precision("tf32", "cuda", capability)
     for name in ("gpu", "nonsense", "", "cuda:-1", "cuda:99999999999999999999"):
         with pytest.raises(ModelError, match="not a device; expected auto, cpu, cuda or cuda:N"):
             choose_device(name)

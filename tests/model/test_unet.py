@@ -203,6 +203,21 @@ def test_frozen_parts_do_not_change_by_a_bit() -> None:
     assert not net.encoder.training
 
 
+def test_a_start_from_the_difference_sees_none_in_equal_images() -> None:
+    torch.manual_seed(0)
+    net = DualDecoderUNet(6).start_from_difference()
+    same = _images()[0]
+    seen = net.encoder.inc[0](torch.cat([same, same], dim=1)) - _bias(net)
+    assert seen[:, :3].abs().max() < 1e-5
+    assert seen[:, 3:].abs().max() > 0.1
+    seen = net.encoder.inc[0](torch.cat([same, same + 1], dim=1)) - _bias(net)
+    assert (seen.abs().amax(dim=(0, 2, 3)) > 0.01).all()
+
+
+def _bias(net: DualDecoderUNet) -> Tensor:
+    return net.encoder.inc[0].get_parameter("bias").detach().view(-1, 1, 1)
+
+
 def test_freeze_replaces_the_earlier_choice() -> None:
     net = DualDecoderUNet(2).train()
     net.freeze("encoder", "mask")

@@ -1,0 +1,248 @@
+"""What recipes reach in equal time: mask IoU and depth RMSE over minutes of CPU time.
+
+python -m benchmarks.recipes SHARDS --minutes 4 --picture recipes.png --json recipes.json
+
+Each recipe is shrunk to the time: its stages keep their order, learning rates and share of the
+work (by FLOPs), its batches become as small as `--batch-size`, since in so few samples the number
+of steps is the limit. Time is the CPU time of training; validation stands outside it. Scores
+are of predictions brought to the stored size, whatever size a stage works in.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.machine import describe_machine
+from loaders import Batch, Loader, Preprocess, build_loader, read_layout, split_indices
+from model import DualDecoderUNet
+from model.baselines import BASELINE_SAMPLES
+from model.evaluation import evaluate_network, training_means
+from model.metrics import RunningMean, SampleTable, pooled_scores, sample_sums
+from model.precision import Precision
+from model.recipe import RECIPES, Recipe
+from model.stage import Stage
+from model.step import make_optimizer, predict_step, training_step
+
+FLOAT32 = Precision(dtype=None, scale=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """Scores after some CPU time of training; None while a decoder has not trained."""
+
+    cpu_s: float
+    mask_iou: float | None
+    depth_rmse: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Loaders of one split; ``scored`` are evenly chosen validation samples."""
+
+    shards: Path
+    engine: str
+    train: np.ndarray
+    scored: np.ndarray
+    batch_size: int
+
+    def open(self, indices: np.ndarray, *, shuffle: bool) -> Loader:
+        """A loader over some samples."""
+        return build_loader(
+            self.engine, self.shards, batch_size=self.batch_size, indices=indices,
+            shuffle=shuffle, drop_last=shuffle,
+        )  # fmt: skip
+
+
+def stage_flops(stage: Stage) -> int:
+    """Floating point operations of one sample in training, counted at width 8 on no device."""
+    with torch.device("meta"):
+        network = DualDecoderUNet(8).freeze(*stage.frozen)
+        bg, fg_bg = torch.zeros(2, 1, 3, stage.size, stage.size)
+    with FlopCounterMode(display=False) as counter:
+        outputs = network(bg, fg_bg, decode=stage.decode)
+        torch.stack([output.mean() for output in outputs if output is not None]).sum().backward()
+    return counter.get_total_flops()
+
+
+def follow(recipe: Recipe, data: Data, *, width: int, budget_s: float, points: int) -> list[Point]:
+    """Train a new network for ``budget_s`` of CPU time and score it ``points`` times."""
+    torch.manual_seed(0)
+    network = DualDecoderUNet(width).place("cpu")
+    if recipe.from_difference:
+        network.start_from_difference()
+    work = [stage_flops(stage) * stage.epochs for stage in recipe.stages]
+    ends = np.cumsum(work) / sum(work) * budget_s
+    ends[-1] = budget_s  # not a rounding error less
+    found: list[Point] = []
+    trained: set[str] = set()
+    spent = 0.0
+    with ExitStack() as stack:
+        training = stack.enter_context(data.open(data.train, shuffle=True))
+        scored = stack.enter_context(data.open(data.scored, shuffle=False))
+        batches = itertools.chain.from_iterable(map(training.epoch, itertools.count()))
+        for stage, end in zip(recipe.stages, ends, strict=True):
+            trained |= set(stage.trains)
+            for cpu_s in train_stage(network, recipe, stage, training, batches, spent, end):
+                spent = cpu_s
+                if spent >= min(budget_s, (len(found) + 1) * budget_s / points):
+                    found.append(score(network, scored, stage, recipe, trained, spent))
+                    network.train()
+    return found
+
+
+def train_stage(
+    network: DualDecoderUNet,
+    recipe: Recipe,
+    stage: Stage,
+    loader: Loader,
+    batches: Iterator[Batch],
+    spent: float,
+    end: float,
+) -> Iterator[float]:
+    """Train from ``spent`` to ``end`` seconds of CPU time; yields the time after each step."""
+    network.freeze(*stage.frozen).train()
+    optimizer = make_optimizer(network, recipe, stage)
+    step = partial(
+        training_step, stage=stage, network=network, optimizer=optimizer, precision=FLOAT32,
+        preprocess=Preprocess(loader.backgrounds, loader.statistics, size=stage.size),
+        running=RunningMean("cpu"), scaler=torch.amp.GradScaler("cpu", enabled=False),
+    )  # fmt: skip
+    begin = spent
+    while spent < end:
+        started = time.process_time()
+        done = (spent - begin) / (end - begin)
+        step(next(batches), lr=stage.lr_at(int(done * 10_000), 10_000))
+        spent += time.process_time() - started
+        yield spent
+
+
+@torch.inference_mode()
+def score(
+    network: DualDecoderUNet,
+    loader: Loader,
+    stage: Stage,
+    recipe: Recipe,
+    trained: set[str],
+    cpu_s: float,
+) -> Point:
+    """Pooled scores in the stored size."""
+    network.eval()
+    small = Preprocess(loader.backgrounds, loader.statistics, size=stage.size)
+    stored = Preprocess(loader.backgrounds, loader.statistics)
+    table = SampleTable(loader.layout.samples, "cpu")
+    for batch in loader.epoch(0):
+        found = predict_step(small(batch), network, FLOAT32, recipe.depth_loss, "both")
+        truth = stored(batch)
+        sums = [
+            F.interpolate(output, size=truth.mask.shape[-2:], mode="bilinear")
+            for output in (found.mask_logits, found.depth)
+            if output is not None
+        ]
+        table.add(batch.index, sample_sums(sums[0], sums[1], truth.mask, truth.depth))
+    scores = pooled_scores(table.collect())
+    return Point(
+        cpu_s=cpu_s,
+        mask_iou=scores.mask_iou if "mask" in trained else None,
+        depth_rmse=scores.depth_rmse if "depth" in trained else None,
+    )
+
+
+def baselines(data: Data) -> dict[str, float | None]:
+    """What the trivial rules reach on the same samples."""
+    means_of = np.sort(data.train[:BASELINE_SAMPLES])
+    with data.open(means_of, shuffle=False) as train, data.open(data.scored, shuffle=False) as val:
+        plain = Preprocess(val.backgrounds, val.statistics)
+        size = val.layout.height
+        means = training_means(train, plain, size)
+        untrained = DualDecoderUNet(1).eval()
+        found = evaluate_network(untrained, val, plain, FLOAT32, "l1", means, size)
+    rows = found.rows
+    return {
+        "mask_iou": rows["difference"].mask_iou,
+        "depth_rmse": rows["background_depth"].depth_rmse,
+    }
+
+
+def draw(path: Path, result: dict[str, Any]) -> None:
+    """Both figures over CPU minutes, a line a recipe, the trivial rules as dashes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    panels = (("mask_iou", "validation mask IoU"), ("depth_rmse", "validation depth RMSE"))
+    for axis, (name, title) in zip(figure.subplots(1, 2), panels, strict=True):
+        for recipe, points in result["recipes"].items():
+            shown = [(p["cpu_s"] / 60, p[name]) for p in points if p[name] is not None]
+            axis.plot(*zip(*shown, strict=True), marker="o", markersize=3.5, label=recipe)
+        axis.axhline(result["baselines"][name], color="gray", linestyle="--", label="no network")
+        axis.set_title(title, fontsize=10, loc="left")
+        axis.set_xlabel("CPU minutes of training", fontsize=9)
+        axis.grid(axis="y", color="#e5e7eb")
+        axis.set_xlim(left=0)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_ylim(0, 1) if name == "mask_iou" else axis.set_ylim(bottom=0)
+    axis.legend(fontsize=9, frameon=False)
+    figure.savefig(path, dpi=90)
+
+
+@click.command()
+@click.argument("shards", type=click.Path(path_type=Path))
+@click.option("--recipe", "names", multiple=True, default=("original", "joint", "fast"))
+@click.option("--minutes", type=float, default=4, show_default=True, help="CPU time of each.")
+@click.option("--width", type=int, default=12, show_default=True)
+@click.option("--batch-size", type=int, default=4, show_default=True)
+@click.option("--points", type=int, default=8, show_default=True, help="Times to score each.")
+@click.option("--samples", type=int, default=100, show_default=True, help="Validation samples.")
+@click.option("--split", default="random", show_default=True)
+@click.option("--loader", "engine", default="ffcv", show_default=True)
+@click.option("--threads", type=int, default=1, show_default=True)
+@click.option("--picture", type=click.Path(path_type=Path))
+@click.option("--json", "json_path", type=click.Path(path_type=Path))
+def main(shards: Path, names: tuple[str, ...], minutes: float, **options: Any) -> None:
+    """Train NAMES on SHARDS, each for the same CPU time."""
+    picture, json_path = options.pop("picture"), options.pop("json_path")
+    train, val = split_indices(read_layout(shards), options["split"])
+    chosen = np.sort(val)[
+        np.linspace(0, len(val) - 1, min(options["samples"], len(val)), dtype=int)
+    ]
+    data = Data(
+        shards=shards, engine=options["engine"], train=train, scored=chosen,
+        batch_size=options["batch_size"],
+    )  # fmt: skip
+    result: dict[str, Any] = {
+        "machine": describe_machine(),
+        "arguments": {"shards": shards.name, "minutes": minutes, **options},
+        "baselines": baselines(data),
+        "recipes": {},
+    }
+    click.echo(f"no network: {result['baselines']}")
+    torch.set_num_threads(options["threads"])  # FFCV, once opened, sets it too
+    for name in names:
+        points = follow(
+            RECIPES[name], data, width=options["width"], budget_s=60 * minutes,
+            points=options["points"],
+        )  # fmt: skip
+        result["recipes"][name] = [asdict(point) for point in points]
+        for point in points:
+            click.echo(f"{name} {point}")
+        if json_path:
+            json_path.write_text(json.dumps(result, indent=1) + "\n")
+    if picture:
+        draw(picture, result)
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m benchmarks.recipes")

@@ -1,0 +1,136 @@
+"""Preprocessing on a CPU in one pass over memory: stored bytes in, normalised floats out.
+
+The same arithmetic as `loaders.preprocess.Preprocess`, whose other devices take torch's
+operations: (x * scale) + shift in float32, from sums of four pixels where the side is halved.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numba
+import numpy as np
+import torch
+
+from loaders.backgrounds import require_numbers
+from loaders.buffers import BufferPool
+from loaders.team import run_shared
+
+
+class Fused:
+    """Turns batches into floats on the CPU, in memory that is used again when nobody holds it."""
+
+    def __init__(self) -> None:
+        self._pools: list[BufferPool] = []
+        self._shape: tuple[int, int, int] = (0, 0, 0)
+
+    def __call__(
+        self,
+        bank: torch.Tensor,
+        numbers: torch.Tensor,
+        fields: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        factors: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+        times: int,
+    ) -> tuple[torch.Tensor, ...]:
+        """bg, fg_bg, mask and depth of a batch: float32, channels last, as `Inputs` says.
+
+        bank: uint8 or int16 (n, S, S', 3), backgrounds in the side of the result.
+        numbers: int64 (B,), the background of each sample. Raises IndexError where one is none.
+        fields: uint8 (B, C, H, W): fg_bg, mask and depth, of the result's side or twice that.
+        factors: float32 (3,): scale and shift of bg, of values in ``bank``, and of fg_bg.
+        times: 1 or 4, how many pixels of a field are summed to one.
+        """
+        count, (height, width) = len(numbers), bank.shape[1:3]
+        require_numbers(numbers.numpy(), len(bank))
+        out = tuple(buffer[:count] for buffer in self._take(count, height, width))
+        stored = tuple(x.permute(0, 2, 3, 1).contiguous().numpy() for x in fields)
+        rows = tuple(x.repeat(width).numpy() for x in factors)
+        unit = np.float32(1 / (255 * times))
+        work = partial(_piece, bank.numpy(), numbers.numpy(), stored, rows, unit, out)
+        run_shared(work, count)
+        return tuple(torch.from_numpy(x).permute(0, 3, 1, 2) for x in out)
+
+    def _take(self, count: int, height: int, width: int) -> list[np.ndarray]:
+        if not self._pools or self._shape[0] < count or self._shape[1:] != (height, width):
+            self._shape = (count, height, width)
+            shapes = [(*self._shape, channels) for channels in (3, 3, 1, 1)]
+            self._pools = [BufferPool(shape, np.dtype(np.float32)) for shape in shapes]
+        return [pool.take() for pool in self._pools]
+
+
+def _piece(
+    bank: np.ndarray,
+    numbers: np.ndarray,
+    stored: tuple[np.ndarray, ...],
+    rows: tuple[np.ndarray, ...],
+    unit: np.float32,
+    out: tuple[np.ndarray, ...],
+    thread: int,
+    first: int,
+    last: int,
+) -> None:
+    _prepare(bank, numbers, stored, rows, unit, out, first, last)
+
+
+@numba.njit(nogil=True, cache=True)
+def _prepare(
+    bank: np.ndarray,
+    numbers: np.ndarray,
+    stored: tuple[np.ndarray, np.ndarray, np.ndarray],
+    rows: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    unit: float,
+    out: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    first: int,
+    last: int,
+) -> None:
+    """Samples ``first`` to ``last - 1`` of a batch; arguments as in `Fused`, channels last."""
+    fg_bg, mask, depth = stored
+    height, width = out[0].shape[1:3]
+    halved = fg_bg.shape[1] != height
+    sums = np.empty(6 * width, np.int16)
+    for i in range(first, last):
+        for row in range(height):
+            bg = bank[numbers[i], row].reshape(3 * width)
+            _scale(bg, rows[0], rows[1], out[0][i, row].reshape(3 * width))
+            colours = out[1][i, row].reshape(3 * width)
+            ones, depths = out[2][i, row].reshape(width), out[3][i, row].reshape(width)
+            if not halved:
+                _scale(fg_bg[i, row].reshape(3 * width), rows[2], rows[3], colours)
+                for column in range(width):
+                    ones[column] = np.float32(mask[i, row, column, 0] != 0)
+                for column in range(width):
+                    depths[column] = np.float32(depth[i, row, column, 0]) * unit
+                continue
+            _add_rows(fg_bg, i, row, sums)
+            _add_pixels(sums, 3, width)
+            _scale(sums[: 3 * width], rows[2], rows[3], colours)
+            _add_rows(mask, i, row, sums)
+            _add_pixels(sums, 1, width)
+            for column in range(width):
+                ones[column] = np.float32(sums[column] >= 2)
+            _add_rows(depth, i, row, sums)
+            _add_pixels(sums, 1, width)
+            for column in range(width):
+                depths[column] = np.float32(sums[column]) * unit
+
+
+@numba.njit(nogil=True, cache=True, inline="always")
+def _scale(values: np.ndarray, scale: np.ndarray, shift: np.ndarray, out: np.ndarray) -> None:
+    for k in range(out.size):
+        out[k] = np.float32(values[k]) * scale[k] + shift[k]
+
+
+@numba.njit(nogil=True, cache=True, inline="always")
+def _add_rows(images: np.ndarray, i: int, row: int, sums: np.ndarray) -> None:
+    size = images.shape[2] * images.shape[3]
+    above, below = images[i, 2 * row].reshape(size), images[i, 2 * row + 1].reshape(size)
+    for k in range(size):
+        sums[k] = np.int16(above[k]) + np.int16(below[k])
+
+
+@numba.njit(nogil=True, cache=True, inline="always")
+def _add_pixels(sums: np.ndarray, channels: int, width: int) -> None:
+    for column in range(width):
+        for c in range(channels):
+            left = sums[2 * column * channels + c]
+            sums[column * channels + c] = left + sums[(2 * column + 1) * channels + c]

@@ -1,0 +1,53 @@
+"""Recipes at equal CPU time: their stages share it by their work, and each is scored."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.recipes import Data, baselines, draw, follow, stage_flops
+from loaders import read_layout, split_indices
+from model.recipe import RECIPES, Recipe
+from model.stage import Stage
+
+
+def test_work_of_a_stage_is_that_of_the_description() -> None:
+    """228, 139 and 98 GFLOP a sample at full width; the same ratios at any."""
+    depth, mask = RECIPES["original"].stages[2], RECIPES["original"].stages[7]
+    joint = RECIPES["joint"].stages[2]
+    work = [stage_flops(stage) for stage in (joint, depth, mask)]
+    assert np.array(work) / work[0] == pytest.approx(np.array([228, 139, 98]) / 228, rel=0.02)
+    assert stage_flops(RECIPES["joint"].stages[0]) * 4 == work[0]
+
+
+def test_recipes_are_followed_and_drawn(
+    shards: Path,
+    tmp_path: Path,
+    need_engine: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    need_engine("dali")
+    clock = itertools.count()  # a second a look: each step takes one
+    monkeypatch.setattr("benchmarks.recipes.time.process_time", lambda: next(clock))
+    train, val = split_indices(read_layout(shards), "random")
+    data = Data(shards=shards, engine="dali", train=train, scored=np.sort(val)[:6], batch_size=4)
+    stages = (
+        Stage(size=32, batch_size=99, lr=0.01, trains=("encoder", "depth")),
+        Stage(size=32, batch_size=99, lr=0.01, trains=("mask",)),
+    )
+    recipe = Recipe(name="two", stages=stages)
+    points = follow(recipe, data, width=2, budget_s=12, points=4)
+    assert len(points) == 4
+    assert [p.mask_iou is None for p in points] == [True, True, False, False]
+    assert all(p.depth_rmse and p.depth_rmse < 2 for p in points)
+    # 139 of 237 GFLOP are the depth stage's: 7.04 of 12 seconds, so 8 steps of one.
+    assert [p.cpu_s for p in points] == [3, 6, 9, 12]
+    rules = baselines(data)
+    assert (rules["mask_iou"] or 0) > 0.5
+    result = {"recipes": {"two": [vars(p) for p in points]}, "baselines": rules}
+    draw(tmp_path / "two.png", result)
+    assert (tmp_path / "two.png").stat().st_size > 1000

@@ -1,0 +1,117 @@
+"""On a GPU: no step waits for the device, and compiled steps compute what eager ones do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from loaders import Backgrounds, Batch, Layout, Preprocess
+from model import DualDecoderUNet
+from model.checkpoint import ChannelStatistics
+from model.metrics import RunningMean, SampleTable
+from model.precision import capability_of, choose_compile, precision_for
+from model.ranks import as_called
+from model.recipe import RECIPES
+from model.stage import Stage
+from model.step import make_optimizer, measure, predict_step, training_step
+
+SAMPLES, SIZE = 4, 64
+FAST = RECIPES["fast"]
+EVERY = ("encoder", "mask", "depth")
+
+
+@pytest.fixture
+def batch() -> Batch:
+    """Noise on the GPU; one background."""
+    generator = torch.Generator().manual_seed(0)
+
+    def pixels(channels: int, high: int) -> torch.Tensor:
+        shape = (SAMPLES, channels, SIZE, SIZE)
+        return torch.randint(high, shape, dtype=torch.uint8, generator=generator).cuda()
+
+    index = torch.arange(SAMPLES, device="cuda")
+    return Batch(pixels(3, 256), pixels(1, 2), pixels(1, 256), index)
+
+
+def preprocess_of(batch: Batch) -> Preprocess:
+    layout = Layout(
+        height=SIZE, width=SIZE, group_starts=np.array([0, SAMPLES]), samples_per_fg=None
+    )
+    same = ChannelStatistics((0.5,) * 3, (0.25,) * 3)
+    statistics: Any = {"bg": same, "fg_bg": same}
+    return Preprocess(Backgrounds(batch.fg_bg[:1], layout), statistics, size=SIZE // 2)
+
+
+def make_step(
+    stage: Stage, batch: Batch, amp: str, compile_mode: str
+) -> tuple[Callable[[], None], RunningMean]:
+    """A step of training on a new network, and the mean of its losses."""
+    torch.manual_seed(0)
+    network = DualDecoderUNet(8).place("cuda").freeze(*stage.frozen).train()
+    precision = precision_for(amp, torch.device("cuda"))
+    running = RunningMean("cuda")
+    step = partial(
+        training_step, batch, stage=stage, preprocess=preprocess_of(batch),
+        network=as_called(network, compile_mode), optimizer=make_optimizer(network, FAST, stage),
+        running=running, precision=precision,
+        scaler=torch.amp.GradScaler("cuda", enabled=precision.scale), lr=0.01,
+    )  # fmt: skip
+    return step, running
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """An operation for which the host waits is an error."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("amp", ["off", "fp16", "auto"])
+@pytest.mark.parametrize(
+    ("mask_loss", "depth_loss"), [("bce", "l1"), ("bce+dice", "densedepth"), ("ssim", "bce")]
+)
+def test_no_step_waits(batch: Batch, amp: str, mask_loss: str, depth_loss: str) -> None:
+    stage = Stage(
+        size=SIZE // 2, batch_size=SAMPLES, lr=0.01, trains=EVERY,
+        mask_loss=mask_loss, depth_loss=depth_loss,
+    )  # fmt: skip
+    step, _ = make_step(stage, batch, amp, "off")
+    step()
+    with no_waiting():
+        step()
+
+
+def test_no_score_waits(batch: Batch) -> None:
+    network = DualDecoderUNet(8).place("cuda").eval()
+    precision, preprocess = precision_for("auto", torch.device("cuda")), preprocess_of(batch)
+    table = SampleTable(SAMPLES, "cuda")
+    for _ in range(2):
+        with no_waiting():
+            inputs = preprocess(batch)
+            prediction = predict_step(inputs, network, precision, "l1", "both")
+            table.add(batch.index, measure(prediction, inputs))
+    assert table.collect()["seen"].tolist() == [1.0] * SAMPLES
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_compiled_steps_are_those_of_eager(batch: Batch, mode: str) -> None:
+    if (capability := capability_of(torch.device("cuda"))) and capability < (7, 0):
+        pytest.skip(f"torch.compile does not know compute capability {capability}")
+    choose_compile(mode, "cuda", capability)
+    for stage in (RECIPES["joint"].stages[0], RECIPES["original"].stages[-1]):
+        losses = []
+        for compile_mode in ("off", mode):
+            step, running = make_step(stage, batch, "off", compile_mode)
+            for _ in range(5):
+                step()
+            losses.append(running.read())
+        assert losses[0] == pytest.approx(losses[1], rel=1e-3)

@@ -1,0 +1,273 @@
+"""300 kinds of damage: a named error or a listed skip; no wrong pixels, no hang, on any engine.
+
+Loaders stay open over all cases: so a case also shows that those before it left nothing behind.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from convert.errors import RecordError
+from convert.manifest import FIELDS, MANIFEST, ShardFile, read_manifest, write_json
+from loaders import Batch, DataError, Loader, build_loader
+from loaders.reference import ReferenceLoader
+from tests import damage
+
+ENGINES = ("ffcv", "dali", "dali-stream")
+INDEX, NEIGHBOURS = 12, list(range(9, 16))
+OPTIONS: dict[str, Any] = {"batch_size": 7, "shuffle": False, "indices": np.array(NEIGHBOURS)}
+
+
+def kinds(others: dict[str, bytes]) -> dict[str, damage.Damage]:
+    """Damage to one stored field. others: bytes of another sample, by field."""
+    found: dict[str, damage.Damage] = {"zeroed": damage.zeroed}
+    for share in (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99):
+        found[f"truncated at {share}"] = damage.zeroed_from(share)
+    for count in (1, 2, 3, 4, 8, 16, 20, 64, 150, 300):
+        found[f"first {count} bytes cut"] = damage.zeroed_until(count)
+    for by in (1, 2, 20, 100):
+        found[f"moved by {by}"] = damage.shifted(by)
+    for seed in range(40):
+        share = 0.1 + 0.02 * seed
+        found[f"{3 + seed} bytes of garbage at {share:.2f}"] = damage.garbage(seed, share, 3 + seed)
+    for seed in range(40):
+        found[f"bit {seed}"] = damage.bit_flipped(seed)
+    for name, other in others.items():
+        found[f"replaced by another sample's {name}"] = damage.replaced_by(other)
+    return found
+
+
+@pytest.fixture(scope="module")
+def packed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(shards, tmp_path_factory.mktemp("faults") / "shards"))
+
+
+@pytest.fixture(params=ENGINES, scope="module")
+def engine(request: pytest.FixtureRequest, need_engine: Callable[[str], None]) -> str:
+    need_engine(request.param)
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def no_hang() -> Iterator[None]:
+    """Ends the test run, with all stacks, if a test hangs."""
+    faulthandler.dump_traceback_later(60, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
+def assert_right(batch: Batch, truth: Batch) -> None:
+    """That each pixel is the undamaged one's. truth: samples 0 to 89."""
+    for found, expected in zip(batch[:3], truth[:3], strict=True):
+        # Not torch.equal: its threads wait for each other, for milliseconds on a busy machine.
+        assert np.array_equal(found.numpy(), expected.numpy()[batch.index.numpy()])
+
+
+def named(loader: Loader, name: str) -> bool:
+    """Whether the batch ends in an error that names the record."""
+    try:
+        batch = next(loader.epoch(0))
+    except RecordError as error:
+        return (error.index, error.field) == (INDEX, name) and error.message.startswith("record 12")
+    assert sorted(batch.index.tolist()) == NEIGHBOURS
+    return False
+
+
+def assert_skipped(engine: str, packed: Path, name: str, truth: Batch) -> None:
+    """That a loader which may skip the record shows another of the batch in its place."""
+    with build_loader(engine, packed, max_bad=1, **OPTIONS) as loader:
+        batch = next(loader.epoch(0))
+        assert_right(batch, truth)
+        shown = batch.index.tolist()
+        assert len(shown) == len(NEIGHBOURS)
+        assert {*shown, INDEX} == set(NEIGHBOURS)
+        assert INDEX not in shown
+        (fault,) = loader.skipped
+        assert (fault.index, fault.field) == (INDEX, name)
+
+
+@pytest.fixture(scope="module")
+def truth(dataset: Path) -> Batch:
+    with ReferenceLoader(dataset, batch_size=90, shuffle=False) as loader:
+        return next(loader.epoch(0))
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_100_kinds_of_damage_to_a_field(engine: str, packed: Path, truth: Batch, name: str) -> None:
+    records = damage.Records(packed)
+    others = {field: records.stored(40, field) for field in FIELDS}
+    cases = kinds(others)
+    assert len(cases) >= 100
+    original = records.stored(INDEX, name)
+    blind_errors = 0
+    with (
+        build_loader(engine, packed, **OPTIONS) as blind,
+        build_loader(engine, packed, check=True, **OPTIONS) as checking,
+    ):
+        for number, (kind, change) in enumerate(cases.items()):
+            if change(original) == original:
+                continue  # nothing but zeros where zeros are written
+            faulthandler.dump_traceback_later(10, exit=True)
+            with records.spoilt(INDEX, name, change):
+                assert named(checking, name), kind
+                if number % 10 == 0:
+                    assert_skipped(engine, packed, name, truth)
+                found = named(blind, name)
+            assert_right(next(checking.epoch(0)), truth)
+            assert_right(next(blind.epoch(0)), truth)
+            blind_errors += found
+    # Some damage decodes without an error: that is why there are checksums.
+    assert len(cases) // 4 < blind_errors < len(cases)
+
+
+def manifest_of_another_version(folder: Path) -> None:
+    value = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps({**value, "version": 9}))
+
+
+def manifest_changed(folder: Path) -> None:
+    value = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps({**value, "samples_per_bg": 9}))
+
+
+def cut(name: str, keep: int) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        with open(folder / name, "r+b") as file:
+            file.truncate(keep if keep >= 0 else file.seek(keep, 2))
+
+    return change
+
+
+def overwritten(name: str, at: int, content: bytes) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        with open(folder / name, "r+b") as file:
+            file.seek(at, 2 if at < 0 else 0)
+            file.write(content)
+
+    return change
+
+
+def missing(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def record_changed(name: str, field: str, key: str, value: int) -> Callable[[Path], None]:
+    """The index tells something else of a record, and the manifest agrees."""
+
+    def change(folder: Path) -> None:
+        records = np.load(folder / name)
+        records[field][key][INDEX] = value
+        np.save(folder / name, records)
+        manifest = read_manifest(folder)
+        manifest.files[name] = ShardFile(
+            bytes=(folder / name).stat().st_size,
+            sha256=hashlib.sha256((folder / name).read_bytes()).hexdigest(),
+        )
+        write_json(folder / MANIFEST, manifest.to_json())
+
+    return change
+
+
+BETON, TAR = "samples.beton", "samples-00000.tar"
+BETON_INDEX, TAR_INDEX = "samples.beton.index.npy", "samples.tar.index.npy"
+FOLDER_FAULTS: dict[str, tuple[str, Callable[[Path], None], str]] = {
+    "manifest gone": ("both", missing(MANIFEST), "not a finished shard folder"),
+    "manifest empty": ("both", cut(MANIFEST, 0), "not a shard manifest"),
+    "manifest cut": ("both", cut(MANIFEST, 400), "not a shard manifest"),
+    "manifest of another version": ("both", manifest_of_another_version, "found .* version 9"),
+    "manifest changed": ("both", manifest_changed, "was changed after it was written"),
+    "backgrounds gone": ("both", missing("backgrounds.npy"), "backgrounds.npy: is missing"),
+    "backgrounds cut": ("both", cut("backgrounds.npy", -1), "expected .* bytes; pack again"),
+    "backgrounds' pixels": ("both", overwritten("backgrounds.npy", -9, b"x" * 9), "npy: SHA-256"),
+    "FFCV index's rows": ("ffcv", overwritten(BETON_INDEX, -4, b"x" * 4), "npy: SHA-256"),
+    "tar index's rows": ("tars", overwritten(TAR_INDEX, -4, b"x" * 4), "npy: SHA-256"),
+    "backgrounds' header": ("both", overwritten("backgrounds.npy", 0, b"x" * 9), "not a NumPy"),
+    "FFCV file gone": ("ffcv", missing(BETON), "samples.beton: is missing"),
+    "FFCV file empty": ("ffcv", cut(BETON, 0), "has 0 bytes, expected"),
+    "FFCV file cut in its allocation table": ("ffcv", cut(BETON, -24), "expected .* bytes"),
+    "FFCV file without pointer": ("ffcv", overwritten(BETON, 16, bytes(8)), "unfinished"),
+    "FFCV file, pointer": ("ffcv", overwritten(BETON, 16, b"\xff" * 8), "header tells of"),
+    "FFCV file, number of samples": ("ffcv", overwritten(BETON, 8, b"\x09"), "tells of 9 samples"),
+    "FFCV file, version": ("ffcv", overwritten(BETON, 0, b"\x07"), "header or field descriptors"),
+    "FFCV file, metadata": ("ffcv", overwritten(BETON, 5300, bytes(40)), "disagree"),
+    "FFCV file, allocation table": ("ffcv", overwritten(BETON, -24, b"\xff" * 24), "disagree"),
+    "FFCV index gone": ("ffcv", missing(BETON_INDEX), "index.npy: is missing"),
+    "FFCV index cut": ("ffcv", cut(BETON_INDEX, 300), "has 300 bytes, expected"),
+    "FFCV index's header": ("ffcv", overwritten(BETON_INDEX, 0, b"x" * 9), "not a NumPy file"),
+    "FFCV index, offset": (
+        "ffcv", record_changed(BETON_INDEX, "mask", "offset", 2**63), "record 12, mask .* outside",
+    ),
+    "FFCV index, offset in the file": (
+        "ffcv", record_changed(BETON_INDEX, "mask", "offset", 8388608), "mask .* disagree",
+    ),
+    "FFCV index, size": (
+        "ffcv", record_changed(BETON_INDEX, "depth", "size", 2**32 - 1), "depth .* outside",
+    ),
+    "FFCV index, empty record": (
+        "ffcv", record_changed(BETON_INDEX, "fg_bg", "size", 0), "record 12, fg_bg",
+    ),
+    "tar gone": ("tars", missing(TAR), "samples-00000.tar: is missing"),
+    "tar cut": ("tars", cut(TAR, -1024), "expected .* bytes; pack again"),
+    "tar empty": ("tars", cut(TAR, 0), "has 0 bytes, expected"),
+    "tar index gone": ("tars", missing(TAR_INDEX), "index.npy: is missing"),
+    "tar index cut": ("tars", cut(TAR_INDEX, -60), "expected .* bytes"),
+    "tar index, file": (
+        "tars", record_changed(TAR_INDEX, "fg_bg", "file", 3), "record 12, fg_bg .* outside",
+    ),
+    "tar index, offset": (
+        "tars", record_changed(TAR_INDEX, "fg_bg", "offset", 2**64 - 1), "fg_bg .* outside",
+    ),
+    "tar index, offset in the file": (
+        "dali", record_changed(TAR_INDEX, "depth", "offset", 0), "record 12, depth",
+    ),
+    "tar index, empty image": (
+        "dali", record_changed(TAR_INDEX, "fg_bg", "size", 0), "record 12, fg_bg",
+    ),
+    "tar index, empty mask": (
+        "dali", record_changed(TAR_INDEX, "mask", "size", 0), "record 12, mask",
+    ),
+    "tar index, short mask": (
+        "dali", record_changed(TAR_INDEX, "mask", "size", 9), "record 12, mask",
+    ),
+    "tar index, short image": (
+        "dali", record_changed(TAR_INDEX, "depth", "size", 60), "record 12, depth",
+    ),
+}  # fmt: skip
+
+
+# "dali" alone takes places of records from the index; "dali-stream" takes them from DALI's.
+WHO_READS = {"both": ENGINES, "tars": ("dali", "dali-stream")}
+
+
+@pytest.mark.parametrize("check", [False, True])
+@pytest.mark.parametrize("fault", FOLDER_FAULTS)
+def test_damaged_folder(
+    shards: Path, tmp_path: Path, need_engine: Callable[[str], None], fault: str, check: bool
+) -> None:
+    which, change, message = FOLDER_FAULTS[fault]
+    folder = Path(shutil.copytree(shards, tmp_path / "shards"))
+    change(folder)
+    for engine in WHO_READS.get(which, (which,)):
+        need_engine(engine)
+
+        def read(engine: str = engine) -> None:
+            with build_loader(engine, folder, check=check, **OPTIONS) as loader:
+                next(loader.epoch(0))
+
+        with pytest.raises(DataError, match=message):
+            read()
+
+
+@pytest.mark.parametrize("indices", [[-1], [90], [3, 3], [], [1.5], [[1]], [2**63]])
+def test_indices_that_are_no_samples(engine: str, shards: Path, indices: list) -> None:
+    with pytest.raises(DataError, match=r"indices: found .*, expected"):
+        build_loader(engine, shards, indices=np.array(indices))

@@ -1,0 +1,87 @@
+"""Threads that share the pieces of batches: all done once, errors come over, nothing is left."""
+
+from __future__ import annotations
+
+import threading
+import time
+from itertools import pairwise
+
+import pytest
+
+from loaders.team import Pending, Team
+
+
+@pytest.fixture
+def team() -> Team:
+    return Team(3, "test-team")
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 10, 64])
+def test_every_item_is_done_once(team: Team, count: int) -> None:
+    seen: list[tuple[int, int]] = []
+    team.start(lambda thread, first, last: seen.append((first, last)), count).wait()
+    seen.sort()
+    assert len(seen) == min(count, 3)
+    assert all(before[1] == after[0] for before, after in pairwise(seen))
+    assert sum(last - first for first, last in seen) == count
+    team.close()
+
+
+def test_batches_do_not_wait_for_each_other(team: Team) -> None:
+    gate = threading.Event()
+
+    def first_piece_waits(thread: int, first: int, last: int) -> None:
+        if first == 0:
+            gate.wait(30)
+
+    slow = team.start(first_piece_waits, 3)
+    for _ in range(5):
+        team.start(lambda thread, first, last: None, 3).wait()
+    gate.set()
+    slow.wait()
+    team.close()
+
+
+def test_a_thread_works_on_one_piece_at_a_time(team: Team) -> None:
+    busy = [threading.Lock() for _ in range(3)]
+
+    def work(thread: int, first: int, last: int) -> None:
+        assert busy[thread].acquire(blocking=False)
+        time.sleep(0.001)
+        busy[thread].release()
+
+    for pending in [team.start(work, 7) for _ in range(20)]:
+        pending.wait()
+    team.close()
+
+
+def test_an_error_is_raised_where_the_batch_is_awaited(team: Team) -> None:
+    def fail(thread: int, first: int, last: int) -> None:
+        if first:
+            raise ValueError(f"piece from {first}")
+
+    pending = team.start(fail, 2)
+    with pytest.raises(ValueError, match="piece from 1"):
+        pending.wait()
+    team.start(lambda thread, first, last: None, 3).wait()
+    team.close()
+
+
+def test_closing_ends_threads_and_gives_up_what_has_not_begun() -> None:
+    before = threading.active_count()
+    team = Team(1, "test-team")
+    begun, gate = threading.Event(), threading.Event()
+
+    def work(thread: int, first: int, last: int) -> None:
+        begun.set()
+        gate.wait(30)
+
+    running: Pending = team.start(work, 1)
+    waiting: Pending = team.start(work, 1)
+    begun.wait(30)
+    threading.Timer(0.05, gate.set).start()
+    team.close()
+    running.wait()
+    with pytest.raises(RuntimeError, match="closed"):
+        waiting.wait()
+    assert threading.active_count() <= before + 1  # the timer's thread may be ending

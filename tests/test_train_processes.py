@@ -1,0 +1,156 @@
+"""Training in processes of its own: killed and resumed, and on two ranks."""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+import random
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.tiny import make_dataset, run_train
+
+ROOT = Path(__file__).parent.parent
+FIT = [str(ROOT / "train.py"), "fit"]
+KILLS = 5
+
+RECIPE = """
+name = "tiny"
+nesterov = true
+[[stages]]
+size = 16
+batch_size = {batch}
+lr = 0.05
+epochs = {epochs}
+trains = ["encoder", "depth"]
+schedule = "onecycle"
+[[stages]]
+size = 16
+batch_size = {batch}
+lr = 0.05
+epochs = {epochs}
+trains = ["mask"]
+mask_loss = "bce+dice"
+"""
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("dataset"))
+
+
+def fit_options(folder: Path, run: str, dataset: Path, *, batch: int, epochs: int) -> list[str]:
+    """Arguments of a run in float32: of 24 samples 16 train."""
+    recipe = folder / f"{run}.toml"
+    recipe.write_text(RECIPE.format(batch=batch, epochs=epochs))
+    plain = ["--width", "2", "--device", "cpu", "--amp", "off", "--validation", "0.34"]
+    return [str(dataset), str(folder / run), "--recipe", str(recipe), *plain]
+
+
+def weights(run: Path) -> dict[str, Tensor]:
+    """The best and the last weights of a run, under names that tell them apart."""
+    last = torch.load(run / "last.pt", weights_only=True)["network"]
+    best = load_file(run / "best.safetensors")
+    return {
+        **{f"best {n}": v for n, v in best.items()},
+        **{f"last {n}": v for n, v in last.items()},
+    }
+
+
+def losses(run: Path) -> list[tuple[float, float]]:
+    """Training loss and depth error of each epoch."""
+    with open(run / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    return [(float(row["train_loss"]), float(row["depth_l1"] or "0")) for row in rows]
+
+
+def start(arguments: list[str], output: Path) -> BaseProcess:
+    """A process that trains; forked from one that has imported everything."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.tiny"])
+    process = context.Process(target=run_train, args=(["fit", *arguments], str(output)))
+    process.start()
+    return process
+
+
+def finish(arguments: list[str], output: Path) -> float:
+    """Train to the end; returns the seconds since the training began."""
+    process = start(arguments, output)
+    wait_for_stage(output)
+    began = time.monotonic()
+    process.join()
+    assert process.exitcode == 0, output.read_text()
+    return time.monotonic() - began
+
+
+def wait_for_stage(output: Path) -> None:
+    """Until a process that trains says that it does."""
+    deadline = time.monotonic() + 120
+    while not (output.exists() and "stage" in output.read_text()):
+        assert time.monotonic() < deadline, "training did not begin"
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_and_resumed(dataset: Path, tmp_path: Path) -> None:
+    """SIGKILL, five times; the weights are those of a run that nobody disturbed, bit for bit."""
+    whole, broken = (
+        fit_options(tmp_path, name, dataset, batch=2, epochs=2) for name in ("whole", "broken")
+    )
+    took_s = finish(whole, tmp_path / "whole.txt")
+    moments = random.Random(1)
+    for kill in range(KILLS):
+        output = tmp_path / f"{kill}.txt"
+        process = start([*broken, "--resume", "--save-every", "3"], output)
+        wait_for_stage(output)
+        time.sleep(moments.uniform(0, took_s / KILLS))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, f"ended before: {output.read_text()}"
+    finish([*broken, "--resume"], tmp_path / "end.txt")
+    expected, found = weights(tmp_path / "whole"), weights(tmp_path / "broken")
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_ranks_are_one_process_with_twice_the_batch(dataset: Path, tmp_path: Path) -> None:
+    """BatchNorm included: its statistics are those of both ranks."""
+    one = fit_options(tmp_path, "one", dataset, batch=8, epochs=2)
+    two = fit_options(tmp_path, "two", dataset, batch=4, epochs=2)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    finish(one, tmp_path / "one.txt")
+    done = subprocess.run(
+        [*torchrun, "--nproc-per-node", "2", *FIT, *two], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("stage 1 of 2") == 1  # one rank speaks
+    assert done.stdout.count("written to") == 1
+    expected, found = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5, msg=name)
+    rows = (tmp_path / "one", tmp_path / "two")
+    assert np.array(losses(rows[1])) == pytest.approx(np.array(losses(rows[0])), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_an_error_on_ranks_ends_them_all(dataset: Path, tmp_path: Path) -> None:
+    """Too few samples for a step of both ranks: one line, no rank that waits for ever."""
+    options = fit_options(tmp_path, "run", dataset, batch=16, epochs=1)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*torchrun, "--nproc-per-node", "2", *FIT, *options],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "found 16 samples for training, expected a batch of 16 for each of 2" in done.stderr

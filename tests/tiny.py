@@ -1,0 +1,47 @@
+"""A data set as small as training can do with, for tests of the command line."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+import train
+
+BACKGROUNDS, SAMPLES, SIZE = 3, 8, 32
+
+
+def make_dataset(root: Path) -> Path:
+    """3 backgrounds with 8 composites each: a bright square on noise, nearer than the rest."""
+    random = np.random.default_rng(0)
+    (root / "bg").mkdir()
+    for number in range(1, BACKGROUNDS + 1):
+        bg = random.integers(0, 120, size=(SIZE, SIZE, 3), dtype=np.uint8)
+        Image.fromarray(bg).save(root / "bg" / f"bg_{number:03}.jpg", quality=95)
+        for kind in ("fg_bg", "fg_bg_mask", "fg_bg_depth"):
+            (root / kind / f"bg_{number:03}").mkdir(parents=True)
+        for sample in range(1, SAMPLES + 1):
+            mask = np.zeros((SIZE, SIZE), dtype=np.uint8)
+            y, x = random.integers(0, SIZE - 12, size=2)
+            mask[y : y + 12, x : x + 12] = 255
+            composite = np.where(mask[..., None] > 0, np.uint8(230), bg)
+            depth = np.where(mask > 0, 20, np.linspace(250, 60, SIZE)[:, None]).astype(np.uint8)
+            name = f"bg_{number:03}/img_{sample:04}.jpg"
+            Image.fromarray(composite).save(root / "fg_bg" / name, quality=95)
+            Image.fromarray(mask).save(root / "fg_bg_mask" / name)
+            Image.fromarray(depth).convert("RGB").save(root / "fg_bg_depth" / name)
+    return root
+
+
+def run_train(arguments: list[str], output: str) -> None:
+    """The command line of training, for a process of its own; prints to a file.
+
+    In one thread: several that wait for each other take long on a machine that is busy.
+    """
+    torch.set_num_threads(1)
+    with open(output, "w", buffering=1) as file:
+        sys.stdout = sys.stderr = file
+        train.main(arguments, prog_name="train.py")
