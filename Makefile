@@ -62,7 +62,8 @@ bench: install $(BENCH_SHARDS)/manifest.json
 	@mkdir -p $(RESULTS_DIR)
 	$(BENCH) peers $(BENCH_DATA) $(BENCH_SHARDS) --json $(RESULTS_DIR)/peers.json
 	$(BENCH) loader $(BENCH_SHARDS) --json $(RESULTS_DIR)/loader.json
-	$(BENCH) step $(BENCH_SHARDS) --steps 1 --repeats 3 --json $(RESULTS_DIR)/step.json
+	$(BENCH) step $(BENCH_SHARDS) --steps 1 --repeats 3 --loader $(LOADER) \
+		--json $(RESULTS_DIR)/step.json
 	$(BENCH) epoch $(BENCH_SHARDS) --width 16 --samples 300 --batch-size 16 --repeats 2 \
 		--loader $(LOADER) --json $(RESULTS_DIR)/epoch.json
 	$(BENCH) scaling $(BENCH_SHARDS) --samples 400 --repeats 2 --json $(RESULTS_DIR)/scaling.json

@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.contender import Contender, Isolated, race
 from benchmarks.images import Truth, read_truth
 from benchmarks.meter import drop_cache
-from benchmarks.ours import floor_contender, our_contenders
+from benchmarks.ours import floor_contender, our_contenders, skipped_engines
 from benchmarks.results import CaseResult, Result, make_result
 from convert.shards import Shards
 
@@ -46,8 +46,10 @@ def run(
         "shards": shards.name, "samples": len(opened), "repeats": repeats,
         "batch_size": batch_size, "threads": threads, "device": device,
     }  # fmt: skip
-    names = [contender.name for contender in ours]
-    return make_result("loader", arguments, cases, device=device, ours=tuple(names))
+    names, skipped = [contender.name for contender in ours], skipped_engines(shards)
+    return make_result(
+        "loader", arguments, cases, device=device, ours=tuple(names), skipped=skipped
+    )
 
 
 def some_samples(samples: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ from convert.manifest import Statistics
 from convert.shards import Shards
 from loaders import Preprocess, build_loader
 
-ENGINES = ("ffcv", "dali")
+ENGINES = {"ffcv": "ffcv", "dali": "nvidia.dali"}
+"""Name of an engine -> the module that it needs."""
 _ACCURATE_DCT = 4096  # TJFLAG_ACCURATEDCT of turbojpeg.h: what exact pixels need
 _RGB, _GRAY = 0, 6
 _CHUNK = 64
@@ -55,7 +57,7 @@ def normalised(statistics: Statistics) -> Scale:
 def our_contenders(
     shards: Path, batch_size: int, threads: int, device: str, *, normalise: bool = False
 ) -> list[Contender]:
-    """Each of our engines whose files are in the folder."""
+    """Each of our engines that is installed; see `missing_engines`."""
     manifest = Shards(shards).manifest
     scale = normalised(manifest.statistics) if normalise else Scale(mask_threshold=1)
     return [
@@ -73,8 +75,29 @@ def our_contenders(
             device=device,
         )
         for engine in ENGINES
-        if engine in manifest.formats
+        if engine not in missing_engines(shards)
     ]  # fmt: skip
+
+
+def missing_engines(shards: Path) -> dict[str, str]:
+    """Engines that cannot be measured, and why: not installed, or not in the folder."""
+    reasons = {}
+    for engine, module in ENGINES.items():
+        # DALI's engine reads either format.
+        if engine == "ffcv" and engine not in Shards(shards).manifest.formats:
+            reasons[engine] = "the folder holds no files of this format"
+        try:
+            found = importlib.util.find_spec(module) is not None
+        except ModuleNotFoundError:  # of the package that it would lie in
+            found = False
+        if not found:
+            reasons[engine] = f"{module} is not installed"
+    return reasons
+
+
+def skipped_engines(shards: Path) -> dict[str, str]:
+    """`missing_engines` by the name of the contender."""
+    return {f"ours, {name.upper()}": why for name, why in missing_engines(shards).items()}
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.contender import Contender, race
 from benchmarks.images import Scale, Truth
 from benchmarks.loader import some_samples
-from benchmarks.ours import floor_contender, our_contenders
+from benchmarks.ours import floor_contender, our_contenders, skipped_engines
 from benchmarks.peers.dali import normalised, open_dali
 from benchmarks.peers.ffcv import WriteBeton, open_ffcv
 from benchmarks.peers.litdata import WriteChunks, open_litdata
@@ -74,7 +74,8 @@ def run(
         "slow_share": slow_share,
     }  # fmt: skip
     names = tuple(contender.name for contender in ours if contender.name in cases)
-    return make_result("peers", arguments, cases, device=device, ours=names, skipped=found.skipped)
+    skipped = {**skipped_engines(shards), **found.skipped}
+    return make_result("peers", arguments, cases, device=device, ours=names, skipped=skipped)
 
 
 def chosen(name: str, only: tuple[str, ...]) -> bool:

@@ -209,9 +209,12 @@ def _lines(axes: Any, result: Result, axis: str, what: str) -> None:
         )
         if points:
             axes.plot(*zip(*points, strict=True), marker=marker, ms=3, color=colour, label=engine)
-    axes.set_xscale("log", base=10 if axis == "records" else 2)
+    axes.set_xscale("log")
     if axis != "records":
-        axes.xaxis.set_major_formatter("{x:.0f}")
+        cases = (case for case in result.cases.values() if case.parameters["axis"] == axis)
+        values = sorted({float(case.parameters["value"]) for case in cases})
+        axes.set_xticks(values, [f"{value:.0f}" for value in values])
+        axes.minorticks_off()
     axes.set_ylim(bottom=0)
     axes.set_xlabel(axis, fontsize=8)
     axes.set_title(labels[what], fontsize=8)

@@ -42,13 +42,13 @@ def timed(result: Result) -> Table:
             (
                 name,
                 number(rate.median),
-                f"{number(rate.lowest)}–{number(rate.highest)}",
-                number(case.cpu_us_per_sample.median),
-                f"{max(repeat.peak_rss_gib for repeat in case.repeats):.2f}",
                 "" if faster is None else f"{faster.median:.2f} x",
+                number(case.cpu_us_per_sample.median),
+                f"{number(rate.lowest)}–{number(rate.highest)}",
+                f"{max(repeat.peak_rss_gib for repeat in case.repeats):.2f}",
             )
         )
-    head = ("", "samples/s", "range", "CPU us/sample", "peak GiB", "ours is faster by")
+    head = ("", "samples/s", "ours is faster by", "CPU us/sample", "range", "peak GiB")
     return Table(head, tuple(rows))
 
 
