@@ -155,7 +155,7 @@ def _fast() -> Recipe:
 
 def _small() -> Recipe:
     """`fast` for about 1,000 composites and a CPU; figures in docs/training.md."""
-    small, large = _fast().stages
+    at_112, _ = _fast().stages
     return Recipe(
         name="small",
         width=12,
@@ -163,8 +163,7 @@ def _small() -> Recipe:
         from_difference=True,
         stages=(
             # Small batches: with so few samples the number of steps limits the result.
-            replace(small, batch_size=4, epochs=4),
-            replace(large, batch_size=4, epochs=2),
+            replace(at_112, batch_size=4, epochs=8),
         ),
     )
 
