@@ -163,7 +163,7 @@ def _small() -> Recipe:
         from_difference=True,
         stages=(
             # Small batches: with so few samples the number of steps limits the result.
-            replace(at_112, batch_size=4, epochs=8),
+            replace(at_112, batch_size=4, epochs=12),
         ),
     )
 

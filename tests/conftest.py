@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,10 @@ from convert.pack import PackConfig, pack
 # The first example compiles numba kernels; and a failure must come again on the next run.
 settings.register_profile("maskdepth", deadline=None, derandomize=True)
 settings.load_profile("maskdepth")
+
+# Started in the background, a shell has it ignore Ctrl-C, and so would every program it tests.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def engine_missing(name: str) -> str | None:
