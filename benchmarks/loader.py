@@ -46,7 +46,7 @@ def run(
         "shards": shards.name, "samples": len(opened), "repeats": repeats,
         "batch_size": batch_size, "threads": threads, "device": device,
     }  # fmt: skip
-    names, skipped = [contender.name for contender in ours], skipped_engines(shards)
+    names, skipped = [one.name for one in (*ours, *floats)], skipped_engines(shards)
     return make_result(
         "loader", arguments, cases, device=device, ours=tuple(names), skipped=skipped
     )

@@ -14,6 +14,7 @@ import numpy as np
 
 from benchmarks.contender import Contender, Epochs
 from benchmarks.images import Images, Scale
+from benchmarks.results import FLOAT
 from convert.manifest import Statistics
 from convert.shards import Shards
 from loaders import Preprocess, build_loader
@@ -62,7 +63,7 @@ def our_contenders(
     scale = normalised(manifest.statistics) if normalise else Scale(mask_threshold=1)
     return [
         Contender(
-            name=f"ours, {engine.upper()}{', float' if normalise else ''}",
+            name=f"ours, {engine.upper()}{FLOAT if normalise else ''}",
             opens=open_ours,
             options={
                 "engine": engine, "shards": shards, "batch_size": batch_size,

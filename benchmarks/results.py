@@ -48,6 +48,10 @@ class Spread(_Strict):
         return cls(median=statistics.median(values), lowest=min(values), highest=max(values))
 
 
+FLOAT = ", float"
+"""End of the name of a case that delivers normalised floats; the others deliver uint8."""
+
+
 class CaseResult(_Strict):
     """One thing measured.
 
@@ -131,11 +135,15 @@ class Result(_Strict):
         return self
 
     def best(self, beside: str) -> str | None:
-        """The fastest of our cases with the parameters of case ``beside``, or None."""
+        """The fastest of our cases with the parameters and output of case ``beside``, or None.
+
+        Who delivers floats, as its name says at the end, is compared with who does.
+        """
         rates = {
             name: rate.median
             for name in self.ours
             if self.cases[name].parameters == self.cases[beside].parameters
+            and name.endswith(FLOAT) == beside.endswith(FLOAT)
             and (rate := self.cases[name].samples_per_s) is not None
         }
         return max(rates, key=lambda name: rates[name]) if rates else None

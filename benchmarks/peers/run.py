@@ -73,7 +73,7 @@ def run(
         "batch_size": batch_size, "threads": threads, "device": device,
         "slow_share": slow_share,
     }  # fmt: skip
-    names = tuple(contender.name for contender in ours if contender.name in cases)
+    names = tuple(one.name for one in (*ours, *floats) if one.name in cases)
     skipped = {**skipped_engines(shards), **found.skipped}
     return make_result("peers", arguments, cases, device=device, ours=names, skipped=skipped)
 

@@ -108,6 +108,17 @@ def test_a_result_survives_its_file(tmp_path: Path) -> None:
     assert result.best("stock") == "ours, FFCV"
 
 
+def test_floats_are_compared_with_floats() -> None:
+    rates = {"ours, FFCV": 6000, "ours, FFCV, float": 4000, "stock": 2000, "stock, float": 1000}
+    cases = {name: CaseResult.of(repeats(rate)) for name, rate in rates.items()}
+    result = make_result("peers", {}, cases, ours=("ours, FFCV", "ours, FFCV, float"))
+    found = {name: result.faster_by(name) for name in ("stock", "stock, float")}
+    assert {name: spread and spread.median for name, spread in found.items()} == {
+        "stock": pytest.approx(3),
+        "stock, float": pytest.approx(4),
+    }
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
