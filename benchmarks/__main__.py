@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -193,12 +192,9 @@ def convert(dataset: Path, repeats: int, workers: int, json_path: Path | None) -
 @_JSON
 def encode(dataset: Path, samples: int, repeats: int, json_path: Path | None) -> None:
     """Where the time of a conversion goes: each step of the first samples of DATASET."""
-    from benchmarks.encode import run, table
+    from benchmarks.encode import run
 
-    result = run(dataset, samples=samples, repeats=repeats)
-    click.echo(table(result))
-    if json_path is not None:
-        json_path.write_text(json.dumps(result, indent=1) + "\n")
+    write_result(run(dataset, samples=samples, repeats=repeats), json_path)
 
 
 @main.command()
@@ -208,12 +204,38 @@ def encode(dataset: Path, samples: int, repeats: int, json_path: Path | None) ->
 @_JSON
 def codecs(shards: Path, samples: int, repeats: int, json_path: Path | None) -> None:
     """Lossless ways to store the masks of SHARDS: bytes and decoding time."""
-    from benchmarks.codecs import run, table
+    from benchmarks.codecs import run
 
-    result = run(shards, samples=samples, repeats=repeats)
-    click.echo(table(result))
-    if json_path is not None:
-        json_path.write_text(json.dumps(result, indent=1) + "\n")
+    write_result(run(shards, samples=samples, repeats=repeats), json_path)
+
+
+@main.command()
+@click.argument("shards", type=_PATH)
+@_option("--recipe", "names", multiple=True, default=("original", "joint", "fast"))
+@_option("--minutes", type=click.FloatRange(0, min_open=True), default=4, help="CPU time of each.")
+@_option("--width", type=click.IntRange(1), default=12)
+@_option("--batch-size", type=click.IntRange(1), default=4)
+@_option("--points", type=click.IntRange(1), default=8, help="Times to score each.")
+@_option("--samples", type=click.IntRange(1), default=100, help="Of validation.")
+@_option("--threads", type=click.IntRange(1), default=1)
+@_ENGINE
+@_JSON
+def recipes(shards: Path, json_path: Path | None, **options: Any) -> None:
+    """Recipes trained on SHARDS for the same CPU time: mask IoU and depth RMSE over minutes."""
+    from benchmarks.recipes import run
+
+    write_result(run(shards, say=_say, **options), json_path)
+
+
+@main.command()
+@click.argument("runs", type=_PATH, nargs=-1, required=True, metavar="RUN_DIR...")
+@_option("--device", default="cpu", help="cpu, cuda or cuda:N.")
+@_JSON
+def quality(runs: tuple[Path, ...], device: str, json_path: Path | None) -> None:
+    """What finished runs of `train.py fit` reach, beside the rules that need no network."""
+    from benchmarks.quality import run
+
+    write_result(run(runs, device=device, say=_say), json_path)
 
 
 @main.command()

@@ -10,12 +10,12 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
 
-from benchmarks.machine import describe_machine
+from benchmarks.results import CaseResult, Result, make_result
 from convert.codecs import decode_mask_jpeg, decode_runs, pack_runs
 from convert.shards import Shards
 
@@ -58,39 +58,34 @@ CANDIDATES = {
 }
 
 
-def run(folder: Path, *, samples: int, repeats: int) -> dict[str, Any]:
+def run(folder: Path, *, samples: int, repeats: int) -> Result:
     """Bytes and CPU microseconds of each candidate, on evenly spread masks of a shard folder."""
     shards = Shards(folder)
-    layout = shards.manifest.layout
     indices = np.unique(np.linspace(0, len(shards) - 1, samples).astype(int)).tolist()
     masks = [shards.decode(index, "mask") for index in indices]
-    found: dict[str, Any] = {}
-    for name, candidate in CANDIDATES.items():
-        stored = [candidate.encode(mask) for mask in masks]
-        for data, mask in zip(stored, masks, strict=True):
-            if not np.array_equal(candidate.decode(data, *mask.shape), mask):
-                raise AssertionError(f"{name} does not return the mask")
-        times = []
-        for _ in range(repeats):
-            started = time.process_time()
-            for data in stored:
-                candidate.decode(data, layout.height, layout.width)
-            times.append((time.process_time() - started) / len(stored) * 1e6)
-        found[name] = {
+    cases = {name: _case(name, one, masks, repeats) for name, one in CANDIDATES.items()}
+    arguments = {"shards": folder.name, "samples": len(indices), "repeats": repeats}
+    return make_result("codecs", arguments, cases)
+
+
+def _case(name: str, candidate: Candidate, masks: list[np.ndarray], repeats: int) -> CaseResult:
+    stored = [candidate.encode(mask) for mask in masks]
+    for data, mask in zip(stored, masks, strict=True):
+        if not np.array_equal(candidate.decode(data, *mask.shape), mask):
+            raise AssertionError(f"{name} does not return the mask")
+    height, width = masks[0].shape
+    times = []
+    for _ in range(repeats):
+        started = time.process_time()
+        for data in stored:
+            candidate.decode(data, height, width)
+        times.append((time.process_time() - started) / len(stored) * 1e6)
+    return CaseResult.of(
+        parameters={"on_a_gpu": candidate.on_a_gpu},
+        figures={
             "bytes": float(np.mean([len(data) for data in stored])),
-            "decode_cpu_us": median(times),
-            "decode_cpu_us_repeats": times,
-            "on_a_gpu": candidate.on_a_gpu,
-        }
-    arguments = {"samples": len(indices), "repeats": repeats}
-    return {"machine": describe_machine(), "arguments": arguments, "candidates": found}
-
-
-def table(result: dict[str, Any]) -> str:
-    """The candidates as a table for a person, in Markdown."""
-    lines = ["| mask stored as | bytes | decode, CPU us | on a GPU |", "| --- | --- | --- | --- |"]
-    for name, one in result["candidates"].items():
-        lines.append(
-            f"| {name} | {one['bytes']:,.0f} | {one['decode_cpu_us']:.1f} | {one['on_a_gpu']} |"
-        )
-    return "\n".join(lines)
+            "median_decode_cpu_us": median(times),
+            "lowest_decode_cpu_us": min(times),
+            "highest_decode_cpu_us": max(times),
+        },
+    )

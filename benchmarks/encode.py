@@ -16,7 +16,7 @@ from typing import Any
 import crc32c
 import numpy as np
 
-from benchmarks.machine import describe_machine
+from benchmarks.results import CaseResult, Result, make_result
 from convert import jpeg
 from convert.codecs import pack_runs, threshold_mask
 from convert.luma import cut_to_luma
@@ -40,17 +40,18 @@ class _Clock:
         return result
 
 
-def run(dataset: Path, *, samples: int, repeats: int) -> dict[str, Any]:
-    """Medians over ``repeats`` of CPU microseconds a sample, after a round that is not counted."""
+def run(dataset: Path, *, samples: int, repeats: int) -> Result:
+    """CPU microseconds a sample of each step, after a round that is not counted."""
     source = read_source(dataset)
     samples = min(samples, int(source.layout.group_starts[1]))
     rounds = [_round(source, samples) for _ in range(repeats + 1)][1:]
-    return {
-        "machine": describe_machine(),
-        "arguments": {"samples": samples, "repeats": repeats},
-        "cpu_us_per_sample": {step: median(one[step] for one in rounds) for step in rounds[0]},
-        "cpu_us_per_sample_repeats": rounds,
-    }
+    cases = {step: _case([one[step] for one in rounds]) for step in rounds[0]}
+    return make_result("encode", {"samples": samples, "repeats": repeats}, cases)
+
+
+def _case(cpu_us: list[float]) -> CaseResult:
+    figures = {"median_cpu_us": median(cpu_us), "lowest_cpu_us": min(cpu_us)}
+    return CaseResult.of(figures=figures | {"highest_cpu_us": max(cpu_us)})
 
 
 def _round(source: Source, samples: int) -> dict[str, float]:
@@ -82,10 +83,3 @@ def _read(paths: Iterable[Path]) -> list[bytes]:
 
 def _checksums(*fields: bytes) -> list[int]:
     return [crc32c.crc32c(data) for data in fields]
-
-
-def table(result: dict[str, Any]) -> str:
-    """The steps as a table for a person, in Markdown."""
-    lines = ["| step, one process | CPU us a sample |", "| --- | --- |"]
-    lines += [f"| {step} | {us:.1f} |" for step, us in result["cpu_us_per_sample"].items()]
-    return "\n".join(lines)

@@ -1,6 +1,6 @@
 """What recipes reach in equal time: mask IoU and depth RMSE over minutes of CPU time.
 
-python -m benchmarks.recipes SHARDS --minutes 4 --picture recipes.png --json recipes.json
+python -m benchmarks recipes SHARDS --minutes 4
 
 Each recipe is shrunk to the time: its stages keep their order, learning rates and share of the
 work (by FLOPs), its batches become as small as `--batch-size`, since in so few samples the number
@@ -11,29 +11,26 @@ are of predictions brought to the stored size, whatever size a stage works in.
 from __future__ import annotations
 
 import itertools
-import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import click
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.machine import describe_machine
+from benchmarks.results import NO_NETWORK, CaseResult, Result, make_result
 from loaders import Batch, Loader, Preprocess, build_loader, read_layout, split_indices
 from model import DualDecoderUNet
 from model.baselines import BASELINE_SAMPLES
 from model.evaluation import evaluate_network, training_means
 from model.metrics import RunningMean, SampleTable, pooled_scores, sample_sums
 from model.precision import Precision
-from model.recipe import RECIPES, Recipe
+from model.recipe import Recipe, load_recipe
 from model.stage import Stage
 from model.step import make_optimizer, predict_step, training_step
 
@@ -47,6 +44,12 @@ class Point:
     cpu_s: float
     mask_iou: float | None
     depth_rmse: float | None
+
+    def case(self, recipe: str) -> CaseResult:
+        """The scores that there are."""
+        scores = {"mask_iou": self.mask_iou, "depth_rmse": self.depth_rmse}
+        figures = {name: value for name, value in scores.items() if value is not None}
+        return CaseResult.of((), {"recipe": recipe, "cpu_min": self.cpu_s / 60}, figures)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +164,7 @@ def score(
     )
 
 
-def baselines(data: Data) -> dict[str, float | None]:
+def baselines(data: Data) -> dict[str, float]:
     """What the trivial rules reach on the same samples."""
     means_of = np.sort(data.train[:BASELINE_SAMPLES])
     with data.open(means_of, shuffle=False) as train, data.open(data.scored, shuffle=False) as val:
@@ -170,79 +173,43 @@ def baselines(data: Data) -> dict[str, float | None]:
         means = training_means(train, plain, size)
         untrained = DualDecoderUNet(1).eval()
         found = evaluate_network(untrained, val, plain, FLOAT32, "l1", means, size)
-    rows = found.rows
-    return {
-        "mask_iou": rows["difference"].mask_iou,
-        "depth_rmse": rows["background_depth"].depth_rmse,
-    }
+    iou, rmse = found.rows["difference"].mask_iou, found.rows["background_depth"].depth_rmse
+    assert iou is not None
+    assert rmse is not None
+    return {"mask_iou": iou, "depth_rmse": rmse}
 
 
-def draw(path: Path, result: dict[str, Any]) -> None:
-    """Both figures over CPU minutes, a line a recipe, the trivial rules as dashes."""
-    from matplotlib.figure import Figure
+def run(
+    shards: Path,
+    *,
+    names: Sequence[str],
+    minutes: float,
+    width: int,
+    batch_size: int,
+    points: int,
+    samples: int,
+    threads: int,
+    engine: str,
+    say: Callable[[str], None],
+) -> Result:
+    """Train each recipe on the random split of SHARDS for the same CPU time.
 
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    panels = (("mask_iou", "validation mask IoU"), ("depth_rmse", "validation depth RMSE"))
-    for axis, (name, title) in zip(figure.subplots(1, 2), panels, strict=True):
-        for recipe, points in result["recipes"].items():
-            shown = [(p["cpu_s"] / 60, p[name]) for p in points if p[name] is not None]
-            axis.plot(*zip(*shown, strict=True), marker="o", markersize=3.5, label=recipe)
-        axis.axhline(result["baselines"][name], color="gray", linestyle="--", label="no network")
-        axis.set_title(title, fontsize=10, loc="left")
-        axis.set_xlabel("CPU minutes of training", fontsize=9)
-        axis.grid(axis="y", color="#e5e7eb")
-        axis.set_xlim(left=0)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.set_ylim(0, 1) if name == "mask_iou" else axis.set_ylim(bottom=0)
-    axis.legend(fontsize=9, frameon=False)
-    figure.savefig(path, dpi=90)
-
-
-@click.command()
-@click.argument("shards", type=click.Path(path_type=Path))
-@click.option("--recipe", "names", multiple=True, default=("original", "joint", "fast"))
-@click.option("--minutes", type=float, default=4, show_default=True, help="CPU time of each.")
-@click.option("--width", type=int, default=12, show_default=True)
-@click.option("--batch-size", type=int, default=4, show_default=True)
-@click.option("--points", type=int, default=8, show_default=True, help="Times to score each.")
-@click.option("--samples", type=int, default=100, show_default=True, help="Validation samples.")
-@click.option("--split", default="random", show_default=True)
-@click.option("--loader", "engine", default="ffcv", show_default=True)
-@click.option("--threads", type=int, default=1, show_default=True)
-@click.option("--picture", type=click.Path(path_type=Path))
-@click.option("--json", "json_path", type=click.Path(path_type=Path))
-def main(shards: Path, names: tuple[str, ...], minutes: float, **options: Any) -> None:
-    """Train NAMES on SHARDS, each for the same CPU time."""
-    picture, json_path = options.pop("picture"), options.pop("json_path")
-    train, val = split_indices(read_layout(shards), options["split"])
-    chosen = np.sort(val)[
-        np.linspace(0, len(val) - 1, min(options["samples"], len(val)), dtype=int)
-    ]
+    Cases: a recipe at a time, as often as it is scored, and the rules without a network.
+    """
+    train, val = split_indices(read_layout(shards), "random")
+    chosen = np.sort(val)[np.linspace(0, len(val) - 1, min(samples, len(val)), dtype=int)]
     data = Data(
-        shards=shards, engine=options["engine"], train=train, scored=chosen,
-        batch_size=options["batch_size"],
+        shards=shards, engine=engine, train=train, scored=chosen, batch_size=batch_size
     )  # fmt: skip
-    result: dict[str, Any] = {
-        "machine": describe_machine(),
-        "arguments": {"shards": shards.name, "minutes": minutes, **options},
-        "baselines": baselines(data),
-        "recipes": {},
-    }
-    click.echo(f"no network: {result['baselines']}")
-    torch.set_num_threads(options["threads"])  # FFCV, once opened, sets it too
+    cases = {NO_NETWORK: CaseResult.of(figures=baselines(data))}
+    torch.set_num_threads(threads)  # FFCV, once opened, sets it too
     for name in names:
-        points = follow(
-            RECIPES[name], data, width=options["width"], budget_s=60 * minutes,
-            points=options["points"],
-        )  # fmt: skip
-        result["recipes"][name] = [asdict(point) for point in points]
-        for point in points:
-            click.echo(f"{name} {point}")
-        if json_path:
-            json_path.write_text(json.dumps(result, indent=1) + "\n")
-    if picture:
-        draw(picture, result)
-
-
-if __name__ == "__main__":
-    main(prog_name="python -m benchmarks.recipes")
+        recipe = load_recipe(name)
+        for point in follow(recipe, data, width=width, budget_s=60 * minutes, points=points):
+            say(f"{name} {point}")
+            cases[f"{recipe.name}, {point.cpu_s / 60:.2f} min"] = point.case(recipe.name)
+    arguments = {
+        "shards": shards.name, "minutes": minutes, "width": width, "batch_size": batch_size,
+        "samples": len(chosen), "threads": threads, "engine": engine,
+    }  # fmt: skip
+    return make_result("recipes", arguments, cases)

@@ -51,6 +51,9 @@ class Spread(_Strict):
 FLOAT = ", float"
 """End of the name of a case that delivers normalised floats; the others deliver uint8."""
 
+NO_NETWORK = "no network"
+"""Name of the case that holds the scores of the rules of `model.baselines`."""
+
 
 class CaseResult(_Strict):
     """One thing measured.
@@ -107,11 +110,15 @@ class Result(_Strict):
     schema_version: Literal[2] = 2
     benchmark: Literal[
         "convert",
+        "encode",
+        "codecs",
         "loader",
         "peers",
         "step",
         "epoch",
         "scaling",
+        "recipes",
+        "quality",
         "simulation",
         "estimate",
         "parity",

@@ -31,6 +31,7 @@ class EpochMeter:
         self.loss = float("nan")
         self.wait_s = 0.0
         self.started = self.last_read = time.perf_counter()
+        self.cpu_started = time.process_time()
 
     def __enter__(self) -> EpochMeter:
         return self
@@ -78,6 +79,11 @@ class EpochMeter:
     def epoch_s(self) -> float:
         """Seconds since the epoch began (or went on, after a resume)."""
         return time.perf_counter() - self.started
+
+    @property
+    def epoch_cpu_s(self) -> float:
+        """CPU time of this process since then, all threads; loading and training, no validation."""
+        return time.process_time() - self.cpu_started
 
     @property
     def samples_per_s(self) -> float:

@@ -90,7 +90,7 @@ def figures(folder: Path) -> list[dict[str, str]]:
     with open(folder / "metrics.csv") as file:
         rows = list(csv.DictReader(file))
     for row in rows:
-        for name in ("epoch_s", "samples_per_s", "data_wait"):
+        for name in ("epoch_s", "epoch_cpu_s", "samples_per_s", "data_wait"):
             del row[name]
     return rows
 

@@ -9,6 +9,10 @@ from benchmarks.results import CaseResult, Result
 PHASES = ("data_wait", "preprocess", "forward", "loss_and_backward", "optimiser", "metrics")
 
 
+SCORES = {"mask_iou": "mask IoU", "depth_rmse": "depth RMSE"}
+"""Figure of `quality` and `recipes` -> its name for people."""
+
+
 @dataclass(frozen=True)
 class Table:
     """Head and rows, all text; the first column names, the others are numbers."""
@@ -165,6 +169,45 @@ def step(result: Result) -> Table:
     gflop = [number(case.figures["gflop_per_sample"]) for case in result.cases.values()]
     rows = tuple((*row, flops) for row, flops in zip(plain.rows, gflop, strict=True))
     return Table((*plain.head, "GFLOP/sample"), rows)
+
+
+def recipes(result: Result) -> Table:
+    """Scores of every recipe whenever it was scored, and of the rules without a network."""
+    rows = tuple(
+        (name, *(_score(case.figures.get(figure)) for figure in SCORES))
+        for name, case in result.cases.items()
+    )
+    return Table(("", *SCORES.values()), rows)
+
+
+def quality(result: Result) -> Table:
+    """Scores of every run beside those of the rules, and what it took."""
+    rows = []
+    for name, case in result.cases.items():
+        about, found = case.parameters, case.figures
+        row = [name, str(about["recipe"]), str(about["split"])]
+        row += [number(float(about[key])) for key in ("epochs", "validation_samples")]
+        row += [number(found["training_cpu_min"])]
+        for figure in SCORES:
+            row += [_score(found[figure]), _score(found[f"rule_{figure}"])]
+        rows.append((*row, f"{found['depth_rmse_of_rule']:.2f}"))
+    head = (
+        "run", "recipe", "split", "epochs", "scored on", "CPU min", "mask IoU",
+        "rule: difference > 40", "depth RMSE", "rule: mean map of the background", "share of it",
+    )  # fmt: skip
+    return Table(head, tuple(rows))
+
+
+def _score(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def codecs(result: Result) -> Table:
+    """Bytes and decoding time of every codec, and how a GPU would decode it."""
+    plain = figures(result)
+    where_it_decodes = (str(case.parameters["on_a_gpu"]) for case in result.cases.values())
+    rows = tuple((*row, text) for row, text in zip(plain.rows, where_it_decodes, strict=True))
+    return Table((*plain.head, "on a GPU"), rows)
 
 
 def _without_empty(table: Table) -> Table:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+import train
 from benchmarks.__main__ import main
 
 
@@ -31,9 +32,8 @@ def test_convert_and_codecs(dataset: Path, shards: Path, tmp_path: Path) -> None
     for case in found["cases"].values():
         assert [repeat["samples"] for repeat in case["repeats"]] == [90]
     assert found["sizes"]["dali_bytes"] > 0
-    result = CliRunner().invoke(main, ["codecs", str(shards), "--samples", "5", "--repeats", "1"])
-    assert result.exit_code == 0, result.output
-    assert "| run lengths |" in result.output
+    found = measure(tmp_path, "codecs", shards, "--samples", 5, "--repeats", 1)
+    assert found["cases"]["run lengths"]["figures"]["bytes"] > 0
 
 
 @pytest.mark.slow
@@ -95,3 +95,38 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         assert result.exit_code == 2
         assert result.output.startswith("Error: ")
         assert len(result.output.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_recipes(shards: Path, tmp_path: Path, need_engine: Callable[[str], None]) -> None:
+    need_engine("ffcv")
+    small = ("--minutes", 0.02, "--width", 2, "--points", 1, "--samples", 5)
+    found = measure(tmp_path, "recipes", shards, "--recipe", "demo", *small)
+    (at_the_end,) = (name for name in found["cases"] if name.startswith("demo, "))
+    assert set(found["cases"][at_the_end]["figures"]) == {"mask_iou", "depth_rmse"}
+    assert found["cases"]["no network"]["figures"]["mask_iou"] > 0.5
+
+
+def test_quality_is_what_evaluate_says(shards: Path, tmp_path: Path) -> None:
+    recipe, folder = tmp_path / "recipe.json", tmp_path / "run"
+    stage = {"size": 32, "batch_size": 30, "lr": 0.01, "trains": ["encoder", "mask", "depth"]}
+    recipe.write_text(json.dumps({"name": "one", "width": 2, "stages": [stage]}))
+    run_train("fit", shards, folder, "--recipe", recipe, "--split", "bg", "--amp", "off")
+    weights = folder / "best.safetensors"
+    scores = json.loads(run_train("evaluate", shards, weights, "--amp", "off", "--json"))["scores"]
+    case = measure(tmp_path, "quality", folder)["cases"]["run"]
+    assert case["parameters"]["split"] == "bg"
+    assert case["figures"]["mask_iou"] == scores["network"]["mask_iou"]
+    assert case["figures"]["rule_mask_iou"] == scores["difference"]["mask_iou"]
+    assert case["figures"]["rule_depth_rmse"] == scores["background_depth"]["depth_rmse"]
+    assert case["figures"]["training_cpu_min"] > 0
+    (folder / "metrics.csv").write_text("stage\n")
+    refused = CliRunner().invoke(main, ["quality", str(folder)])
+    assert refused.exit_code == 2
+    assert "found 0 epochs of 1" in refused.output
+
+
+def run_train(*arguments: object) -> str:
+    done = CliRunner().invoke(train.main, [str(argument) for argument in arguments])
+    assert done.exit_code == 0, done.output
+    return done.stdout

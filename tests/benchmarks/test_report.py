@@ -84,10 +84,41 @@ def step() -> Result:
     return make_result("step", {"width": 64}, cases, ours=ours)
 
 
+def recipes() -> Result:
+    rules = CaseResult.of(figures={"mask_iou": 0.9, "depth_rmse": 0.08})
+    cases = {"no network": rules}
+    for minute in (1, 2):
+        scores = {"depth_rmse": 0.2 / minute} | ({"mask_iou": 0.5} if minute == 2 else {})
+        cases[f"original, {minute} min"] = CaseResult.of(
+            (), {"recipe": "original", "cpu_min": minute}, scores
+        )
+    return make_result("recipes", {"minutes": 2}, cases)
+
+
+def quality() -> Result:
+    about: dict[str, Any] = {
+        "recipe": "small", "split": "random", "width": 12, "size": 112, "epochs": 12,
+        "validation_samples": 300,
+    }  # fmt: skip
+    scores = {
+        "mask_bce": 0.01, "mask_iou": 0.95, "depth_l1": 0.02, "depth_rmse": 0.04,
+        "rule_mask_iou": 0.9, "rule_depth_rmse": 0.08, "depth_rmse_of_rule": 0.5,
+        "training_cpu_min": 7.5,
+    }  # fmt: skip
+    cases = {name: CaseResult.of((), about, scores) for name in ("photos", "drawn")}
+    return make_result("quality", {}, cases)
+
+
+def encode() -> Result:
+    steps = ("decode", "all")
+    figures = {"median_cpu_us": 200.0, "lowest_cpu_us": 190.0, "highest_cpu_us": 220.0}
+    return make_result("encode", {}, {step: CaseResult.of(figures=figures) for step in steps})
+
+
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     folder = tmp_path / "results"
-    for result in (peers(), epoch(), scaling(), step()):
+    for result in (peers(), epoch(), scaling(), step(), recipes(), quality(), encode()):
         save(result, folder)
     return folder
 

@@ -1,0 +1,83 @@
+"""What finished runs reach on their validation splits, beside the rules that need no network.
+
+python -m benchmarks quality RUN_DIR ...
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks.results import CaseResult, Result, make_result
+from convert.errors import DataError
+from model.config import read_config
+from model.metrics import Scores
+from model.precision import choose_device
+from model.run import BEST, CONFIG, METRICS
+from train import evaluate_checkpoint
+
+NAMES = ("mask_bce", "mask_iou", "depth_l1", "depth_rmse")
+RULES = {"mask_iou": "difference", "depth_rmse": "background_depth"}
+"""Figure -> the rule that stands beside it."""
+
+
+def run(runs: Sequence[Path], *, device: str, say: Callable[[str], None]) -> Result:
+    """Score the best weights of each run on the split that it was trained with.
+
+    Shards are looked for where the run found them. Raises DataError where a folder holds no
+    finished run, or two folders have one name.
+    """
+    names = [folder.resolve().name for folder in runs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"RUN_DIR: found {twice[0]} twice, expected folders of different names")
+    cases = {}
+    for name, folder in zip(names, runs, strict=True):
+        cases[name] = _score(folder, device)
+        figures = cases[name].figures
+        say(f"{name}: mask IoU {figures['mask_iou']:.4f}, depth RMSE {figures['depth_rmse']:.4f}")
+    return make_result("quality", {"device": device}, cases, device=device)
+
+
+def _score(folder: Path, device: str) -> CaseResult:
+    config = read_config(folder / CONFIG)
+    epochs = _finished_epochs(folder / METRICS)
+    planned = sum(stage.epochs for stage in config.recipe.stages)
+    if len(epochs) != planned:
+        raise DataError(
+            f"{folder}: found {len(epochs)} epochs of {planned}; finish the run by "
+            "`train.py fit --resume`"
+        )
+    report = evaluate_checkpoint(folder / BEST, config, choose_device(device))
+    rows = report.evaluation.rows
+    figures = {name: _value(rows["network"], name) for name in NAMES} | {
+        f"rule_{name}": _value(rows[rule], name) for name, rule in RULES.items()
+    }
+    figures["depth_rmse_of_rule"] = figures["depth_rmse"] / figures["rule_depth_rmse"]
+    figures["training_cpu_min"] = sum(float(epoch["epoch_cpu_s"]) for epoch in epochs) / 60
+    return CaseResult.of(
+        parameters={
+            "recipe": config.recipe.name,
+            "split": config.split,
+            "width": config.width,
+            "size": config.recipe.stages[-1].size,
+            "epochs": planned,
+            "validation_samples": rows["network"].samples,
+        },
+        figures=figures,
+    )
+
+
+def _value(scores: Scores, name: str) -> float:
+    value = getattr(scores, name)
+    assert value is not None, "both decoders are scored"
+    return float(value)
+
+
+def _finished_epochs(path: Path) -> list[dict[str, str]]:
+    try:
+        with path.open(newline="", encoding="utf-8") as lines:
+            return list(csv.DictReader(lines))
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; expected the figures of a run") from None

@@ -1,0 +1,203 @@
+"""What the pictures of results look like: one function a kind, from a result to a canvas.
+
+All are narrow, so that the text is readable on a phone, where the page shows them 360 pixels wide.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+from matplotlib.figure import Figure as Canvas
+
+from benchmarks.report import tables
+from benchmarks.results import NO_NETWORK, Result
+
+_WIDTH = 4.4
+_OURS, _OTHERS, _FLOOR = "#1b6ca8", "#b9bec6", "#e0a030"
+_PHASE_COLOURS = ("#c0392b", "#e0a030", "#1b6ca8", "#12486f", "#6c9a3b", "#8e6bb0")
+STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "maskdepth",
+}
+
+
+def bars(result: Result, label: str) -> Canvas:
+    """One horizontal bar a case, longest on top, with its number."""
+    rows = [
+        (name, case.samples_per_s.median, case.samples_per_s)
+        for name, case in result.cases.items()
+        if case.samples_per_s is not None
+    ]
+    rows.sort(key=lambda row: row[1])
+    canvas, axes = pyplot.subplots(figsize=(_WIDTH, 0.6 + 0.44 * len(rows)))
+    for at, (name, rate, spread) in enumerate(rows):
+        ours = name.startswith("ours") or name.endswith(", ours")
+        colour = _OURS if ours else _FLOOR if name.startswith("floor") else _OTHERS
+        error = [[rate - spread.lowest], [spread.highest - rate]]
+        axes.barh(at, rate, 0.42, color=colour, xerr=error, error_kw={"lw": 0.8, "alpha": 0.6})
+        axes.text(0, at + 0.27, f"{name}  {tables.number(rate)}", va="bottom", fontsize=8.5)
+    axes.set_yticks([])
+    axes.set_ylim(-0.5, len(rows))
+    axes.set_xlabel(label)
+    return canvas
+
+
+def rate_bars(result: Result) -> Canvas:
+    """Loader, model and both of every stage, on a logarithmic scale."""
+    found = tables.stages(result)
+    parts = {"loader": _OTHERS, "model": _FLOOR, "training": _OURS}
+    labels = {"loader": "loader alone", "model": "model alone", "training": "both: training"}
+    canvas, axes = pyplot.subplots(figsize=(_WIDTH, 0.9 + 0.8 * len(found)))
+    for row, title in enumerate(reversed(found)):
+        for at, (part, colour) in enumerate(parts.items()):
+            spread = found[title][part].samples_per_s
+            assert spread is not None
+            rate, height = spread.median, row + (1 - at) * 0.26
+            axes.barh(height, rate, 0.24, color=colour, label=labels[part] if row == 0 else None)
+            axes.text(rate, height, f" {tables.number(rate)}", va="center", fontsize=8)
+    axes.set_yticks(range(len(found)), list(reversed(found)))
+    axes.set_xscale("log")
+    axes.margins(x=0.15)
+    axes.set_xlabel("samples/s, logarithmic, more is better")
+    canvas.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=3, frameon=False, fontsize=8)
+    return canvas
+
+
+def stacked(result: Result) -> Canvas:
+    """One bar a stage and part, made of the milliseconds of its phases."""
+    rows = [
+        (f"{title}\n{part}", tables.per_sample_ms(parts[part]))
+        for title, parts in tables.stages(result).items()
+        for part in ("training", "validation")
+    ]
+    canvas, axes = pyplot.subplots(figsize=(_WIDTH, 0.9 + 0.45 * len(rows)))
+    for phase, colour in zip(tables.PHASES, _PHASE_COLOURS, strict=True):
+        lengths = [times.get(phase, 0.0) for _, times in reversed(rows)]
+        before = [_before(times, phase) for _, times in reversed(rows)]
+        label = phase.replace("_", " ")
+        axes.barh(range(len(rows)), lengths, 0.6, left=before, color=colour, label=label)
+    axes.set_yticks(range(len(rows)), [title for title, _ in reversed(rows)], fontsize=8)
+    axes.set_xlabel("ms a sample, less is better")
+    canvas.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=3, frameon=False, fontsize=8)
+    return canvas
+
+
+def _before(times: dict[str, float], phase: str) -> float:
+    earlier = tables.PHASES[: tables.PHASES.index(phase)]
+    return sum(times.get(name, 0.0) for name in earlier)
+
+
+def scaling(result: Result) -> Canvas:
+    """A row of two plots for each axis: the rate, and what it costs."""
+    axes_of: dict[str, None] = dict.fromkeys(
+        str(case.parameters["axis"]) for case in result.cases.values()
+    )
+    canvas, rows = pyplot.subplots(
+        len(axes_of), 2, figsize=(_WIDTH, 1.65 * len(axes_of)), layout="constrained", squeeze=False
+    )
+    for row, axis in zip(rows, axes_of, strict=True):
+        second = "first_batch_s" if axis == "records" else "cpu_us_per_sample"
+        for axes, what in zip(row, ("samples_per_s", second), strict=True):
+            _lines(axes, result, axis, what)
+    handles, labels = rows[0][0].get_legend_handles_labels()
+    canvas.legend(handles, labels, loc="outside upper center", ncol=2, frameon=False, fontsize=8)
+    return canvas
+
+
+def _lines(axes: Any, result: Result, axis: str, what: str) -> None:
+    labels = {
+        "samples_per_s": "samples/s",
+        "cpu_us_per_sample": "CPU us/sample",
+        "first_batch_s": "s to the first batch",
+    }
+    engines = dict.fromkeys(str(case.parameters["engine"]) for case in result.cases.values())
+    for engine, marker, colour in zip(engines, "os^v", (_OURS, _FLOOR, _OTHERS, "k"), strict=False):
+        points = sorted(
+            (float(case.parameters["value"]), value)
+            for case in result.cases.values()
+            if case.parameters["axis"] == axis and case.parameters["engine"] == engine
+            if (value := tables.point(case, what)) is not None
+        )
+        if points:
+            axes.plot(*zip(*points, strict=True), marker=marker, ms=3, color=colour, label=engine)
+    axes.set_xscale("log")
+    if axis != "records":
+        cases = (case for case in result.cases.values() if case.parameters["axis"] == axis)
+        values = sorted({float(case.parameters["value"]) for case in cases})
+        axes.set_xticks(values, [f"{value:.0f}" for value in values])
+        axes.minorticks_off()
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(axis, fontsize=8)
+    axes.set_title(labels[what], fontsize=8)
+    axes.tick_params(labelsize=7)
+
+
+def recipes(result: Result) -> Canvas:
+    """Both scores over CPU minutes: a line a recipe, the rules as dashes."""
+    canvas, panels = pyplot.subplots(1, 2, figsize=(_WIDTH, 2.6), layout="constrained")
+    names = dict.fromkeys(
+        str(case.parameters["recipe"]) for case in result.cases.values() if case.parameters
+    )
+    for axes, (figure, title) in zip(panels, tables.SCORES.items(), strict=True):
+        for recipe in names:
+            points = [
+                (float(case.parameters["cpu_min"]), case.figures[figure])
+                for case in result.cases.values()
+                if case.parameters.get("recipe") == recipe and figure in case.figures
+            ]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker="o", ms=3, label=recipe)
+        rule = result.cases[NO_NETWORK].figures[figure]
+        axes.axhline(rule, color="gray", linestyle="--", lw=1, label=NO_NETWORK)
+        axes.set_title(title, fontsize=8)
+        axes.set_xlabel("CPU minutes of training", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+    panels[0].set_ylim(0, 1)
+    handles, labels = panels[0].get_legend_handles_labels()
+    canvas.legend(handles, labels, loc="outside upper center", ncol=4, frameon=False, fontsize=8)
+    return canvas
+
+
+def quality(result: Result) -> Canvas:
+    """Both scores of every run, the network's bar above that of the rule."""
+    names = list(reversed(result.cases))
+    canvas, panels = pyplot.subplots(
+        1, 2, figsize=(_WIDTH, 0.9 + 0.45 * len(names)), layout="constrained", sharey=True
+    )
+    bars_of = {"": ("network", _OURS, 0.18), "rule_": ("rule", _OTHERS, -0.18)}
+    for axes, (figure, title) in zip(panels, tables.SCORES.items(), strict=True):
+        for before, (label, colour, shift) in bars_of.items():
+            for at, name in enumerate(names):
+                value = result.cases[name].figures[before + figure]
+                axes.barh(at + shift, value, 0.34, color=colour, label="" if at else label)
+                axes.text(value, at + shift, f" {value:.3f}", va="center", fontsize=7)
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+        axes.set_title(title, fontsize=8)
+        axes.tick_params(axis="x", labelsize=7)
+        axes.margins(x=0.22)
+    handles, labels = panels[0].get_legend_handles_labels()
+    canvas.legend(handles, labels, loc="outside upper center", ncol=2, frameon=False, fontsize=8)
+    return canvas
+
+
+def encode(result: Result) -> Canvas:
+    """One horizontal bar a step, in the order of the work."""
+    names = list(reversed(result.cases))
+    cpu_us = [result.cases[name].figures["median_cpu_us"] for name in names]
+    canvas, axes = pyplot.subplots(figsize=(_WIDTH, 0.6 + 0.24 * len(names)))
+    axes.barh(names, cpu_us, 0.7, color=[_FLOOR, *[_OURS] * (len(names) - 1)])
+    for at, value in enumerate(cpu_us):
+        axes.text(value, at, f" {tables.number(value)}", va="center", fontsize=8)
+    axes.tick_params(axis="y", labelsize=8)
+    axes.margins(x=0.12)
+    axes.set_xlabel("CPU us a sample, less is better")
+    return canvas
