@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from benchmarks.loading import Loading
 from benchmarks.results import write_result
 from convert.errors import DataError
 from convert.workers import default_workers
@@ -61,11 +62,11 @@ def _loading(command: Callable[..., None]) -> Callable[..., None]:
 @main.command()
 @click.argument("shards", type=_PATH)
 @_loading
-def loader(shards: Path, json_path: Path | None, **options: Any) -> None:
+def loader(shards: Path, json_path: Path | None, **loading: Any) -> None:
     """Both engines on SHARDS beside the floor: libjpeg-turbo alone on the same bytes."""
     from benchmarks.loader import run
 
-    write_result(run(shards, say=_say, **options), json_path)
+    write_result(run(shards, Loading(**loading), _say), json_path)
 
 
 @main.command()
@@ -74,11 +75,19 @@ def loader(shards: Path, json_path: Path | None, **options: Any) -> None:
 @_option("--slow-share", type=click.IntRange(1), default=8, help="Pillow reads 1 in so many.")
 @_option("--only", multiple=True, help="Part of the name of who takes part; may be repeated.")
 @_loading
-def peers(dataset: Path, shards: Path, json_path: Path | None, **options: Any) -> None:
+def peers(
+    dataset: Path,
+    shards: Path,
+    json_path: Path | None,
+    slow_share: int,
+    only: tuple[str, ...],
+    **loading: Any,
+) -> None:
     """Both engines on SHARDS beside what others would make of DATASET."""
     from benchmarks.peers.run import run
 
-    write_result(run(dataset, shards, say=_say, **options), json_path)
+    who: Any = {"slow_share": slow_share, "only": only}
+    write_result(run(dataset, shards, Loading(**loading), say=_say, **who), json_path)
 
 
 _ENGINE = _option("--loader", "engine", default="ffcv", help="ffcv or dali.")
@@ -135,11 +144,14 @@ def epoch(
     "--records", type=click.IntRange(100), multiple=True, default=(1_000, 10_000, 100_000, 400_000)
 )
 @_loading
-def scaling(shards: Path, json_path: Path | None, **options: Any) -> None:
+def scaling(
+    shards: Path, json_path: Path | None, samples: int, records: tuple[int, ...], **loading: Any
+) -> None:
     """Rates against threads, batch size, image size and number of records."""
     from benchmarks.scaling import run
 
-    write_result(run(shards, say=_say, **options), json_path)
+    sizes: Any = {"samples": samples, "records": records}
+    write_result(run(shards, Loading(**loading), say=_say, **sizes), json_path)
 
 
 @main.command()
@@ -155,22 +167,22 @@ def simulate(shards: Path, json_path: Path | None) -> None:
 @main.command()
 @click.argument("shards", type=_PATH)
 @_loading
-def parity(shards: Path, json_path: Path | None, repeats: int, **options: Any) -> None:
+def parity(shards: Path, json_path: Path | None, **loading: Any) -> None:
     """Pixels on a device against those that the CPU decodes one by one; exit 2 if they differ."""
     from benchmarks.parity import run
 
-    write_result(run(shards, say=_say, **options), json_path)
+    write_result(run(shards, Loading(**loading), _say), json_path)
 
 
 @main.command()
 @click.argument("dataset", type=_PATH)
 @click.argument("shards", type=_PATH)
 @_loading
-def hardware(dataset: Path, shards: Path, json_path: Path | None, **options: Any) -> None:
+def hardware(dataset: Path, shards: Path, json_path: Path | None, **loading: Any) -> None:
     """DALI's hw_decoder_load from 0 to 1, on a GPU."""
     from benchmarks.hardware import run
 
-    write_result(run(dataset, shards, say=_say, **options), json_path)
+    write_result(run(dataset, shards, Loading(**loading), _say), json_path)
 
 
 @main.command()

@@ -15,6 +15,7 @@ import torch
 from benchmarks.contender import Contender, race
 from benchmarks.images import Scale, read_truth
 from benchmarks.loader import some_samples
+from benchmarks.loading import Loading
 from benchmarks.parity import GPU_LEVELS
 from benchmarks.peers.dali import open_dali
 from benchmarks.peers.source import Files, WriteTars
@@ -25,22 +26,13 @@ from convert.shards import Shards
 LOADS = (0.0, 0.25, 0.5, 0.65, 0.8, 0.9, 1.0)
 
 
-def run(
-    dataset: Path,
-    shards: Path,
-    *,
-    repeats: int,
-    batch_size: int,
-    threads: int,
-    device: str,
-    say: Callable[[str], None],
-) -> Result:
+def run(dataset: Path, shards: Path, loading: Loading, say: Callable[[str], None]) -> Result:
     """Three images a sample with resident backgrounds; stock DALI, so that nothing else counts.
 
     Raises DataError on a CPU, where the setting has no effect.
     """
-    if torch.device(device).type != "cuda":
-        raise DataError(f"device {device}: only a GPU has a JPEG decoder to share work with")
+    if torch.device(loading.device).type != "cuda":
+        raise DataError(f"device {loading.device}: only a GPU has a JPEG decoder to share with")
     opened = Shards(shards)
     everything = np.arange(len(opened))
     with tempfile.TemporaryDirectory(prefix="maskdepth-hardware-") as folder:
@@ -49,24 +41,21 @@ def run(
                 name=f"hw_decoder_load {load:g}",
                 opens=open_dali,
                 options={
-                    "shards": shards, "batch_size": batch_size, "threads": threads,
-                    "device": device, "resident": True, "normalise": False, "load": load,
+                    **loading.options, "shards": shards, "resident": True, "normalise": False,
+                    "load": load,
                 },
-                convert=WriteTars(Files(dataset, everything), threads),
+                convert=WriteTars(Files(dataset, everything), loading.threads),
                 store=Path(folder) / "tars",
                 expected=everything,
                 scale=Scale(),
                 levels=GPU_LEVELS,
-                threads=threads,
-                device=device,
+                threads=loading.threads,
+                device=loading.device,
             )
             for load in LOADS
         ]  # fmt: skip
         truth = read_truth(opened, some_samples(len(opened)))
-        found = race(field, truth, repeats, optional=True, say=say)
+        found = race(field, truth, loading.repeats, optional=True, say=say)
     cases = {name: CaseResult.of(one) for name, one in found.repeats.items()}
-    arguments = {
-        "dataset": dataset.name, "repeats": repeats, "batch_size": batch_size,
-        "threads": threads, "device": device,
-    }  # fmt: skip
-    return make_result("hardware", arguments, cases, device=device, skipped=found.skipped)
+    arguments = loading.arguments(dataset=dataset.name)
+    return make_result("hardware", arguments, cases, device=loading.device, skipped=found.skipped)

@@ -12,6 +12,7 @@ import numpy as np
 
 from benchmarks.contender import Contender, Isolated, race
 from benchmarks.images import Truth, read_truth
+from benchmarks.loading import Loading
 from benchmarks.meter import drop_cache
 from benchmarks.ours import floor_contender, our_contenders, skipped_engines
 from benchmarks.results import CaseResult, Result, make_result
@@ -20,35 +21,24 @@ from convert.shards import Shards
 COMPARED = 256
 
 
-def run(
-    shards: Path,
-    *,
-    repeats: int,
-    batch_size: int,
-    threads: int,
-    device: str,
-    say: Callable[[str], None],
-) -> Result:
+def run(shards: Path, loading: Loading, say: Callable[[str], None]) -> Result:
     """Time whole shuffled epochs: uint8, then floats of `Preprocess`, and one with a cold cache."""
     opened = Shards(shards)
     truth = read_truth(opened, some_samples(len(opened)))
-    ours = our_contenders(shards, batch_size, threads, device)
-    floats = our_contenders(shards, batch_size, threads, device, normalise=True)
-    contenders = [*ours, *floats, floor_contender(shards, threads)]
-    found = race(contenders, truth, repeats, say=say)
+    ours = our_contenders(shards, loading)
+    floats = our_contenders(shards, loading, normalise=True)
+    contenders = [*ours, *floats, floor_contender(shards, loading.threads)]
+    found = race(contenders, truth, loading.repeats, say=say)
     cases = {
         name: CaseResult.of(found.repeats[name], figures=found.figures[name])
         for name in found.repeats
     }
     for contender in ours:
         cases[f"{contender.name}, cold cache"] = _cold(contender, truth, opened, say)
-    arguments = {
-        "shards": shards.name, "samples": len(opened), "repeats": repeats,
-        "batch_size": batch_size, "threads": threads, "device": device,
-    }  # fmt: skip
+    arguments = loading.arguments(shards=shards.name, samples=len(opened))
     names, skipped = [one.name for one in (*ours, *floats)], skipped_engines(shards)
     return make_result(
-        "loader", arguments, cases, device=device, ours=tuple(names), skipped=skipped
+        "loader", arguments, cases, device=loading.device, ours=tuple(names), skipped=skipped
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from benchmarks.contender import Contender, Epochs
 from benchmarks.images import Images, Scale
+from benchmarks.loading import Loading
 from benchmarks.results import FLOAT
 from convert.manifest import Statistics
 from convert.shards import Shards
@@ -55,9 +56,7 @@ def normalised(statistics: Statistics) -> Scale:
     return Scale(**moments, depth=255.0, mask_threshold=0.5)
 
 
-def our_contenders(
-    shards: Path, batch_size: int, threads: int, device: str, *, normalise: bool = False
-) -> list[Contender]:
+def our_contenders(shards: Path, loading: Loading, *, normalise: bool = False) -> list[Contender]:
     """Each of our engines that is installed; see `missing_engines`."""
     manifest = Shards(shards).manifest
     scale = normalised(manifest.statistics) if normalise else Scale(mask_threshold=1)
@@ -66,14 +65,13 @@ def our_contenders(
             name=f"ours, {engine.upper()}{FLOAT if normalise else ''}",
             opens=open_ours,
             options={
-                "engine": engine, "shards": shards, "batch_size": batch_size,
-                "threads": threads, "device": device, "normalise": normalise,
+                **loading.options, "engine": engine, "shards": shards, "normalise": normalise
             },
             expected=np.arange(manifest.layout.samples),
             scale=scale,
             levels=0.01 if normalise else 0.0,
-            threads=threads,
-            device=device,
+            threads=loading.threads,
+            device=loading.device,
         )
         for engine in ENGINES
         if engine not in missing_engines(shards)

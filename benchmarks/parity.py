@@ -14,6 +14,7 @@ import torch
 from benchmarks.contender import Isolated, Unavailable
 from benchmarks.images import read_truth
 from benchmarks.loader import some_samples
+from benchmarks.loading import Loading
 from benchmarks.ours import our_contenders
 from benchmarks.results import CaseResult, Result, make_result
 from convert.shards import Shards
@@ -22,9 +23,7 @@ from convert.shards import Shards
 GPU_LEVELS = 8.0
 
 
-def run(
-    shards: Path, *, batch_size: int, threads: int, device: str, say: Callable[[str], None]
-) -> Result:
+def run(shards: Path, loading: Loading, say: Callable[[str], None]) -> Result:
     """One epoch of each engine, as uint8 and as floats. Raises Unavailable where one is wrong.
 
     On a CPU not one level of difference is allowed, on a GPU `GPU_LEVELS`; masks are equal on
@@ -32,17 +31,17 @@ def run(
     """
     opened = Shards(shards)
     truth = read_truth(opened, some_samples(len(opened)))
-    allowed = GPU_LEVELS if torch.device(device).type == "cuda" else 0.0
+    allowed = GPU_LEVELS if torch.device(loading.device).type == "cuda" else 0.0
     cases = {}
     for normalise in (False, True):
-        for contender in our_contenders(shards, batch_size, threads, device, normalise=normalise):
+        for contender in our_contenders(shards, loading, normalise=normalise):
             levels = max(allowed, contender.levels)
             try:
                 with Isolated(replace(contender, levels=levels)) as isolated:
                     figures = {**isolated.check(truth), "allowed_levels": levels}
             except Unavailable as error:
-                raise Unavailable(f"{contender.name} on {device}: {error}") from None
+                raise Unavailable(f"{contender.name} on {loading.device}: {error}") from None
             cases[contender.name] = CaseResult(figures=figures)
             say(f"{contender.name}: {figures['largest_difference_levels']:.3g} levels at most")
-    arguments = {"shards": shards.name, "compared": len(truth.index), "device": device}
-    return make_result("parity", arguments, cases, device=device)
+    arguments = {"shards": shards.name, "compared": len(truth.index), "device": loading.device}
+    return make_result("parity", arguments, cases, device=loading.device)

@@ -20,6 +20,7 @@ import psutil
 
 from benchmarks.contender import Contender, race
 from benchmarks.images import read_truth
+from benchmarks.loading import Loading
 from benchmarks.ours import our_contenders
 from benchmarks.repeated import write_repeated
 from benchmarks.results import CaseResult, Result, make_result
@@ -36,11 +37,8 @@ _BATCHES = 40  # of 64, for each number of records
 
 def run(
     shards: Path,
+    loading: Loading,
     *,
-    repeats: int,
-    batch_size: int,
-    threads: int,
-    device: str,
     samples: int,
     records: Sequence[int],
     say: Callable[[str], None],
@@ -61,28 +59,28 @@ def run(
             renamed.append(replace(contender, name=name, scale=None))
         return renamed
 
-    counts = sorted({1, threads, *(2**n for n in range(10) if 2**n < threads)})
+    counts = sorted({1, loading.threads, *(2**n for n in range(10) if 2**n < loading.threads)})
     for axis, values in (("threads", counts), ("batch size", BATCH_SIZES)):
         field = []
         for value in values:
-            options: dict[str, Any] = {"batch_size": batch_size, "threads": threads}
-            options |= {"threads": value} if axis == "threads" else {"batch_size": value}
-            field += add(axis, value, our_contenders(shards, device=device, **options))
-        _time(cases, field, shards, repeats, say)
+            varied = (
+                replace(loading, threads=value)
+                if axis == "threads"
+                else replace(loading, batch_size=value)
+            )
+            field += add(axis, value, our_contenders(shards, varied))
+        _time(cases, field, shards, loading.repeats, say)
     with tempfile.TemporaryDirectory(prefix="maskdepth-scaling-") as name:
         folder = Path(name)
         field = []
         for size in IMAGE_SIZES:
             packed = _composed(folder, size, samples)
-            field += add("image size", size, our_contenders(packed, batch_size, threads, device))
-        _time(cases, field, shards, repeats, say)
+            field += add("image size", size, our_contenders(packed, loading))
+        _time(cases, field, shards, loading.repeats, say)
         for count in records:
-            cases |= _opened(shards, folder / f"repeated-{count}", count, threads, device, say)
-    arguments = {
-        "shards": shards.name, "samples": samples, "repeats": repeats, "batch_size": batch_size,
-        "threads": threads, "device": device,
-    }  # fmt: skip
-    return make_result("scaling", arguments, cases, device=device)
+            cases |= _opened(shards, folder / f"repeated-{count}", count, loading, say)
+    arguments = loading.arguments(shards=shards.name, samples=samples)
+    return make_result("scaling", arguments, cases, device=loading.device)
 
 
 def _time(
@@ -109,7 +107,7 @@ def _composed(folder: Path, size: int, samples: int) -> Path:
 
 
 def _opened(
-    shards: Path, folder: Path, count: int, threads: int, device: str, say: Callable[[str], None]
+    shards: Path, folder: Path, count: int, loading: Loading, say: Callable[[str], None]
 ) -> dict[str, CaseResult]:
     """Opening a folder of so many records, in a fresh process for each engine."""
     samples = write_repeated(shards, folder, count)
@@ -117,7 +115,7 @@ def _opened(
     for engine in ("ffcv", "dali"):
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=context) as pool:
-            figures = pool.submit(_open, engine, shards, folder, threads, device).result()
+            figures = pool.submit(_open, engine, shards, folder, loading).result()
         name = f"ours, {engine.upper()}"
         say(f"{name}, {samples} records: first batch after {figures['first_batch_s']:.2f} s")
         found[f"{name}, records {samples}"] = CaseResult(
@@ -127,9 +125,11 @@ def _opened(
     return found
 
 
-def _open(engine: str, warm: Path, folder: Path, threads: int, device: str) -> dict[str, float]:
+def _open(engine: str, warm: Path, folder: Path, loading: Loading) -> dict[str, float]:
     """Seconds to the first batch, memory that the loader adds, and the rate of what follows."""
-    options: dict[str, Any] = {"device": device, "num_workers": threads, "rank": 0, "world_size": 1}
+    options: dict[str, Any] = {
+        "device": loading.device, "num_workers": loading.threads, "rank": 0, "world_size": 1
+    }  # fmt: skip
     with build_loader(engine, warm, **options) as loader:  # imports, compiled kernels
         next(iter(loader.epoch(0)))
     this = psutil.Process()

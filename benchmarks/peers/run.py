@@ -16,6 +16,7 @@ import numpy as np
 from benchmarks.contender import Contender, race
 from benchmarks.images import Scale, Truth
 from benchmarks.loader import some_samples
+from benchmarks.loading import Loading
 from benchmarks.ours import floor_contender, our_contenders, skipped_engines
 from benchmarks.peers.dali import normalised, open_dali
 from benchmarks.peers.ffcv import WriteBeton, open_ffcv
@@ -41,11 +42,8 @@ _LOSSY: dict[str, Any] = {"levels": 160, "mask_share": 1e-3}
 def run(
     dataset: Path,
     shards: Path,
+    loading: Loading,
     *,
-    repeats: int,
-    batch_size: int,
-    threads: int,
-    device: str,
     slow_share: int,
     only: tuple[str, ...] = (),
     say: Callable[[str], None],
@@ -56,26 +54,26 @@ def run(
     slow_share: those that decode with Pillow read every ``slow_share``-th sample only, so that
         an epoch of theirs takes about as long as one of ours.
     """
-    ours = our_contenders(shards, batch_size, threads, device)
-    floats = our_contenders(shards, batch_size, threads, device, normalise=True)
+    ours = our_contenders(shards, loading)
+    floats = our_contenders(shards, loading, normalise=True)
     with tempfile.TemporaryDirectory(prefix="maskdepth-peers-") as folder:
-        field = _Field(dataset, shards, Path(folder), batch_size, threads, device, slow_share)
-        contenders = [*ours, *floats, floor_contender(shards, threads), *field.all()]
+        field = _Field(dataset, shards, Path(folder), loading, slow_share)
+        contenders = [*ours, *floats, floor_contender(shards, loading.threads), *field.all()]
         contenders = [one for one in contenders if chosen(one.name, only)]
         truth = _truth(dataset, slow_share)
-        found = race(contenders, truth, repeats, optional=True, say=say)
+        found = race(contenders, truth, loading.repeats, optional=True, say=say)
     cases = {
         name: CaseResult.of(found.repeats[name], figures=found.figures[name])
         for name in found.repeats
     }
-    arguments = {
-        "dataset": dataset.name, "samples": len(field.everything), "repeats": repeats,
-        "batch_size": batch_size, "threads": threads, "device": device,
-        "slow_share": slow_share,
-    }  # fmt: skip
+    arguments = loading.arguments(
+        dataset=dataset.name, samples=len(field.everything), slow_share=slow_share
+    )
     names = tuple(one.name for one in (*ours, *floats) if one.name in cases)
     skipped = {**skipped_engines(shards), **found.skipped}
-    return make_result("peers", arguments, cases, device=device, ours=names, skipped=skipped)
+    return make_result(
+        "peers", arguments, cases, device=loading.device, ours=names, skipped=skipped
+    )
 
 
 def chosen(name: str, only: tuple[str, ...]) -> bool:
@@ -102,24 +100,17 @@ class _Field:
     """Everybody but us, with the files they read."""
 
     def __init__(
-        self,
-        dataset: Path,
-        shards: Path,
-        folder: Path,
-        batch_size: int,
-        threads: int,
-        device: str,
-        slow_share: int,
+        self, dataset: Path, shards: Path, folder: Path, loading: Loading, slow_share: int
     ) -> None:
         with ReferenceLoader(dataset, batch_size=1) as reference:
             self.everything = Files(dataset, np.arange(reference.layout.samples))
         self._some = Files(dataset, self.everything.indices[::slow_share])
         self._folder, self._shards = folder, shards
-        self._batch_size, self._threads, self._device = batch_size, threads, device
+        self._loading = loading
 
     def all(self) -> list[Contender]:
         """In the order in which they take turns."""
-        batch, threads = self._batch_size, self._threads
+        batch, threads = self._loading.batch_size, self._loading.threads
         fast = partial(Contender, expected=self.everything.indices, threads=threads)
         slow = partial(Contender, expected=self._some.indices, threads=threads)
         workers = {"batch_size": batch, "workers": threads}
@@ -151,17 +142,14 @@ class _Field:
     def _dali(
         self, name: str, contender: Callable[..., Contender], *, resident: bool, normalise: bool
     ) -> Contender:
-        options = {
-            "shards": self._shards, "batch_size": self._batch_size, "threads": self._threads,
-            "device": self._device, "resident": resident, "normalise": normalise,
-        }  # fmt: skip
+        asked = {"shards": self._shards, "resident": resident, "normalise": normalise}
         return contender(
             name=name,
             opens=open_dali,
-            options=options,
-            convert=WriteTars(self.everything, self._threads),
+            options={**self._loading.options, **asked},
+            convert=WriteTars(self.everything, self._loading.threads),
             store=self._folder / "tars",
             scale=normalised(self._shards) if normalise else Scale(),
             levels=0.01 if normalise else 0.0,
-            device=self._device,
+            device=self._loading.device,
         )

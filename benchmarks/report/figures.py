@@ -123,7 +123,7 @@ _KINDS: dict[str, tuple[_Kind, ...]] = {
             title="What training reaches",
             alt="Bars: mask IoU and depth RMSE of runs, beside the rules without a network",
             plot=plots.quality,
-            tables=(tables.quality,),
+            tables=(tables.quality_random, tables.quality_held_out),
         ),
     ),
     "simulation": (
@@ -166,7 +166,8 @@ def _figure(name: str, kind: _Kind, result: Result) -> Figure:
         pyplot.close(canvas)
     return Figure(
         name=name + kind.suffix, title=kind.title, alt=kind.alt,
-        tables=tuple(table(result) for table in kind.tables), where=tables.where(result),
+        tables=tuple(table for make in kind.tables if (table := make(result)).rows),
+        where=tables.where(result),
         notes=tuple(f"{who}: not measured: {why}" for who, why in result.skipped.items()),
         **images,
     )  # fmt: skip

@@ -180,11 +180,23 @@ def recipes(result: Result) -> Table:
     return Table(("", *SCORES.values()), rows)
 
 
-def quality(result: Result) -> Table:
-    """Scores of every run beside those of the rules, and what it took."""
+def quality_random(result: Result) -> Table:
+    """Runs whose backgrounds and people are all in training too."""
+    return _quality(result, ("random",))
+
+
+def quality_held_out(result: Result) -> Table:
+    """Runs that are scored on new backgrounds, new people or both."""
+    return _quality(result, ("bg", "fg", "both"))
+
+
+def _quality(result: Result, splits: tuple[str, ...]) -> Table:
+    """Scores of runs beside those of the rules, and what they took."""
     rows = []
     for name, case in result.cases.items():
         about, found = case.parameters, case.figures
+        if about["split"] not in splits:
+            continue
         row = [name, str(about["recipe"]), str(about["split"])]
         row += [number(float(about[key])) for key in ("epochs", "validation_samples")]
         row += [number(found["training_cpu_min"])]
