@@ -98,7 +98,7 @@ gpu-check: install $(BENCH_SHARDS)/manifest.json
 	$(BENCH) hardware $(BENCH_DATA) $(BENCH_SHARDS) --device $(GPU) \
 		--json $(GPU_RESULTS)/hardware.json
 	$(BENCH) step $(BENCH_SHARDS) --device $(GPU) --amp auto --size 224 --batch-size 32 \
-		--steps 10 --json $(GPU_RESULTS)/step.json
+		--steps 10 --loader $(LOADER) --json $(GPU_RESULTS)/step.json
 	$(BENCH) epoch $(BENCH_SHARDS) --device $(GPU) --loader dali --size 112 --size 224 \
 		--batch-size 32 --json $(GPU_RESULTS)/epoch.json
 	$(BENCH) report $(GPU_RESULTS)

@@ -103,7 +103,7 @@ def train_epoch(
     passes = sum(earlier.epochs for earlier in run.config.recipe.stages[:number]) + epoch
     title = f"stage {number + 1}, epoch {epoch + 1} of {stage.epochs}"
     batches, save_every, ranks = len(loader), run.config.save_every, run.config.world_size
-    with EpochMeter(title, batches, done=start, ranks=ranks, shown=run.first) as meter:
+    with EpochMeter(title, batches, start, run.elapsed, ranks=ranks, shown=run.first) as meter:
         for done, batch in enumerate(meter.batches(loader.epoch(passes, start=start)), start + 1):
             lr = stage.lr_at(epoch * batches + done - 1, stage.epochs * batches)
             step(batch, preprocess=partial(preprocess, epoch=passes), lr=lr)
@@ -113,6 +113,7 @@ def train_epoch(
                 run.watch({"lr": lr, **meter.figures()})
             if done % save_every == 0 and done < batches:  # host syncs: every save_every steps
                 run.check(title, done)
+                run.elapsed = meter.elapsed
                 run.save(Position(number, epoch, done))
         loss = run.check(title, batches)  # host syncs: once an epoch
     run.running.reset()

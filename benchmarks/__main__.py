@@ -13,26 +13,40 @@ from benchmarks.loading import Loading
 from benchmarks.results import write_result
 from convert.errors import DataError
 from convert.workers import default_workers
+from model.errors import Commands as ModelCommands
+from model.errors import ModelError
+from model.files import require_writable
+from model.precision import AMP, choose_device
 
 
-class Commands(click.Group):
+class Commands(ModelCommands):
     """Says a user's mistake in one line, with exit code 2."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, context: click.Context) -> Any:
         """Run the command."""
         from benchmarks.contender import Unavailable
-        from model.errors import ModelError
 
         try:
-            return super().invoke(ctx)
-        except (DataError, ModelError, Unavailable) as error:
-            click.echo(f"Error: {error}", err=True)
-            ctx.exit(2)
+            return super().invoke(context)
+        except (DataError, Unavailable) as error:
+            raise ModelError(str(error)) from None
+
+
+def _writable(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
+    """Found out before anything is measured."""
+    if path is not None:
+        require_writable(path)
+    return path
+
+
+def _there(context: click.Context, option: click.Parameter, device: str) -> str:
+    return str(choose_device(device))
 
 
 _PATH = click.Path(path_type=Path)
 _option = partial(click.option, show_default=True)
-_JSON = click.option("--json", "json_path", type=_PATH, help="Write JSON.")
+_JSON = click.option("--json", "json_path", type=_PATH, callback=_writable, help="Write JSON.")
+_DEVICE = _option("--device", default="cpu", callback=_there, help="auto, cpu, cuda or cuda:N.")
 _REPEATS = _option("--repeats", type=click.IntRange(1), default=5)
 _WORKERS = _option("--workers", type=click.IntRange(1), default=default_workers())
 
@@ -50,7 +64,7 @@ def _loading(command: Callable[..., None]) -> Callable[..., None]:
     """Options of the commands that load batches."""
     for decorate in (
         _JSON,
-        _option("--device", default="cpu", help="cpu, cuda or cuda:N."),
+        _DEVICE,
         _option("--threads", type=click.IntRange(1), default=default_workers()),
         _option("--batch-size", type=click.IntRange(1), default=64),
         _REPEATS,
@@ -93,7 +107,7 @@ def peers(
 _ENGINE = _option("--loader", "engine", default="ffcv", help="ffcv or dali.")
 _WIDTH = _option("--width", type=click.IntRange(1), default=64, help="64 is the full network.")
 _KINDS = click.Choice(["depth", "mask", "joint"])
-_AMP = _option("--amp", default="auto", help="As `train.py fit` takes it.")
+_AMP = _option("--amp", type=click.Choice(AMP), default="auto", help="As `train.py fit` has it.")
 
 
 @main.command()
@@ -104,8 +118,8 @@ _AMP = _option("--amp", default="auto", help="As `train.py fit` takes it.")
 @_option("--size", type=click.IntRange(8), default=112)
 @_option("--batch-size", type=click.IntRange(1), default=4)
 @_ENGINE
-@_option("--device", default="cpu", help="cpu, cuda or cuda:N.")
-@_option("--amp", default="off", help="off: float32, for both ways.")
+@_DEVICE
+@_option("--amp", type=click.Choice(AMP), default="off", help="For both ways; off: float32.")
 @_JSON
 def step(shards: Path, json_path: Path | None, **options: Any) -> None:
     """A training step of the depth and the mask stage, ours and the original's way."""
@@ -241,7 +255,7 @@ def recipes(shards: Path, json_path: Path | None, **options: Any) -> None:
 
 @main.command()
 @click.argument("runs", type=_PATH, nargs=-1, required=True, metavar="RUN_DIR...")
-@_option("--device", default="cpu", help="cpu, cuda or cuda:N.")
+@_DEVICE
 @_JSON
 def quality(runs: tuple[Path, ...], device: str, json_path: Path | None) -> None:
     """What finished runs of `train.py fit` reach, beside the rules that need no network."""

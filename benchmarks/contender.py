@@ -41,6 +41,7 @@ class Contender:
         the loading.
     expected: int64, the samples of an epoch.
     scale, levels, mask_share: see `benchmarks.images.check`; scale None: delivers no images.
+    device: where the images shall be; those that come on the CPU are copied, as a user would.
     """
 
     name: str
@@ -68,7 +69,8 @@ def _serve(pipe: Connection, contender: Contender) -> None:
             torch.set_num_threads(contender.threads)
             facts = _convert(contender)
             where = {} if contender.store is None else {"store": contender.store}
-            epochs = stack.enter_context(contender.opens(**contender.options, **where))
+            opened = stack.enter_context(contender.opens(**contender.options, **where))
+            epochs = partial(_delivered, opened, torch.device(contender.device))
             pipe.send((True, facts))
             _answer(pipe, contender, epochs)
     except EOFError:
@@ -92,6 +94,15 @@ def _answer(pipe: Connection, contender: Contender, epochs: Epochs) -> None:
             answer = time_once(partial(_walk_epoch, epochs, number), device=contender.device)
         number += 1
         pipe.send((True, answer))
+
+
+def _delivered(epochs: Epochs, device: torch.device, number: int) -> Iterator[Images | int]:
+    """The batches of an epoch on the device; copies do not wait where the memory is pinned."""
+    for batch in epochs(number):
+        if isinstance(batch, Images):
+            yield Images(*(field.to(device, non_blocking=True) for field in batch))
+        else:
+            yield batch
 
 
 def _convert(contender: Contender) -> dict[str, float]:

@@ -51,7 +51,8 @@ def run(
     for kind in kinds:
         for size in sizes:
             cases |= _stage(config, kind, size, say)
-    arguments = {**vars(config), "shards": config.shards.name}
+    samples = sum(len(part) for part in _some(config))
+    arguments = {**vars(config), "shards": config.shards.name, "samples": samples}
     return make_result("epoch", arguments, cases, device=config.device)
 
 
@@ -203,7 +204,7 @@ def _of_the_device(
 ) -> dict[str, float]:
     """Arithmetic of a step, its share of the device's peak, and the copies of an epoch."""
     found = {"gflop_per_sample": gflop_per_sample(step, epochs.fixed)}
-    peak = peak_tflops(setup.device, setup.precision.dtype)
+    peak = peak_tflops(setup.device, setup.precision)
     if peak is not None:
         found["mfu"] = found["gflop_per_sample"] * rate / (peak * 1e3)
     if setup.device.type == "cuda":

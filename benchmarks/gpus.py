@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from model.precision import Precision
+
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
@@ -48,14 +50,16 @@ def find_gpu(name: str) -> Gpu | None:
     return None
 
 
-def peak_tflops(device: torch.device, dtype: torch.dtype | None) -> float | None:
-    """Peak of a device with autocast to ``dtype`` (None: float32); None where not known."""
+def peak_tflops(device: torch.device, precision: Precision) -> float | None:
+    """Peak of a device with a precision, in TFLOP/s; None where not known."""
     if device.type != "cuda":
         return None
     gpu = find_gpu(torch.cuda.get_device_name(device))
     if gpu is None:
         return None
-    return gpu.tflops_float if dtype is None else gpu.tflops_half
+    if precision.tf32:
+        return gpu.tflops_half / 2  # on every GPU that has TF32, by the same sheets
+    return gpu.tflops_float if precision.dtype is None else gpu.tflops_half
 
 
 class EnergyMeter:

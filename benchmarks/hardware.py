@@ -12,11 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.contender import Contender, race
-from benchmarks.images import Scale, read_truth
+from benchmarks.contender import Contender, Unavailable, race
+from benchmarks.images import Scale, allowed_levels, read_truth
 from benchmarks.loader import some_samples
 from benchmarks.loading import Loading
-from benchmarks.parity import GPU_LEVELS
 from benchmarks.peers.dali import open_dali
 from benchmarks.peers.source import Files, WriteTars
 from benchmarks.results import CaseResult, Result, make_result
@@ -48,7 +47,7 @@ def run(dataset: Path, shards: Path, loading: Loading, say: Callable[[str], None
                 store=Path(folder) / "tars",
                 expected=everything,
                 scale=Scale(),
-                levels=GPU_LEVELS,
+                levels=allowed_levels(loading.device, 0.0),
                 threads=loading.threads,
                 device=loading.device,
             )
@@ -56,6 +55,8 @@ def run(dataset: Path, shards: Path, loading: Loading, say: Callable[[str], None
         ]  # fmt: skip
         truth = read_truth(opened, some_samples(len(opened)))
         found = race(field, truth, loading.repeats, optional=True, say=say)
+    if not found.repeats:
+        raise Unavailable(f"hw_decoder_load: no value could be measured: {found.skipped}")
     cases = {name: CaseResult.of(one) for name, one in found.repeats.items()}
     arguments = loading.arguments(dataset=dataset.name)
     return make_result("hardware", arguments, cases, device=loading.device, skipped=found.skipped)

@@ -64,6 +64,15 @@ def read_truth(shards: Shards, indices: np.ndarray) -> Truth:
     return Truth(index=indices, bg=bg, **{name: np.stack(value) for name, value in fields.items()})
 
 
+GPU_LEVELS = 8.0
+"""nvJPEG's inverse DCT is not libjpeg's: a few levels off where colours are upsampled."""
+
+
+def allowed_levels(device: str, on_cpu: float) -> float:
+    """Largest allowed difference of what DALI decodes on a device, in 0..255."""
+    return max(on_cpu, GPU_LEVELS) if torch.device(device).type == "cuda" else on_cpu
+
+
 class Wrong(ValueError):
     """A contender does not deliver what it should; not timed then."""
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import resource
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 
 _GIB = 2**30
-_SAMPLING_S = 0.02
+_SAMPLING_S, _CLOSELY_S = 0.02, 3.0
 
 
 def cpu_s() -> float:
@@ -31,28 +32,59 @@ def cpu_s() -> float:
 
 
 class Peak:
-    """Largest sum of resident memory seen so far, in GiB."""
+    """Largest memory seen so far, in GiB."""
 
     def __init__(self) -> None:
-        self.gib = 0.0
+        self._resident = self._shared = 0
+
+    @property
+    def gib(self) -> float:
+        """Of this process and its children, where pages that a child shares count once."""
+        return (self._resident - self._shared) / _GIB
+
+    def look(self) -> None:
+        """Sum what is resident: a few microseconds a process."""
+        self._resident = max(self._resident, _sum(psutil.Process().memory_info().rss, _resident))
+
+    def look_closely(self) -> None:
+        """Find what children share with others: 10 ms a child, as the kernel walks its pages."""
+        self._shared = max(self._shared, _sum(0, _shared))
+
+
+def _sum(own: int, figure: Callable[[psutil.Process], int]) -> int:
+    total = own
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # ended meanwhile
+            total += figure(child)
+    return total
+
+
+def _resident(process: psutil.Process) -> int:
+    return process.memory_info().rss
+
+
+def _shared(process: psutil.Process) -> int:
+    memory = process.memory_full_info()
+    return memory.rss - memory.uss
 
 
 @contextmanager
 def peak_memory() -> Iterator[Peak]:
-    """Watch resident memory of this process and all its children, 50 times a second."""
-    peak, done, this = Peak(), threading.Event(), psutil.Process()
+    """Watch this process and all its children: 50 times a second, closely every 3 s and at the end.
+
+    What children share (libraries, torch, the parent's pages after a fork) is subtracted.
+    """
+    peak, done = Peak(), threading.Event()
 
     def watch() -> None:
-        while not done.is_set():
-            total = 0
-            for process in (this, *this.children(recursive=True)):
-                try:
-                    total += process.memory_info().rss
-                except psutil.Error:
-                    continue  # ended meanwhile
-            peak.gib = max(peak.gib, total / _GIB)
-            done.wait(_SAMPLING_S)
+        closely = time.monotonic() + _CLOSELY_S
+        while not done.wait(_SAMPLING_S):
+            peak.look()
+            if time.monotonic() >= closely:
+                peak.look_closely()
+                closely = time.monotonic() + _CLOSELY_S
 
+    peak.look()
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
@@ -60,6 +92,8 @@ def peak_memory() -> Iterator[Peak]:
     finally:
         done.set()
         thread.join()
+        peak.look()
+        peak.look_closely()
 
 
 def drop_cache(files: Iterable[Path]) -> int:

@@ -7,7 +7,6 @@ is time of the stream, waiting included. On a CPU a mark is the host's clock.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -45,28 +44,23 @@ class HostClock:
 
 
 class EventClock:
-    """CUDA events on the current stream.
+    """CUDA events on the current stream of a GPU, which need not be the current one.
 
-    new_event, synchronize: of torch.cuda, if not given.
+    cuda: `torch.cuda`, or what stands in for it in a test.
     """
 
-    def __init__(
-        self,
-        new_event: Callable[..., Any] | None = None,
-        synchronize: Callable[[], None] | None = None,
-    ) -> None:
-        self._new_event: Callable[..., Any] = new_event or torch.cuda.Event
-        self._synchronize = synchronize or torch.cuda.synchronize
+    def __init__(self, device: torch.device, cuda: Any = torch.cuda) -> None:
+        self._device, self._cuda = device, cuda
 
     def mark(self) -> Any:
         """An event behind all work of the stream so far."""
-        event = self._new_event(enable_timing=True)
-        event.record()
+        event = self._cuda.Event(enable_timing=True)
+        event.record(self._cuda.current_stream(self._device))
         return event
 
     def finish(self) -> None:
         """Wait for the device, once."""
-        self._synchronize()
+        self._cuda.synchronize(self._device)
 
     def between_s(self, first: Any, second: Any) -> float:
         """Seconds of the stream; CUDA counts milliseconds."""
@@ -75,7 +69,7 @@ class EventClock:
 
 def clock_for(device: torch.device) -> Clock:
     """Events on a GPU, the host's clock elsewhere."""
-    return EventClock() if device.type == "cuda" else HostClock()
+    return EventClock(device) if device.type == "cuda" else HostClock()
 
 
 class Phases:

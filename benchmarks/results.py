@@ -17,7 +17,7 @@ from benchmarks.machine import commit, describe_machine, versions
 from benchmarks.timing import Repeat, ratios
 from convert.errors import DataError
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 class _Strict(BaseModel):
@@ -107,7 +107,7 @@ class Result(_Strict):
     skipped: what was not measured, and why. sizes: bytes and shares, by name.
     """
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     benchmark: Literal[
         "convert",
         "encode",

@@ -21,7 +21,7 @@ import psutil
 from benchmarks.contender import Contender, race
 from benchmarks.images import read_truth
 from benchmarks.loading import Loading
-from benchmarks.ours import our_contenders
+from benchmarks.ours import ENGINES, missing_engines, our_contenders
 from benchmarks.repeated import write_repeated
 from benchmarks.results import CaseResult, Result, make_result
 from convert.compose import compose
@@ -112,7 +112,7 @@ def _opened(
     """Opening a folder of so many records, in a fresh process for each engine."""
     samples = write_repeated(shards, folder, count)
     found = {}
-    for engine in ("ffcv", "dali"):
+    for engine in (name for name in ENGINES if name not in missing_engines(shards)):
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=context) as pool:
             figures = pool.submit(_open, engine, shards, folder, loading).result()

@@ -12,6 +12,7 @@ from pathlib import Path
 from benchmarks.results import CaseResult, Result, make_result
 from benchmarks.timing import Repeat, interleave, time_once
 from benchmarks.training import OriginalStep, OurStep, Setup, gflop_per_sample, make_stage
+from convert.errors import DataError
 from loaders import Batch, build_loader
 from model.precision import precision_for
 
@@ -37,6 +38,10 @@ def run(
     gflop: dict[str, float] = {}
     with build_loader(engine, shards, drop_last=True, **options) as loader:  # type: ignore[arg-type]
         batches = [batch for _, batch in zip(range(steps), loader.epoch(0), strict=False)]
+        if not batches:
+            raise DataError(
+                f"--batch-size {batch_size}: found {loader.layout.samples} samples in {shards}"
+            )
         precision = precision_for(amp, loader.device)
         for kind in KINDS:
             setup = Setup.of(loader, make_stage(kind, size, batch_size), width, precision)

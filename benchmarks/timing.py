@@ -38,15 +38,15 @@ class Repeat:
     """One timed run.
 
     wall_s: by the monotonic clock. cpu_s: user and system time of this process and of all its
-    children. peak_rss_gib: largest sum of resident memory of this process and its children,
-    sampled 50 times a second; shared pages count in each. peak_device_gib: largest memory that
+    children. peak_gib: largest resident memory of this process and its children, sampled 50 times
+    a second; pages that they share count once. peak_device_gib: largest memory that
     torch had allocated on the GPU, None on a CPU.
     """
 
     samples: int
     wall_s: float
     cpu_s: float
-    peak_rss_gib: float
+    peak_gib: float
     peak_device_gib: float | None = None
 
     @property
@@ -89,7 +89,7 @@ def time_once(
         samples=samples,
         wall_s=wall,
         cpu_s=cpu,
-        peak_rss_gib=peak.gib,
+        peak_gib=peak.gib,
         peak_device_gib=torch.cuda.max_memory_allocated(device) / _GIB if on_gpu else None,
     )
 

@@ -16,10 +16,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.phases import Phases
+from convert.errors import DataError
 from loaders import Backgrounds, Batch, Preprocess
 from loaders.batch import Loader
 from model.metrics import RunningMean, SampleTable
 from model.precision import Precision
+from model.ranks import as_called
 from model.recipe import RECIPES
 from model.stage import Stage
 from model.step import make_optimizer, measure, predict_step, stage_loss, training_step
@@ -30,8 +32,14 @@ TRAINS = {"depth": ("encoder", "depth"), "mask": ("mask",), "joint": ("encoder",
 
 
 def make_stage(kind: str, size: int, batch_size: int) -> Stage:
-    """A stage of the original's recipe; the rate is so low that nothing can diverge."""
-    return Stage(size=size, batch_size=batch_size, lr=1e-4, trains=TRAINS[kind])
+    """A stage of the original's recipe; the rate is so low that nothing can diverge.
+
+    Raises DataError for a size that the network cannot have.
+    """
+    try:
+        return Stage(size=size, batch_size=batch_size, lr=1e-4, trains=TRAINS[kind])
+    except ValueError as error:
+        raise DataError(f"--size: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +82,7 @@ class OurStep:
         torch.manual_seed(0)
         network = DualDecoderUNet(setup.width).place(setup.device)
         self.network = network.freeze(*setup.stage.frozen)
-        self.called: Callable[..., Any] = torch.compile(network) if compiled else network
+        self.called = as_called(network, "default" if compiled else "off")
         self.preprocess = setup.preprocess()
         self.scaler = torch.amp.GradScaler(setup.device.type, enabled=setup.precision.scale)
         self._step = partial(
@@ -108,7 +116,7 @@ class OurStep:
         """What validation does with a batch."""
         if self.network.training:
             self.network.eval()
-        stage, network = self._setup.stage, self.network
+        stage, network = self._setup.stage, self.called
         inputs = self.preprocess(batch)
         phases.end("preprocess")
         found = predict_step(inputs, network, self._setup.precision, stage.depth_loss, stage.decode)

@@ -24,7 +24,9 @@ from model.files import replace_bytes
 from model.unet import DualDecoderUNet, rename_original
 
 FORMAT = "maskdepth-network"
-VERSION = 1
+VERSION = 2
+METADATA = "maskdepth"
+"""Key of the safetensors metadata: JSON with format, version and info."""
 
 
 class ChannelStatistics(NamedTuple):
@@ -88,7 +90,9 @@ def save_network(path: Path, network: DualDecoderUNet, info: NetworkInfo) -> Non
     """Weights and info as safetensors."""
     # safetensors refuses channels_last tensors.
     tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
-    metadata = {"format": FORMAT, "version": str(VERSION), "info": json.dumps(asdict(info))}
+    about = {"format": FORMAT, "version": VERSION, "info": asdict(info)}
+    # One entry: safetensors writes several in an order that changes from run to run.
+    metadata = {METADATA: json.dumps(about)}
     # Not save_file: it makes the file readable by its owner alone, whatever the umask says.
     replace_bytes(path, save(tensors, metadata))
 
@@ -126,18 +130,19 @@ def load_network(path: str | Path) -> tuple[DualDecoderUNet, NetworkInfo]:
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], NetworkInfo]:
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            metadata = (file.metadata() or {}).get(METADATA, "{}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ModelError(f"checkpoint {path}: not a readable safetensors file: {error}") from None
-    found = (metadata.get("format"), metadata.get("version"))
-    if found != (FORMAT, str(VERSION)):
-        raise ModelError(
-            f"checkpoint {path}: found format {found[0]!r} version {found[1]!r} in its metadata, "
-            f"expected {FORMAT!r} version {VERSION}, as `train.py fit` writes it"
-        )
     try:
-        return tensors, NetworkInfo.from_json(json.loads(metadata["info"]))
+        about = json.loads(metadata)
+        found = (about.get("format"), about.get("version"))
+        if found != (FORMAT, VERSION):
+            raise ModelError(
+                f"checkpoint {path}: found format {found[0]!r} version {found[1]!r} in its "
+                f"metadata, expected {FORMAT!r} version {VERSION}, as `train.py fit` writes it"
+            )
+        return tensors, NetworkInfo.from_json(about["info"])
     except (TypeError, KeyError, ValueError) as error:
         raise ModelError(f"checkpoint {path}: damaged metadata: {error}") from None
 

@@ -5,12 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 READ_EVERY_S = 1.0
 """Reading the loss makes the host wait for the device: at most once in this time."""
+
+
+class Elapsed(NamedTuple):
+    """What an epoch has taken so far: seconds of wall time, of CPU time, of waiting; samples."""
+
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    wait_s: float = 0.0
+    samples: int = 0
 
 
 class EpochMeter:
@@ -21,17 +30,27 @@ class EpochMeter:
     """
 
     def __init__(
-        self, title: str, batches: int, done: int = 0, *, ranks: int = 1, shown: bool = True
+        self,
+        title: str,
+        batches: int,
+        done: int = 0,
+        before: Elapsed = Elapsed(),  # noqa: B008  # a constant
+        *,
+        ranks: int = 1,
+        shown: bool = True,
     ) -> None:
-        """``ranks``: processes that train as many samples as this one; ``shown``: on this one."""
+        """Goes on from ``done`` batches, which took ``before``, where the run is resumed.
+
+        ranks: processes that train as many samples as this one. shown: on this one.
+        """
         hidden = None if shown else True
         self.bar = tqdm(total=batches, initial=done, desc=title, unit="batch", disable=hidden)
         self.ranks, self.shown = ranks, shown
-        self.samples = 0
+        self.samples, self.wait_s = before.samples, before.wait_s
         self.loss = float("nan")
-        self.wait_s = 0.0
-        self.started = self.last_read = time.perf_counter()
-        self.cpu_started = time.process_time()
+        self.last_read = time.perf_counter()
+        self.started = self.last_read - before.wall_s
+        self.cpu_started = time.process_time() - before.cpu_s
 
     def __enter__(self) -> EpochMeter:
         return self
@@ -76,13 +95,18 @@ class EpochMeter:
         return {"loss": self.loss, "samples_per_s": rate, "data_wait": wait}
 
     @property
+    def elapsed(self) -> Elapsed:
+        """For a run that goes on from here."""
+        return Elapsed(self.epoch_s, self.epoch_cpu_s, self.wait_s, self.samples)
+
+    @property
     def epoch_s(self) -> float:
-        """Seconds since the epoch began (or went on, after a resume)."""
+        """Seconds that the epoch has run; what a killed process did after its last save is lost."""
         return time.perf_counter() - self.started
 
     @property
     def epoch_cpu_s(self) -> float:
-        """CPU time of this process since then, all threads; loading and training, no validation."""
+        """CPU time of the process in them, all threads; loading and training, no validation."""
         return time.process_time() - self.cpu_started
 
     @property

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
+from model.errors import ModelError
 from model.unet import DualDecoderUNet
 
 
@@ -40,7 +41,10 @@ def joined(rank: int, world_size: int, device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, rank=rank, world_size=world_size)
+    try:
+        dist.init_process_group(backend, rank=rank, world_size=world_size)
+    except ValueError as error:  # MASTER_ADDR or MASTER_PORT is missing
+        raise ModelError(f"environment: {error}; start with torchrun") from None
     yield
     dist.destroy_process_group()
 
@@ -112,5 +116,8 @@ def as_called(network: DualDecoderUNet, compile_mode: str) -> nn.Module:
             network, broadcast_buffers=False, gradient_as_bucket_view=True
         )  # buffers are equal on all ranks by themselves: their statistics are shared
     if compile_mode != "off":
+        # Each stage has other shapes and other frozen parts: torch counts recompilations, and
+        # from a limit on runs uncompiled without a word.
+        torch.compiler.reset()
         module.compile(mode=compile_mode)
     return module

@@ -29,6 +29,7 @@ from model.errors import ModelError
 from model.files import make_folder, require_writable
 from model.metrics import RunningMean, Scores
 from model.pictures import curves
+from model.progress import Elapsed
 from model.report import write_history
 from model.stage import Stage
 from model.unet import DualDecoderUNet
@@ -89,6 +90,8 @@ class Run:
     history: list[dict[str, Any]] = field(default_factory=list)
     steps: int = 0
     """Steps of the whole run so far."""
+    elapsed: Elapsed = field(default_factory=Elapsed)
+    """What the epoch had taken at the last `save` within it."""
     best: dict[str, Any] | None = None
     """score, stage and epoch of the best weights among comparable epochs."""
     restored: dict[str, Any] | None = None
@@ -128,6 +131,7 @@ class Run:
             if self.restored["scaler"]:
                 scaler.load_state_dict(self.restored["scaler"])
             running.sums.copy_(self.restored["running"])
+            self.elapsed = Elapsed(*self.restored["elapsed"])
             self.restored = None
 
     def say(self, text: str) -> None:
@@ -195,6 +199,7 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "running": self.running.sums,
+            "elapsed": tuple(self.elapsed),
         }
         state = {
             "network": self.network.state_dict(),
@@ -221,6 +226,7 @@ class Run:
                 self._create()
                 save_network(self.folder / BEST, self.network, self._info(stage, scores))
         self.watch(self.history[-1], "epoch")
+        self.elapsed = Elapsed()
         done = epoch + 1 == stage.epochs
         self.save(Position(number + 1) if done else Position(number, epoch + 1))
         self._report()

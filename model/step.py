@@ -50,7 +50,7 @@ def make_optimizer(network: DualDecoderUNet, recipe: Recipe, stage: Stage) -> to
     In one kernel where the device has one: it takes fp16's scale too, so that no step waits.
     """
     parameters = network.trained_parameters()
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         parameters,
         fused=parameters[0].device.type in ("cpu", "cuda"),
         lr=stage.lr,
@@ -58,6 +58,13 @@ def make_optimizer(network: DualDecoderUNet, recipe: Recipe, stage: Stage) -> to
         weight_decay=recipe.weight_decay,
         nesterov=recipe.nesterov,
     )
+    if recipe.momentum:
+        # The fused kernel makes them without values and fills them in the first step. Where
+        # fp16's scale makes that step overflow, it is skipped, and the next one takes what
+        # happens to be in memory. From 0 the first step is the same, bit for bit.
+        for parameter in parameters:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def training_step(

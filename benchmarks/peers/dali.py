@@ -106,6 +106,8 @@ def _pipeline(
     from nvidia.dali import fn, pipeline_def, types
 
     on_gpu = torch.device(device).type == "cuda"
+    if on_gpu:  # the same pixels as everybody's; DALI's default on a GPU repeats chroma pixels
+        decoder = {**decoder, "jpeg_fancy_upsampling": True}
 
     @pipeline_def
     def graph() -> tuple[Any, ...]:

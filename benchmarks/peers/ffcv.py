@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from benchmarks.contender import Epochs
@@ -53,15 +54,16 @@ class WriteBeton:
 
 
 @contextmanager
-def open_ffcv(store: Path, batch_size: int, threads: int) -> Iterator[Epochs]:
-    """Random order, uint8."""
+def open_ffcv(store: Path, batch_size: int, threads: int, device: str) -> Iterator[Epochs]:
+    """Random order, uint8; FFCV itself copies to a GPU."""
     from ffcv.fields.basics import IntDecoder
     from ffcv.fields.rgb_image import SimpleRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
-    from ffcv.transforms import ToTensor
+    from ffcv.transforms import ToDevice, ToTensor
 
-    pipelines = {name: [SimpleRGBImageDecoder(), ToTensor()] for name in FIELDS}
-    pipelines["index"] = [IntDecoder(), ToTensor()]
+    moved = [ToDevice(torch.device(device), non_blocking=True)] if device != "cpu" else []
+    pipelines = {name: [SimpleRGBImageDecoder(), ToTensor(), *moved] for name in FIELDS}
+    pipelines["index"] = [IntDecoder(), ToTensor(), *moved]
     loader = Loader(
         str(store),
         batch_size=batch_size,

@@ -40,7 +40,7 @@ class WriteChunks:
 
 
 @contextmanager
-def open_litdata(store: Path, batch_size: int, workers: int) -> Iterator[Epochs]:
+def open_litdata(store: Path, batch_size: int, workers: int, pin_memory: bool) -> Iterator[Epochs]:
     """Shuffled by chunk and within chunks, as `StreamingDataset` does."""
     from litdata import StreamingDataLoader, StreamingDataset
 
@@ -50,6 +50,7 @@ def open_litdata(store: Path, batch_size: int, workers: int) -> Iterator[Epochs]
         batch_size=batch_size,
         num_workers=workers,
         persistent_workers=True,
+        pin_memory=pin_memory,
         collate_fn=decode_stored,
     )
     yield lambda number: loader

@@ -32,7 +32,7 @@ class PillowImages(Dataset):
 
 
 @contextmanager
-def open_pillow(files: Files, batch_size: int, workers: int) -> Iterator[Epochs]:
+def open_pillow(files: Files, batch_size: int, workers: int, pin_memory: bool) -> Iterator[Epochs]:
     """Shuffled batches; the workers live on from epoch to epoch."""
     loader: DataLoader = DataLoader(
         PillowImages(files),
@@ -40,5 +40,6 @@ def open_pillow(files: Files, batch_size: int, workers: int) -> Iterator[Epochs]
         shuffle=True,
         num_workers=workers,
         persistent_workers=True,
+        pin_memory=pin_memory,
     )
     yield lambda number: (Images(*batch) for batch in loader)

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.contender import Contender, race
-from benchmarks.images import Scale, Truth
+from benchmarks.images import Scale, Truth, allowed_levels
 from benchmarks.loader import some_samples
 from benchmarks.loading import Loading
 from benchmarks.ours import floor_contender, our_contenders, skipped_engines
@@ -111,9 +112,11 @@ class _Field:
     def all(self) -> list[Contender]:
         """In the order in which they take turns."""
         batch, threads = self._loading.batch_size, self._loading.threads
-        fast = partial(Contender, expected=self.everything.indices, threads=threads)
-        slow = partial(Contender, expected=self._some.indices, threads=threads)
-        workers = {"batch_size": batch, "workers": threads}
+        common: Any = {"threads": threads, "device": self._loading.device}
+        fast = partial(Contender, expected=self.everything.indices, **common)
+        slow = partial(Contender, expected=self._some.indices, **common)
+        on_gpu = torch.device(self._loading.device).type == "cuda"
+        workers = {"batch_size": batch, "workers": threads, "pin_memory": on_gpu}
         some, folder, uint8 = self._some, self._folder, Scale()
         unit = ((0.0,), (255.0,))
         floats = Scale(bg=unit, fg_bg=unit, depth=255.0, mask_threshold=128 / 255)
@@ -122,7 +125,7 @@ class _Field:
             slow(name=PILLOW, opens=open_pillow, options={"files": some, **workers},
                  scale=floats, levels=0.001),
             fast(name=STOCK_FFCV, opens=open_ffcv,
-                 options={"batch_size": batch, "threads": threads},
+                 options=self._loading.options,
                  convert=WriteBeton(self.everything, threads), store=folder / "stock.beton",
                  scale=uint8, **_LOSSY),
             self._dali(DALI_4, fast, resident=False, normalise=False),
@@ -150,6 +153,5 @@ class _Field:
             convert=WriteTars(self.everything, self._loading.threads),
             store=self._folder / "tars",
             scale=normalised(self._shards) if normalise else Scale(),
-            levels=0.01 if normalise else 0.0,
-            device=self._loading.device,
+            levels=allowed_levels(self._loading.device, 0.01 if normalise else 0.0),
         )

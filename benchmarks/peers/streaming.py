@@ -30,7 +30,9 @@ class WriteMDS:
 
 
 @contextmanager
-def open_streaming(store: Path, batch_size: int, workers: int) -> Iterator[Epochs]:
+def open_streaming(
+    store: Path, batch_size: int, workers: int, pin_memory: bool
+) -> Iterator[Epochs]:
     """Shuffled by the library's own algorithm."""
     from streaming import StreamingDataset
 
@@ -40,6 +42,7 @@ def open_streaming(store: Path, batch_size: int, workers: int) -> Iterator[Epoch
         batch_size=batch_size,
         num_workers=workers,
         persistent_workers=True,
+        pin_memory=pin_memory,
         collate_fn=decode_stored,
     )
     yield lambda number: loader

@@ -30,7 +30,9 @@ def _index(data: bytes) -> int:
 
 
 @contextmanager
-def open_webdataset(store: Path, batch_size: int, workers: int) -> Iterator[Epochs]:
+def open_webdataset(
+    store: Path, batch_size: int, workers: int, pin_memory: bool
+) -> Iterator[Epochs]:
     """Shuffled by shard and in a window; batches are made in the workers."""
     import webdataset
 
@@ -46,7 +48,11 @@ def open_webdataset(store: Path, batch_size: int, workers: int) -> Iterator[Epoc
         .batched(batch_size)
     )
     loader = webdataset.WebLoader(
-        dataset, batch_size=None, num_workers=workers, persistent_workers=True
+        dataset,
+        batch_size=None,
+        num_workers=workers,
+        persistent_workers=True,
+        pin_memory=pin_memory,
     )
 
     def epoch(number: int) -> Iterator[Images]:

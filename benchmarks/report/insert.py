@@ -22,7 +22,11 @@ def insert(path: Path, figures: Sequence[Figure]) -> list[str]:
     Raises DataError where a mark has no end, or names a table that its figure does not have.
     """
     known = {figure.name: figure for figure in figures}
-    text, filled, at = path.read_text(), [], 0
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: {error}; expected a Markdown document") from None
+    filled, at = [], 0
     while match := _MARK.search(text, at):
         at = match.end()
         mark, figure = match[0][5:-10], known.get(match["name"])
@@ -34,7 +38,7 @@ def insert(path: Path, figures: Sequence[Figure]) -> list[str]:
         block = f"\n{_markdown(path, figure, match['table'])}\n"
         text = text[:at] + block + text[end:]
         filled.append(mark)
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return filled
 
 

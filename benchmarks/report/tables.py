@@ -49,7 +49,7 @@ def timed(result: Result) -> Table:
                 "" if faster is None else f"{faster.median:.2f} x",
                 number(case.cpu_us_per_sample.median),
                 f"{number(rate.lowest)}–{number(rate.highest)}",
-                f"{max(repeat.peak_rss_gib for repeat in case.repeats):.2f}",
+                f"{max(repeat.peak_gib for repeat in case.repeats):.2f}",
             )
         )
     head = ("", "samples/s", "ours is faster by", "CPU us/sample", "range", "peak GiB")

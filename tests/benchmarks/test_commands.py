@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 import train
 from benchmarks.__main__ import main
+from benchmarks.contender import _delivered
+from benchmarks.images import Images
+from benchmarks.loading import Loading
+from benchmarks.ours import our_contenders
 
 
 def measure(tmp_path: Path, *arguments: object) -> dict[str, Any]:
@@ -89,14 +94,6 @@ def test_a_sweep_of_the_hardware_decoder_needs_hardware(dataset: Path, shards: P
     assert "only a GPU" in result.output
 
 
-def test_mistakes_are_one_line(tmp_path: Path) -> None:
-    for command in (["loader", "nowhere"], ["epoch", "nowhere"], ["compare", "a", "b"]):
-        result = CliRunner().invoke(main, command)
-        assert result.exit_code == 2
-        assert result.output.startswith("Error: ")
-        assert len(result.output.splitlines()) == 1
-
-
 @pytest.mark.slow
 def test_recipes(shards: Path, tmp_path: Path, need_engine: Callable[[str], None]) -> None:
     need_engine("ffcv")
@@ -130,3 +127,46 @@ def run_train(*arguments: object) -> str:
     done = CliRunner().invoke(train.main, [str(argument) for argument in arguments])
     assert done.exit_code == 0, done.output
     return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["step", "SHARDS", "--size", "100"], "--size: size must be a multiple of 8"),
+        (["step", "SHARDS", "--batch-size", "1000"], "--batch-size 1000: found 90 samples"),
+        (["step", "SHARDS", "--amp", "float16"], "'float16' is not one of"),
+        (["parity", "SHARDS", "--device", "foo"], "--device foo: not a device"),
+        (["codecs", "SHARDS", "--json", "."], "found a folder, expected the name of a file"),
+        (["loader", "nowhere"], "nowhere"),
+        (["compare", "a", "b"], "Error"),
+        (["loader"], "Missing argument 'SHARDS'"),
+        (["quality", "SHARDS"], "config.json"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], reason: str, shards: Path) -> None:
+    done = CliRunner().invoke(main, [str(shards) if a == "SHARDS" else a for a in arguments])
+    assert done.exit_code == 2
+    assert done.output.startswith("Error: ")
+    assert reason in done.output
+    assert len(done.output.splitlines()) == 1
+
+
+def test_whoever_decodes_on_a_gpu_may_differ_and_nobody_else(shards: Path) -> None:
+    """nvJPEG is not libjpeg; FFCV's engine decodes on the CPU for any device."""
+    loading = {"repeats": 1, "batch_size": 8, "threads": 1}
+    for device, allowed in (("cpu", 0.0), ("cuda", 8.0)):
+        found = our_contenders(shards, Loading(device=device, **loading))
+        levels = {contender.options["engine"]: contender.levels for contender in found}
+        assert levels.pop("ffcv", 0.0) == 0.0
+        assert levels == {"dali": allowed}
+
+
+def test_images_are_brought_to_the_device() -> None:
+    def epochs(number: int) -> Any:
+        pixels = torch.zeros(2, 3, 4, 4)
+        yield from (Images(pixels, pixels, pixels, pixels, torch.arange(2)), 5)
+
+    images, count = _delivered(epochs, torch.device("meta"), 0)
+    assert isinstance(images, Images)
+    assert {field.device.type for field in images} == {"meta"}
+    assert count == 5

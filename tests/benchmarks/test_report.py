@@ -25,7 +25,7 @@ from convert.errors import DataError
 
 def repeats(rate: float, cpu_us: float = 300.0) -> list[Repeat]:
     return [
-        Repeat(samples=1000, wall_s=1000 / (rate * factor), cpu_s=cpu_us / 1000, peak_rss_gib=0.5)
+        Repeat(samples=1000, wall_s=1000 / (rate * factor), cpu_s=cpu_us / 1000, peak_gib=0.5)
         for factor in (0.9, 1.0, 1.2)
     ]
 
@@ -223,6 +223,9 @@ def test_tables_are_put_between_marks(results: Path, tmp_path: Path) -> None:
     done = invoke("report", results, "--insert", document)
     assert done.exit_code == 2
     assert "<!-- peers:end -->" in done.output
+    done = invoke("report", results, "--insert", tmp_path / "no.md")
+    assert done.exit_code == 2
+    assert "no.md" in done.output
 
 
 def test_compare_says_what_became_slower(tmp_path: Path) -> None:

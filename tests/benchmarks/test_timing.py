@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,16 +123,30 @@ def test_stall_and_efficiency_are_the_arithmetic_of_their_definitions() -> None:
     assert efficiency(r_combined=60, r_loader=90, r_model=80) == pytest.approx(60 / 80)
 
 
+SECOND_GPU = torch.device("cuda:1")
+
+
 class FakeGpu:
-    """A stream whose time passes by `work`; events know their time only after `synchronize`."""
+    """A stream whose time passes by `now_ms`; events know their time only after `synchronize`.
+
+    Stands in for `torch.cuda` where the second of two GPUs is measured.
+    """
 
     def __init__(self) -> None:
         self.now_ms, self.passed, self.waits = 0.0, False, 0
 
-    def event(self, enable_timing: bool) -> Any:
+    def current_stream(self, device: torch.device) -> str:
+        return f"stream of {device}"
+
+    def Event(self, enable_timing: bool) -> Any:
         assert enable_timing
         event = SimpleNamespace(at=None)
-        event.record = lambda: setattr(event, "at", self.now_ms)
+
+        def record(stream: str) -> None:
+            assert stream == f"stream of {SECOND_GPU}"
+            event.at = self.now_ms
+
+        event.record = record
 
         def elapsed_time(other: Any) -> float:
             assert self.passed, "an event was read before the device was waited for"
@@ -140,14 +155,15 @@ class FakeGpu:
         event.elapsed_time = elapsed_time
         return event
 
-    def synchronize(self) -> None:
+    def synchronize(self, device: torch.device) -> None:
+        assert device == SECOND_GPU
         self.waits += 1
         self.passed = True
 
 
 def test_events_are_read_once_at_the_end() -> None:
     gpu = FakeGpu()
-    laps = Phases(EventClock(gpu.event, gpu.synchronize))
+    laps = Phases(EventClock(SECOND_GPU, gpu))
     for _ in range(3):
         gpu.now_ms += 2
         laps.end("copy")
@@ -190,7 +206,6 @@ def test_cpu_time_of_work_is_counted_and_a_sleep_has_none() -> None:
 
 
 def test_cpu_time_of_children_counts_while_they_live() -> None:
-    import multiprocessing
 
     context = multiprocessing.get_context("spawn")
     before = meter.cpu_s()
@@ -206,7 +221,19 @@ def test_memory_of_a_run_is_seen() -> None:
         return len(block)
 
     before = time_once(lambda: doze(0.1))
-    assert time_once(work).peak_rss_gib - before.peak_rss_gib >= 0.25
+    assert time_once(work).peak_gib - before.peak_gib >= 0.25
+
+
+def test_memory_that_a_worker_shares_counts_once() -> None:
+    """A fork of this process, torch and all, adds the little that it writes."""
+    context = multiprocessing.get_context("fork")
+    alone = time_once(lambda: doze(0.1)).peak_gib
+    worker = context.Process(target=time.sleep, args=(0.5,))
+    worker.start()
+    try:
+        assert time_once(lambda: doze(0.2)).peak_gib - alone < 0.1
+    finally:
+        worker.join()
 
 
 def test_cases_run_in_turn_after_a_warm_up() -> None:

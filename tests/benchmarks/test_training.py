@@ -14,7 +14,7 @@ from benchmarks.phases import HostClock, Phases
 from benchmarks.simulation import walk
 from benchmarks.training import OriginalStep, OurStep, Setup, gflop_per_sample, make_stage
 from loaders import Batch, build_loader
-from model.precision import precision_for
+from model.precision import Precision, choose_precision, precision_for
 
 
 def setup_for(dataset: Path, kind: str) -> tuple[Setup, Batch]:
@@ -80,7 +80,16 @@ def test_gpus_are_found_by_torchs_names() -> None:
         assert find_gpu(name) is GPUS[known], name
     assert find_gpu("NVIDIA L40S") is None
     assert find_gpu("NVIDIA RTX A1000") is None
-    assert peak_tflops(torch.device("cpu"), None) is None
+    assert peak_tflops(torch.device("cpu"), Precision(dtype=None, scale=False)) is None
+
+
+def test_peaks_follow_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "NVIDIA A100-SXM4-40GB")
+    chosen = {
+        name: choose_precision(name, "cuda", (8, 0)) for name in ("off", "tf32", "bf16", "fp16")
+    }
+    found = {name: peak_tflops(torch.device("cuda"), one) for name, one in chosen.items()}
+    assert found == {"off": 19.5, "tf32": 156, "bf16": 312, "fp16": 312}
 
 
 @pytest.mark.parametrize("world", [1, 8, 1024])

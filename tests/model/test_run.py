@@ -44,6 +44,7 @@ def test_a_run_is_resumed_with_another_amp(run: Run, before: bool, after: bool) 
         "optimizer": run.optimizer.state_dict(),
         "scaler": torch.amp.GradScaler("cpu", init_scale=8.0, enabled=before).state_dict(),
         "running": run.running.sums,
+        "elapsed": (1.0, 2.0, 0.5, 4),
     }
     run.restored = state
     scaler = enter(run, torch.amp.GradScaler("cpu", init_scale=2.0, enabled=after))
@@ -51,6 +52,7 @@ def test_a_run_is_resumed_with_another_amp(run: Run, before: bool, after: bool) 
         scaler.get_scale() == {(False, True): 2, (True, False): 1, (True, True): 8}[before, after]
     )
     assert run.read_loss("here") == 1
+    assert run.elapsed.cpu_s == 2
 
 
 def test_infinite_weights_are_found_before_the_loss_shows_them(run: Run) -> None:

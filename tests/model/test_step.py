@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -219,3 +221,25 @@ def test_impossible_devices_are_named() -> None:
             choose_device(name)
     with pytest.raises(ModelError, match="CUDA devices"):
         choose_device("cuda:99")
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_a_first_step_that_overflows_leaves_no_trace(nesterov: bool) -> None:
+    """fp16's scale makes it, and the step is skipped; the next one is a first step then."""
+    recipe = replace(RECIPES["original"], nesterov=nesterov)
+    stage, weights = recipe.stages[0], []
+    for overflows in (True, False):
+        torch.manual_seed(0)
+        network = DualDecoderUNet(2).freeze(*stage.frozen)
+        optimizer = make_optimizer(network, recipe, stage)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+        for gradient in ([math.inf] if overflows else []) + [0.5, 0.25]:
+            # What a fresh allocation holds is what was freed last: here, nonsense.
+            for parameter in network.trained_parameters():
+                parameter.grad = torch.full_like(parameter, math.nan)
+                parameter.grad = torch.full_like(parameter, gradient)
+            scaler.scale(torch.ones(()))  # makes the scaler's tensors
+            scaler.step(optimizer)
+            scaler.update(1.0)
+        weights.append([parameter.detach().clone() for parameter in network.trained_parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
