@@ -81,7 +81,9 @@ def stage_flops(stage: Stage) -> int:
     return counter.get_total_flops()
 
 
-def follow(recipe: Recipe, data: Data, *, width: int, budget_s: float, points: int) -> list[Point]:
+def follow(
+    recipe: Recipe, data: Data, *, width: int, budget_s: float, points: int
+) -> Iterator[Point]:
     """Train a new network for ``budget_s`` of CPU time and score it ``points`` times."""
     torch.manual_seed(0)
     network = DualDecoderUNet(width).place("cpu")
@@ -90,7 +92,7 @@ def follow(recipe: Recipe, data: Data, *, width: int, budget_s: float, points: i
     work = [stage_flops(stage) * stage.epochs for stage in recipe.stages]
     ends = np.cumsum(work) / sum(work) * budget_s
     ends[-1] = budget_s  # not a rounding error less
-    found: list[Point] = []
+    scored_times = 0
     trained: set[str] = set()
     spent = 0.0
     with ExitStack() as stack:
@@ -101,10 +103,10 @@ def follow(recipe: Recipe, data: Data, *, width: int, budget_s: float, points: i
             trained |= set(stage.trains)
             for cpu_s in train_stage(network, recipe, stage, training, batches, spent, end):
                 spent = cpu_s
-                if spent >= min(budget_s, (len(found) + 1) * budget_s / points):
-                    found.append(score(network, scored, stage, recipe, trained, spent))
+                if spent >= min(budget_s, (scored_times + 1) * budget_s / points):
+                    yield score(network, scored, stage, recipe, trained, spent)
+                    scored_times += 1
                     network.train()
-    return found
 
 
 def train_stage(

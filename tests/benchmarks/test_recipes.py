@@ -37,7 +37,7 @@ def test_recipes_are_followed(
         Stage(size=32, batch_size=99, lr=0.01, trains=("mask",)),
     )
     recipe = Recipe(name="two", stages=stages)
-    points = follow(recipe, data, width=2, budget_s=12, points=4)
+    points = list(follow(recipe, data, width=2, budget_s=12, points=4))
     assert len(points) == 4
     assert [p.mask_iou is None for p in points] == [True, True, False, False]
     assert all(p.depth_rmse and p.depth_rmse < 2 for p in points)
