@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -194,6 +194,7 @@ class DALILoader(ShardLoader):
             first = str(failure).strip().splitlines()[0]
             where = f"{self.shards.folder}: samples {stored.indices.tolist()}"
             raise DataError(f"{where}: DALI failed: {first}") from None
+        self._check_sizes(outputs, stored.indices)
         for fault in stored.faults:
             self._bad.skip(fault)
         fg_bg, mask, depth = (from_dlpack(output.as_tensor()) for output in outputs)
@@ -207,6 +208,20 @@ class DALILoader(ShardLoader):
             depth=depth.permute(0, 3, 1, 2),
             index=self._index(stored.indices),
         )
+
+    def _check_sizes(self, outputs: Sequence[Any], indices: np.ndarray) -> None:
+        """RecordError for an image whose header tells another size: DALI decodes any.
+
+        The host knows the shapes, also of what a GPU has still to decode.
+        """
+        height, width = self.layout.height, self.layout.width
+        for name, output in zip(FIELDS, outputs, strict=True):
+            if name == "mask" and not self._mask_is_jpeg:
+                continue
+            for index, shape in zip(indices.tolist(), output.shape(), strict=True):
+                if shape[:2] != (height, width):
+                    found = f"found {shape[1]}x{shape[0]} pixels, expected {width}x{height}"
+                    raise RecordError(index, name, self.shards.where(index, name), found)
 
     def _index(self, indices: np.ndarray) -> torch.Tensor:
         index = torch.from_numpy(indices)
