@@ -247,7 +247,8 @@ class DALILoader(ShardLoader):
 
     def _drain(self) -> None:
         """Take what is still in the pipeline, so that the next epoch starts with its own."""
-        if sys.is_finalizing():
+        # A loader that was dropped unclosed, in a reference cycle, may lose its pipeline first.
+        if sys.is_finalizing() or self._pipeline._pipe is None:
             return
         if self._plan is not None:
             self._plan.close()
