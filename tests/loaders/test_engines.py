@@ -300,6 +300,8 @@ def test_reference_has_the_same_contract(dataset: Path, start: int) -> None:
         loader.epoch(0, start=start)
     with pytest.raises(DataError, match="device cuda:99: "):
         ReferenceLoader(dataset, batch_size=8, device="cuda:99")
+    with pytest.raises(DataError, match="workers: found -1, expected 0 or more"):
+        build_loader("reference", dataset, batch_size=8, num_workers=-1)
 
 
 ABANDONED = """
