@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -47,6 +48,22 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return found
 
 
+def _no_epoch() -> None:
+    """Stands where no epoch is running."""
+
+
+def _whole(running: Iterator[Batch], count: int) -> Iterator[Batch]:
+    """``count`` batches; DataError where ``running`` was ended before, which looks like its end."""
+    for batch in running:
+        count -= 1
+        yield batch
+    if count:
+        raise DataError(
+            "this epoch was ended: another was asked for, or the loader was closed; open a "
+            "second loader to walk two at once"
+        )
+
+
 class OrderedLoader(ABC):
     """Batches in the order of an epoch; engines fill in ``_batches`` and ``_fault``.
 
@@ -63,7 +80,7 @@ class OrderedLoader(ABC):
         self.device = resolve_device(device)
         self.order = Order(n=layout.samples, **order)
         self._bad = BadRecords(max_bad)
-        self._running: Generator[Batch, None, None] | None = None
+        self._running: Callable[[], Generator[Batch, None, None] | None] = _no_epoch
         self._closed = False
 
     @property
@@ -78,8 +95,9 @@ class OrderedLoader(ABC):
     def epoch(self, n: int, start: int = 0) -> Iterator[Batch]:
         """Batches ``start`` to the end of epoch ``n``.
 
-        Raises DataError where there is no such batch, RecordError where a record is bad and
-        may not be skipped.
+        Raises DataError where there is no such batch, and from an epoch that another one or
+        `close` ended before its last batch; RecordError where a record is bad and may not be
+        skipped.
         """
         if self._closed:
             raise DataError("this loader is closed; build another")
@@ -89,8 +107,10 @@ class OrderedLoader(ABC):
             raise DataError(f"batch to start from: found {start}, expected 0 to {len(self)}")
         self._end_running()
         batches, faults = partial(self._batches, n), partial(self._faults, n)
-        self._running = self._bad.walk(start, batches, faults)
-        return self._running
+        running = self._bad.walk(start, batches, faults)
+        # Weakly: an epoch ends, and its threads with it, as soon as its user lets go of it.
+        self._running = weakref.ref(running)
+        return _whole(running, len(self) - start)
 
     @abstractmethod
     def _batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
@@ -111,9 +131,9 @@ class OrderedLoader(ABC):
                 yield fault
 
     def _end_running(self) -> None:
-        if self._running is not None:
-            self._running.close()
-            self._running = None
+        running, self._running = self._running(), _no_epoch
+        if running is not None:
+            running.close()
 
     def close(self) -> None:
         """End every thread of this loader; it yields nothing any more."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from loaders.base import ShardLoader
 from loaders.batch import Batch
 from loaders.buffers import BufferPool
 from loaders.masks import pad_runs, runs_fill, unpack_batch
+from loaders.transfer import CudaStreams, Streams, transfer
 
 try:
     from nvidia.dali import fn, pipeline_def, types
@@ -113,6 +115,8 @@ class DALILoader(ShardLoader):
         self._fed: deque[tuple[Stored | None, DataError | None]] = deque()
         shape = (self.order.batch_size, 1, self.layout.height, self.layout.width)
         self._masks = BufferPool(shape, np.dtype(np.uint8))
+        on_gpu = self.device.type == "cuda"
+        self._streams: Streams | None = CudaStreams(self.device) if on_gpu else None
         self._pipeline = self._build()
 
     def _build(self) -> Any:
@@ -132,6 +136,19 @@ class DALILoader(ShardLoader):
         return pipeline
 
     def _batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
+        decoded = self._decoded(epoch, start)
+        # On a GPU DALI gives memory to its next batch once Python lets go of it, whatever torch
+        # has still to compute from it; on the CPU nothing reads it later. DALI works ahead itself.
+        ours = transfer(decoded, self._streams, ahead=0) if self._streams else decoded
+        try:
+            for batch in ours:
+                yield batch._replace(mask=self._mask(batch.mask)) if len(batch.index) else batch
+        finally:
+            ours.close()
+            decoded.close()
+
+    def _decoded(self, epoch: int, start: int) -> Generator[Batch, None, None]:
+        """Batches in DALI's memory, ``mask`` as the graph gives it."""
         self._plan = self._stored(epoch, start)
         try:
             self._pipeline.schedule_run()
@@ -188,35 +205,50 @@ class DALILoader(ShardLoader):
         stored, error = self._fed.popleft()
         if stored is None or error is not None:
             raise error or DataError(DAMAGED)
-        try:
-            outputs = self._pipeline.outputs()
-        except RuntimeError as failure:
-            first = str(failure).strip().splitlines()[0]
-            where = f"{self.shards.folder}: samples {stored.indices.tolist()}"
-            raise DataError(f"{where}: DALI failed: {first}") from None
+        fg_bg, mask, depth = self._outputs(stored.indices)
         for fault in stored.faults:
             self._bad.skip(fault)
-        fg_bg, mask, depth = (from_dlpack(output.as_tensor()) for output in outputs)
-        if self._mask_is_jpeg:
-            mask = (mask.permute(0, 3, 1, 2) >= _THRESHOLD).to(torch.uint8)
-        else:
-            mask = unpack_batch(mask, self.layout.height, self.layout.width, self._masks)
-        return Batch(
-            fg_bg=fg_bg.permute(0, 3, 1, 2),
-            mask=mask,
-            depth=depth.permute(0, 3, 1, 2),
-            index=self._index(stored.indices),
-        )
-
-    def _index(self, indices: np.ndarray) -> torch.Tensor:
-        index = torch.from_numpy(indices)
+        index = torch.from_numpy(stored.indices)
         if self.device.type == "cuda":
-            index = index.pin_memory()  # torch keeps pinned memory until its copies have ended
-        return index.to(self.device, non_blocking=True)
+            index = index.pin_memory()
+        return Batch(fg_bg.permute(0, 3, 1, 2), mask, depth.permute(0, 3, 1, 2), index)
+
+    def _outputs(self, indices: np.ndarray) -> list[torch.Tensor]:
+        """What the graph gives for a batch, in DALI's memory; the host waits for no GPU."""
+        with self._streams.copying() if self._streams else nullcontext() as stream:
+            try:
+                outputs = self._pipeline.outputs(cuda_stream=stream)
+            except RuntimeError as failure:
+                first = str(failure).strip().splitlines()[0]
+                where = f"{self.shards.folder}: samples {indices.tolist()}"
+                raise DataError(f"{where}: DALI failed: {first}") from None
+            self._check_sizes(outputs, indices)
+            return [from_dlpack(output.as_tensor()) for output in outputs]
+
+    def _mask(self, mask: torch.Tensor) -> torch.Tensor:
+        """uint8 (B, 1, H, W), 0 or 1, of what the graph gives."""
+        if self._mask_is_jpeg:
+            return (mask.permute(0, 3, 1, 2) >= _THRESHOLD).to(torch.uint8)
+        return unpack_batch(mask, self.layout.height, self.layout.width, self._masks)
+
+    def _check_sizes(self, outputs: Sequence[Any], indices: np.ndarray) -> None:
+        """RecordError for an image whose header tells another size: DALI decodes any.
+
+        The host knows the shapes, also of what a GPU has still to decode.
+        """
+        height, width = self.layout.height, self.layout.width
+        for name, output in zip(FIELDS, outputs, strict=True):
+            if name == "mask" and not self._mask_is_jpeg:
+                continue
+            for index, shape in zip(indices.tolist(), output.shape(), strict=True):
+                if shape[:2] != (height, width):
+                    found = f"found {shape[1]}x{shape[0]} pixels, expected {width}x{height}"
+                    raise RecordError(index, name, self.shards.where(index, name), found)
 
     def _drain(self) -> None:
         """Take what is still in the pipeline, so that the next epoch starts with its own."""
-        if sys.is_finalizing():
+        # A loader that was dropped unclosed, in a reference cycle, may lose its pipeline first.
+        if sys.is_finalizing() or self._pipeline._pipe is None:
             return
         if self._plan is not None:
             self._plan.close()

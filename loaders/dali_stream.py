@@ -77,13 +77,21 @@ class StreamOrder:
         return (steps - 1) * self._order.batch_size + self._order.size(steps - 1, rank)
 
 
+def _chosen(read: Stored, rows: list[int], faults: list[RecordError]) -> Stored:
+    """Some rows of a batch, in some order."""
+    return Stored(
+        read.indices[rows], [[field[row] for row in rows] for field in read.fields], faults
+    )
+
+
 class DALIStreamLoader(DALILoader):
     """Batches in the order in which shards are read; arguments as `loaders.build_loader`.
 
     Differs from the other loaders in this: the order of an epoch, which depends on (seed,
     epoch, rank, world_size, batch_size); with ``shuffle=False`` it is that of the shards, not of
     ``indices``. To start from batch k, what comes before is read and not decoded. The next good
-    record of the same batch, going round, stands in for a bad one.
+    record of the same batch, going round, stands in for a bad one; where all are bad, the last good
+    one of the batch before.
     """
 
     def __init__(self, shards: str | Path, **options: Any) -> None:
@@ -97,10 +105,13 @@ class DALIStreamLoader(DALILoader):
         steps = [k for k in range(len(self)) if self.order.size(k)]
         reader = self._open(epoch) if steps else None
         unseen = self._stream.wanted.copy()
+        before: Stored | None = None
         for k in steps:
-            indices, fields = self._read(reader, self.order.size(k), unseen, decode=k >= start)
+            keep = k >= start - 1  # of the batch before `start`, a record may have to stand in
+            read = self._read(reader, self.order.size(k), unseen, keep=keep)
             if k >= start:
-                yield self._without_bad(indices, fields)
+                yield self._without_bad(read, before)
+            before = read
 
     def _open(self, epoch: int) -> Any:
         """DALI's reader of this rank's part of an epoch."""
@@ -145,10 +156,8 @@ class DALIStreamLoader(DALILoader):
         first = str(error).strip().splitlines()[0]
         return DataError(f"{self.shards.folder}: DALI cannot read the tar shards: {first}")
 
-    def _read(
-        self, reader: Any, size: int, unseen: np.ndarray, *, decode: bool
-    ) -> tuple[np.ndarray, list[list[np.ndarray]]]:
-        """Indices and stored fields of the reader's next batch, of which ``size`` are ours."""
+    def _read(self, reader: Any, size: int, unseen: np.ndarray, *, keep: bool) -> Stored:
+        """The reader's next batch, of which ``size`` are ours; keep its fields, or none."""
         try:
             *columns, index = reader.run()
             indices = index.as_array()[:size].copy().view("<i8")[:, 0]
@@ -162,22 +171,37 @@ class DALIStreamLoader(DALILoader):
                 "them twice; run `python -m convert verify` and pack again"
             )
         unseen[indices] = False
-        fields = [[column.at(i) for i in range(size)] for column in columns] if decode else []
-        return indices, fields
+        fields = [[column.at(i) for i in range(size)] for column in columns] if keep else []
+        return Stored(indices, fields, [])
 
-    def _without_bad(self, indices: np.ndarray, fields: list[list[np.ndarray]]) -> Stored:
-        """A batch in which good records stand in for the bad ones."""
-        faults = self._damaged(indices, fields) if self._check else []
+    def _without_bad(self, read: Stored, before: Stored | None) -> Stored:
+        """A batch in which good records stand in for the bad ones.
+
+        Those of the same batch, or where none of it is good the last good one of the batch before:
+        so a batch depends on nothing but these two, wherever an epoch was begun.
+        """
+        good, faults = self._good_rows(read)
+        if len(good) == len(read.indices):
+            return read
+        if good:
+            count = len(read.indices)
+            rows = [good[np.searchsorted(good, row) % len(good)] for row in range(count)]
+            return _chosen(read, rows, faults)
+        if not self._bad.max_bad:
+            raise faults[0]
+        spare = self._good_rows(before)[0] if before else []
+        if before is None or not spare:
+            raise DataError(
+                f"all {len(read.indices)} records of a batch are bad, and no record of the batch "
+                f"before can stand in; first {faults[0]}"
+            )
+        return _chosen(before, [spare[-1]] * len(read.indices), faults)
+
+    def _good_rows(self, read: Stored) -> tuple[list[int], list[RecordError]]:
+        """Rows that may be shown, and what is wrong with others."""
+        faults = self._damaged(read.indices, read.fields) if self._check else []
         bad = self._bad.indices | {fault.index for fault in faults}
-        good = [row for row, index in enumerate(indices.tolist()) if index not in bad]
-        if len(good) == len(indices):
-            return Stored(indices, fields, [])
-        if not good:
-            if not self._bad.max_bad:
-                raise faults[0]
-            raise DataError(f"all {len(indices)} records of a batch are bad, first {faults[0]}")
-        rows = [good[np.searchsorted(good, row) % len(good)] for row in range(len(indices))]
-        return Stored(indices[rows], [[field[row] for row in rows] for field in fields], faults)
+        return [row for row, index in enumerate(read.indices.tolist()) if index not in bad], faults
 
     def _damaged(self, indices: np.ndarray, fields: list[list[np.ndarray]]) -> list[RecordError]:
         """The first field of each sample whose bytes, as read, are not those of the index."""

@@ -7,6 +7,7 @@ that it will overwrite; what stands here instead is each of these done right.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -266,6 +267,10 @@ class FFCVLoader(ShardLoader):
         operation = _DecodeSamples(
             opened, self._handles, self._is_bad, halved=decode_size == "half"
         )
+        # Of the operation, which every piece of work holds: nothing decodes when it is gone. At
+        # exit something may.
+        self._free = weakref.finalize(operation, free_handles, self._handles)
+        self._free.atexit = False
         path = opened.folder / opened.names[0]
         pinned = self.device.type == "cuda"
         self._engine = _Engine(path, self.order.batch_size, operation, pinned)
@@ -308,4 +313,4 @@ class FFCVLoader(ShardLoader):
         """End the threads and give back libjpeg-turbo's handles."""
         if not self._closed:
             super().close()
-            free_handles(self._handles)
+            self._free()

@@ -140,6 +140,8 @@ class Preprocess(nn.Module):
         """Model input and targets of a batch; see `Inputs`.
 
         epoch: of the training run; only the augmentation depends on it.
+
+        Raises DataError where no size was given and the batch has another than the backgrounds.
         """
         if self._fits_fused(batch):
             return self._fused_inputs(batch)
@@ -147,6 +149,7 @@ class Preprocess(nn.Module):
         fg_bg, times = _resize(batch.fg_bg, self.size)
         mask, _ = _resize(batch.mask, self.size)
         depth, _ = _resize(batch.depth, self.size)
+        self._check_sides(fg_bg)
         inputs = Inputs(bg, fg_bg, mask.mul(2).ge(times).to(torch.float32), depth.to(torch.float32))
         inputs.depth.mul_(1 / (255 * times))
         bg_unit, fg_bg_unit = 255 * self._bank_times, 255 * times
@@ -161,6 +164,15 @@ class Preprocess(nn.Module):
             bg=self._normalise(inputs.bg, self.bg_scale, self.bg_shift, bg_unit),
             fg_bg=self._normalise(inputs.fg_bg, self.fg_bg_scale, self.fg_bg_shift, fg_bg_unit),
         )
+
+    def _check_sides(self, fg_bg: Tensor) -> None:
+        found, expected = fg_bg.shape[2:], self._bank.shape[1:3]
+        if found != expected:
+            raise DataError(
+                f"batch: found {found[1]}x{found[0]} pixels beside backgrounds of "
+                f"{expected[1]}x{expected[0]}, expected one size; give Preprocess size=, the "
+                "side that both shall have"
+            )
 
     def _fits_fused(self, batch: Batch) -> bool:
         """Whether one pass of our own does it: on a CPU, of pixels as they are or halved."""

@@ -60,6 +60,8 @@ class ReferenceLoader(OrderedLoader):
     ) -> None:
         if check:
             raise DataError(f"{dataset}: a data set folder has no checksums; pack it to check it")
+        if num_workers is not None and num_workers < 0:
+            raise DataError(f"workers: found {num_workers}, expected 0 or more")
         self._source = read_source(Path(dataset))
         # Listed once: a file that disappears later is missed, and does not move its neighbours up.
         self._names = [self._source.names(group) for group in range(len(self._source.bg))]

@@ -7,6 +7,7 @@ sleep while Python prepares the next one. Here the next batch's pieces are in th
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable
 from functools import lru_cache
 from queue import SimpleQueue
@@ -45,22 +46,32 @@ class Pending:
             raise self._error
 
 
+Tasks = SimpleQueue[tuple[Pending, int, int] | None]
+
+
 class Team:
     """``threads`` threads; each piece of work is done by the next one that is free.
 
     Work that releases the GIL runs on all of them at a time. Threads are daemons and end with
-    `close`.
+    `close`, or behind the work that was begun when nobody holds the team any more.
     """
 
     def __init__(self, threads: int, name: str) -> None:
-        self._tasks: SimpleQueue[tuple[Pending, int, int] | None] = SimpleQueue()
-        self._stopped = False
+        self._tasks: Tasks = SimpleQueue()
+        self._stopped = Event()
+        # Threads know the queue, not the team: else they would hold it for ever.
         self._threads = [
-            Thread(target=self._run, args=(i,), daemon=True, name=f"{name}-{i}")
+            Thread(
+                target=_work_off,
+                args=(i, self._tasks, self._stopped),
+                daemon=True,
+                name=f"{name}-{i}",
+            )
             for i in range(threads)
         ]
         for thread in self._threads:
             thread.start()
+        self._end = weakref.finalize(self, _end_threads, self._tasks, threads)
 
     def start(self, work: Work, count: int) -> Pending:
         """Begin to work on a batch of ``count`` items, in about equal pieces, one a thread."""
@@ -71,26 +82,32 @@ class Team:
             self._tasks.put((pending, first, last))
         return pending
 
-    def _run(self, thread: int) -> None:
-        while (task := self._tasks.get()) is not None:
-            pending, first, last = task
-            error: BaseException | None = None
-            try:
-                if self._stopped:
-                    raise RuntimeError("closed before this batch was done")
-                pending.work(thread, first, last)
-            except BaseException as failure:
-                error = failure
-            pending.finish(error)
-            del task, pending  # their buffers are free as soon as the user lets go of them
-
     def close(self) -> None:
         """End the threads and wait for them; pieces not begun are given up."""
-        self._stopped = True
-        for _ in self._threads:
-            self._tasks.put(None)
+        self._stopped.set()
+        self._end()
         for thread in self._threads:
             thread.join()
+
+
+def _work_off(thread: int, tasks: Tasks, stopped: Event) -> None:
+    """One thread's work, until it is told of the end."""
+    while (task := tasks.get()) is not None:
+        pending, first, last = task
+        error: BaseException | None = None
+        try:
+            if stopped.is_set():
+                raise RuntimeError("closed before this batch was done")
+            pending.work(thread, first, last)
+        except BaseException as failure:
+            error = failure
+        pending.finish(error)
+        del task, pending  # their buffers are free as soon as the user lets go of them
+
+
+def _end_threads(tasks: Tasks, threads: int) -> None:
+    for _ in range(threads):
+        tasks.put(None)
 
 
 def run_shared(work: Work, count: int) -> None:
@@ -108,5 +125,8 @@ def run_shared(work: Work, count: int) -> None:
 
 @lru_cache(maxsize=1)
 def _shared(process: int, threads: int) -> Team:
-    """One for the process, as torch has its threads; a forked process makes its own."""
+    """One for the process, as torch has its threads; a forked process makes its own.
+
+    Another number of threads makes another team, and lets go of the one before.
+    """
     return Team(threads, "maskdepth-shared")

@@ -1,14 +1,16 @@
-"""Batches from pinned host memory to a GPU, ahead of their use and beside the computation.
+"""Batches from memory that is lent to memory of torch's own on a GPU, beside the computation.
 
-Copies run on a stream of their own. Two things must hold, and are tested without a GPU by a
-fake `Streams`: nobody computes on a batch before its copy has ended, and no host buffer is given
-back before the copy that reads it has ended.
+Lent is the pinned host memory of the FFCV engine and what DALI decodes on the GPU: both are used
+again once they are let go of. Copies run on a stream of their own. Two things must hold, and are
+tested without a GPU by a fake `Streams`: nobody computes on a batch before its copy has ended, and
+no lent memory is given back before the copy that reads it has ended.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +22,11 @@ from loaders.batch import Batch
 class Streams(Protocol):
     """What a transfer needs of a device."""
 
-    def start_copy(self, host: torch.Tensor) -> torch.Tensor:
+    def copying(self) -> AbstractContextManager[Any]:
+        """Within it the copy stream, which it gives, is the current one."""
+        ...
+
+    def start_copy(self, lent: torch.Tensor) -> torch.Tensor:
         """Begin to copy on the copy stream; returns the device's tensor at once."""
         ...
 
@@ -37,7 +43,7 @@ class Streams(Protocol):
         ...
 
     def finish(self) -> None:
-        """Wait for all copies: the host may then free its memory."""
+        """Wait for all copies: what is lent may then be given back."""
         ...
 
 
@@ -48,10 +54,19 @@ class CudaStreams:
         self._device = device
         self._stream = torch.cuda.Stream(device)
 
-    def start_copy(self, host: torch.Tensor) -> torch.Tensor:
-        """Begin to copy; asynchronous only from pinned memory."""
+    @contextmanager
+    def copying(self) -> Iterator[torch.cuda.Stream]:
+        """The copy stream as the current one."""
         with torch.cuda.stream(self._stream):
-            return host.to(self._device, non_blocking=True)
+            yield self._stream
+
+    def start_copy(self, lent: torch.Tensor) -> torch.Tensor:
+        """Begin to copy, also what is on the GPU; asynchronous from there and from pinned memory.
+
+        Strides stay as they are.
+        """
+        with self.copying():
+            return lent.to(self._device, non_blocking=True, copy=True)
 
     def mark(self) -> torch.cuda.Event:
         """An event on the copy stream."""
@@ -77,24 +92,26 @@ class CudaStreams:
         self._stream.synchronize()
 
 
-def transfer(batches: Iterator[Batch], streams: Streams, ahead: int = 2) -> Iterator[Batch]:
+def transfer(
+    batches: Iterator[Batch], streams: Streams, ahead: int = 2
+) -> Generator[Batch, None, None]:
     """The same batches on the device, copied up to ``ahead`` batches before they are taken.
 
     An error of ``batches`` comes in its turn, behind the batches before it.
     """
     started: deque[tuple[Batch, Any]] = deque()
-    held: deque[tuple[Batch, Any]] = deque()  # host batches whose copy may still be reading
+    held: deque[tuple[Batch, Any]] = deque()  # lent batches whose copy may still be reading
     failed: DataError | None = None
     try:
-        for host in _until_error(batches):
-            if isinstance(host, DataError):
-                failed = host
+        for lent in _until_error(batches):
+            if isinstance(lent, DataError):
+                failed = lent
                 break
-            device = Batch(*(streams.start_copy(field) for field in host))
+            device = Batch(*(streams.start_copy(field) for field in lent))
             event = streams.mark()
             started.append((device, event))
-            held.append((host, event))
-            del host
+            held.append((lent, event))
+            del lent
             while held and streams.has_passed(held[0][1]):
                 held.popleft()
             if len(started) > ahead:

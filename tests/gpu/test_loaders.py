@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from loaders import Preprocess, build_loader
+from loaders import Batch, Preprocess, build_loader
 from loaders.masks import unpack_batch
 
 
@@ -25,6 +25,16 @@ def test_ffcv_batches_equal_those_of_the_cpu(shards: Path) -> None:
                 assert torch.equal(field.cpu(), other)
 
 
+def assert_close(found: Batch, expected: Batch) -> None:
+    """nvJPEG's inverse DCT is not libjpeg's: a level or two off."""
+    assert torch.equal(found.index.cpu(), expected.index.cpu())
+    assert torch.equal(found.mask.cpu(), expected.mask.cpu())
+    for name in ("fg_bg", "depth"):
+        difference = getattr(found, name).cpu().int() - getattr(expected, name).cpu().int()
+        assert difference.abs().float().mean() < 1
+        assert difference.abs().max() <= 8
+
+
 def test_dali_on_the_gpu_is_close_to_the_cpu(shards: Path) -> None:
     options: dict[str, Any] = {"batch_size": 16, "seed": 3}
     with (
@@ -32,13 +42,38 @@ def test_dali_on_the_gpu_is_close_to_the_cpu(shards: Path) -> None:
         build_loader("dali", shards, **options) as truth,
     ):
         for found, expected in zip(ours.epoch(0), truth.epoch(0), strict=True):
-            assert torch.equal(found.index.cpu(), expected.index)
-            assert torch.equal(found.mask.cpu(), expected.mask)
-            for name in ("fg_bg", "depth"):
-                # nvJPEG's inverse DCT is not libjpeg's: a level or two off.
-                difference = getattr(found, name).cpu().int() - getattr(expected, name).int()
-                assert difference.abs().float().mean() < 1
-                assert difference.abs().max() <= 8
+            assert_close(found, expected)
+
+
+@pytest.mark.parametrize("engine", ["dali", "dali-stream"])
+def test_dali_batches_dropped_early_are_read_whole(shards: Path, engine: str) -> None:
+    """No batch is decoded into memory that Python has let go of and the GPU has still to read."""
+    options: dict[str, Any] = {"batch_size": 8, "seed": 3}
+    with (
+        build_loader(engine, shards, device="cuda", **options) as ours,
+        build_loader(engine, shards, **options) as truth,
+    ):
+        for epoch in range(3):
+            clones = []
+            for batch in ours.epoch(epoch):
+                torch.cuda._sleep(30_000_000)  # the current stream lags behind DALI
+                clones.append(Batch(*(field.clone() for field in batch)))
+                del batch
+            for found, expected in zip(clones, truth.epoch(epoch), strict=True):
+                assert_close(found, expected)
+
+
+def test_taking_a_dali_batch_does_not_wait_for_the_computation(shards: Path) -> None:
+    with build_loader("dali", shards, batch_size=8, device="cuda") as loader:
+        for _ in loader.epoch(0):
+            pass  # so that all memory is there: to get some may take a wait
+        batches = loader.epoch(1)
+        next(batches)
+        torch.cuda._sleep(2_000_000_000)  # about a second
+        computed = torch.cuda.Event()
+        computed.record()
+        next(batches)
+        assert not computed.query()
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

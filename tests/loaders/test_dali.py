@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+
+from loaders import build_loader
+from tests.loaders.lazy_streams import LazyStreams
 
 
 def nothing() -> list:
@@ -42,3 +48,46 @@ def test_graph_for_the_gpu_decodes_there(
             assert b"jpeg_fancy_upsampling" in arguments
         # Nothing comes back to the host: fg_bg, mask or its runs, depth.
         assert [output.device for output in pipeline._graph_outputs] == [where] * 3
+
+
+class LaggingStreams(LazyStreams):
+    """The computing stream lags, too: the host has a batch long before its pixels are there."""
+
+    def hand_over(self, event: int, tensors: tuple[torch.Tensor, ...]) -> None:
+        pass
+
+
+@pytest.mark.parametrize("streams", [LazyStreams(0), LazyStreams(100), LaggingStreams(3)])
+@pytest.mark.parametrize("engine", ["dali", "dali-stream"])
+def test_what_dali_decodes_is_copied_before_it_is_given_back(
+    need_engine: Callable[[str], None], shards: Path, engine: str, streams: LazyStreams
+) -> None:
+    need_engine(engine)
+    options: dict[str, Any] = {"batch_size": 16, "seed": 3, "num_workers": 1}
+    with build_loader(engine, shards, **options) as truth:
+        expected = list(truth.epoch(0))
+    loader: Any = build_loader(engine, shards, **options)
+    with loader:
+        loader._streams = streams
+        next(loader.epoch(1))  # ended early, with a copy that has not
+        found = list(loader.epoch(0))
+        assert streams.finished
+    names = ["fg_bg", "depth", "index"]
+    if not isinstance(streams, LaggingStreams):
+        names.append("mask")  # computed from the copy, so here at once
+    for batch, truth_batch in zip(found, expected, strict=True):
+        for name in names:
+            ours, theirs = getattr(batch, name), getattr(truth_batch, name)
+            assert torch.equal(ours, theirs), name
+            assert ours.stride() == theirs.stride(), name
+
+
+def test_the_empty_batch_of_a_rank_goes_the_same_way(
+    need_engine: Callable[[str], None], shards: Path
+) -> None:
+    need_engine("dali")
+    options: dict[str, Any] = {"batch_size": 2, "indices": np.arange(5), "rank": 0, "world_size": 2}
+    loader: Any = build_loader("dali", shards, **options)
+    with loader:
+        loader._streams = LazyStreams(1)
+        assert [batch.mask.shape[0] for batch in loader.epoch(0)] == [2, 0]

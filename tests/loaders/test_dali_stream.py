@@ -158,6 +158,29 @@ def test_bad_records_are_named_or_replaced_within_their_batch(
         list(loader.epoch(0))
 
 
+def test_where_a_whole_batch_is_bad_the_one_before_stands_in(
+    shards: Path, truth: Batch, tmp_path: Path
+) -> None:
+    packed = Path(shutil.copytree(shards, tmp_path / "shards"))
+    options: dict[str, Any] = {"batch_size": 89}
+    with build_loader(ENGINE, shards, **options) as loader:
+        (*_, spare, bad), (last,) = walk(loader, 0)
+    records = Records(packed)
+    for index in (bad, last):
+        records.spoil(index, "depth", zeroed)
+    for start in (0, 1):
+        with build_loader(ENGINE, packed, max_bad=2, **options) as loader:
+            for batch in loader.epoch(0, start):
+                assert_right(batch, truth)
+            assert batch.index.tolist() == [spare]
+            assert [fault.index for fault in loader.skipped] == [bad, last][start:]
+    with (
+        build_loader(ENGINE, packed, indices=np.array([bad, last]), batch_size=1, max_bad=9) as two,
+        pytest.raises(DataError, match="all 1 records of a batch are bad, and no record of the"),
+    ):
+        list(two.epoch(0))
+
+
 def test_needs_tar_shards(dataset: Path, tmp_path: Path) -> None:
     from convert.pack import PackConfig, pack
 

@@ -213,6 +213,35 @@ def test_early_breaks_leave_nothing_behind(engine: str, dataset: Path, shards: P
         assert threading.active_count() <= threads
 
 
+@pytest.mark.parametrize("engine", [*ENGINES, "dali-stream", "reference"])
+def test_an_epoch_that_another_ended_says_so(
+    dataset: Path, shards: Path, engine: str, need_engine: Callable[[str], None]
+) -> None:
+    folder = dataset if engine == "reference" else shards
+    if engine != "reference":
+        need_engine(engine)
+    with build_loader(engine, folder, batch_size=40) as loader:
+        outer = loader.epoch(0)
+        next(outer)
+        assert len(list(loader.epoch(1))) == 3
+        with pytest.raises(DataError, match="this epoch was ended: another was asked for"):
+            next(outer)
+        with pytest.raises(DataError, match="open a second loader"):
+            list(zip(loader.epoch(0), loader.epoch(1), strict=True))
+        # One that has come to its last batch, or that nobody asks again, is silent.
+        over = loader.epoch(0)
+        for _ in range(3):
+            next(over)
+        left = loader.epoch(1)
+        assert list(over) == []
+        next(left)
+        assert len(list(loader.epoch(2))) == 3
+        running = loader.epoch(3)
+        next(running)
+    with pytest.raises(DataError, match="the loader was closed"):
+        next(running)
+
+
 def test_closed_loader_leaves_no_thread_of_ours(any_engine: str, shards: Path) -> None:
     before = {thread.ident for thread in threading.enumerate()}
     loader = build_loader(any_engine, shards, batch_size=8)
@@ -271,6 +300,8 @@ def test_reference_has_the_same_contract(dataset: Path, start: int) -> None:
         loader.epoch(0, start=start)
     with pytest.raises(DataError, match="device cuda:99: "):
         ReferenceLoader(dataset, batch_size=8, device="cuda:99")
+    with pytest.raises(DataError, match="workers: found -1, expected 0 or more"):
+        build_loader("reference", dataset, batch_size=8, num_workers=-1)
 
 
 ABANDONED = """

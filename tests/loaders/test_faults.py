@@ -18,6 +18,7 @@ import pytest
 
 from convert.errors import RecordError
 from convert.manifest import FIELDS, MANIFEST, ShardFile, read_manifest, write_json
+from convert.pack import PackConfig, pack
 from loaders import Batch, DataError, Loader, build_loader
 from loaders.reference import ReferenceLoader
 from tests import damage
@@ -127,6 +128,50 @@ def test_100_kinds_of_damage_to_a_field(engine: str, packed: Path, truth: Batch,
             blind_errors += found
     # Some damage decodes without an error: that is why there are checksums.
     assert len(cases) // 4 < blind_errors < len(cases)
+
+
+def half_as_high(stored: bytes) -> bytes:
+    """A JPEG whose header tells half its height: it decodes, to an image of that size."""
+    at = stored.index(b"\xff\xc0") + 5
+    height = int.from_bytes(stored[at : at + 2], "big")
+    return stored[:at] + (height // 2).to_bytes(2, "big") + stored[at + 2 :]
+
+
+@pytest.fixture(scope="module")
+def packed_as_jpeg(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("jpeg") / "shards"
+    pack(dataset, folder, config=PackConfig(mask_codec="jpeg"), workers=0, progress=False)
+    return folder
+
+
+@pytest.mark.parametrize("batch_size", [1, 7])
+@pytest.mark.parametrize("name", FIELDS)
+def test_header_of_another_size(
+    engine: str, packed_as_jpeg: Path, truth: Batch, name: str, batch_size: int
+) -> None:
+    options = OPTIONS | {"batch_size": batch_size}
+    with (
+        build_loader(engine, packed_as_jpeg, **options) as loader,
+        damage.Records(packed_as_jpeg).spoilt(INDEX, name, half_as_high),
+    ):
+        with pytest.raises(RecordError, match=f"record {INDEX}, {name} "):
+            list(loader.epoch(0))
+        if batch_size > 1:
+            assert_skipped(engine, packed_as_jpeg, name, truth)
+
+
+def test_header_of_another_size_that_was_packed(
+    packed_as_jpeg: Path, need_engine: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What DALI decodes is held against the layout, whatever the checksum says of the bytes."""
+    need_engine("dali")
+    monkeypatch.setattr("convert.shards.Shards.fault", lambda self, index: None)
+    with (
+        build_loader("dali", packed_as_jpeg, **OPTIONS) as loader,
+        damage.Records(packed_as_jpeg).spoilt(INDEX, "depth", half_as_high),
+        pytest.raises(RecordError, match=r"record 12, depth .*found 96x48 pixels, expected 96x96"),
+    ):
+        next(loader.epoch(0))
 
 
 def manifest_of_another_version(folder: Path) -> None:

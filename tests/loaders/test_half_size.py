@@ -50,6 +50,19 @@ def test_equals_pillows_half_size(half_batches: list[Batch], dataset: Path) -> N
             assert np.array_equal(image, pixels(path, mode, half=True)), path
 
 
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_half_size_beside_whole_backgrounds_wants_a_size(
+    need_engine: Callable[[str], None], shards: Path, channels_last: bool
+) -> None:
+    need_engine("ffcv")
+    with build_loader("ffcv", shards, batch_size=4, decode_size="half") as loader:
+        preprocess = Preprocess(loader.backgrounds, loader.statistics, channels_last=channels_last)
+        batch = next(loader.epoch(0))
+        message = "found 48x48 pixels beside backgrounds of 96x96, .* give Preprocess size="
+        with pytest.raises(DataError, match=message):
+            preprocess(batch)
+
+
 @pytest.mark.parametrize("codec", ["runs", "jpeg"])
 def test_masks_and_order_are_those_of_full_size(
     need_engine: Callable[[str], None], dataset: Path, tmp_path: Path, codec: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import re
 import signal
@@ -102,6 +103,32 @@ def test_closed_loaders_leave_nothing(engine: str, folder: Path) -> None:
         use()
     assert_no_more(before)
     assert resident_mib() - memory < 20
+
+
+def test_dropped_loaders_leave_nothing(
+    engine: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unclosed, in mid-epoch; also where loader and epoch are left to the cycle collector."""
+    complaints: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+
+    def use(*, in_cycle: bool) -> None:
+        loader = build_loader(engine, folder, batch_size=8, num_workers=2)
+        batches = loader.epoch(0)
+        next(batches)
+        if in_cycle:
+            cycle: list[Any] = [batches]
+            cycle.append(cycle)
+
+    for in_cycle in (False, True):
+        use(in_cycle=in_cycle)
+    gc.collect()
+    before = held()
+    for number in range(8):
+        use(in_cycle=number % 2 == 0)
+        gc.collect()
+    assert_no_more(before)
+    assert complaints == []
 
 
 LONG_RUN = """

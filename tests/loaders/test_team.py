@@ -7,8 +7,9 @@ import time
 from itertools import pairwise
 
 import pytest
+import torch
 
-from loaders.team import Pending, Team
+from loaders.team import Pending, Team, run_shared
 
 
 @pytest.fixture
@@ -85,3 +86,44 @@ def test_closing_ends_threads_and_gives_up_what_has_not_begun() -> None:
     with pytest.raises(RuntimeError, match="closed"):
         waiting.wait()
     assert threading.active_count() <= before + 1  # the timer's thread may be ending
+
+
+def named(prefix: str) -> int:
+    return sum(thread.name.startswith(prefix) for thread in threading.enumerate())
+
+
+def until_gone(prefix: str, expected: int) -> int:
+    """Threads that are left; they end in a moment."""
+    deadline = time.monotonic() + 5
+    while named(prefix) > expected and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return named(prefix)
+
+
+def test_a_dropped_team_does_what_was_begun_and_ends() -> None:
+    team = Team(2, "test-dropped")
+    gate = threading.Event()
+    done: list[int] = []
+
+    def work(thread: int, first: int, last: int) -> None:
+        gate.wait(30)
+        done.append(first)
+
+    pending = [team.start(work, 2) for _ in range(3)]
+    del team
+    gate.set()
+    for begun in pending:
+        begun.wait()
+    assert sorted(done) == [0, 0, 0, 1, 1, 1]
+    assert until_gone("test-dropped", 0) == 0
+
+
+def test_another_number_of_shared_threads_ends_those_before() -> None:
+    threads = torch.get_num_threads()
+    try:
+        for number in (2, 3, 2, 3, 2):
+            torch.set_num_threads(number)
+            run_shared(lambda thread, first, last: None, 8)
+        assert until_gone("maskdepth-shared", 2) == 2
+    finally:
+        torch.set_num_threads(threads)

@@ -11,46 +11,7 @@ import torch
 from loaders import Batch, DataError
 from loaders.buffers import BufferPool
 from loaders.transfer import transfer
-
-
-class LazyStreams:
-    """Copies nothing before it must: every mistake in the order shows as wrong values.
-
-    late: how many later events must be marked before the copies of an event have ended.
-    """
-
-    def __init__(self, late: int) -> None:
-        self._late = late
-        self._copies: list[tuple[torch.Tensor, torch.Tensor, int]] = []
-        self.marked = self.ended = 0
-        self.finished = False
-
-    def start_copy(self, host: torch.Tensor) -> torch.Tensor:
-        device = torch.full_like(host, 255)
-        self._copies.append((device, host, self.marked))
-        return device
-
-    def mark(self) -> int:
-        self.marked += 1
-        self._run_until(self.marked - self._late)
-        return self.marked
-
-    def _run_until(self, event: int) -> None:
-        self.ended = max(self.ended, event)
-        for device, host, place in self._copies:
-            if place < self.ended:
-                device.copy_(host)
-        self._copies = [copy for copy in self._copies if copy[2] >= self.ended]
-
-    def has_passed(self, event: int) -> bool:
-        return event <= self.ended
-
-    def hand_over(self, event: int, tensors: tuple[torch.Tensor, ...]) -> None:
-        self._run_until(event)
-
-    def finish(self) -> None:
-        self._run_until(self.marked)
-        self.finished = True
+from tests.loaders.lazy_streams import LazyStreams
 
 
 def host_batches(count: int, pool: BufferPool) -> Iterator[Batch]:
@@ -91,7 +52,7 @@ def test_an_abandoned_transfer_waits_for_its_copies() -> None:
     streams = LazyStreams(late=100)
     batches = transfer(host_batches(9, BufferPool((1, 3, 2, 2), np.dtype("u1"))), streams)
     next(batches)
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     assert streams.finished
 
 
