@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from convert import parts
+from convert.depth import list_composites
 from convert.errors import DataError, RecordError
 from convert.manifest import FIELDS, read_manifest
 from convert.pack import PackConfig, pack
@@ -165,6 +166,31 @@ def test_missing_and_extra_files_are_named(copy: Path, tmp_path: Path) -> None:
     shutil.rmtree(copy / "fg_bg_depth" / "bg_004")
     with pytest.raises(DataError, match=r"fg_bg_depth.*found 4.*expected 5.*bg_004 is missing"):
         pack(copy, tmp_path / "shards", workers=0, progress=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["dataset"]
+
+
+def rename_background(dataset: Path, old: str, new: str) -> None:
+    """Give a background and its folders another name."""
+    (dataset / f"bg/{old}.jpg").rename(dataset / f"bg/{new}.jpg")
+    for folder in ("fg_bg", "fg_bg_mask", "fg_bg_depth"):
+        (dataset / folder / old).rename(dataset / folder / new)
+
+
+@pytest.mark.parametrize("name", ["bg_001-b", "bg_001 (1)", "bg_001+", "bg_001_"])
+def test_backgrounds_of_similar_names(copy: Path, tmp_path: Path, name: str) -> None:
+    rename_background(copy, "bg_002", name)
+    rename_background(copy, "bg_003", "bg_00")
+    manifest = pack(copy, tmp_path / "shards", workers=0, progress=False)
+    assert list(manifest.backgrounds) == sorted(os.listdir(copy / "bg"))
+    assert verify(tmp_path / "shards", source=copy, workers=0, progress=False) == []
+
+
+def test_two_backgrounds_of_one_name_are_refused(copy: Path, tmp_path: Path) -> None:
+    shutil.copy(copy / "bg/bg_002.jpg", copy / "bg/bg_002.jpeg")
+    with pytest.raises(DataError, match=r"bg_002.jpg: found bg_002.jpeg too, expected one"):
+        pack(copy, tmp_path / "shards", workers=0, progress=False)
+    with pytest.raises(DataError, match=r"bg_002.jpg: found bg_002.jpeg too, expected one"):
+        list_composites(copy, force=True)
     assert [p.name for p in tmp_path.iterdir()] == ["dataset"]
 
 
