@@ -17,6 +17,7 @@ from importlib import metadata
 from itertools import chain
 from pathlib import Path
 
+import click
 import numpy as np
 from tqdm import tqdm
 
@@ -134,8 +135,10 @@ def pack(
             remarks = _write_parts(source, config, work, executor, progress)
             remarks.statistics = {"bg": bank, **remarks.statistics}
             _assemble(source, config, remarks, work, executor, progress)
-        if (work / _PARTS).exists():
-            shutil.rmtree(work / _PARTS)
+        # What cannot be removed is in the way of nobody: no reason to withhold what is done.
+        shutil.rmtree(work / _PARTS, ignore_errors=True)
+    if (shards / _PARTS).exists():
+        click.echo(f"{shards / _PARTS}: could not be removed; delete it", err=True)
     return read_manifest(shards)
 
 

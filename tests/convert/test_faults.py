@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import random
@@ -171,6 +172,47 @@ def test_interrupt_leaves_nothing_running(dataset: Path, tmp_path: Path) -> None
     assert (process.returncode, alive) == (1, [])
     assert "Traceback" not in errors
     assert not (tmp_path / "shards").exists()
+
+
+def spoil_removing_of_parts(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Raise ``error`` where the folder of parts is to go, when it is empty already."""
+    rmdir = os.rmdir
+
+    def fail(path: Any, **options: Any) -> None:
+        if Path(path).name == "parts":
+            raise error
+        rmdir(path, **options)
+
+    monkeypatch.setattr(os, "rmdir", fail)
+
+
+def test_interrupt_while_parts_are_removed(
+    dataset: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        spoil_removing_of_parts(patch, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            pack(dataset, tmp_path / "shards", config=CONFIG, workers=0, progress=False)
+    assert list((tmp_path / "shards.partial" / "parts").iterdir()) == []
+    before = (tmp_path / "shards.partial" / "samples.beton").stat()
+    pack(dataset, tmp_path / "shards", config=CONFIG, workers=0, resume=True, progress=False)
+    assert (tmp_path / "shards" / "samples.beton").stat().st_mtime_ns == before.st_mtime_ns
+    assert tree(tmp_path / "shards") == tree(shards)
+
+
+def test_parts_that_cannot_be_removed(
+    dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with monkeypatch.context() as patch:
+        spoil_removing_of_parts(patch, OSError(errno.ENOTEMPTY, "Directory not empty"))
+        pack(dataset, tmp_path / "shards", config=CONFIG, workers=0, progress=False)
+    parts = tmp_path / "shards" / "parts"
+    assert capsys.readouterr().err == f"{parts}: could not be removed; delete it\n"
+    assert verify(tmp_path / "shards", workers=0, progress=False) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["shards"]
 
 
 @pytest.fixture
