@@ -30,6 +30,11 @@ def check_target(shards: Path, force: bool) -> None:
     """DataError unless a shard folder may be written under this name."""
     if not shards.name or not shards.absolute().parent.is_dir():
         raise DataError(f"{shards}: not a new folder in an existing one; choose another name")
+    # One rename can put a folder in the place of neither.
+    if shards.is_symlink():
+        raise DataError(f"{shards}: is a link; give the name of the folder itself")
+    if shards.is_mount():
+        raise DataError(f"{shards}: is a mount point; give the name of a folder inside it")
     if not shards.exists():
         return
     if not shards.is_dir() or (any(shards.iterdir()) and not (shards / MANIFEST).exists()):

@@ -206,6 +206,23 @@ def test_finished_folder_is_kept_unless_forced(dataset: Path, shards: Path, tmp_
     assert [p.name for p in tmp_path.iterdir()] == ["shards"]
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_link_is_refused_before_any_work(dataset: Path, tmp_path: Path, force: bool) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    for create in (lambda: None, (tmp_path / "disk").mkdir):
+        create()
+        with pytest.raises(DataError, match="link: is a link; give the name of the folder itself"):
+            pack(dataset, tmp_path / "link", force=force, workers=0, progress=False)
+    assert {p.name for p in tmp_path.iterdir()} == {"disk", "link"}
+    assert list((tmp_path / "disk").iterdir()) == []
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_mount_point_is_refused_before_any_work(dataset: Path, force: bool) -> None:
+    with pytest.raises(DataError, match="/proc: is a mount point; give the name of a folder in"):
+        pack(dataset, "/proc", force=force, workers=0, progress=False)
+
+
 def test_foreign_folder_is_never_replaced(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
