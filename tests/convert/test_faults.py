@@ -328,6 +328,36 @@ def test_a_file_changed_before_resume_is_read_again(dataset: Path, tmp_path: Pat
     assert verify(tmp_path / "shards", source=copy, workers=0, progress=False) == []
 
 
+@pytest.mark.parametrize("suffix", ["npy", "bin"])
+@pytest.mark.parametrize("kept", [0, 100])
+def test_a_part_that_lost_its_end_is_made_again(
+    dataset: Path, shards: Path, tmp_path: Path, suffix: str, kept: int
+) -> None:
+    copy, last, good = spoil_first_then(dataset, tmp_path)
+    with pytest.raises(DataError, match="not a JPEG"):
+        pack(copy, tmp_path / "shards", config=CONFIG, workers=0, resume=True, progress=False)
+    os.truncate(tmp_path / f"shards.partial/parts/part-000001.{suffix}", kept)
+    last.write_bytes(good)
+    pack(copy, tmp_path / "shards", config=CONFIG, workers=0, resume=True, progress=False)
+    assert tree(tmp_path / "shards") == tree(shards)
+
+
+def test_a_part_is_on_the_disk_before_it_counts_as_finished(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+    synced: list[str] = []
+
+    def note(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    pack(dataset, tmp_path / "shards", config=CONFIG, workers=0, progress=False)
+    first = [name for name in synced if "part-000000" in name]
+    assert first == ["part-000000.bin.tmp", "part-000000.npy", ".part-000000.json.tmp"]
+
+
 @pytest.fixture(scope="module", params=["ffcv", "dali"])
 def few(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of 12 small samples in one format."""
