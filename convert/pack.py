@@ -149,7 +149,7 @@ def _job(source: Source, config: PackConfig) -> dict[str, object]:
     """
     names = hashlib.sha256()
     for group, path in enumerate(source.bg):
-        names.update(f"{path.name}\0{chr(0).join(source.names(group))}\0\0".encode())
+        names.update(os.fsencode(f"{path.name}\0{chr(0).join(source.names(group))}\0\0"))
     return {
         "source": str(source.folder.absolute()),
         "names_sha256": names.hexdigest(),
@@ -233,7 +233,7 @@ def _assemble(
     if "dali" in formats:
         tarshards.merge_index(work, orders)
     names_to_hash = _data_files(formats, len(orders))
-    hashed = run_all(executor, hash_file, ((work / name,) for name in names_to_hash))
+    hashed = run_all(executor, _sync_and_hash, ((work / name,) for name in names_to_hash))
     files = dict(sorted(_drain(hashed, len(names_to_hash), "checksums", progress)))
     manifest = Manifest(
         layout=source.layout,
@@ -277,10 +277,16 @@ def _data_files(formats: dict[str, Format], shards: int) -> list[str]:
     return names + [tarshards.dali_index_name(number) for number in range(shards)]
 
 
-def hash_file(path: Path) -> tuple[str, ShardFile]:
-    """Name, size and SHA-256 of a file, written through to the disk first."""
+def _sync_and_hash(path: Path) -> tuple[str, ShardFile]:
+    """`hash_file`, of a file that is written through to the disk first."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
+    return hash_file(path)
+
+
+def hash_file(path: Path) -> tuple[str, ShardFile]:
+    """Name, size and SHA-256 of a file."""
+    with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return path.name, ShardFile(bytes=path.stat().st_size, sha256=digest)
 

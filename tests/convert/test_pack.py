@@ -185,6 +185,12 @@ def test_backgrounds_of_similar_names(copy: Path, tmp_path: Path, name: str) -> 
     assert verify(tmp_path / "shards", source=copy, workers=0, progress=False) == []
 
 
+def test_names_that_are_not_utf_8(copy: Path, tmp_path: Path) -> None:
+    rename_background(copy, "bg_002", os.fsdecode(b"caf\xe9"))
+    pack(copy, tmp_path / "shards", workers=0, progress=False)
+    assert verify(tmp_path / "shards", source=copy, workers=0, progress=False) == []
+
+
 def test_two_backgrounds_of_one_name_are_refused(copy: Path, tmp_path: Path) -> None:
     shutil.copy(copy / "bg/bg_002.jpg", copy / "bg/bg_002.jpeg")
     with pytest.raises(DataError, match=r"bg_002.jpg: found bg_002.jpeg too, expected one"):
