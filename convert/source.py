@@ -153,16 +153,22 @@ def _samples_per_fg(
 ) -> int | None:
     """Samples that show one person, checked: with a sample missing, all behind it would shift."""
     found = facts.get("samples_per_fg") if told is None else told
+    where, mend = "--samples-per-fg", "give --samples-per-fg another number"
+    if told is None:
+        where = f"{folder / DATASET}: samples_per_fg"
+        mend = (
+            "say that it is not known which show the same person: delete samples_per_fg in "
+            f"{DATASET}"
+        )
     if found is None:
         return None
     if not isinstance(found, int) or found < 1:
-        raise DataError(f"{folder / DATASET}: samples_per_fg is {found!r}, expected a count")
+        raise DataError(f"{where} is {found!r}, expected a count")
     for stem, count in zip(stems, counts, strict=True):
         if count % found:
             raise DataError(
                 f"{folder / FOLDERS['fg_bg'] / stem}: found {count} images, expected a multiple of "
-                f"{found}, the samples of one person; give all of them, or say that it is not "
-                f"known which show the same person: delete samples_per_fg in {DATASET}"
+                f"{found}, the samples of one person; give all of them, or {mend}"
             )
     return found
 

@@ -63,7 +63,7 @@ def work_folder(shards: Path, job: Job, *, resume: bool, force: bool) -> Iterato
             except BaseException as error:
                 if _is_worthless(work, error, resume):
                     _remove(work)
-                elif isinstance(error, KeyboardInterrupt):
+                elif isinstance(error, KeyboardInterrupt | SystemExit):
                     click.echo(f"{work}: unfinished; --resume goes on with it", err=True)
                 raise
             _publish(work, shards)

@@ -196,3 +196,12 @@ def test_as_a_program(tmp_path: Path) -> None:
     assert result.stderr == (
         f"Error: {tmp_path / 'none'}: no such folder; expected the folder that `pack` wrote\n"
     )
+
+
+def test_prints_names_that_are_not_utf_8(shards: Path, tmp_path: Path) -> None:
+    target = shutil.copytree(shards, tmp_path / os.fsdecode(b"caf\xe9"))
+    command = [sys.executable, "-m", "convert", "verify", str(target), "--workers", "0"]
+    strict = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    result = subprocess.run(command, capture_output=True, env=strict, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith(b"caf\\udce9: no faults\n")

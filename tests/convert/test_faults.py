@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import psutil
@@ -163,15 +164,38 @@ def test_a_kill_leaves_no_orphan_and_can_be_resumed(
     assert tree(target) == tree(shards)
 
 
-def test_interrupt_leaves_nothing_running(dataset: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
+def test_interrupt_leaves_nothing_running(
+    dataset: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
     process = start_pack(dataset, tmp_path / "shards", "--workers", 2)
     helpers = wait_for_workers(process, 2)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=20)
     _, alive = psutil.wait_procs(helpers, timeout=5)
-    assert (process.returncode, alive) == (1, [])
+    assert (process.returncode, alive) == (code, [])
     assert "Traceback" not in errors
     assert not (tmp_path / "shards").exists()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143)])
+def test_what_was_done_before_a_signal_is_kept_for_resume(
+    dataset: Path,
+    shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("convert.pack._assemble", Mock(side_effect=error))
+        with pytest.raises(type(error)):
+            pack(dataset, tmp_path / "shards", config=CONFIG, workers=0, progress=False)
+    work = tmp_path / "shards.partial"
+    assert capsys.readouterr().err == f"{work}: unfinished; --resume goes on with it\n"
+    assert len(list(work.glob("parts/*.json"))) == 5
+    pack(dataset, tmp_path / "shards", config=CONFIG, workers=0, resume=True, progress=False)
+    assert tree(tmp_path / "shards") == tree(shards)
 
 
 def spoil_removing_of_parts(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:

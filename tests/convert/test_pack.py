@@ -326,3 +326,17 @@ def test_a_missing_sample_does_not_shift_people(copy: Path, tmp_path: Path) -> N
         (copy / folder / "bg_002" / "img_0001.jpg").unlink()
     with pytest.raises(DataError, match=r"bg_002: found 17 images, expected a multiple of 6"):
         pack(copy, tmp_path / "shards", workers=0, progress=False)
+
+
+def test_samples_per_fg_that_does_not_divide_is_blamed_on_who_said_it(
+    copy: Path, tmp_path: Path
+) -> None:
+    config = PackConfig(samples_per_fg=7)
+    with pytest.raises(DataError, match=r"multiple of 7.*or give --samples-per-fg another number$"):
+        pack(copy, tmp_path / "shards", config=config, workers=0, progress=False)
+    (copy / "dataset.json").write_text('{"samples_per_fg": 7}')
+    with pytest.raises(DataError, match=r"multiple of 7.*delete samples_per_fg in dataset.json$"):
+        pack(copy, tmp_path / "shards", workers=0, progress=False)
+    (copy / "dataset.json").write_text('{"samples_per_fg": "7"}')
+    with pytest.raises(DataError, match=r"dataset.json: samples_per_fg is '7', expected"):
+        pack(copy, tmp_path / "shards", workers=0, progress=False)
