@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -158,5 +160,13 @@ def show(shards: Path, out: Path, rows: int) -> None:
     click.echo(f"{out}: {sheet.width}x{sheet.height} pixels")
 
 
+def _be_a_program() -> None:
+    """Let SIGTERM end a command as Ctrl-C does, cleaning up, and any file name be printed."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 if __name__ == "__main__":
+    _be_a_program()
     main(prog_name="python -m convert")

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from convert import jpeg
 from convert.errors import DataError, RecordError
 from convert.manifest import write_json
-from convert.source import DATASET, FOLDERS, list_images
+from convert.source import DATASET, FOLDERS, list_backgrounds, list_images
 
 QUALITY = 75
 METRIC_TYPES = ("depth_pro", "glpn", "zoedepth")
@@ -96,8 +96,6 @@ def list_composites(dataset: str | Path, *, force: bool = False) -> Composites:
     """
     folder = Path(dataset)
     names = tuple(_names(folder))
-    if not names:
-        raise DataError(f"{folder / 'bg'}: found no images, expected one .jpg a background")
     target = folder / FOLDERS["depth"]
     replace = os.path.lexists(target)
     if replace and not force:
@@ -108,14 +106,14 @@ def list_composites(dataset: str | Path, *, force: bool = False) -> Composites:
 
 def _names(folder: Path) -> Iterator[str]:
     """Composites in the order of samples, like "bg_001/img_0001.jpg"."""
-    stems = [Path(name).stem for name in list_images(folder / "bg")]
+    stems = [path.stem for path in list_backgrounds(folder)]
     groups = folder / FOLDERS["fg_bg"]
     for stem in stems:
         group = list_images(groups / stem)
         if not group:
             raise DataError(f"{groups / stem}: found no images, expected at least 1")
         yield from (f"{stem}/{name}" for name in group)
-    found = {path.name for path in groups.iterdir() if path.is_dir()} if stems else set()
+    found = {path.name for path in groups.iterdir() if path.is_dir()}
     for name in sorted(found - set(stems)):
         if name[0] != ".":
             raise DataError(

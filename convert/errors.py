@@ -1,5 +1,11 @@
 """The errors that a person can mend: raised by every layer, shown without a traceback."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import click
 
 
@@ -27,3 +33,12 @@ class RecordError(DataError):
     def __reduce__(self) -> tuple:
         """Travel between processes with all four parts."""
         return type(self), (self.index, self.field, self.where, self.reason)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """An OSError of the block becomes a DataError that says ``path`` cannot be read, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}); mend that") from None

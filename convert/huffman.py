@@ -52,6 +52,19 @@ def decoding_table(counts: np.ndarray, symbols: np.ndarray) -> np.ndarray:
 
 
 @numba.njit(cache=True)
+def _behind_marker(data: np.ndarray, at: int, marker: int) -> int:
+    """Place behind a marker that stands at ``at``, fill bytes before it or not; -1 if it does not.
+
+    Annex B.1.1.2.
+    """
+    while at + 1 < len(data) and data[at] == 0xFF and data[at + 1] == 0xFF:
+        at += 1
+    if at + 1 < len(data) and data[at] == 0xFF and data[at + 1] == marker:
+        return at + 2
+    return -1
+
+
+@numba.njit(cache=True)
 def read_blocks(
     data: np.ndarray,
     samplings: np.ndarray,
@@ -65,6 +78,8 @@ def read_blocks(
 ) -> int:
     """Decode all blocks (annex F.2.2), keep those of the first component as tokens.
 
+    Every byte must belong to a block or be a marker in its place: else DAMAGED.
+
     starts: where the tokens of each luma block begin, in the order of the file.
     dc: its DC coefficient. tokens: of AC, extra bits << 8 | run/size symbol.
     ac_counts: how often each AC symbol came, to which is added.
@@ -76,11 +91,12 @@ def read_blocks(
     predicted = np.zeros(len(samplings), np.int32)
     for mcu in range(mcus):
         if restart and mcu and mcu % restart == 0:
-            # A restart marker stands at a byte border: drop the padding bits.
+            # A restart marker stands at a byte border: drop the padding bits, of which a whole
+            # byte would be data that nobody asked for.
+            at = _behind_marker(data, at, 0xD0 + (mcu // restart - 1) % 8)
+            if at < 0 or held - padding >= 8:
+                return DAMAGED
             bits, held, padding = np.uint64(0), 0, 0
-            while at + 1 < len(data) and not (data[at] == 0xFF and 0xD0 <= data[at + 1] <= 0xD7):
-                at += 1
-            at += 2
             predicted[:] = 0
         for component in range(len(samplings)):
             luma = component == 0
@@ -157,9 +173,7 @@ def read_blocks(
                 if luma:
                     block += 1
     starts[block] = token
-    while at + 1 < len(data) and not (data[at] == 0xFF and data[at + 1] != 0):
-        at += 1
-    if at + 1 >= len(data) or data[at + 1] != 0xD9:
+    if held - padding >= 8 or _behind_marker(data, at, 0xD9) < 0:
         return DAMAGED
     return NEUTRAL
 

@@ -20,6 +20,7 @@ import numpy as np
 from convert import huffman
 
 _DCT_BLOCK = 64
+_WHOLE_BLOCKS = b"\x00\x3f\x00"  # of a scan: coefficients 0 to 63, all bits at once
 
 
 class NotReducible(Exception):
@@ -28,13 +29,17 @@ class NotReducible(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class _Frame:
-    """What the frame header says: the component of luma is the first."""
+    """What the frame header says: the component of luma is the first.
+
+    quantiser: number of luma's quantisation table; quantisers: numbers of all that are used.
+    """
 
     height: int
     width: int
     components: bytes
     samplings: np.ndarray
     quantiser: int
+    quantisers: frozenset[int]
 
     @property
     def mcus(self) -> tuple[int, int]:
@@ -127,41 +132,58 @@ def _parse(source: bytes) -> _Scan:
             frame = _read_frame(body)
         elif 0xC0 <= marker <= 0xCF:
             raise NotReducible("it is not a baseline JPEG")
-        elif marker == 0xDD:
-            restart = int.from_bytes(body[:2])
+        elif marker == 0xDD and len(body) == 2:
+            restart = int.from_bytes(body)
         elif marker == 0xEE and body[:5] == b"Adobe" and body[11:12] != b"\x01":
             raise NotReducible("it is not stored as YCbCr")
         elif marker == 0xDA:
             if frame is None:
                 raise NotReducible("its frame header is missing")
-            quantiser = quantisers.get(frame.quantiser, b"")
-            if len(quantiser) != _DCT_BLOCK:
-                raise NotReducible("its quantisation table is missing or not of 8 bits")
+            if not quantisers.keys() >= frame.quantisers:
+                raise NotReducible("a quantisation table is missing")
+            quantiser = quantisers[frame.quantiser]
             chosen = _read_scan(body, frame.components, tuple(tables))
             return _Scan(frame=frame, tables=chosen, restart=restart, quantiser=quantiser, data=at)
+        elif not (0xE0 <= marker <= 0xEF or marker == 0xFE):  # remarks of programs and people
+            raise NotReducible("its markers are damaged")
     raise NotReducible("it has no scan")
 
 
 def _read_quantisers(body: bytes, quantisers: dict[int, bytes]) -> None:
+    """Whole tables of 8 bits by number; a later one replaces an earlier one."""
     while body:
-        size = 1 + _DCT_BLOCK * (2 if body[0] >> 4 else 1)
-        quantisers[body[0] & 15] = body[1:size]
-        body = body[size:]
+        if body[0] > 3 or len(body) <= _DCT_BLOCK:
+            raise NotReducible("a quantisation table is damaged or not of 8 bits")
+        quantisers[body[0]] = body[1 : 1 + _DCT_BLOCK]
+        body = body[1 + _DCT_BLOCK :]
 
 
 def _read_huffman(body: bytes) -> dict[int, np.ndarray]:
     """Decoding tables of a segment by class and number."""
     tables = {}
-    while len(body) >= 17:
+    while body:
         counts = np.frombuffer(body[1:17], np.uint8).astype(np.int32)
         total = int(counts.sum())
-        symbols = np.zeros(256, np.uint8)
-        if total > 256 or len(body) < 17 + total:
+        listed = body[17 : 17 + total]
+        whole = len(counts) == 16 and len(listed) == total <= 256
+        largest = 0xFF if body[0] >> 4 else 0x0F  # a DC symbol is but a number of bits
+        if body[0] & ~0x13 or not whole or max(listed, default=0) > largest or not _fit(counts):
             raise NotReducible("its Huffman tables are damaged")
-        symbols[:total] = np.frombuffer(body[17 : 17 + total], np.uint8)
+        symbols = np.zeros(256, np.uint8)
+        symbols[:total] = np.frombuffer(listed, np.uint8)
         tables[body[0]] = huffman.decoding_table(counts, symbols)
         body = body[17 + total :]
     return tables
+
+
+def _fit(counts: np.ndarray) -> bool:
+    """Whether there can be so many codes of each length, 1 to 16, none all ones (annex C)."""
+    code = 0
+    for length, count in enumerate(counts.tolist(), 1):
+        code = 2 * code + count
+        if count and code >= 1 << length:
+            return False
+    return True
 
 
 @functools.lru_cache(maxsize=64)
@@ -183,6 +205,7 @@ def _read_frame(body: bytes) -> _Frame:
         components=components,
         samplings=samplings,
         quantiser=rows[0][2],
+        quantisers=frozenset(row[2] for row in rows),
     )
 
 
@@ -195,6 +218,8 @@ def _read_scan(body: bytes, components: bytes, segments: tuple[bytes, ...]) -> n
     count = len(components)
     if body[0] != count or bytes(body[1 + 2 * i] for i in range(count)) != components:
         raise NotReducible("it is not stored in one scan")
+    if body[1 + 2 * count :] != _WHOLE_BLOCKS:
+        raise NotReducible("its scan is not of whole blocks")
     tables = {key: row for segment in segments for key, row in _read_huffman(segment).items()}
     keys = [key for i in range(count) for key in (body[2 + 2 * i] >> 4, 16 | body[2 + 2 * i] & 15)]
     if any(key not in tables for key in keys):
@@ -216,7 +241,7 @@ def _headers(scan: _Scan, lists: list[np.ndarray]) -> bytes:
         + _segment(0xDB, b"\x00" + scan.quantiser)
         + _segment(0xC0, frame)
         + _segment(0xC4, tables)
-        + _segment(0xDA, b"\x01\x01\x00\x00\x3f\x00")
+        + _segment(0xDA, b"\x01\x01\x00" + _WHOLE_BLOCKS)
     )
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from convert.errors import DataError
+from convert.errors import DataError, reading
 
 FORMAT = "maskdepth-shards"
 VERSION = 1
@@ -265,19 +265,21 @@ def read_manifest(shards: str | Path) -> Manifest:
     """Manifest of a finished shard folder, as it was written.
 
     Raises DataError for a missing or unfinished folder, another format or version, or a
-    manifest that does not make sense.
+    manifest that cannot be read or does not make sense.
     """
     folder = Path(shards)
     path = folder / MANIFEST
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; expected the folder that `pack` wrote")
-    if not path.is_file():
-        raise DataError(
-            f"{folder}: no {MANIFEST}, so this is not a finished shard folder; "
-            "run `python -m convert pack DATASET SHARDS` to its end"
-        )
+    with reading(path):
+        if not folder.is_dir():
+            raise DataError(f"{folder}: no such folder; expected the folder that `pack` wrote")
+        if not path.is_file():
+            raise DataError(
+                f"{folder}: no {MANIFEST}, so this is not a finished shard folder; "
+                "run `python -m convert pack DATASET SHARDS` to its end"
+            )
+        text = path.read_bytes()
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(text)
         found = (value["format"], value["version"])
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not a shard manifest ({error}); pack again") from None

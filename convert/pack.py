@@ -17,6 +17,7 @@ from importlib import metadata
 from itertools import chain
 from pathlib import Path
 
+import click
 import numpy as np
 from tqdm import tqdm
 
@@ -134,8 +135,10 @@ def pack(
             remarks = _write_parts(source, config, work, executor, progress)
             remarks.statistics = {"bg": bank, **remarks.statistics}
             _assemble(source, config, remarks, work, executor, progress)
-        if (work / _PARTS).exists():
-            shutil.rmtree(work / _PARTS)
+        # What cannot be removed is in the way of nobody: no reason to withhold what is done.
+        shutil.rmtree(work / _PARTS, ignore_errors=True)
+    if (shards / _PARTS).exists():
+        click.echo(f"{shards / _PARTS}: could not be removed; delete it", err=True)
     return read_manifest(shards)
 
 
@@ -146,7 +149,7 @@ def _job(source: Source, config: PackConfig) -> dict[str, object]:
     """
     names = hashlib.sha256()
     for group, path in enumerate(source.bg):
-        names.update(f"{path.name}\0{chr(0).join(source.names(group))}\0\0".encode())
+        names.update(os.fsencode(f"{path.name}\0{chr(0).join(source.names(group))}\0\0"))
     return {
         "source": str(source.folder.absolute()),
         "names_sha256": names.hexdigest(),
@@ -230,7 +233,7 @@ def _assemble(
     if "dali" in formats:
         tarshards.merge_index(work, orders)
     names_to_hash = _data_files(formats, len(orders))
-    hashed = run_all(executor, hash_file, ((work / name,) for name in names_to_hash))
+    hashed = run_all(executor, _sync_and_hash, ((work / name,) for name in names_to_hash))
     files = dict(sorted(_drain(hashed, len(names_to_hash), "checksums", progress)))
     manifest = Manifest(
         layout=source.layout,
@@ -274,10 +277,16 @@ def _data_files(formats: dict[str, Format], shards: int) -> list[str]:
     return names + [tarshards.dali_index_name(number) for number in range(shards)]
 
 
-def hash_file(path: Path) -> tuple[str, ShardFile]:
-    """Name, size and SHA-256 of a file, written through to the disk first."""
+def _sync_and_hash(path: Path) -> tuple[str, ShardFile]:
+    """`hash_file`, of a file that is written through to the disk first."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
+    return hash_file(path)
+
+
+def hash_file(path: Path) -> tuple[str, ShardFile]:
+    """Name, size and SHA-256 of a file."""
+    with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return path.name, ShardFile(bytes=path.stat().st_size, sha256=digest)
 

@@ -1,8 +1,9 @@
 """The unit of work of `pack`: a run of samples of one background, read, checked and encoded.
 
 A part is three files: `part-000012.bin` (the stored fields back to back), `.npy` (where each
-lies, with its CRC32C) and `.json` (sums and counts), written last: a part without it is
-unfinished. Both formats are put together from parts, so a source file is read once.
+lies, with its CRC32C) and `.json` (sums and counts), written last, when the others are on the
+disk: a part without it is unfinished. Both formats are put together from parts, so a source file
+is read once.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import crc32c
 import numpy as np
@@ -110,12 +112,15 @@ def write_part(source: Source, codecs: dict[str, str], part: Part, folder: Path)
                 source_bytes += len(raw)
                 accumulators[name].add(encoded.pixels)
                 remarks.count(encoded.counts)
+        _sync(file)
     remarks.count({"source_bytes": source_bytes})
     temporary.replace(part.path(folder, "bin"))
     records = np.empty(part.stop - part.start, RECORD)
     for name, rows in places.items():
         records[name] = rows
-    np.save(part.path(folder, "npy"), records)
+    with open(part.path(folder, "npy"), "wb") as file:
+        np.save(file, records)
+        _sync(file)
     remarks.statistics = {name: a.moments for name, a in accumulators.items()}
     write_json(
         part.path(folder, "json"),
@@ -128,12 +133,17 @@ def write_part(source: Source, codecs: dict[str, str], part: Part, folder: Path)
     )
 
 
+def _sync(file: BinaryIO) -> None:
+    """Write an open file through to the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
 def is_finished(part: Part, source: Source, folder: Path) -> bool:
     """Whether a part was written, from files that are still the same by size and time."""
-    try:
-        told = json.loads(part.path(folder, "json").read_text())["stamps"]
-    except FileNotFoundError:
+    if not _is_whole(part, folder):
         return False
+    told = json.loads(part.path(folder, "json").read_text())["stamps"]
     stamps = hashlib.sha256()
     for index in range(part.start, part.stop):
         for name, path in zip(FIELDS, source.paths(index), strict=True):
@@ -143,6 +153,18 @@ def is_finished(part: Part, source: Source, folder: Path) -> bool:
                 reason = f"cannot be read ({error.strerror})"
                 raise RecordError(index, name, str(path), reason) from None
     return told == stamps.hexdigest()
+
+
+def _is_whole(part: Part, folder: Path) -> bool:
+    """Whether a part's files are there, as long as they were written."""
+    if not part.path(folder, "json").exists():
+        return False
+    try:
+        last = read_records(part, folder)[part.stop - part.start - 1][FIELDS[-1]]
+        size = part.path(folder, "bin").stat().st_size
+    except Exception:  # a disk that lost a file's end; NumPy fails in many ways
+        return False
+    return size == int(last["offset"]) + int(last["size"])
 
 
 def _stamp(facts: os.stat_result) -> bytes:

@@ -113,7 +113,8 @@ def scale_cutout(person: np.ndarray, height: int, max_width: int, path: Path) ->
     Colours are averaged weighted by alpha, in floats: 8 bit arithmetic leaves wrong colours
     where alpha is small, and every pixel whose alpha is not 0 shows in a composite.
 
-    Raises DataError naming ``path`` unless the result is narrower than ``max_width``.
+    Raises DataError naming ``path`` unless the result is narrower than ``max_width`` and shows
+    something.
     """
     width = max(1, round(person.shape[1] * height / person.shape[0]))
     if width >= max_width:
@@ -130,7 +131,13 @@ def scale_cutout(person: np.ndarray, height: int, max_width: int, path: Path) ->
     colour = np.stack(colours, axis=-1) / np.maximum(small_alpha, 1e-3)[..., None]
     scaled = np.dstack([colour, small_alpha])
     scaled[small_alpha < 0.5] = 0
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    pixels = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    if not pixels[..., 3].any():
+        raise DataError(
+            f"{path}: found only transparent pixels when scaled to height {height}, expected a "
+            "person. Crop it closer to the person."
+        )
+    return pixels
 
 
 def _suffixes() -> list[str]:

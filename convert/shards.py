@@ -10,7 +10,7 @@ import crc32c
 import numpy as np
 
 from convert.codecs import CODECS
-from convert.errors import DataError, RecordError
+from convert.errors import DataError, RecordError, reading
 from convert.manifest import BACKGROUNDS, FIELDS, RECORD, Manifest, read_manifest
 
 
@@ -23,8 +23,8 @@ class Shards:
     files: the mapped shard files, each uint8 and flat; names: theirs.
     index_name: file of the per-record index.
 
-    Opening checks that every file has the size of the manifest and that every record lies
-    inside its file; raises DataError otherwise.
+    Opening checks that every file can be read and has the size of the manifest, and that every
+    record lies inside its file; raises DataError otherwise.
     """
 
     def __init__(self, folder: str | Path, form: str | None = None) -> None:
@@ -46,7 +46,7 @@ class Shards:
         self.records = self._load(self.index_name)
         # Copy-on-write maps: some engines have a fast path for writable memory only, and no
         # write to them ever reaches the file.
-        self.files = [np.memmap(self.folder / name, np.uint8, "c") for name in self.names]
+        self.files = [self._map(name) for name in self.names]
         self._check_records()
 
     def _check_size(self, name: str) -> None:
@@ -56,13 +56,20 @@ class Shards:
             what = "is missing" if found is None else f"has {found} bytes"
             raise DataError(f"{path}: {what}, expected {expected} bytes; pack again")
 
+    def _map(self, name: str) -> np.ndarray:
+        with reading(self.folder / name):
+            return np.memmap(self.folder / name, np.uint8, "c")
+
     def _load(self, name: str) -> np.ndarray:
         layout = self.manifest.layout
         expected = {
             BACKGROUNDS: ((len(self.manifest.backgrounds), layout.height, layout.width, 3), "u1"),
         }.get(name, ((layout.samples,), RECORD))
         try:
-            array = np.load(self.folder / name, mmap_mode="r")
+            with reading(self.folder / name):
+                array = np.load(self.folder / name, mmap_mode="r")
+        except DataError:
+            raise
         except Exception as error:  # a damaged header ends NumPy in many ways
             raise DataError(
                 f"{self.folder / name}: not a NumPy file ({error}); pack again"
@@ -143,7 +150,7 @@ class Shards:
     def check_files(self, names: Iterable[str]) -> None:
         """DataError where a file of the folder does not have the SHA-256 of the manifest."""
         for name in names:
-            with open(self.folder / name, "rb") as file:
+            with reading(self.folder / name), open(self.folder / name, "rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             expected = self.manifest.files[name].sha256
             if found != expected:

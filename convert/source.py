@@ -12,7 +12,6 @@ import functools
 import json
 import os
 import uuid
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -85,6 +84,25 @@ def list_images(folder: Path) -> list[str]:
     return names
 
 
+def list_backgrounds(folder: Path) -> tuple[Path, ...]:
+    """Background files of a data set by file name, each of another stem, for it names a folder.
+
+    DataError for none, for two of one stem and for anything that is not a JPEG file.
+    """
+    found = tuple(folder / "bg" / name for name in list_images(folder / "bg"))
+    if not found:
+        raise DataError(f"{folder / 'bg'}: found no images, expected one .jpg a background")
+    by_stem: dict[str, Path] = {}
+    for path in found:
+        other = by_stem.setdefault(path.stem, path)
+        if other is not path:
+            raise DataError(
+                f"{path}: found {other.name} too, expected one background of the name {path.stem}; "
+                "rename or remove one"
+            )
+    return found
+
+
 def _visible(folder: Path) -> list[str]:
     """Sorted entries of a folder without hidden files and what file managers leave."""
     try:
@@ -113,9 +131,7 @@ def read_source(dataset: str | Path, *, samples_per_fg: int | None = None) -> So
         raise DataError(f"{folder}: no such folder; expected a data set with {_layout_hint()}")
     if (folder / MANIFEST).exists():
         raise DataError(f"{folder}: is a shard folder; expected a data set with {_layout_hint()}")
-    bg = tuple(folder / "bg" / name for name in list_images(folder / "bg"))
-    if not bg:
-        raise DataError(f"{folder / 'bg'}: found no images, expected one .jpg a background")
+    bg = list_backgrounds(folder)
     stems = [path.stem for path in bg]
     for name in FOLDERS.values():
         _same_names(folder / name, _visible(folder / name), stems, f"the names of {folder / 'bg'}")
@@ -137,16 +153,22 @@ def _samples_per_fg(
 ) -> int | None:
     """Samples that show one person, checked: with a sample missing, all behind it would shift."""
     found = facts.get("samples_per_fg") if told is None else told
+    where, mend = "--samples-per-fg", "give --samples-per-fg another number"
+    if told is None:
+        where = f"{folder / DATASET}: samples_per_fg"
+        mend = (
+            "say that it is not known which show the same person: delete samples_per_fg in "
+            f"{DATASET}"
+        )
     if found is None:
         return None
     if not isinstance(found, int) or found < 1:
-        raise DataError(f"{folder / DATASET}: samples_per_fg is {found!r}, expected a count")
+        raise DataError(f"{where} is {found!r}, expected a count")
     for stem, count in zip(stems, counts, strict=True):
         if count % found:
             raise DataError(
                 f"{folder / FOLDERS['fg_bg'] / stem}: found {count} images, expected a multiple of "
-                f"{found}, the samples of one person; give all of them, or say that it is not "
-                f"known which show the same person: delete samples_per_fg in {DATASET}"
+                f"{found}, the samples of one person; give all of them, or {mend}"
             )
     return found
 
@@ -161,9 +183,10 @@ def _count_group(folder: Path, stem: str) -> int:
     return len(names)
 
 
-def _same_names(folder: Path, found: list[str], expected: Iterable[str], what: str) -> None:
-    expected = list(expected)
-    if found == expected:
+def _same_names(folder: Path, found: list[str], expected: list[str], what: str) -> None:
+    """DataError unless both hold the same names, in whatever order."""
+    # The order may differ: by file name `a-b.jpg` comes before `a.jpg`, by stem behind it.
+    if sorted(found) == sorted(expected):
         return
     missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     first = f"{missing[0]} is missing" if missing else f"{extra[0]} has no counterpart"

@@ -30,6 +30,11 @@ def check_target(shards: Path, force: bool) -> None:
     """DataError unless a shard folder may be written under this name."""
     if not shards.name or not shards.absolute().parent.is_dir():
         raise DataError(f"{shards}: not a new folder in an existing one; choose another name")
+    # One rename can put a folder in the place of neither.
+    if shards.is_symlink():
+        raise DataError(f"{shards}: is a link; give the name of the folder itself")
+    if shards.is_mount():
+        raise DataError(f"{shards}: is a mount point; give the name of a folder inside it")
     if not shards.exists():
         return
     if not shards.is_dir() or (any(shards.iterdir()) and not (shards / MANIFEST).exists()):
@@ -46,6 +51,7 @@ def work_folder(shards: Path, job: Job, *, resume: bool, force: bool) -> Iterato
 
     A block that ends well publishes the folder. After bad input the work is removed, unless
     ``resume`` asks to keep what is done; after any other trouble it stays, if there is any.
+    Work with its manifest is all done and always stays.
     Raises DataError where another converter is at work or the work is not of this job.
     """
     work = shards.with_name(f"{shards.name}.partial")
@@ -55,11 +61,9 @@ def work_folder(shards: Path, job: Job, *, resume: bool, force: bool) -> Iterato
             try:
                 yield work
             except BaseException as error:
-                if not any(work.glob("*/*.json")) or (
-                    isinstance(error, RecordError) and not resume
-                ):
+                if _is_worthless(work, error, resume):
                     _remove(work)
-                elif isinstance(error, KeyboardInterrupt):
+                elif isinstance(error, KeyboardInterrupt | SystemExit):
                     click.echo(f"{work}: unfinished; --resume goes on with it", err=True)
                 raise
             _publish(work, shards)
@@ -68,6 +72,14 @@ def work_folder(shards: Path, job: Job, *, resume: bool, force: bool) -> Iterato
             f"{error.filename or work}: {error.strerror or error}; mend that and run again with "
             f"--resume, or delete {work}"
         ) from None
+
+
+def _is_worthless(work: Path, error: BaseException, resume: bool) -> bool:
+    """Whether nothing in the work folder is worth going on with after an error."""
+    if (work / MANIFEST).exists():  # all is done, though its parts may be gone already
+        return False
+    bad_input = isinstance(error, RecordError) and not resume
+    return bad_input or not any(work.glob("*/*.json"))
 
 
 @contextmanager

@@ -7,13 +7,13 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from convert import beton, tarshards
 from convert.codecs import THRESHOLD
 from convert.errors import DataError, RecordError
-from convert.manifest import FIELDS, Manifest, Moments, read_manifest
+from convert.manifest import FIELDS, Manifest, Moments, ShardFile, read_manifest
 from convert.moments import Accumulator
 from convert.pack import hash_file
 from convert.parts import Remarks, new_accumulators, split_parts
@@ -80,18 +80,21 @@ def _matching_source(source: Path, manifest: Manifest) -> Source:
 
 
 def _check_files(folder: Path, manifest: Manifest, executor: Executor) -> list[str]:
-    faults = []
-    files = [(folder / name,) for name in manifest.files if (folder / name).is_file()]
-    hashed = dict(run_all(executor, hash_file, files))
-    for name, expected in manifest.files.items():
-        found = hashed.get(name)
-        if found is None:
-            faults.append(f"{folder / name}: is missing")
-        elif found.bytes != expected.bytes:
-            faults.append(f"{folder / name}: has {found.bytes} bytes, expected {expected.bytes}")
-        elif found != expected:
-            faults.append(f"{folder / name}: SHA-256 differs, the file was changed")
-    return faults
+    files = ((folder / name, expected) for name, expected in manifest.files.items())
+    return sorted(fault for fault in run_all(executor, _file_fault, files) if fault)
+
+
+def _file_fault(path: Path, expected: ShardFile) -> str | None:
+    """What is wrong with a file of the folder by its size and SHA-256."""
+    try:
+        _, found = hash_file(path)
+    except FileNotFoundError:
+        return f"{path}: is missing"
+    except OSError as error:
+        return f"{path}: cannot be read ({error.strerror})"
+    if found.bytes != expected.bytes:
+        return f"{path}: has {found.bytes} bytes, expected {expected.bytes}"
+    return None if found == expected else f"{path}: SHA-256 differs, the file was changed"
 
 
 def _check_backgrounds(folder: Path, manifest: Manifest, source: Source | None) -> list[str]:
@@ -110,7 +113,13 @@ def _check_backgrounds(folder: Path, manifest: Manifest, source: Source | None) 
             path = source.bg[number]
             if path.name != manifest.backgrounds[number]:
                 faults.append(f"background {number}: {path.name} in the source, not in the shards")
-            elif not np.array_equal(bank[number], pillow_pixels(path.read_bytes(), "fg_bg")):
+                continue
+            try:
+                same = np.array_equal(bank[number], _source_pixels(path, "fg_bg"))
+            except ValueError as error:
+                faults.append(f"background {number} ({path}): {error}")
+                continue
+            if not same:
                 faults.append(f"background {number} ({path}): differs from the source's")
     if total != manifest.statistics["bg"]:
         faults.append(f"{folder}: statistics of bg are not those of the backgrounds")
@@ -163,14 +172,24 @@ def _check_records(
 
 def _compare(pixels: np.ndarray, path: Path, index: int, name: str) -> None:
     try:
-        expected = pillow_pixels(path.read_bytes(), name)
-    except OSError as error:
-        raise RecordError(index, name, str(path), f"cannot be read ({error})") from None
+        expected = _source_pixels(path, name)
+    except ValueError as error:
+        raise RecordError(index, name, str(path), str(error)) from None
     if pixels.shape != expected.shape:
         raise RecordError(index, name, str(path), "the source has another size")
     different = int(np.count_nonzero(pixels != expected))
     if different:
         raise RecordError(index, name, str(path), f"{different} values differ from the source's")
+
+
+def _source_pixels(path: Path, name: str) -> np.ndarray:
+    """`pillow_pixels` of a source file; ValueError with the reason where there are none."""
+    try:
+        return pillow_pixels(path.read_bytes(), name)
+    except UnidentifiedImageError:  # says where in memory the bytes are
+        raise ValueError("cannot be read (not an image)") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot be read ({error})") from None
 
 
 def pillow_pixels(data: bytes, name: str) -> np.ndarray:

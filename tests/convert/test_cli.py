@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +131,64 @@ def test_verify_wants_the_right_source(shards: Path, copy: Path) -> None:
     expect_one_line(run("verify", shards, "--source", copy), "found 84 samples", "(90)")
 
 
+@pytest.fixture
+def unreadable(shards: Path) -> Iterator[Callable[[str], Path]]:
+    """Gives shards of which we may not read one file, by name; without the rights of root."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        target = Path(shutil.copytree(shards, Path(folder) / "shards"))
+        user = os.geteuid()
+
+        def lock(name: str) -> Path:
+            (target / name).chmod(0)
+            if user == 0:
+                os.seteuid(65534)
+            return target
+
+        yield lock
+        os.seteuid(user)
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify", "show"])
+def test_manifest_that_may_not_be_read(unreadable: Callable[[str], Path], command: str) -> None:
+    arguments = ["sheet.png"] if command == "show" else []
+    result = run(command, unreadable("manifest.json"), *arguments)
+    expect_one_line(result, "manifest.json: cannot be read (Permission denied)")
+
+
+@pytest.mark.parametrize("name", ["samples.beton", "samples.beton.index.npy", "backgrounds.npy"])
+def test_shards_that_may_not_be_read(unreadable: Callable[[str], Path], name: str) -> None:
+    shards = unreadable(name)
+    result = run("show", shards, "sheet.png")
+    expect_one_line(result, f"{name}: cannot be read (Permission denied)")
+    result = run("verify", shards, "--workers", 0)
+    assert result.exit_code == 1
+    assert f"{shards / name}: cannot be read (Permission denied)\n" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"), [(b"", "not an image"), (b"\xff\xd8\xff\xe0\0\x10JFIF", "cannot be read")]
+)
+def test_verify_names_a_source_that_is_no_image(
+    shards: Path, copy: Path, data: bytes, reason: str
+) -> None:
+    (copy / "bg" / "bg_002.jpg").write_bytes(data)
+    (copy / "fg_bg" / "bg_002" / "img_0003.jpg").write_bytes(data)
+    result = run("verify", shards, "--source", copy, "--workers", 0)
+    assert result.exit_code == 1, result.output
+    faults = result.stdout.splitlines()
+    assert [fault.split(" (")[0] for fault in faults] == ["background 1", "record 20, fg_bg"]
+    assert all(reason in fault for fault in faults)
+
+
+def test_verify_only_reads(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    assert run("verify", shards, "--workers", 0).exit_code == 0
+
+
 def test_as_a_program(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "convert", "verify", str(tmp_path / "none")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -134,3 +196,12 @@ def test_as_a_program(tmp_path: Path) -> None:
     assert result.stderr == (
         f"Error: {tmp_path / 'none'}: no such folder; expected the folder that `pack` wrote\n"
     )
+
+
+def test_prints_names_that_are_not_utf_8(shards: Path, tmp_path: Path) -> None:
+    target = shutil.copytree(shards, tmp_path / os.fsdecode(b"caf\xe9"))
+    command = [sys.executable, "-m", "convert", "verify", str(target), "--workers", "0"]
+    strict = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    result = subprocess.run(command, capture_output=True, env=strict, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith(b"caf\\udce9: no faults\n")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from PIL import Image
 
 from convert import jpeg
 from convert.codecs import CODECS, decode_runs, pack_runs
+from convert.luma import NotReducible, cut_to_luma
 from convert.verify import pillow_pixels
 from tests.pictures import jpeg_bytes, smooth
 
@@ -212,3 +215,97 @@ def test_damaged_depth_is_refused_or_keeps_its_pixels(data: st.DataObject) -> No
     except ValueError:
         return
     assert np.array_equal(pillow_pixels(encoded.data, "depth"), encoded.pixels)
+
+
+DEPTH = jpeg_bytes(np.repeat(smooth(64, 64)[..., None], 3, axis=2), restart_marker_blocks=1)
+
+
+def markers(source: bytes) -> list[int]:
+    """Places of the restart markers and of the end of the picture."""
+    return [found.start() for found in re.finditer(rb"\xff[\xd0-\xd7\xd9]", source)]
+
+
+def test_restart_markers_count_from_0_to_7() -> None:
+    source = jpeg_bytes(np.repeat(smooth(160, 96)[..., None], 3, axis=2), restart_marker_blocks=1)
+    assert len(markers(source)) > 9
+    assert CODECS["jpeg-luma"].encode(source, 160, 96).counts == {}
+
+
+@pytest.mark.parametrize("which", [0, 1, -1])
+def test_fill_bytes_before_a_marker_are_let_in(which: int) -> None:
+    at = markers(DEPTH)[which]
+    filled = DEPTH[:at] + b"\xff\xff" + DEPTH[at:]
+    encoded = CODECS["jpeg-luma"].encode(filled, 64, 64)
+    assert encoded.counts == {}
+    assert np.array_equal(encoded.pixels, pillow_pixels(DEPTH, "depth"))
+
+
+@pytest.mark.parametrize("which", [0, 1, -1])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data, at: data[: at + 1] + bytes([data[at + 1] ^ 1]) + data[at + 2 :],
+        lambda data, at: data[:at] + b"\x5a" + data[at:],
+        lambda data, at: data[:at] + b"\x12\x34\x56\x78\x9a\xbc\xde\x5a" + data[at:],
+        lambda data, at: data[:at] + data[at + 2 :],
+        lambda data, at: data[: at - 1] + data[at:],
+    ],
+    ids=["another marker", "a byte more", "bytes more", "no marker", "a byte less"],
+)
+def test_damage_at_a_marker_is_never_cut(damage: Callable[[bytes, int], bytes], which: int) -> None:
+    with pytest.raises(NotReducible, match="entropy-coded data is damaged"):
+        cut_to_luma(damage(DEPTH, markers(DEPTH)[which]))
+
+
+def test_a_lost_interval_is_never_cut() -> None:
+    first, second = markers(DEPTH)[:2]
+    with pytest.raises(NotReducible, match="entropy-coded data is damaged"):
+        cut_to_luma(DEPTH[:first] + DEPTH[second:])
+
+
+def segment(source: bytes, marker: int, number: int = 0) -> int:
+    """Where the body of the n-th segment of a kind begins."""
+    at = 0
+    for _ in range(number + 1):
+        at = source.index(bytes([0xFF, marker]), at) + 4
+    return at
+
+
+@pytest.mark.parametrize(
+    ("marker", "number", "offset", "value"),
+    [
+        (0xDA, 0, 7, 1),  # first coefficient of the scan
+        (0xDA, 0, 8, 62),  # last
+        (0xDA, 0, 9, 1),  # bits left out
+        (0xDB, 1, 0, 2),  # chroma's quantisation table has another number
+        (0xDB, 0, -3, 0x01),  # luma's is no table
+        (0xC0, 0, 11, 3),  # a component asks for one that is not there
+        (0xC4, 0, 1, 3),  # three codes of one bit
+        (0xC4, 0, 0, 4),  # a table of a number that does not exist
+        (0xC4, 0, 17, 16),  # a DC coefficient of 16 bits
+        (0xE0, 0, -3, 0x02),  # a marker that is not one
+        (0xDD, 0, -1, 3),  # a restart interval of three bytes
+    ],
+)
+def test_damaged_headers_are_never_cut(marker: int, number: int, offset: int, value: int) -> None:
+    source = bytearray(DEPTH)
+    source[segment(DEPTH, marker, number) + offset] = value
+    with pytest.raises(NotReducible):
+        cut_to_luma(bytes(source))
+
+
+def test_what_libjpeg_refuses_is_never_let_in() -> None:
+    chance = np.random.default_rng(0)
+    refused = 0
+    for _ in range(2000):
+        source = bytearray(DEPTH)
+        at = int(chance.integers(20, len(source) - 2))  # libjpeg wants known versions of JFIF
+        length = int(chance.integers(0, 3))
+        source[at : at + length] = chance.bytes(int(chance.integers(1, 3)))
+        try:
+            jpeg.decode_rgb(bytes(source))
+        except ValueError:
+            refused += 1
+            with pytest.raises(ValueError, match=r".+"):
+                CODECS["jpeg-luma"].encode(bytes(source), 64, 64)
+    assert refused > 500

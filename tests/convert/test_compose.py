@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
@@ -177,8 +177,12 @@ def test_paste_follows_the_rule(person: np.ndarray, data: st.DataObject) -> None
 
 @given(person=cutouts, height=st.integers(1, 40))
 def test_scaling_keeps_height_aspect_and_colour_range(person: np.ndarray, height: int) -> None:
-    scaled = scale_cutout(person, height, 10_000, Path("x.png"))
+    try:
+        scaled = scale_cutout(person, height, 10_000, Path("x.png"))
+    except DataError:  # nothing of it is left, as `test_bad_cutouts_are_refused` has it
+        reject()
     assert scaled.shape[0] == height
+    assert scaled[..., 3].any()
     assert abs(scaled.shape[1] - person.shape[1] * height / person.shape[0]) <= 1
     visible = person[person[..., 3] != 0][:, :3].astype(int)
     shown = scaled[scaled[..., 3] != 0][:, :3].astype(int)
@@ -294,9 +298,17 @@ def test_missing_empty_and_foreign_files_are_refused(people: Path, tmp_path: Pat
     refused(tmp_path, r"cut.png: ", fg=tmp_path / "cut")
 
 
+def speck() -> np.ndarray:
+    """What an eraser left: a pixel in nothing."""
+    pixels = np.zeros((1200, 600, 4))
+    pixels[600, 300] = 255
+    return pixels
+
+
 @pytest.mark.parametrize(
     ("pixels", "match"),
     [
+        (speck(), "only transparent pixels when scaled to height 30"),
         (person_pixels()[..., :3], "without transparency"),
         (np.full((60, 30, 4), 255), "no transparent pixel"),
         (np.zeros((60, 30, 4)), "only transparent"),
@@ -377,6 +389,18 @@ def test_nothing_is_left_after_a_sudden_end(blow: str, tmp_path: Path) -> None:
         assert errors.count("Traceback") <= 3  # of this script alone: cause, then DataError
     if blow == "kill a worker":
         assert "DataError: a worker process died" in errors
+
+
+def test_sigterm_leaves_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "convert", "compose", str(tmp_path / "out"), "--workers", "1"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True,
+                               start_new_session=True)  # fmt: skip
+    wait_for(lambda: any(tmp_path.glob(".out.partial-*/bg/*.jpg")))
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (128 + signal.SIGTERM, "")
+    wait_for(lambda: not group_members(process.pid))
+    assert list(tmp_path.iterdir()) == []
 
 
 def wait_for(condition, timeout_s: float = 30) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import random
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import psutil
@@ -162,15 +164,79 @@ def test_a_kill_leaves_no_orphan_and_can_be_resumed(
     assert tree(target) == tree(shards)
 
 
-def test_interrupt_leaves_nothing_running(dataset: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
+def test_interrupt_leaves_nothing_running(
+    dataset: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
     process = start_pack(dataset, tmp_path / "shards", "--workers", 2)
     helpers = wait_for_workers(process, 2)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=20)
     _, alive = psutil.wait_procs(helpers, timeout=5)
-    assert (process.returncode, alive) == (1, [])
+    assert (process.returncode, alive) == (code, [])
     assert "Traceback" not in errors
     assert not (tmp_path / "shards").exists()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143)])
+def test_what_was_done_before_a_signal_is_kept_for_resume(
+    dataset: Path,
+    shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("convert.pack._assemble", Mock(side_effect=error))
+        with pytest.raises(type(error)):
+            pack(dataset, tmp_path / "shards", config=CONFIG, workers=0, progress=False)
+    work = tmp_path / "shards.partial"
+    assert capsys.readouterr().err == f"{work}: unfinished; --resume goes on with it\n"
+    assert len(list(work.glob("parts/*.json"))) == 5
+    pack(dataset, tmp_path / "shards", config=CONFIG, workers=0, resume=True, progress=False)
+    assert tree(tmp_path / "shards") == tree(shards)
+
+
+def spoil_removing_of_parts(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Raise ``error`` where the folder of parts is to go, when it is empty already."""
+    rmdir = os.rmdir
+
+    def fail(path: Any, **options: Any) -> None:
+        if Path(path).name == "parts":
+            raise error
+        rmdir(path, **options)
+
+    monkeypatch.setattr(os, "rmdir", fail)
+
+
+def test_interrupt_while_parts_are_removed(
+    dataset: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        spoil_removing_of_parts(patch, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            pack(dataset, tmp_path / "shards", config=CONFIG, workers=0, progress=False)
+    assert list((tmp_path / "shards.partial" / "parts").iterdir()) == []
+    before = (tmp_path / "shards.partial" / "samples.beton").stat()
+    pack(dataset, tmp_path / "shards", config=CONFIG, workers=0, resume=True, progress=False)
+    assert (tmp_path / "shards" / "samples.beton").stat().st_mtime_ns == before.st_mtime_ns
+    assert tree(tmp_path / "shards") == tree(shards)
+
+
+def test_parts_that_cannot_be_removed(
+    dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with monkeypatch.context() as patch:
+        spoil_removing_of_parts(patch, OSError(errno.ENOTEMPTY, "Directory not empty"))
+        pack(dataset, tmp_path / "shards", config=CONFIG, workers=0, progress=False)
+    parts = tmp_path / "shards" / "parts"
+    assert capsys.readouterr().err == f"{parts}: could not be removed; delete it\n"
+    assert verify(tmp_path / "shards", workers=0, progress=False) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["shards"]
 
 
 @pytest.fixture
@@ -284,6 +350,36 @@ def test_a_file_changed_before_resume_is_read_again(dataset: Path, tmp_path: Pat
     first.write_bytes(other.read_bytes())
     pack(copy, tmp_path / "shards", workers=0, resume=True, progress=False)
     assert verify(tmp_path / "shards", source=copy, workers=0, progress=False) == []
+
+
+@pytest.mark.parametrize("suffix", ["npy", "bin"])
+@pytest.mark.parametrize("kept", [0, 100])
+def test_a_part_that_lost_its_end_is_made_again(
+    dataset: Path, shards: Path, tmp_path: Path, suffix: str, kept: int
+) -> None:
+    copy, last, good = spoil_first_then(dataset, tmp_path)
+    with pytest.raises(DataError, match="not a JPEG"):
+        pack(copy, tmp_path / "shards", config=CONFIG, workers=0, resume=True, progress=False)
+    os.truncate(tmp_path / f"shards.partial/parts/part-000001.{suffix}", kept)
+    last.write_bytes(good)
+    pack(copy, tmp_path / "shards", config=CONFIG, workers=0, resume=True, progress=False)
+    assert tree(tmp_path / "shards") == tree(shards)
+
+
+def test_a_part_is_on_the_disk_before_it_counts_as_finished(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+    synced: list[str] = []
+
+    def note(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    pack(dataset, tmp_path / "shards", config=CONFIG, workers=0, progress=False)
+    first = [name for name in synced if "part-000000" in name]
+    assert first == ["part-000000.bin.tmp", "part-000000.npy", ".part-000000.json.tmp"]
 
 
 @pytest.fixture(scope="module", params=["ffcv", "dali"])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from convert import parts
+from convert.depth import list_composites
 from convert.errors import DataError, RecordError
 from convert.manifest import FIELDS, read_manifest
 from convert.pack import PackConfig, pack
@@ -168,6 +169,37 @@ def test_missing_and_extra_files_are_named(copy: Path, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["dataset"]
 
 
+def rename_background(dataset: Path, old: str, new: str) -> None:
+    """Give a background and its folders another name."""
+    (dataset / f"bg/{old}.jpg").rename(dataset / f"bg/{new}.jpg")
+    for folder in ("fg_bg", "fg_bg_mask", "fg_bg_depth"):
+        (dataset / folder / old).rename(dataset / folder / new)
+
+
+@pytest.mark.parametrize("name", ["bg_001-b", "bg_001 (1)", "bg_001+", "bg_001_"])
+def test_backgrounds_of_similar_names(copy: Path, tmp_path: Path, name: str) -> None:
+    rename_background(copy, "bg_002", name)
+    rename_background(copy, "bg_003", "bg_00")
+    manifest = pack(copy, tmp_path / "shards", workers=0, progress=False)
+    assert list(manifest.backgrounds) == sorted(os.listdir(copy / "bg"))
+    assert verify(tmp_path / "shards", source=copy, workers=0, progress=False) == []
+
+
+def test_names_that_are_not_utf_8(copy: Path, tmp_path: Path) -> None:
+    rename_background(copy, "bg_002", os.fsdecode(b"caf\xe9"))
+    pack(copy, tmp_path / "shards", workers=0, progress=False)
+    assert verify(tmp_path / "shards", source=copy, workers=0, progress=False) == []
+
+
+def test_two_backgrounds_of_one_name_are_refused(copy: Path, tmp_path: Path) -> None:
+    shutil.copy(copy / "bg/bg_002.jpg", copy / "bg/bg_002.jpeg")
+    with pytest.raises(DataError, match=r"bg_002.jpg: found bg_002.jpeg too, expected one"):
+        pack(copy, tmp_path / "shards", workers=0, progress=False)
+    with pytest.raises(DataError, match=r"bg_002.jpg: found bg_002.jpeg too, expected one"):
+        list_composites(copy, force=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["dataset"]
+
+
 def test_finished_folder_is_kept_unless_forced(dataset: Path, shards: Path, tmp_path: Path) -> None:
     target = Path(shutil.copytree(shards, tmp_path / "shards"))
     before = tree(target)
@@ -178,6 +210,23 @@ def test_finished_folder_is_kept_unless_forced(dataset: Path, shards: Path, tmp_
     pack(dataset, target, config=config, force=True, workers=0, progress=False)
     assert list(read_manifest(target).formats) == ["ffcv"]
     assert [p.name for p in tmp_path.iterdir()] == ["shards"]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_link_is_refused_before_any_work(dataset: Path, tmp_path: Path, force: bool) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    for create in (lambda: None, (tmp_path / "disk").mkdir):
+        create()
+        with pytest.raises(DataError, match="link: is a link; give the name of the folder itself"):
+            pack(dataset, tmp_path / "link", force=force, workers=0, progress=False)
+    assert {p.name for p in tmp_path.iterdir()} == {"disk", "link"}
+    assert list((tmp_path / "disk").iterdir()) == []
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_mount_point_is_refused_before_any_work(dataset: Path, force: bool) -> None:
+    with pytest.raises(DataError, match="/proc: is a mount point; give the name of a folder in"):
+        pack(dataset, "/proc", force=force, workers=0, progress=False)
 
 
 def test_foreign_folder_is_never_replaced(dataset: Path, tmp_path: Path) -> None:
@@ -276,4 +325,18 @@ def test_a_missing_sample_does_not_shift_people(copy: Path, tmp_path: Path) -> N
     for folder in ("fg_bg", "fg_bg_mask", "fg_bg_depth"):
         (copy / folder / "bg_002" / "img_0001.jpg").unlink()
     with pytest.raises(DataError, match=r"bg_002: found 17 images, expected a multiple of 6"):
+        pack(copy, tmp_path / "shards", workers=0, progress=False)
+
+
+def test_samples_per_fg_that_does_not_divide_is_blamed_on_who_said_it(
+    copy: Path, tmp_path: Path
+) -> None:
+    config = PackConfig(samples_per_fg=7)
+    with pytest.raises(DataError, match=r"multiple of 7.*or give --samples-per-fg another number$"):
+        pack(copy, tmp_path / "shards", config=config, workers=0, progress=False)
+    (copy / "dataset.json").write_text('{"samples_per_fg": 7}')
+    with pytest.raises(DataError, match=r"multiple of 7.*delete samples_per_fg in dataset.json$"):
+        pack(copy, tmp_path / "shards", workers=0, progress=False)
+    (copy / "dataset.json").write_text('{"samples_per_fg": "7"}')
+    with pytest.raises(DataError, match=r"dataset.json: samples_per_fg is '7', expected"):
         pack(copy, tmp_path / "shards", workers=0, progress=False)
