@@ -416,7 +416,7 @@ def processes() -> list[tuple[int, int, int, str]]:
     for path in Path("/proc").glob("[0-9]*"):
         try:
             fields = (path / "stat").read_text().rpartition(")")[2].split()
-            command = (path / "cmdline").read_text()
+            command = (path / "cmdline").read_text(errors="replace")
         except OSError:
             continue
         if fields[0] != "Z":

@@ -42,11 +42,15 @@ def tree(folder: Path) -> dict[str, bytes]:
 # Forks a converter for each line it reads: warm, so that it can be killed at any moment of the
 # work itself. Many parts, so that there are many states to die in.
 SERVER = """
-import os, sys, traceback
+import os, sys, threading, traceback
 from pathlib import Path
+from tqdm import tqdm
 from convert import parts
 from convert.pack import PackConfig, pack
 
+# Its own lock lies in memory that forks share: one killed while holding it would stop all others.
+tqdm.set_lock(threading.RLock())
+tqdm.monitor_interval = 0
 parts.split_parts.__defaults__ = (3,)
 dataset, target = map(Path, sys.argv[1:])
 
