@@ -115,7 +115,7 @@ _KINDS: dict[str, tuple[_Kind, ...]] = {
             title="Recipes at equal CPU time",
             alt="Lines: mask IoU and depth RMSE over CPU minutes, one for each recipe",
             plot=plots.recipes,
-            tables=(tables.recipes,),
+            tables=(tables.recipes_at_the_end, tables.recipes_over_time),
         ),
     ),
     "quality": (

@@ -171,13 +171,31 @@ def step(result: Result) -> Table:
     return Table((*plain.head, "GFLOP/sample"), rows)
 
 
-def recipes(result: Result) -> Table:
-    """Scores of every recipe whenever it was scored, and of the rules without a network."""
+def recipes_at_the_end(result: Result) -> Table:
+    """Scores of every recipe at the end of its time, and of the rules without a network."""
+    last = {str(case.parameters.get("recipe", name)): case for name, case in result.cases.items()}
     rows = tuple(
         (name, *(_score(case.figures.get(figure)) for figure in SCORES))
-        for name, case in result.cases.items()
+        for name, case in last.items()
     )
     return Table(("", *SCORES.values()), rows)
+
+
+def recipes_over_time(result: Result) -> Table:
+    """Scores whenever the recipes were scored: a column for each recipe and score."""
+    found: dict[str, dict[tuple[str, str], str]] = {}
+    for case in result.cases.values():
+        if case.parameters:
+            row = found.setdefault(f"{float(case.parameters['cpu_min']):.1f}", {})
+            for figure, title in SCORES.items():
+                score = _score(case.figures.get(figure))
+                row[title, str(case.parameters["recipe"])] = score
+    columns = sorted({column for row in found.values() for column in row}, key=lambda one: one[0])
+    head = ("CPU min", *(f"{title}, {recipe}" for title, recipe in columns))
+    rows = tuple(
+        (minutes, *(row.get(column, "") for column in columns)) for minutes, row in found.items()
+    )
+    return Table(head, rows)
 
 
 def quality_random(result: Result) -> Table:

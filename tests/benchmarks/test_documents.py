@@ -1,0 +1,38 @@
+"""Tables in the documents are those that `report` makes of the results beside them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from benchmarks.report.figures import Figure
+from benchmarks.report.insert import insert
+from benchmarks.report.page import all_figures
+from benchmarks.results import read_results
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs" / "results"
+DOCUMENTS = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+
+
+@pytest.fixture(scope="module")
+def figures() -> list[Figure]:
+    return all_figures(RESULTS)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_no_table_was_typed(document: str, figures: list[Figure], tmp_path: Path) -> None:
+    copy = tmp_path / "copy.md"
+    shutil.copy(ROOT / document, copy)
+    filled = insert(copy, figures)
+    assert copy.read_text() == (ROOT / document).read_text()
+    marks = re.findall(r"<!-- ([\w.-]+):begin -->", copy.read_text())
+    assert filled == marks, "a mark names no result"
+
+
+def test_results_name_the_commit_that_was_measured() -> None:
+    for name, result in read_results(RESULTS).items():
+        assert re.fullmatch(r"[0-9a-f]{7,40}", result.commit), f"{name}: {result.commit}"
