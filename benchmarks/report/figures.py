@@ -120,7 +120,7 @@ _KINDS: dict[str, tuple[_Kind, ...]] = {
     ),
     "quality": (
         _Kind(
-            title="What training reaches",
+            title="What training reaches, beside rules: difference above 40, mean map of the bg",
             alt="Bars: mask IoU and depth RMSE of runs, beside the rules without a network",
             plot=plots.quality,
             tables=(tables.quality_random, tables.quality_held_out),

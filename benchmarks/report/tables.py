@@ -183,19 +183,19 @@ def recipes_at_the_end(result: Result) -> Table:
 
 def recipes_over_time(result: Result) -> Table:
     """Scores whenever the recipes were scored: a column for each recipe and score."""
-    found: dict[str, dict[tuple[str, str], str]] = {}
+    found: dict[str, dict[str, CaseResult]] = {}
     for case in result.cases.values():
         if case.parameters:
-            row = found.setdefault(f"{float(case.parameters['cpu_min']):.1f}", {})
-            for figure, title in SCORES.items():
-                score = _score(case.figures.get(figure))
-                row[title, str(case.parameters["recipe"])] = score
-    columns = sorted({column for row in found.values() for column in row}, key=lambda one: one[0])
-    head = ("CPU min", *(f"{title}, {recipe}" for title, recipe in columns))
-    rows = tuple(
-        (minutes, *(row.get(column, "") for column in columns)) for minutes, row in found.items()
-    )
-    return Table(head, rows)
+            minutes = f"{float(case.parameters['cpu_min']):.1f}"
+            found.setdefault(minutes, {})[str(case.parameters["recipe"])] = case
+    recipes = list(dict.fromkeys(recipe for row in found.values() for recipe in row))
+    columns = [(figure, recipe) for figure in SCORES for recipe in recipes]
+    head = ("CPU min", *(f"{SCORES[figure]}, {recipe}" for figure, recipe in columns))
+    rows = []
+    for minutes, row in found.items():
+        cases = (row.get(recipe, CaseResult()).figures.get(figure) for figure, recipe in columns)
+        rows.append((minutes, *(_score(value) for value in cases)))
+    return Table(head, tuple(rows))
 
 
 def quality_random(result: Result) -> Table:
@@ -222,8 +222,8 @@ def _quality(result: Result, splits: tuple[str, ...]) -> Table:
             row += [_score(found[figure]), _score(found[f"rule_{figure}"])]
         rows.append((*row, f"{found['depth_rmse_of_rule']:.2f}"))
     head = (
-        "run", "recipe", "split", "epochs", "scored on", "CPU min", "mask IoU",
-        "rule: difference > 40", "depth RMSE", "rule: mean map of the background", "share of it",
+        "run", "recipe", "split", "epochs", "scored on", "CPU min", "mask IoU", "rule's",
+        "depth RMSE", "rule's", "share of it",
     )  # fmt: skip
     return Table(head, tuple(rows))
 
