@@ -228,11 +228,13 @@ def test_memory_that_a_worker_shares_counts_once() -> None:
     """A fork of this process, torch and all, adds the little that it writes."""
     context = multiprocessing.get_context("fork")
     alone = time_once(lambda: doze(0.1)).peak_gib
-    worker = context.Process(target=time.sleep, args=(0.5,))
+    measured = context.Event()
+    worker = context.Process(target=measured.wait, args=(60,))
     worker.start()
     try:
         assert time_once(lambda: doze(0.2)).peak_gib - alone < 0.1
     finally:
+        measured.set()
         worker.join()
 
 
