@@ -225,14 +225,15 @@ def test_memory_of_a_run_is_seen() -> None:
 
 
 def test_memory_that_a_worker_shares_counts_once() -> None:
-    """A fork of this process, torch and all, adds the little that it writes."""
+    """A fork of this process, torch and all, adds what either writes, not as much again."""
     context = multiprocessing.get_context("fork")
     alone = time_once(lambda: doze(0.1)).peak_gib
     measured = context.Event()
     worker = context.Process(target=measured.wait, args=(60,))
     worker.start()
     try:
-        assert time_once(lambda: doze(0.2)).peak_gib - alone < 0.1
+        # Collecting garbage writes to Python's objects, and so parts their pages.
+        assert time_once(lambda: doze(0.2)).peak_gib < 1.5 * alone
     finally:
         measured.set()
         worker.join()
