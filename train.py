@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 
-# Before torch loads libgomp, whose threads spin while they wait for each other. Beside other work
-# on two cores, a step of `demo` took 2.5 to 2.8 s so and 0.45 to 0.47 s asleep.
+# Before torch loads libgomp, whose threads spin while they wait for each other: beside other work
+# on the same cores steps took up to 4.6 times as long (docs/guide.md, "Threads").
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import importlib.util

@@ -42,11 +42,11 @@ def run(runs: Sequence[Path], *, device: str, say: Callable[[str], None]) -> Res
 
 def _score(folder: Path, device: str) -> CaseResult:
     config = read_config(folder / CONFIG)
-    epochs = _finished_epochs(folder / METRICS)
+    cpu_s = _cpu_s_of_epochs(folder / METRICS)
     planned = sum(stage.epochs for stage in config.recipe.stages)
-    if len(epochs) != planned:
+    if len(cpu_s) != planned:
         raise DataError(
-            f"{folder}: found {len(epochs)} epochs of {planned}; finish the run by "
+            f"{folder}: found {len(cpu_s)} epochs of {planned}; finish the run by "
             "`train.py fit --resume`"
         )
     report = evaluate_checkpoint(folder / BEST, config, choose_device(device))
@@ -55,7 +55,7 @@ def _score(folder: Path, device: str) -> CaseResult:
         f"rule_{name}": _value(rows[rule], name) for name, rule in RULES.items()
     }
     figures["depth_rmse_of_rule"] = figures["depth_rmse"] / figures["rule_depth_rmse"]
-    figures["training_cpu_min"] = sum(float(epoch["epoch_cpu_s"]) for epoch in epochs) / 60
+    figures["training_cpu_min"] = sum(cpu_s) / 60
     return CaseResult.of(
         parameters={
             "recipe": config.recipe.name,
@@ -75,9 +75,10 @@ def _value(scores: Scores, name: str) -> float:
     return float(value)
 
 
-def _finished_epochs(path: Path) -> list[dict[str, str]]:
+def _cpu_s_of_epochs(path: Path) -> list[float]:
+    """CPU seconds of every finished epoch."""
     try:
         with path.open(newline="", encoding="utf-8") as lines:
-            return list(csv.DictReader(lines))
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; expected the figures of a run") from None
+            return [float(row["epoch_cpu_s"]) for row in csv.DictReader(lines)]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{path}: {error}; expected epoch_cpu_s of every epoch") from None

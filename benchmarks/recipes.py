@@ -200,16 +200,16 @@ def run(
     """
     train, val = split_indices(read_layout(shards), "random")
     chosen = np.sort(val)[np.linspace(0, len(val) - 1, min(samples, len(val)), dtype=int)]
-    data = Data(
-        shards=shards, engine=engine, train=train, scored=chosen, batch_size=batch_size
-    )  # fmt: skip
+    data = Data(shards=shards, engine=engine, train=train, scored=chosen, batch_size=batch_size)
     cases = {NO_NETWORK: CaseResult.of(figures=baselines(data))}
     torch.set_num_threads(threads)  # FFCV, once opened, sets it too
     for name in names:
         recipe = load_recipe(name)
         for point in follow(recipe, data, width=width, budget_s=60 * minutes, points=points):
-            say(f"{name} {point}")
-            cases[f"{recipe.name}, {point.cpu_s / 60:.2f} min"] = point.case(recipe.name)
+            title, case = f"{recipe.name}, {point.cpu_s / 60:.2f} min", point.case(recipe.name)
+            scores = (f"{figure} {value:.4f}" for figure, value in case.figures.items())
+            say(f"{title}: {', '.join(scores)}")
+            cases[title] = case
     arguments = {
         "shards": shards.name, "minutes": minutes, "width": width, "batch_size": batch_size,
         "samples": len(chosen), "threads": threads, "engine": engine,

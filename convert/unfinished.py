@@ -142,7 +142,11 @@ def _publish(work: Path, shards: Path) -> None:
         shards.rename(replaced)
         work.rename(shards)
         sync_folder(shards.absolute().parent)
-        shutil.rmtree(replaced)
+        shutil.rmtree(
+            replaced, ignore_errors=True
+        )  # the new one stands, whatever is left of the old
+        if replaced.exists():
+            click.echo(f"{replaced}: could not be removed; delete it", err=True)
         return
     if shards.exists():
         shards.rmdir()

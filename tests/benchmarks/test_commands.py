@@ -117,10 +117,12 @@ def test_quality_is_what_evaluate_says(shards: Path, tmp_path: Path) -> None:
     assert case["figures"]["rule_mask_iou"] == scores["difference"]["mask_iou"]
     assert case["figures"]["rule_depth_rmse"] == scores["background_depth"]["depth_rmse"]
     assert case["figures"]["training_cpu_min"] > 0
-    (folder / "metrics.csv").write_text("stage\n")
-    refused = CliRunner().invoke(main, ["quality", str(folder)])
-    assert refused.exit_code == 2
-    assert "found 0 epochs of 1" in refused.output
+    broken = {"stage\n": "found 0 epochs of 1", "stage\n1\n": "expected epoch_cpu_s"}
+    for text, reason in broken.items():
+        (folder / "metrics.csv").write_text(text)
+        refused = CliRunner().invoke(main, ["quality", str(folder)])
+        assert refused.exit_code == 2
+        assert reason in refused.output
 
 
 def run_train(*arguments: object) -> str:

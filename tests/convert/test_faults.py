@@ -202,12 +202,12 @@ def test_what_was_done_before_a_signal_is_kept_for_resume(
     assert tree(tmp_path / "shards") == tree(shards)
 
 
-def spoil_removing_of_parts(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    """Raise ``error`` where the folder of parts is to go, when it is empty already."""
+def spoil_removing(monkeypatch: pytest.MonkeyPatch, name: str, error: BaseException) -> None:
+    """Raise ``error`` where the folder of this name is to go, when it is empty already."""
     rmdir = os.rmdir
 
     def fail(path: Any, **options: Any) -> None:
-        if Path(path).name == "parts":
+        if Path(path).name == name:
             raise error
         rmdir(path, **options)
 
@@ -218,7 +218,7 @@ def test_interrupt_while_parts_are_removed(
     dataset: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        spoil_removing_of_parts(patch, KeyboardInterrupt())
+        spoil_removing(patch, "parts", KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             pack(dataset, tmp_path / "shards", config=CONFIG, workers=0, progress=False)
     assert list((tmp_path / "shards.partial" / "parts").iterdir()) == []
@@ -235,12 +235,27 @@ def test_parts_that_cannot_be_removed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with monkeypatch.context() as patch:
-        spoil_removing_of_parts(patch, OSError(errno.ENOTEMPTY, "Directory not empty"))
+        spoil_removing(patch, "parts", OSError(errno.ENOTEMPTY, "Directory not empty"))
         pack(dataset, tmp_path / "shards", config=CONFIG, workers=0, progress=False)
     parts = tmp_path / "shards" / "parts"
     assert capsys.readouterr().err == f"{parts}: could not be removed; delete it\n"
     assert verify(tmp_path / "shards", workers=0, progress=False) == []
     assert [path.name for path in tmp_path.iterdir()] == ["shards"]
+
+
+def test_a_replaced_folder_that_cannot_be_removed(
+    dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pack(dataset, tmp_path / "shards", config=CONFIG, workers=0, progress=False)
+    with monkeypatch.context() as patch:
+        spoil_removing(patch, "shards.replaced", OSError(errno.ENOTEMPTY, "Directory not empty"))
+        pack(dataset, tmp_path / "shards", config=CONFIG, workers=0, force=True, progress=False)
+    replaced = tmp_path / "shards.replaced"
+    assert capsys.readouterr().err == f"{replaced}: could not be removed; delete it\n"
+    assert verify(tmp_path / "shards", workers=0, progress=False) == []
 
 
 @pytest.fixture
