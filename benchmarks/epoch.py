@@ -52,7 +52,11 @@ def run(
         for size in sizes:
             cases |= _stage(config, kind, size, say)
     samples = sum(len(part) for part in _some(config))
-    arguments = {**vars(config), "shards": config.shards.name, "samples": samples}
+    chosen = precision_for(config.amp, torch.device(config.device))
+    arguments = {
+        **vars(config), "shards": config.shards.name, "samples": samples,
+        "amp": f"{config.amp} ({chosen})",
+    }  # fmt: skip
     return make_result("epoch", arguments, cases, device=config.device)
 
 

@@ -67,7 +67,10 @@ def test_step_and_epoch(shards: Path, tmp_path: Path, need_engine: Callable[[str
     small = ("--width", 2, "--size", 48, "--batch-size", 2, "--repeats", 1)
     found = measure(tmp_path, "step", shards, "--steps", 1, *small)
     assert set(found["ours"]) == {"depth stage, ours", "mask stage, ours"}
-    found = measure(tmp_path, "epoch", shards, "--samples", 20, "--stage", "mask", *small)
+    options = ("--samples", 20, "--stage", "mask", "--amp", "off")
+    found = measure(tmp_path, "epoch", shards, *options, *small)
+    assert found["arguments"]["samples"] == "20"
+    assert found["arguments"]["amp"] == "off (float32)"
     training = found["cases"]["mask 48: training"]
     assert training["repeats"][0]["samples"] == 14
     assert {"data_wait_s", "forward_s", "stall", "cpu_compute_share"} <= set(training["figures"])
