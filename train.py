@@ -27,27 +27,30 @@ from click.core import ParameterSource
 from loaders import ENGINES, Loader, build_loader, distributed_rank, read_layout, shard_formats
 from loaders.preprocess import Augment, Preprocess
 from loaders.split import SPLITS, split_indices
-from model import options as cli
-from model.baselines import BASELINE_SAMPLES
 from model.checkpoint import NetworkInfo, Position, channel_statistics, load_network
-from model.config import RunConfig
+from model.distributed import as_called, joined, local_device, share_batch_norm
 from model.errors import Commands, ModelError
-from model.evaluation import Report, evaluate_network, make_report, training_means, validate
 from model.export import export_network
 from model.files import locked, make_folder, require_writable
-from model.images import pair_images
-from model.metrics import RunningMean
+from model.metrics import BASELINE_SAMPLES
 from model.pictures import prediction_grid
 from model.precision import Precision, choose_device, precision_for, require_compile
-from model.predictor import Predictor, predict_files
-from model.progress import EpochMeter
-from model.provenance import fingerprint, seen_in_training, seen_note
-from model.ranks import as_called, joined, local_device, share_batch_norm
-from model.recipe import load_recipe
-from model.report import as_json, describe, meaningful, score_table
-from model.run import BEST, LAST, PREDICTIONS, Run, config_to_run
-from model.stage import Stage
+from model.predictor import Predictor, pair_images, predict_files
+from model.recipe import Stage, load_recipe
 from model.step import make_optimizer, training_step
+from model.training import options as cli
+from model.training.config import RunConfig
+from model.training.evaluation import (
+    Report,
+    evaluate_network,
+    make_report,
+    training_means,
+    validate,
+)
+from model.training.progress import EpochMeter, RunningMean
+from model.training.provenance import fingerprint, seen_in_training, seen_note
+from model.training.report import as_json, describe, meaningful, score_table
+from model.training.run import BEST, LAST, PREDICTIONS, Run, config_to_run
 from model.unet import DualDecoderUNet
 
 

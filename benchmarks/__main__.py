@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from benchmarks.loading import Loading
-from benchmarks.results import write_result
+from benchmarks.harness.loading import Loading
+from benchmarks.harness.results import write_result
 from convert.errors import DataError
 from convert.workers import default_workers
 from model.errors import Commands as ModelCommands
@@ -24,7 +24,7 @@ class Commands(ModelCommands):
 
     def invoke(self, context: click.Context) -> Any:
         """Run the command."""
-        from benchmarks.contender import Unavailable
+        from benchmarks.harness.contender import Unavailable
 
         try:
             return super().invoke(context)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import simplejpeg
 
-from benchmarks.results import CaseResult, Result, make_result
+from benchmarks.harness.results import CaseResult, Result, make_result
 from convert.codecs import decode_mask_jpeg, decode_runs, pack_runs
 from convert.shards import Shards
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.results import CaseResult, Result, read_result, read_results
+from benchmarks.harness.results import CaseResult, Result, read_result, read_results
 from convert.errors import DataError
 
 MEASURES = ("samples_per_s", "cpu_us_per_sample")

@@ -15,8 +15,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from benchmarks.results import CaseResult, Result, make_result
-from benchmarks.timing import Case, run_interleaved
+from benchmarks.harness.results import CaseResult, Result, make_result
+from benchmarks.harness.timing import Case, run_interleaved
 from convert.manifest import read_manifest
 from convert.pack import PackConfig, pack
 from convert.source import Source, read_source

@@ -16,10 +16,10 @@ from typing import Any
 import crc32c
 import numpy as np
 
-from benchmarks.results import CaseResult, Result, make_result
+from benchmarks.harness.results import CaseResult, Result, make_result
 from convert import jpeg
 from convert.codecs import pack_runs, threshold_mask
-from convert.luma import cut_to_luma
+from convert.jpeg.luma import cut_to_luma
 from convert.pack import PackConfig
 from convert.parts import Part, new_accumulators, write_part
 from convert.source import Source, read_source

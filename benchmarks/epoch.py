@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.gpus import EnergyMeter, peak_tflops
-from benchmarks.phases import Phases, clock_for
-from benchmarks.results import CaseResult, Result, make_result
-from benchmarks.timing import Repeat, interleave, median, time_once
-from benchmarks.training import OurStep, Setup, gflop_per_sample, make_stage
+from benchmarks.harness.gpus import EnergyMeter, peak_tflops
+from benchmarks.harness.phases import Phases, clock_for
+from benchmarks.harness.results import CaseResult, Result, make_result
+from benchmarks.harness.steps import OurStep, Setup, gflop_per_sample, make_stage
+from benchmarks.harness.timing import Repeat, interleave, median, time_once
 from convert.errors import DataError
 from loaders import Batch, Loader, build_loader, read_layout, split_indices
 from model.precision import precision_for

@@ -17,9 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.gpus import find_gpu
-from benchmarks.results import CaseResult, Result, make_result
-from benchmarks.training import make_stage
+from benchmarks.harness.gpus import find_gpu
+from benchmarks.harness.results import CaseResult, Result, make_result
+from benchmarks.harness.steps import make_stage
 from loaders import Inputs
 from model.step import stage_loss
 from model.unet import DualDecoderUNet

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.contender import Contender, Unavailable, race
-from benchmarks.images import Scale, allowed_levels, read_truth
+from benchmarks.harness.contender import Contender, Unavailable, race
+from benchmarks.harness.images import Scale, allowed_levels, read_truth
+from benchmarks.harness.loading import Loading
+from benchmarks.harness.results import CaseResult, Result, make_result
 from benchmarks.loader import some_samples
-from benchmarks.loading import Loading
 from benchmarks.peers.dali import open_dali
 from benchmarks.peers.source import Files, WriteTars
-from benchmarks.results import CaseResult, Result, make_result
 from convert.errors import DataError
 from convert.shards import Shards
 

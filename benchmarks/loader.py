@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.contender import Contender, Isolated, race
-from benchmarks.images import Truth, read_truth
-from benchmarks.loading import Loading
-from benchmarks.meter import drop_cache
-from benchmarks.ours import floor_contender, our_contenders, skipped_engines
-from benchmarks.results import CaseResult, Result, make_result
+from benchmarks.harness.contender import Contender, Isolated, race
+from benchmarks.harness.images import Truth, read_truth
+from benchmarks.harness.loading import Loading
+from benchmarks.harness.ours import floor_contender, our_contenders, skipped_engines
+from benchmarks.harness.resources import drop_cache
+from benchmarks.harness.results import CaseResult, Result, make_result
 from convert.shards import Shards
 
 COMPARED = 256

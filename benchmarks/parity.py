@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.contender import Isolated, Unavailable
-from benchmarks.images import read_truth
+from benchmarks.harness.contender import Isolated, Unavailable
+from benchmarks.harness.images import read_truth
+from benchmarks.harness.loading import Loading
+from benchmarks.harness.ours import our_contenders
+from benchmarks.harness.results import CaseResult, Result, make_result
 from benchmarks.loader import some_samples
-from benchmarks.loading import Loading
-from benchmarks.ours import our_contenders
-from benchmarks.results import CaseResult, Result, make_result
 from convert.shards import Shards
 
 
@@ -21,7 +21,7 @@ def run(shards: Path, loading: Loading, say: Callable[[str], None]) -> Result:
     """One epoch of each engine, as uint8 and as floats. Raises Unavailable where one is wrong.
 
     Where a CPU decodes not one level of difference is allowed, where a GPU does
-    `benchmarks.images.GPU_LEVELS`; masks are equal on both.
+    `benchmarks.harness.images.GPU_LEVELS`; masks are equal on both.
     """
     opened = Shards(shards)
     truth = read_truth(opened, some_samples(len(opened)))

@@ -9,12 +9,12 @@ import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.results import CaseResult, Result, make_result
+from benchmarks.harness.results import CaseResult, Result, make_result
 from convert.errors import DataError
-from model.config import read_config
 from model.metrics import Scores
 from model.precision import choose_device
-from model.run import BEST, CONFIG, METRICS
+from model.training.config import read_config
+from model.training.run import BEST, CONFIG, METRICS
 from train import evaluate_checkpoint
 
 NAMES = ("mask_bce", "mask_iou", "depth_l1", "depth_rmse")

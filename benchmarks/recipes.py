@@ -23,16 +23,15 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.results import NO_NETWORK, CaseResult, Result, make_result
+from benchmarks.harness.results import NO_NETWORK, CaseResult, Result, make_result
 from loaders import Batch, Loader, Preprocess, build_loader, read_layout, split_indices
 from model import DualDecoderUNet
-from model.baselines import BASELINE_SAMPLES
-from model.evaluation import evaluate_network, training_means
-from model.metrics import RunningMean, SampleTable, pooled_scores, sample_sums
+from model.metrics import BASELINE_SAMPLES, SampleTable, pooled_scores, sample_sums
 from model.precision import Precision
-from model.recipe import Recipe, load_recipe
-from model.stage import Stage
+from model.recipe import Recipe, Stage, load_recipe
 from model.step import make_optimizer, predict_step, training_step
+from model.training.evaluation import evaluate_network, training_means
+from model.training.progress import RunningMean
 
 FLOAT32 = Precision(dtype=None, scale=False)
 

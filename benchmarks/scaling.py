@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import psutil
 
-from benchmarks.contender import Contender, race
-from benchmarks.images import read_truth
-from benchmarks.loading import Loading
-from benchmarks.ours import ENGINES, missing_engines, our_contenders
-from benchmarks.repeated import write_repeated
-from benchmarks.results import CaseResult, Result, make_result
-from convert.compose import compose
+from benchmarks.harness.contender import Contender, race
+from benchmarks.harness.images import read_truth
+from benchmarks.harness.loading import Loading
+from benchmarks.harness.ours import ENGINES, missing_engines, our_contenders
+from benchmarks.harness.repeated import write_repeated
+from benchmarks.harness.results import CaseResult, Result, make_result
+from convert.dataset.compose import compose
 from convert.pack import pack
 from convert.shards import Shards
 from loaders import build_loader

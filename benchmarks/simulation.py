@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.results import CaseResult, Result, make_result
-from convert.manifest import RECORD, Manifest, read_manifest
+from benchmarks.harness.results import CaseResult, Result, make_result
+from convert.layout import RECORD
+from convert.manifest import Manifest, read_manifest
 from loaders.order import Order
 
 SAMPLES = (400_000, 4_000_000, 4_000_000_000)

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks.results import CaseResult, Result, make_result
-from benchmarks.timing import Repeat, interleave, time_once
-from benchmarks.training import OriginalStep, OurStep, Setup, gflop_per_sample, make_stage
+from benchmarks.harness.results import CaseResult, Result, make_result
+from benchmarks.harness.steps import OriginalStep, OurStep, Setup, gflop_per_sample, make_stage
+from benchmarks.harness.timing import Repeat, interleave, time_once
 from convert.errors import DataError
 from loaders import Batch, build_loader
 from model.precision import precision_for

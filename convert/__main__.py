@@ -42,7 +42,7 @@ def main() -> None:
 @_WORKERS
 def compose(dataset: Path, **options: object) -> None:
     """Paste people on backgrounds: DATASET gets images, masks and depth."""
-    from convert.compose import compose as run
+    from convert.dataset.compose import compose as run
 
     facts = run(dataset, **options)  # type: ignore[arg-type]
     click.echo(f"{dataset}: {facts['samples']} composites, depth: {facts['depth']}")
@@ -62,7 +62,7 @@ def compose(dataset: Path, **options: object) -> None:
 @click.option("--force", is_flag=True, help="Replace the depth maps that are there.")
 def depth(dataset: Path, model: str, **options: object) -> None:
     """Write depth maps of DATASET's composites with a depth model (extra `depth`)."""
-    from convert.depth import estimate
+    from convert.dataset.depth import estimate
 
     made = estimate(dataset, model, **options)["depth_model"]  # type: ignore[arg-type]
     click.echo(f"{dataset}: {made['images']} depth maps by {model} ({made['predicts']} depth)")
@@ -92,7 +92,7 @@ def pack(
     **options: object,
 ) -> None:
     """Convert DATASET to SHARDS; without --format, for both engines."""
-    from convert.describe import remarks
+    from convert.inspect import remarks
     from convert.pack import FORMATS, PackConfig
     from convert.pack import pack as run
 
@@ -136,7 +136,7 @@ def verify(shards: Path, source: Path | None, workers: int | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def inspect(shards: Path, as_json: bool) -> None:
     """Say what SHARDS holds."""
-    from convert.describe import table
+    from convert.inspect import table
     from convert.manifest import read_manifest
 
     manifest = read_manifest(shards)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from convert.errors import DataError
-from convert.manifest import FIELDS, RECORD, Layout
+from convert.layout import FIELDS, RECORD, Layout
 from convert.parts import Part, create_array, read_data, read_records
 from convert.shards import Shards
 

@@ -14,7 +14,7 @@ import numba
 import numpy as np
 
 from convert import jpeg
-from convert.luma import NotReducible, cut_to_luma
+from convert.jpeg.luma import NotReducible, cut_to_luma
 
 AMBIGUOUS = (64, 192)
 """Mask pixels of the source in this range (inclusive) are counted: not clearly 0 or 255."""

@@ -9,159 +9,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from convert.errors import DataError, reading
+from convert.layout import FIELDS, Layout
+from convert.moments import Moments, Statistics
 
 FORMAT = "maskdepth-shards"
 VERSION = 1
 MANIFEST = "manifest.json"
 BACKGROUNDS = "backgrounds.npy"
-FIELDS = ("fg_bg", "mask", "depth")
 CODEC_NAMES = {
     "fg_bg": ("jpeg",),
     "mask": ("runs", "jpeg-mask"),
     "depth": ("jpeg-luma", "jpeg-gray"),
 }
 """How each field may be stored; what the names mean stands in `convert.codecs`."""
-
-RECORD = np.dtype(
-    [
-        (field, [("file", "<u4"), ("size", "<u4"), ("offset", "<u8"), ("crc32c", "<u4")])
-        for field in FIELDS
-    ]
-)
-"""One row of a per-record index: where each stored field lies, and its CRC32C.
-
-``file`` counts through the shard files of the format in name order (always 0 for FFCV).
-"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """Which sample belongs to which background and person; index arithmetic, no look-ups.
-
-    ``group_starts`` is int64 (n_bg + 1): samples ``group_starts[b]`` to
-    ``group_starts[b + 1] - 1`` show background ``b``. ``samples_per_fg`` is the number of
-    neighbouring samples that show one person, or None where that is not known.
-    """
-
-    height: int
-    width: int
-    group_starts: np.ndarray
-    samples_per_fg: int | None
-
-    @property
-    def samples(self) -> int:
-        """Number of samples."""
-        return int(self.group_starts[-1])
-
-    @cached_property
-    def samples_per_bg(self) -> int | None:
-        """Samples of each background, or None where the groups are of unequal size."""
-        sizes = np.diff(self.group_starts)
-        return int(sizes[0]) if (sizes == sizes[0]).all() else None
-
-    def background_of(self, index: np.ndarray) -> np.ndarray:
-        """Background of each sample; int64, same shape as ``index``."""
-        index = np.asarray(index, dtype=np.int64)
-        if self.samples_per_bg:
-            return index // self.samples_per_bg
-        return np.searchsorted(self.group_starts, index, side="right") - 1
-
-    def foreground_of(self, index: np.ndarray) -> np.ndarray:
-        """Person of each sample, flips included; int64, same shape as ``index``.
-
-        Raises DataError where the data set does not say how many samples show one person.
-        """
-        if self.samples_per_fg is None:
-            raise DataError(
-                "this data set does not say which samples show the same person: "
-                "pack it again with --samples-per-fg N"
-            )
-        index = np.asarray(index, dtype=np.int64)
-        within = index - self.group_starts[self.background_of(index)]
-        return within // self.samples_per_fg
-
-
-@dataclass(frozen=True, kw_only=True)
-class Moments:
-    """Exact integer sums of one field over the data set, so the same for any worker count.
-
-    ``scale`` is the stored value that means 1.0 (255 for images, 1 for the mask).
-    """
-
-    values: int
-    sums: tuple[int, ...]
-    squares: tuple[int, ...]
-    scale: int
-
-    @property
-    def mean(self) -> tuple[float, ...]:
-        """Mean of each channel, in 0..1."""
-        return tuple(s / (self.values * self.scale) for s in self.sums)
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        """Standard deviation of each channel (population, not sample), in 0..1."""
-        # Integers until the last division: the difference of two large sums stays exact.
-        return tuple(
-            math.sqrt(self.values * q - s * s) / (self.values * self.scale)
-            for s, q in zip(self.sums, self.squares, strict=True)
-        )
-
-    def __add__(self, other: Moments) -> Moments:
-        """Moments of both sets of pixels together."""
-        if self.scale != other.scale:
-            raise ValueError(f"cannot add moments of scale {self.scale} and {other.scale}")
-        return Moments(
-            values=self.values + other.values,
-            sums=tuple(a + b for a, b in zip(self.sums, other.sums, strict=True)),
-            squares=tuple(a + b for a, b in zip(self.squares, other.squares, strict=True)),
-            scale=self.scale,
-        )
-
-    def __mul__(self, times: int) -> Moments:
-        """Moments of the same pixels seen ``times`` times."""
-        return Moments(
-            values=self.values * times,
-            sums=tuple(s * times for s in self.sums),
-            squares=tuple(q * times for q in self.squares),
-            scale=self.scale,
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; mean and std are there for people and other programs."""
-        return {
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "values": self.values,
-            "sums": list(self.sums),
-            "squares": list(self.squares),
-            "scale": self.scale,
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Moments:
-        """The inverse of ``to_json``; mean and std are computed, not read."""
-        return cls(
-            values=int(value["values"]),
-            sums=tuple(int(s) for s in value["sums"]),
-            squares=tuple(int(q) for q in value["squares"]),
-            scale=int(value["scale"]),
-        )
-
-
-Statistics = dict[str, Moments]
-"""Moments by name: bg (each background counted once a sample), fg_bg, mask, depth."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,24 +168,3 @@ def _digest(value: Mapping[str, Any]) -> str:
     """SHA-256 of plain values, whatever the layout of the file."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write JSON atomically and durably: temporary name, fsync, rename, fsync of the folder."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w") as file:
-        json.dump(value, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

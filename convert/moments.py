@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
 import numba
 import numpy as np
-
-from convert.manifest import Moments
 
 Sums = tuple[np.ndarray, np.ndarray]
 
@@ -52,3 +55,75 @@ class Accumulator:
             squares=tuple(self._squares.tolist()),
             scale=self._scale,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moments:
+    """Exact integer sums of one field over the data set, so the same for any worker count.
+
+    ``scale`` is the stored value that means 1.0 (255 for images, 1 for the mask).
+    """
+
+    values: int
+    sums: tuple[int, ...]
+    squares: tuple[int, ...]
+    scale: int
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Mean of each channel, in 0..1."""
+        return tuple(s / (self.values * self.scale) for s in self.sums)
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Standard deviation of each channel (population, not sample), in 0..1."""
+        # Integers until the last division: the difference of two large sums stays exact.
+        return tuple(
+            math.sqrt(self.values * q - s * s) / (self.values * self.scale)
+            for s, q in zip(self.sums, self.squares, strict=True)
+        )
+
+    def __add__(self, other: Moments) -> Moments:
+        """Moments of both sets of pixels together."""
+        if self.scale != other.scale:
+            raise ValueError(f"cannot add moments of scale {self.scale} and {other.scale}")
+        return Moments(
+            values=self.values + other.values,
+            sums=tuple(a + b for a, b in zip(self.sums, other.sums, strict=True)),
+            squares=tuple(a + b for a, b in zip(self.squares, other.squares, strict=True)),
+            scale=self.scale,
+        )
+
+    def __mul__(self, times: int) -> Moments:
+        """Moments of the same pixels seen ``times`` times."""
+        return Moments(
+            values=self.values * times,
+            sums=tuple(s * times for s in self.sums),
+            squares=tuple(q * times for q in self.squares),
+            scale=self.scale,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; mean and std are there for people and other programs."""
+        return {
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "values": self.values,
+            "sums": list(self.sums),
+            "squares": list(self.squares),
+            "scale": self.scale,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Moments:
+        """The inverse of ``to_json``; mean and std are computed, not read."""
+        return cls(
+            values=int(value["values"]),
+            sums=tuple(int(s) for s in value["sums"]),
+            squares=tuple(int(q) for q in value["squares"]),
+            scale=int(value["scale"]),
+        )
+
+
+Statistics = dict[str, Moments]
+"""Moments by name: bg (each background counted once a sample), fg_bg, mask, depth."""

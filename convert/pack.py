@@ -27,17 +27,9 @@ from convert.beton import NAME as BETON
 from convert.beton import Beton
 from convert.codecs import CODECS
 from convert.errors import DataError, RecordError
-from convert.manifest import (
-    BACKGROUNDS,
-    MANIFEST,
-    Format,
-    Manifest,
-    Moments,
-    ShardFile,
-    read_manifest,
-    write_json,
-)
-from convert.moments import Accumulator
+from convert.files import write_json
+from convert.manifest import BACKGROUNDS, MANIFEST, Format, Manifest, ShardFile, read_manifest
+from convert.moments import Accumulator, Moments
 from convert.parts import (
     Part,
     Remarks,

@@ -21,8 +21,9 @@ import numpy as np
 
 from convert.codecs import CODECS, Encoded
 from convert.errors import DataError, RecordError
-from convert.manifest import FIELDS, RECORD, Layout, Moments, Statistics, write_json
-from convert.moments import Accumulator
+from convert.files import write_json
+from convert.layout import FIELDS, RECORD, Layout
+from convert.moments import Accumulator, Moments, Statistics
 from convert.source import Source
 
 SAMPLES_PER_PART = 1000

@@ -11,7 +11,8 @@ import numpy as np
 
 from convert.codecs import CODECS
 from convert.errors import DataError, RecordError, reading
-from convert.manifest import BACKGROUNDS, FIELDS, RECORD, Manifest, read_manifest
+from convert.layout import FIELDS, RECORD
+from convert.manifest import BACKGROUNDS, Manifest, read_manifest
 
 
 class Shards:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from convert.manifest import FIELDS
+from convert.layout import FIELDS
 from convert.shards import Shards
 
 _GAP = 6

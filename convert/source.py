@@ -19,7 +19,8 @@ import numpy as np
 
 from convert import jpeg
 from convert.errors import DataError
-from convert.manifest import MANIFEST, Layout
+from convert.layout import Layout
+from convert.manifest import MANIFEST
 
 FOLDERS = {"fg_bg": "fg_bg", "mask": "fg_bg_mask", "depth": "fg_bg_depth"}
 """Folder of each field."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from convert.codecs import CODECS
-from convert.manifest import FIELDS, RECORD
+from convert.layout import FIELDS, RECORD
 from convert.parts import Part, PartFiles, create_array, read_records
 
 INDEX = "samples.tar.index.npy"

@@ -20,7 +20,8 @@ from typing import Any, TextIO
 import click
 
 from convert.errors import DataError, RecordError
-from convert.manifest import MANIFEST, sync_folder
+from convert.files import sync_folder
+from convert.manifest import MANIFEST
 
 Job = Mapping[str, Any]
 """What must be equal for a run to go on where another stopped."""

@@ -13,8 +13,9 @@ from tqdm import tqdm
 from convert import beton, tarshards
 from convert.codecs import THRESHOLD
 from convert.errors import DataError, RecordError
-from convert.manifest import FIELDS, Manifest, Moments, ShardFile, read_manifest
-from convert.moments import Accumulator
+from convert.layout import FIELDS
+from convert.manifest import Manifest, ShardFile, read_manifest
+from convert.moments import Accumulator, Moments
 from convert.pack import hash_file
 from convert.parts import Remarks, new_accumulators, split_parts
 from convert.shards import Shards

@@ -9,7 +9,8 @@ import torch
 from torch import distributed
 
 from convert.errors import DataError, RecordError
-from convert.manifest import Layout, read_manifest
+from convert.layout import Layout
+from convert.manifest import read_manifest
 from convert.source import read_source
 from loaders.backgrounds import Backgrounds
 from loaders.batch import Batch, Loader
@@ -114,19 +115,19 @@ def build_loader(
         )
     # Each engine is imported where it is chosen: none is needed to use another.
     if engine == "reference":
-        from loaders.reference import ReferenceLoader
+        from loaders.engines.reference import ReferenceLoader
 
         return ReferenceLoader(shards, **options)  # type: ignore[arg-type]
     if engine == "ffcv":
-        from loaders.ffcv import FFCVLoader
+        from loaders.engines.ffcv import FFCVLoader
 
         return FFCVLoader(shards, decode_size=decode_size, **options)
     if engine == "dali-stream":
-        from loaders.dali_stream import DALIStreamLoader
+        from loaders.engines.dali_stream import DALIStreamLoader
 
         return DALIStreamLoader(shards, **options)
     if engine == "dali":
-        from loaders.dali import DALILoader
+        from loaders.engines.dali import DALILoader
 
         return DALILoader(shards, **options)
     raise DataError(f"loader: found {engine!r}, expected one of {', '.join(ENGINES)}")

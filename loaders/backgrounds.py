@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from convert.errors import DataError
-from convert.manifest import Layout
+from convert.layout import Layout
 from loaders.buffers import BufferPool
-from loaders.team import run_shared
+from loaders.threads import run_shared
 
 
 def require_numbers(numbers: np.ndarray, count: int) -> None:

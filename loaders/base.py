@@ -14,11 +14,12 @@ import numpy as np
 import torch
 
 from convert.errors import DataError, RecordError
-from convert.manifest import BACKGROUNDS, Layout
+from convert.layout import Layout
+from convert.manifest import BACKGROUNDS
 from convert.shards import Shards
 from loaders.backgrounds import Backgrounds
-from loaders.bad_records import BadRecords
 from loaders.batch import Batch
+from loaders.corrupt import BadRecords
 from loaders.order import Order
 
 

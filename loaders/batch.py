@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 
 from convert.errors import RecordError
-from convert.manifest import Layout, Statistics
+from convert.layout import Layout
+from convert.moments import Statistics
 
 if TYPE_CHECKING:
     from loaders.backgrounds import Backgrounds

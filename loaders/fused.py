@@ -14,7 +14,7 @@ import torch
 
 from loaders.backgrounds import require_numbers
 from loaders.buffers import BufferPool
-from loaders.team import run_shared
+from loaders.threads import run_shared
 
 
 class Fused:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from convert.errors import DataError
-from convert.manifest import Statistics
+from convert.moments import Statistics
 from loaders.backgrounds import Backgrounds
 from loaders.batch import Batch
 from loaders.fused import Fused

@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from convert.errors import DataError
-from convert.manifest import Layout
+from convert.layout import Layout
 
 SPLITS = ("random", "bg", "fg", "both")
 

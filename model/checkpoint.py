@@ -70,7 +70,7 @@ class NetworkInfo:
     validation: float = 0.3
     """Share of the validation split."""
     data: str = ""
-    """Fingerprint of the data set (`model.provenance`); empty where it is not known."""
+    """Fingerprint of the data set (`model.training.provenance`); empty where it is not known."""
     scores: dict[str, Any] | None = None
     """Validation figures at the time of writing."""
 

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from model.errors import ModelError
 from model.files import replace_file, require_writable
-from model.images import Pair
-from model.predictor import Predictor, resize
+from model.predictor import Pair, Predictor, resize
 
 TOLERANCE = 1e-4
 """Largest accepted difference of a probability or depth from the network run eagerly."""

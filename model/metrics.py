@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.ranks import several
+from model.distributed import several
 
 COLUMNS = (
     "seen",
@@ -198,40 +199,62 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-class RunningMean:
-    """Mean of a value per sample, kept on the device until it is read."""
+DIFFERENCE_LEVELS = 40
+"""Of 255; the largest difference among the three channels must exceed it."""
 
-    def __init__(self, device: torch.device | str) -> None:
-        # sum of the values, samples, steps until the sum was not finite any more
-        self.sums = torch.zeros(3, dtype=torch.float64, device=device)
+BASELINE_SAMPLES = 10_000
+"""Training samples that the means are taken from, at most: 100 for each of 100 backgrounds."""
 
-    def add(self, mean: Tensor, samples: int) -> None:
-        """Add a batch's mean (scalar tensor on the device). No host sync."""
-        self.sums[0] += mean.detach().double() * samples
-        self.sums[1] += samples
-        self.sums[2] += self.sums[0].isfinite()  # once it is not, it never is again
+DECIDED = 10.0
+"""Logit that stands for a yes of the difference rule; only its sign matters to IoU."""
 
-    def read(self) -> float:
-        """The mean of this rank's samples so far; NaN before the first. A host sync."""
-        return self._mean(self.sums)
 
-    def read_all(self) -> float:
-        """The mean of all ranks' samples; every rank must call it. A host sync."""
-        sums = self.sums.clone()
-        if several():
-            dist.all_reduce(sums)
-        return self._mean(sums)
+def difference_logits(bg: Tensor, fg_bg: Tensor, size: int) -> Tensor:
+    """The difference rule as logits, -10 or 10; float32 (B, 1, size, size).
 
-    @property
-    def finite_steps(self) -> int:
-        """Steps since `reset` before the first whose value was not finite. A host sync."""
-        return int(self.sums[2].item())
+    bg, fg_bg: uint8 (B, 3, H, W), as decoded: the rule is about stored levels. Where ``size``
+    differs from H, a pixel is a yes if at least half of its area is.
+    """
+    levels = (fg_bg.short() - bg.short()).abs().amax(dim=1, keepdim=True)
+    found = (levels > DIFFERENCE_LEVELS).float()
+    if found.shape[-1] != size or found.shape[-2] != size:
+        found = F.interpolate(found, size=(size, size), mode="area")
+    return torch.where(found >= 0.5, DECIDED, -DECIDED)
 
-    def reset(self) -> None:
-        """Start anew. No host sync."""
-        self.sums.zero_()
 
-    @staticmethod
-    def _mean(sums: Tensor) -> float:
-        total, samples, _ = sums.tolist()
-        return total / samples if samples else float("nan")
+class TrainingMeans:
+    """Mean mask and mean depth map of a training split, per background and overall."""
+
+    def __init__(self, group_starts: Tensor, size: int) -> None:
+        """``group_starts``: int64 (n_bg + 1,) on the device; see the layout of the shards."""
+        n_bg = group_starts.numel() - 1
+        self.group_ends = group_starts[1:]
+        zeros = partial(torch.zeros, dtype=torch.float64, device=group_starts.device)
+        self.depth = zeros((n_bg, size, size))
+        self.count = zeros((n_bg,))
+        self.mask_sum = zeros(())
+
+    def add(self, index: Tensor, mask: Tensor, depth: Tensor) -> None:
+        """Add targets: mask and depth float (B, 1, size, size), index int64 (B,)."""
+        background = torch.bucketize(index, self.group_ends, right=True)
+        self.depth.index_add_(0, background, depth[:, 0].double())
+        self.count.index_add_(0, background, torch.ones_like(index, dtype=torch.float64))
+        self.mask_sum += mask.sum(dtype=torch.float64)
+
+    def prior_logit(self, like: Tensor) -> Tensor:
+        """Logit of the share of mask pixels, everywhere; float32 of the shape of ``like``."""
+        pixels = self.count.sum() * self.depth[0].numel()
+        share = (self.mask_sum / pixels.clamp(min=1)).clamp(1e-6, 1 - 1e-6)
+        return torch.logit(share).float().expand_as(like)
+
+    def overall_depth(self, index: Tensor) -> Tensor:
+        """Mean depth map of all training samples; float32 (B, 1, size, size)."""
+        mean = self.depth.sum(dim=0) / self.count.sum().clamp(min=1)
+        return mean.float().expand(index.numel(), 1, -1, -1)
+
+    def background_depth(self, index: Tensor) -> Tensor:
+        """Mean depth map of each sample's background; the overall one where it has none."""
+        background = torch.bucketize(index, self.group_ends, right=True)
+        count = self.count[background].view(-1, 1, 1, 1)
+        own = self.depth[background].unsqueeze(1) / count.clamp(min=1)
+        return torch.where(count > 0, own.float(), self.overall_depth(index))

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from model.losses import DEPTH_LOSSES, MASK_LOSSES, depth_values
-from model.metrics import RunningMean, sample_sums
+from model.metrics import sample_sums
 from model.precision import Precision
-from model.recipe import Recipe
-from model.stage import Stage
+from model.recipe import Recipe, Stage
+from model.training.progress import RunningMean
 from model.unet import Decode, DualDecoderUNet
 
 Preprocess = Callable[[Any], Any]
@@ -81,7 +81,7 @@ def training_step(
 ) -> None:
     """Forward, backward and update for one batch; ``running`` takes the loss.
 
-    network: a `DualDecoderUNet`, or what `model.ranks.as_called` makes of it.
+    network: a `DualDecoderUNet`, or what `model.distributed.as_called` makes of it.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr

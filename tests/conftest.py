@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from convert.compose import compose
+from convert.dataset.compose import compose
 from convert.errors import DataError
 from convert.pack import PackConfig, pack
 
@@ -31,7 +31,7 @@ def engine_missing(name: str) -> str | None:
     installs anywhere, so its absence is a failure, as is any other error.
     """
     try:
-        importlib.import_module(f"loaders.{name}".replace("-", "_"))
+        importlib.import_module(f"loaders.engines.{name}".replace("-", "_"))
     except DataError as error:
         reason = Path(sys.prefix) / "ffcv-missing"
         if name == "ffcv" and reason.exists():

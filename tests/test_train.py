@@ -21,12 +21,12 @@ from safetensors.torch import load_file
 import train
 from convert.manifest import read_manifest
 from convert.pack import pack
-from model.config import RunConfig
 from model.files import locked
-from model.metrics import RunningMean
-from model.provenance import fingerprint
 from model.recipe import load_recipe
 from model.step import training_step
+from model.training.config import RunConfig
+from model.training.progress import RunningMean
+from model.training.provenance import fingerprint
 from tests.tiny import BACKGROUNDS, SAMPLES, SIZE, make_dataset
 
 RECIPE = """
@@ -81,7 +81,7 @@ def finished(dataset: Path, recipe: str, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the pictures, which take longer than a tiny run; `finished` has them."""
-    monkeypatch.setattr("model.run.curves", lambda *arguments: None)
+    monkeypatch.setattr("model.training.run.curves", lambda *arguments: None)
     monkeypatch.setattr("train.prediction_grid", lambda *arguments: None)
 
 

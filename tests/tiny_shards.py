@@ -14,17 +14,10 @@ import numpy as np
 
 from convert import beton, tarshards
 from convert.codecs import pack_runs
-from convert.manifest import (
-    BACKGROUNDS,
-    FIELDS,
-    MANIFEST,
-    RECORD,
-    Format,
-    Layout,
-    Manifest,
-    Moments,
-    write_json,
-)
+from convert.files import write_json
+from convert.layout import FIELDS, RECORD, Layout
+from convert.manifest import BACKGROUNDS, MANIFEST, Format, Manifest
+from convert.moments import Moments
 from convert.pack import hash_file
 from tests.pictures import jpeg_bytes
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch.utils.dlpack import from_dlpack
 
-from benchmarks.contender import Epochs
-from benchmarks.images import Images, Scale
+from benchmarks.harness.contender import Epochs
+from benchmarks.harness.images import Images, Scale
 from benchmarks.peers.source import FIELDS
 from convert.shards import Shards
 from loaders.backgrounds import Backgrounds

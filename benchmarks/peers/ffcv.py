@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.contender import Epochs
+from benchmarks.harness.contender import Epochs
 from benchmarks.peers.source import FIELDS, Files, to_images
 
 # The source's own: FFCV encodes again, and a higher one would make it slower.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contender import Epochs
+from benchmarks.harness.contender import Epochs
 from benchmarks.peers.source import Files, decode_stored
 
 

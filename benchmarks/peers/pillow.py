@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.contender import Epochs
-from benchmarks.images import Images
+from benchmarks.harness.contender import Epochs
+from benchmarks.harness.images import Images
 from benchmarks.peers.source import FIELDS, Files, decode_pillow
 
 

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.contender import Contender, race
-from benchmarks.images import Scale, Truth, allowed_levels
+from benchmarks.harness.contender import Contender, race
+from benchmarks.harness.images import Scale, Truth, allowed_levels
+from benchmarks.harness.loading import Loading
+from benchmarks.harness.ours import floor_contender, our_contenders, skipped_engines
+from benchmarks.harness.results import CaseResult, Result, make_result
 from benchmarks.loader import some_samples
-from benchmarks.loading import Loading
-from benchmarks.ours import floor_contender, our_contenders, skipped_engines
 from benchmarks.peers.dali import normalised, open_dali
 from benchmarks.peers.ffcv import WriteBeton, open_ffcv
 from benchmarks.peers.litdata import WriteChunks, open_litdata
@@ -27,8 +28,7 @@ from benchmarks.peers.source import Files, WriteTars
 from benchmarks.peers.spdl import open_spdl
 from benchmarks.peers.streaming import WriteMDS, open_streaming
 from benchmarks.peers.webdataset import open_webdataset
-from benchmarks.results import CaseResult, Result, make_result
-from loaders.reference import ReferenceLoader
+from loaders.engines.reference import ReferenceLoader
 
 PILLOW = "Pillow + DataLoader, 4 images, float"
 STOCK_FFCV = "stock FFCV, 4 RGB JPEG fields"

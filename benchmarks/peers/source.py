@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.images import Images
+from benchmarks.harness.images import Images
 from convert.source import Source, read_source
 
 FIELDS = ("bg", "fg_bg", "mask", "depth")

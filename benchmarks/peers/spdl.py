@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from benchmarks.contender import Epochs, batches_of
-from benchmarks.images import Images
+from benchmarks.harness.contender import Epochs, batches_of
+from benchmarks.harness.images import Images
 from benchmarks.peers.source import FIELDS, Files
 
 _FORMATS = {"bg": "rgb24", "fg_bg": "rgb24", "mask": "gray", "depth": "gray"}

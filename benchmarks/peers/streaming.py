@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch.utils.data import DataLoader
 
-from benchmarks.contender import Epochs
+from benchmarks.harness.contender import Epochs
 from benchmarks.peers.source import FIELDS, Files, decode_stored
 
 

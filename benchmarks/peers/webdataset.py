@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.contender import Epochs
-from benchmarks.images import Images
+from benchmarks.harness.contender import Epochs
+from benchmarks.harness.images import Images
 from benchmarks.peers.source import FIELDS, to_images
 
 _WINDOW = 1000  # the library's documentation

@@ -10,9 +10,9 @@ from functools import partial
 from matplotlib import pyplot
 from matplotlib.figure import Figure as Canvas
 
+from benchmarks.harness.results import Result
 from benchmarks.report import plots, tables
 from benchmarks.report.tables import Table
-from benchmarks.results import Result
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from benchmarks.harness.results import read_results
 from benchmarks.report.figures import Figure, draw
-from benchmarks.results import read_results
 
 PAGE = "report.html"
 _ORDER = (

@@ -13,8 +13,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.figure import Figure as Canvas
 
+from benchmarks.harness.results import NO_NETWORK, Result
 from benchmarks.report import tables
-from benchmarks.results import NO_NETWORK, Result
 
 _WIDTH = 4.4
 _OURS, _OTHERS, _FLOOR = "#1b6ca8", "#b9bec6", "#e0a030"

@@ -13,10 +13,10 @@ from click.testing import CliRunner
 
 import train
 from benchmarks.__main__ import main
-from benchmarks.contender import _delivered
-from benchmarks.images import Images
-from benchmarks.loading import Loading
-from benchmarks.ours import our_contenders
+from benchmarks.harness.contender import _delivered
+from benchmarks.harness.images import Images
+from benchmarks.harness.loading import Loading
+from benchmarks.harness.ours import our_contenders
 
 
 def measure(tmp_path: Path, *arguments: object) -> dict[str, Any]:

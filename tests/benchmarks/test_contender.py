@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.contender import Contender, Epochs, Unavailable, race
-from benchmarks.images import Images, Scale, Truth, Wrong, check, read_truth
+from benchmarks.harness.contender import Contender, Epochs, Unavailable, race
+from benchmarks.harness.images import Images, Scale, Truth, Wrong, check, read_truth
 from convert.shards import Shards
 from loaders import build_loader
 
@@ -117,7 +117,7 @@ def test_repeated_records_show_the_same_images(
     shards: Path, tmp_path: Path, need_engine: Callable[[str], None]
 ) -> None:
     need_engine("ffcv")
-    from benchmarks.repeated import write_repeated
+    from benchmarks.harness.repeated import write_repeated
 
     assert write_repeated(shards, tmp_path / "many", 1003) == 1000
     options = {"batch_size": 90, "shuffle": False, "rank": 0, "world_size": 1}

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.harness.results import read_results
 from benchmarks.report.figures import Figure
 from benchmarks.report.insert import insert
 from benchmarks.report.page import all_figures
-from benchmarks.results import read_results
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"

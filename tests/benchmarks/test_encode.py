@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from benchmarks.__main__ import main
 from benchmarks.encode import WHOLE
-from benchmarks.results import read_result
+from benchmarks.harness.results import read_result
 
 
 def test_steps_and_whole(dataset: Path, tmp_path: Path) -> None:

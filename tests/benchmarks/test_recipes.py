@@ -11,8 +11,7 @@ import pytest
 
 from benchmarks.recipes import Data, baselines, follow, stage_flops
 from loaders import read_layout, split_indices
-from model.recipe import RECIPES, Recipe
-from model.stage import Stage
+from model.recipe import RECIPES, Recipe, Stage
 
 
 def test_work_of_a_stage_is_that_of_the_description() -> None:

@@ -16,10 +16,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 from benchmarks.__main__ import main
+from benchmarks.harness.results import CaseResult, Result, make_result, read_result
+from benchmarks.harness.timing import Repeat
 from benchmarks.report.figures import draw
 from benchmarks.report.page import PAGE, all_figures
-from benchmarks.results import CaseResult, Result, make_result, read_result
-from benchmarks.timing import Repeat
 from convert.errors import DataError
 
 

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import meter, phases, timing
 from benchmarks.epoch import Epochs, efficiency, stall
-from benchmarks.phases import EventClock, Phases
-from benchmarks.timing import Case, interleave, median, ratios, run_interleaved, time_once
+from benchmarks.harness import phases, timing
+from benchmarks.harness import resources as meter
+from benchmarks.harness.phases import EventClock, Phases
+from benchmarks.harness.timing import Case, interleave, median, ratios, run_interleaved, time_once
 from loaders import Batch
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from benchmarks.estimate import work
-from benchmarks.gpus import GPUS, find_gpu, peak_tflops
-from benchmarks.phases import HostClock, Phases
+from benchmarks.harness.gpus import GPUS, find_gpu, peak_tflops
+from benchmarks.harness.phases import HostClock, Phases
+from benchmarks.harness.steps import OriginalStep, OurStep, Setup, gflop_per_sample, make_stage
 from benchmarks.simulation import walk
-from benchmarks.training import OriginalStep, OurStep, Setup, gflop_per_sample, make_stage
 from loaders import Batch, build_loader
 from model.precision import Precision, choose_precision, precision_for
 

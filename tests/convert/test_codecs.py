@@ -15,7 +15,7 @@ from PIL import Image
 
 from convert import jpeg
 from convert.codecs import CODECS, decode_runs, pack_runs
-from convert.luma import NotReducible, cut_to_luma
+from convert.jpeg.luma import NotReducible, cut_to_luma
 from convert.verify import pillow_pixels
 from tests.pictures import jpeg_bytes, smooth
 

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from convert.canvas import Canvas, Cutout
-from convert.compose import compose, place
+from convert.dataset.canvas import Canvas, Cutout
+from convert.dataset.compose import compose, place
+from convert.dataset.photos import open_cutout, scale_cutout
+from convert.dataset.plan import make_plan
 from convert.errors import DataError
-from convert.photos import open_cutout, scale_cutout
-from convert.plan import make_plan
 
 SMALL: dict[str, Any] = {
     "backgrounds": 2,
@@ -364,7 +364,7 @@ def test_nothing_is_left_after_a_sudden_end(blow: str, tmp_path: Path) -> None:
         textwrap.dedent("""
         import sys
         from pathlib import Path
-        from convert.compose import compose
+        from convert.dataset.compose import compose
         if __name__ == "__main__":
             compose(Path(sys.argv[1]), backgrounds=50, foregrounds=50, workers=2, progress=False)
         """)

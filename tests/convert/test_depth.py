@@ -16,9 +16,16 @@ from click.testing import CliRunner
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from convert import depth
 from convert.__main__ import main
-from convert.depth import DepthModel, Predicts, encode, estimate, list_composites, write_depth
+from convert.dataset import depth
+from convert.dataset.depth import (
+    DepthModel,
+    Predicts,
+    encode,
+    estimate,
+    list_composites,
+    write_depth,
+)
 from convert.errors import DataError, RecordError
 from convert.source import read_source
 from tests.pictures import jpeg_bytes, smooth

@@ -23,9 +23,9 @@ import psutil
 import pytest
 
 from convert import workers
-from convert.compose import compose
+from convert.dataset.compose import compose
 from convert.errors import DataError
-from convert.manifest import FIELDS
+from convert.layout import FIELDS
 from convert.pack import PackConfig, pack
 from convert.shards import Shards
 from convert.verify import verify

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from convert import parts
-from convert.depth import list_composites
+from convert.dataset.depth import list_composites
 from convert.errors import DataError, RecordError
-from convert.manifest import FIELDS, read_manifest
+from convert.layout import FIELDS
+from convert.manifest import read_manifest
 from convert.pack import PackConfig, pack
 from convert.shards import Shards
 from convert.source import read_source

@@ -14,12 +14,12 @@ import torch
 from loaders import Backgrounds, Batch, Layout, Preprocess
 from model import DualDecoderUNet
 from model.checkpoint import ChannelStatistics
-from model.metrics import RunningMean, SampleTable
+from model.distributed import as_called
+from model.metrics import SampleTable
 from model.precision import capability_of, choose_compile, precision_for
-from model.ranks import as_called
-from model.recipe import RECIPES
-from model.stage import Stage
+from model.recipe import RECIPES, Stage
 from model.step import make_optimizer, measure, predict_step, training_step
+from model.training.progress import RunningMean
 
 SAMPLES, SIZE = 4, 64
 FAST = RECIPES["fast"]

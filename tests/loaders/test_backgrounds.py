@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convert.errors import DataError
-from convert.manifest import Layout
+from convert.layout import Layout
 from loaders.backgrounds import Backgrounds
 
 

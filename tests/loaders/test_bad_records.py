@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from convert.errors import RecordError
 from convert.source import FOLDERS
 from loaders import Batch, DataError, build_loader
+from loaders.engines.reference import ReferenceLoader
 from loaders.order import Order, permute
-from loaders.reference import ReferenceLoader
 from tests.damage import Records, bit_flipped, zeroed
 
 ENGINES = ("ffcv", "dali", "reference")

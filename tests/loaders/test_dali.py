@@ -23,7 +23,7 @@ def test_graph_for_the_gpu_decodes_there(
     need_engine: Callable[[str], None], mask_is_jpeg: bool
 ) -> None:
     need_engine("dali")
-    from loaders.dali import _graph
+    from loaders.engines.dali import _graph
 
     def built(device: str) -> Any:
         return _graph(

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from convert.errors import RecordError
 from loaders import Batch, DataError, build_loader
+from loaders.engines.reference import ReferenceLoader
 from loaders.order import Order
-from loaders.reference import ReferenceLoader
 from tests.damage import Records, bit_flipped, zeroed
 from tests.tiny_shards import write_tiny_shards
 
@@ -91,7 +91,7 @@ def test_an_epoch_is_the_same_whatever_came_before(shards: Path) -> None:
 @given(data=st.data(), samples=st.integers(1, 200), shards=st.integers(1, 6))
 @settings(max_examples=100)
 def test_slices_of_ranks(data: st.DataObject, samples: int, shards: int) -> None:
-    from loaders.dali_stream import StreamOrder
+    from loaders.engines.dali_stream import StreamOrder
 
     shards = min(shards, samples)
     permutation = np.random.default_rng(samples).permutation(samples)

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from convert.manifest import FIELDS
+from convert.layout import FIELDS
 from convert.pack import PackConfig, pack
 from convert.source import read_source
 from loaders import Batch, DataError, build_loader, read_layout
-from loaders.reference import ReferenceLoader
+from loaders.engines.reference import ReferenceLoader
 from tests.damage import Records, zeroed_until
 
 ENGINES = ("ffcv", "dali")

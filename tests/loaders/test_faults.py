@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 
 from convert.errors import RecordError
-from convert.manifest import FIELDS, MANIFEST, ShardFile, read_manifest, write_json
+from convert.files import write_json
+from convert.layout import FIELDS
+from convert.manifest import MANIFEST, ShardFile, read_manifest
 from convert.pack import PackConfig, pack
 from loaders import Batch, DataError, Loader, build_loader
-from loaders.reference import ReferenceLoader
+from loaders.engines.reference import ReferenceLoader
 from tests import damage
 
 ENGINES = ("ffcv", "dali", "dali-stream")

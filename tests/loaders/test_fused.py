@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from convert.manifest import Layout, Moments, Statistics
+from convert.layout import Layout
+from convert.moments import Moments, Statistics
 from loaders.backgrounds import Backgrounds
 from loaders.batch import Batch
 from loaders.preprocess import Inputs, Preprocess

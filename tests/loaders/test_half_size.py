@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from convert.compose import compose
+from convert.dataset.compose import compose
 from convert.pack import PackConfig, pack
 from loaders import Batch, DataError, Preprocess, build_loader
 from loaders.turbojpeg import decode_jpeg, free_handles, new_handles

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from convert.errors import DataError
-from convert.manifest import Layout, Moments, Statistics
+from convert.layout import Layout
+from convert.moments import Moments, Statistics
 from loaders.backgrounds import Backgrounds
 from loaders.batch import Batch
 from loaders.preprocess import Augment, Inputs, Preprocess

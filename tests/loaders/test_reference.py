@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from convert.errors import DataError, RecordError
-from loaders.reference import ReferenceLoader
+from loaders.engines.reference import ReferenceLoader
 
 HEIGHT, WIDTH = 24, 32
 GROUPS = (4, 3, 5)

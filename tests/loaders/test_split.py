@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convert.errors import DataError
-from convert.manifest import Layout
+from convert.layout import Layout
 from loaders.split import SPLITS, split_indices
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from loaders.team import Pending, Team, run_shared
+from loaders.threads import Pending, Team, run_shared
 
 
 @pytest.fixture

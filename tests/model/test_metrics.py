@@ -9,15 +9,16 @@ from torch import Tensor
 from torchmetrics.classification import BinaryJaccardIndex
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError
 
-from model.baselines import TrainingMeans, difference_logits
 from model.metrics import (
     VALID_DEPTH,
-    RunningMean,
     SampleTable,
+    TrainingMeans,
+    difference_logits,
     group_spread,
     pooled_scores,
     sample_sums,
 )
+from model.training.progress import RunningMean
 
 SAMPLES = 11
 

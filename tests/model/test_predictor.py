@@ -14,9 +14,8 @@ from loaders import Backgrounds, Batch, Layout, Preprocess
 from model import DualDecoderUNet, ModelError
 from model.checkpoint import ChannelStatistics, NetworkInfo
 from model.export import export_network
-from model.images import Pair, pair_images
 from model.pictures import Example, curves, prediction_grid
-from model.predictor import Predictor, predict_files, resize
+from model.predictor import Pair, Predictor, pair_images, predict_files, resize
 
 PHOTOS = Path(__file__).parents[3] / "shared/seed_samples"
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from convert.manifest import Moments
+from convert.moments import Moments
 from loaders import Layout, split_indices
-from model.provenance import fingerprint, seen_in_training, seen_note
+from model.training.provenance import fingerprint, seen_in_training, seen_note
 
 MOMENTS = Moments(values=100, sums=(5000,), squares=(300_000,), scale=255)
 # 4 backgrounds, each with 3 people of 2 samples.

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from model import ModelError
-from model.recipe import RECIPES, Recipe, load_recipe
-from model.stage import Stage
+from model.recipe import RECIPES, Recipe, Stage, load_recipe
 
 STAGE: dict[str, Any] = {"size": 112, "batch_size": 8, "lr": 0.1, "trains": ["mask"]}
 

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from model import DualDecoderUNet, ModelError
-from model.config import RunConfig
-from model.metrics import RunningMean, Scores
+from model.metrics import Scores
 from model.recipe import RECIPES
-from model.run import Run
 from model.step import make_optimizer
+from model.training.config import RunConfig
+from model.training.progress import RunningMean
+from model.training.run import Run
 
 DEMO = RECIPES["demo"]
 

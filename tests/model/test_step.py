@@ -15,11 +15,11 @@ from torch.utils._pytree import tree_leaves
 from loaders import Backgrounds, Batch, Inputs, Layout, Preprocess
 from model import DualDecoderUNet, ModelError
 from model.checkpoint import ChannelStatistics
-from model.metrics import RunningMean, SampleTable
+from model.metrics import SampleTable
 from model.precision import COMPILE, Precision, choose_compile, choose_device, choose_precision
-from model.recipe import RECIPES, Recipe
-from model.stage import Stage
+from model.recipe import RECIPES, Recipe, Stage
 from model.step import make_optimizer, measure, predict_step, stage_loss, training_step
+from model.training.progress import RunningMean
 
 STATISTICS = {
     "bg": ChannelStatistics((0.5, 0.4, 0.3), (0.2, 0.25, 0.3)),

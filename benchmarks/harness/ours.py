@@ -1,0 +1,158 @@
+"""This project's loaders as contenders, and the floor that no loader can beat."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.harness.contender import Contender, Epochs
+from benchmarks.harness.images import Images, Scale, allowed_levels
+from benchmarks.harness.loading import Loading
+from benchmarks.harness.results import FLOAT
+from convert.moments import Statistics
+from convert.shards import Shards
+from loaders import Preprocess, build_loader
+
+ENGINES = {"ffcv": "ffcv", "dali": "nvidia.dali"}
+"""Name of an engine -> the module that it needs."""
+_ACCURATE_DCT = 4096  # TJFLAG_ACCURATEDCT of turbojpeg.h: what exact pixels need
+_RGB, _GRAY = 0, 6
+_CHUNK = 64
+
+
+@contextmanager
+def open_ours(
+    engine: str, shards: Path, batch_size: int, threads: int, device: str, normalise: bool
+) -> Iterator[Epochs]:
+    """uint8 bg, fg_bg, mask and depth on the device; or what `Preprocess` makes of them."""
+    options = {"batch_size": batch_size, "num_workers": threads, "device": device}
+    with build_loader(engine, shards, rank=0, world_size=1, **options) as loader:  # type: ignore[arg-type]
+        prepare = Preprocess(loader.backgrounds, loader.statistics)
+
+        def epoch(number: int) -> Iterator[Images]:
+            for batch in loader.epoch(number):
+                if normalise:
+                    bg, fg_bg, mask, depth = prepare(batch)
+                else:
+                    bg, (fg_bg, mask, depth, _) = loader.backgrounds.gather(batch.index), batch
+                yield Images(bg, fg_bg, mask, depth, batch.index)
+
+        yield epoch
+
+
+def normalised(statistics: Statistics) -> Scale:
+    """Scale of what `Preprocess` gives."""
+    moments = {}
+    for name in ("bg", "fg_bg"):
+        mean, std = statistics[name].mean, statistics[name].std
+        moments[name] = (tuple(255 * m for m in mean), tuple(255 * s for s in std))
+    return Scale(**moments, depth=255.0, mask_threshold=0.5)
+
+
+def our_contenders(shards: Path, loading: Loading, *, normalise: bool = False) -> list[Contender]:
+    """Each of our engines that is installed; see `missing_engines`."""
+    manifest = Shards(shards).manifest
+    scale = normalised(manifest.statistics) if normalise else Scale(mask_threshold=1)
+    return [
+        Contender(
+            name=f"ours, {engine.upper()}{FLOAT if normalise else ''}",
+            opens=open_ours,
+            options={
+                **loading.options, "engine": engine, "shards": shards, "normalise": normalise
+            },
+            expected=np.arange(manifest.layout.samples),
+            scale=scale,
+            levels=_levels(engine, loading.device, normalise),
+            threads=loading.threads,
+            device=loading.device,
+        )
+        for engine in ENGINES
+        if engine not in missing_engines(shards)
+    ]  # fmt: skip
+
+
+def _levels(engine: str, device: str, normalise: bool) -> float:
+    """FFCV's engine decodes on the CPU, whatever the device; DALI's where the batches are."""
+    exact = 0.01 if normalise else 0.0
+    return exact if engine == "ffcv" else allowed_levels(device, exact)
+
+
+def missing_engines(shards: Path) -> dict[str, str]:
+    """Engines that cannot be measured, and why: not installed, or not in the folder."""
+    reasons = {}
+    for engine, module in ENGINES.items():
+        # DALI's engine reads either format.
+        if engine == "ffcv" and engine not in Shards(shards).manifest.formats:
+            reasons[engine] = "the folder holds no files of this format"
+        try:
+            found = importlib.util.find_spec(module) is not None
+        except ModuleNotFoundError:  # of the package that it would lie in
+            found = False
+        if not found:
+            reasons[engine] = f"{module} is not installed"
+    return reasons
+
+
+def skipped_engines(shards: Path) -> dict[str, str]:
+    """`missing_engines` by the name of the contender."""
+    return {f"ours, {name.upper()}": why for name, why in missing_engines(shards).items()}
+
+
+@contextmanager
+def open_floor(shards: Path, threads: int) -> Iterator[Epochs]:
+    """Decode each stored JPEG once with the system's libjpeg-turbo, into memory that is warm.
+
+    No order, no batch, no tensor, no checks of return codes; masks, which are no JPEGs, are
+    left out.
+    """
+    opened = Shards(shards)
+    files = [file.ctypes.data for file in opened.files]
+
+    def epoch(number: int) -> Iterator[int]:
+        starts = range(0, len(opened), _CHUNK)
+        with ThreadPoolExecutor(threads) as pool:
+            yield from pool.map(partial(_decode_chunk, opened, files), starts)
+
+    yield epoch
+
+
+def _decode_chunk(shards: Shards, files: list[int], start: int) -> int:
+    library = ctypes.CDLL("libturbojpeg.so.0")
+    library.tjInitDecompress.restype = ctypes.c_void_p
+    decompress = library.tjDecompress2
+    decompress.argtypes = [
+        ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p,
+        *[ctypes.c_int] * 5,
+    ]  # fmt: skip
+    layout = shards.manifest.layout
+    height, width = layout.height, layout.width
+    pixels = np.empty((height, width, 3), np.uint8)
+    into = pixels.ctypes.data
+    handle = ctypes.c_void_p(library.tjInitDecompress())
+    records = shards.records[start : start + _CHUNK]
+    for name, form in (("fg_bg", _RGB), ("depth", _GRAY)):
+        column = records[name]
+        for file, at, size in zip(
+            column["file"].tolist(), column["offset"].tolist(), column["size"].tolist(), strict=True
+        ):
+            decompress(handle, files[file] + at, size, into, width, 0, height, form, _ACCURATE_DCT)
+    library.tjDestroy(handle)
+    return len(records)
+
+
+def floor_contender(shards: Path, threads: int) -> Contender:
+    """The floor as a contender; it runs on the CPU, whatever the device."""
+    return Contender(
+        name="floor: libjpeg-turbo alone",
+        opens=open_floor,
+        options={"shards": shards, "threads": threads},
+        expected=np.arange(len(Shards(shards))),
+        threads=threads,
+    )

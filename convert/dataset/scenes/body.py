@@ -1,0 +1,298 @@
+"""The jointed body of a person in a random pose, as round limbs in the picture plane.
+
+The body is set up in three dimensions (x to its left, y up, z forward; its own height is 1),
+turned about the vertical and listed from far to near.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from convert.dataset.scenes.wardrobe import Dye, Outfit
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Angles in radians. Pairs are (left, right); swing is forward, spread is sideways."""
+
+    thigh: tuple[float, float]
+    knee: tuple[float, float]
+    arm: tuple[float, float]
+    elbow: tuple[float, float]
+    leg_spread: tuple[float, float]
+    arm_spread: tuple[float, float]
+    lean: float
+
+
+@dataclass(frozen=True)
+class Limb:
+    """A round piece between two points of the picture, thick as ``profile`` says."""
+
+    start: np.ndarray
+    end: np.ndarray
+    profile: list[tuple[float, float]]
+    """(share of the way, half width)."""
+    dye: Dye
+    nearness: float
+    bluntness: tuple[float, float] = (1.0, 1.0)
+    """How flat start and end are: 1 is a half circle, more is flatter."""
+    folds: float = 0.0
+
+
+def draw_pose(rng: np.random.Generator) -> Pose:
+    """A random way to stand, walk, run, kick, cheer or wave."""
+    kind = rng.choice(["stand", "walk", "run", "kick", "cheer", "wave", "hips"])
+    first = float(rng.choice([-1, 1]))
+
+    def pair(value: float, spread: float, mirror: float = 0.0) -> tuple[float, float]:
+        left, right = rng.normal(0, spread, 2) + np.array([value, value])
+        return float(left + mirror * first), float(right - mirror * first)
+
+    stride = {"walk": 0.45, "run": 0.75, "kick": 0.6}.get(kind, 0.06)
+    bend = {"walk": 0.35, "run": 1.1, "kick": 0.6}.get(kind, 0.08)
+    knee = tuple(abs(k) for k in pair(bend, 0.15, -0.6 * bend))
+    arm, elbow, spread = pair(0, 0.15, -0.9 * stride), pair(0.35, 0.2), pair(0.15, 0.08)
+    if kind == "run":
+        elbow = pair(1.5, 0.2)
+    elif kind == "kick":
+        spread = pair(0.8, 0.3)
+    elif kind == "cheer":
+        arm, elbow, spread = pair(2.7, 0.25), pair(0.3, 0.3), pair(0.35, 0.2)
+    elif kind == "wave":
+        arm, elbow = (float(rng.uniform(1.2, 2.8)), arm[1]), (float(rng.uniform(0.2, 1.4)), 0.2)
+        spread = (0.6, spread[1])
+    elif kind == "hips":
+        arm, elbow, spread = pair(-0.45, 0.1), pair(1.5, 0.15), pair(0.75, 0.1)
+    return Pose(
+        thigh=pair(0.1 if kind in ("run", "kick") else 0, 0.07, stride),
+        knee=(knee[0], knee[1]),
+        arm=arm,
+        elbow=(abs(elbow[0]), abs(elbow[1])),
+        leg_spread=pair(0.09, 0.04),
+        arm_spread=(abs(spread[0]), abs(spread[1])),
+        lean=float(rng.normal(0.18 if kind == "run" else 0.03, 0.05)),
+    )
+
+
+class Body:
+    """Joints and pieces of one person, seen from the side that ``turn`` says."""
+
+    def __init__(self, rng: np.random.Generator, pose: Pose, outfit: Outfit) -> None:
+        self._rng, self._pose, self._outfit = rng, pose, outfit
+        self._turn = float(rng.choice([0, 0, np.pi, np.pi / 2, -np.pi / 2]) + rng.normal(0, 0.4))
+        self._build = float(rng.uniform(0.88, 1.22))
+        self._head = float(rng.uniform(0.98, 1.14))
+        self._legs = float(rng.uniform(0.94, 1.06))
+
+    def limbs(self) -> list[Limb]:
+        """All pieces in the order of drawing: far arm, legs, torso, head, near arm.
+
+        Clothes follow the limb they cover. Shirts hang over trousers, whatever the pose.
+        """
+        arms = sorted((self._arm(0), self._arm(1)), key=_nearness)
+        legs = sorted((self._leg(0), self._leg(1)), key=_nearness)
+        behind = [arm for arm in arms if _nearness(arm) < 0]
+        before = [arm for arm in arms if _nearness(arm) >= 0]
+        head = sorted(self._head_parts(), key=lambda limb: limb.nearness)
+        bag = self._bag()
+        bag_before = bool(bag) and not self._sees_front
+        hair_behind = [limb for limb in head if limb.nearness < 0]
+        groups = [*behind, hair_behind, [] if bag_before else bag, *legs, self._torso()]
+        groups += [bag if bag_before else [], [limb for limb in head if limb.nearness >= 0]]
+        groups += before
+        return [limb for group in groups for limb in group]
+
+    def _see(self, point: np.ndarray) -> np.ndarray:
+        """Turn a point of the body to the viewer: right, up, towards the viewer.
+
+        The viewer's eye is a little above: what is nearer stands a little lower.
+        """
+        cos, sin = np.cos(self._turn), np.sin(self._turn)
+        right, near = point[0] * cos + point[2] * sin, point[2] * cos - point[0] * sin
+        return np.array([right, point[1] - 0.16 * near, near])
+
+    def _limb(
+        self, start: np.ndarray, end: np.ndarray, profile: list, dye: Dye, *,
+        lift: float = 0.0, bluntness: tuple[float, float] = (1.0, 1.0), folds: float = 0.0,
+    ) -> Limb:  # fmt: skip
+        a, b = self._see(start), self._see(end)
+        profile = [(u, w * self._build**0.7) for u, w in profile]
+        return Limb(a[:2], b[:2], profile, dye, (a[2] + b[2]) / 2 + lift, bluntness, folds)
+
+    def _breadth(self, wide: float, deep: float) -> float:
+        """Half width of a body part that is wider than deep, as it is turned now."""
+        return float(np.hypot(wide * np.cos(self._turn), deep * np.sin(self._turn)))
+
+    def _hip(self) -> np.ndarray:
+        return np.array([0, 0.5 * self._legs, 0])
+
+    def _up(self, share: float) -> np.ndarray:
+        """Point of the spine: 0 at the hips, 1 at the base of the neck."""
+        lean = self._pose.lean
+        return self._hip() + 0.33 * share * np.array([0, np.cos(lean), np.sin(lean)])
+
+    @property
+    def _sees_front(self) -> bool:
+        return bool(np.cos(self._turn) > 0)
+
+    def _torso(self) -> list[Limb]:
+        hips, waist, chest = (
+            self._breadth(w, d) for w, d in ((0.09, 0.066), (0.076, 0.055), (0.098, 0.066))
+        )
+        shoulder = self._breadth(0.098, 0.055)
+        profile = [
+            (0, hips * 1.04),
+            (0.15, hips),
+            (0.35, waist),
+            (0.7, chest),
+            (0.9, shoulder),
+            (1, shoulder * 0.62),
+        ]
+        outfit = self._outfit
+        frontal = abs(np.cos(self._turn)) > 0.75
+        shirt = outfit.shirt_dye(frontal=frontal, front=self._sees_front)
+        parts = self._lower(hips, waist)
+        neck = [(0, 0.03), (1, 0.027)]
+        parts.append(self._limb(self._up(0.95), self._up(1.2), neck, outfit.skin_dye))
+        bottom = self._up(-0.06)
+        parts.append(
+            self._limb(bottom, self._up(1), profile, shirt, bluntness=(5, 2.2), folds=outfit.folds)
+        )
+        return parts
+
+    def _lower(self, hips: float, waist: float) -> list[Limb]:
+        """Skirt, or the seat of the trousers."""
+        outfit, folds = self._outfit, self._outfit.folds
+        if not outfit.skirt:
+            seat = [(0, hips * 0.9), (1, hips * 0.98)]
+            ends = self._up(-0.1), self._up(0.07)
+            return [self._limb(*ends, seat, outfit.trouser_dye, folds=folds)]
+        hem = self._up(0) - np.array([0, outfit.skirt, 0])
+        cut = [(0, waist), (0.3, hips * 1.05), (1, hips * (1 + outfit.flare))]
+        dye = outfit.skirt_dye
+        return [self._limb(self._up(0.25), hem, cut, dye, bluntness=(1, 9), folds=folds * 1.3)]
+
+    def _leg(self, side: int) -> list[Limb]:
+        pose, outfit, sign = self._pose, self._outfit, 1 - 2 * side
+        hip = self._hip() + np.array([sign * 0.041, -0.01, 0])
+        swing, spread = pose.thigh[side], pose.leg_spread[side]
+        knee = hip + 0.235 * self._legs * _direction(swing, sign * spread)
+        ankle = knee + 0.225 * self._legs * _direction(swing - pose.knee[side], sign * spread * 0.6)
+        tilt = 0.5 * min(swing - pose.knee[side], 0)
+        toe = ankle + 0.095 * np.array([sign * 0.25, tilt - 0.12, 0.95])
+        heel = ankle + np.array([0, -0.018, -0.015])
+        thigh = [(0, 0.052), (0.5, 0.048), (1, 0.035)]
+        calf = [(0, 0.033), (0.3, 0.037), (1, 0.02)]
+        shoe = [(0, 0.022), (0.5, 0.023), (1, 0.018)]
+        parts = [
+            self._limb(hip, knee, thigh, outfit.skin_dye),
+            self._limb(knee, ankle, calf, outfit.shin_dye),
+            self._limb(heel, toe, shoe, outfit.shoe_dye),
+        ]
+        upper = [(0, 0.05), (0.4, 0.053), (1, 0.043)]
+        lower = [(0, 0.042), (1, outfit.leg_width)]
+        return parts + self._tube((hip, knee, ankle), (upper, lower), outfit.trousers,
+                                  outfit.trouser_dye)  # fmt: skip
+
+    def _tube(self, joints: tuple, profiles: tuple, length: float, dye: Dye) -> list[Limb]:
+        """A sleeve or trouser leg over two pieces; ``length`` 1 ends at the middle joint."""
+        if not length:
+            return []
+        first, middle, last = joints
+        folds = self._outfit.folds
+        end = first + (middle - first) * min(length, 1)
+        blunt = (1.0, 1.0 if length > 1 else 7.0)
+        parts = [self._limb(first, end, profiles[0], dye, bluntness=blunt, folds=folds)]
+        if length > 1:
+            end = middle + (last - middle) * (length - 1)
+            parts.append(self._limb(middle, end, profiles[1], dye, bluntness=(1, 6), folds=folds))
+        return parts
+
+    def _arm(self, side: int) -> list[Limb]:
+        pose, outfit, sign = self._pose, self._outfit, 1 - 2 * side
+        shoulder = self._up(0.87) + np.array([sign * 0.094 * self._build, 0, 0])
+        swing, spread = pose.arm[side], pose.arm_spread[side]
+        elbow = shoulder + 0.165 * _direction(swing, sign * spread)
+        bent = swing + pose.elbow[side]
+        wrist = elbow + 0.145 * _direction(bent, sign * (spread - 0.7 * pose.elbow[side] * spread))
+        tip = wrist + 0.05 * _direction(bent + 0.2, sign * spread * 0.5)
+        upper, fore = [(0, 0.033), (1, 0.025)], [(0, 0.026), (0.3, 0.026), (1, 0.017)]
+        lift = 0.03 if abs(np.cos(self._turn)) > 0.5 else 0.0
+        hand = [(0, 0.016), (0.5, 0.021), (1, 0.012)]
+        parts = [
+            self._limb(shoulder, elbow, upper, outfit.skin_dye, lift=lift),
+            self._limb(elbow, wrist, fore, outfit.skin_dye, lift=lift),
+            self._limb(wrist, tip, hand, outfit.skin_dye, lift=lift),
+        ]
+        cut = [(0, 0.037), (1, 0.034)], [(0, 0.032), (1, 0.024)]
+        return parts + self._tube((shoulder, elbow, wrist), cut, outfit.sleeves, outfit.sleeve_dye)
+
+    def _head_parts(self) -> list[Limb]:
+        base, size = self._up(1.0), self._head
+        tilt = np.array([0, 1, 0.25 * self._pose.lean + 0.05])
+        chin, crown = base + 0.055 * tilt, base + (0.055 + 0.115 * size) * tilt
+        skull = self._breadth(0.047, 0.053) * size / self._build**0.7
+        face = self._outfit.face_dye(self._turn)
+        profile = [(0, skull * 0.62), (0.3, skull * 0.92), (0.62, skull), (1, skull * 0.66)]
+        parts = [self._limb(chin, crown, profile, face, lift=0.06, bluntness=(1.9, 1.9))]
+        for sign in (-1, 1):
+            ear = (chin + crown) / 2 + np.array([sign * 0.049 * size, 0.0, 0])
+            lobe = ear - np.array([0, 0.018, 0])
+            parts.append(
+                self._limb(ear, lobe, [(0, 0.009), (1, 0.007)], self._outfit.skin_dye, lift=0.055)
+            )
+        return parts + self._hair(chin, crown, skull)
+
+    def _hair(self, chin: np.ndarray, crown: np.ndarray, skull: float) -> list[Limb]:
+        """Hair that stands out from the head, or a hat."""
+        outfit, style = self._outfit, self._outfit.hair_style
+        middle = (chin + crown) / 2
+        back = np.array([0, 0, -1.0])
+        thick = [(0, skull * 0.9), (1, skull * 1.06)]
+        dye = outfit.hair_dye
+        if style == "long":
+            ends = middle - np.array([0, 0.12, 0]) + 0.02 * back
+            behind = -0.03 if self._sees_front else 0.14
+            return [self._limb(ends, crown + 0.01 * back, thick, dye, lift=behind, folds=0.15)]
+        if style == "tail":
+            root, end = crown + 0.045 * back, middle + 0.07 * back - np.array([0, 0.09, 0])
+            return [self._limb(root, end, [(0, 0.018), (1, 0.01)], dye, lift=0.05, folds=0.1)]
+        if style == "bun":
+            bun = crown + np.array([0, 0.012, -0.03])
+            return [self._limb(bun, bun + 1e-3, [(0, 0.024), (1, 0.024)], dye, lift=0.03)]
+        if style == "curls":
+            top = crown + np.array([0, -0.012, -0.006])
+            wide = [(0, skull * 1.2), (1, skull * 1.1)]
+            lift = 0.0 if self._sees_front else 0.12
+            return [self._limb(middle + 0.01 * back, top, wide, dye, lift=lift, folds=0.25)]
+        if style == "cap":
+            peak = crown + np.array([0, -0.045, 0.085])
+            rim = crown - np.array([0, 0.045, 0])
+            hat = outfit.hat_dye
+            return [
+                self._limb(rim, peak, [(0, skull * 0.95), (1, 0.014)], hat, lift=0.03),
+                self._limb(rim, crown, [(0, skull * 1.1), (1, skull * 0.8)], hat, lift=0.2,
+                           bluntness=(2, 2)),
+            ]  # fmt: skip
+        return []
+
+    def _bag(self) -> list[Limb]:
+        """A rucksack."""
+        if not self._outfit.bag:
+            return []
+        back = np.array([0, 0, -0.085])
+        wide = self._breadth(0.075, 0.045)
+        shape = [(0, wide), (0.8, wide), (1, wide * 0.8)]
+        low, high = self._up(0.25) + back, self._up(0.85) + back
+        return [self._limb(low, high, shape, self._outfit.bag_dye, bluntness=(2, 2), folds=0.1)]
+
+
+def _nearness(group: list[Limb]) -> float:
+    return float(np.mean([limb.nearness for limb in group[:3]]))
+
+
+def _direction(swing: float, spread: float) -> np.ndarray:
+    """Unit vector of a limb that hangs down, swung forward and spread sideways."""
+    return np.array(
+        [np.sin(spread), -np.cos(spread) * np.cos(swing), np.cos(spread) * np.sin(swing)]
+    )

@@ -1,0 +1,219 @@
+"""The built-in data: streets with their true depth, and people to put into them.
+
+``draw_background`` and ``draw_person`` draw picture ``index`` of a seed; each picture depends on
+these two numbers alone. The depth of a street is that of the geometry which the ray caster drew.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from convert.dataset.scenes.districts import DISTRICTS
+from convert.dataset.scenes.people import draw_figure
+from convert.dataset.scenes.raycast import FIRST, GROUND, SKY, Camera, Hits, Solid, View, cast
+from convert.dataset.scenes.street import Street, StreetBuilder
+from convert.dataset.scenes.textures import Noise, blend, paint_sky
+
+FAR_M = 40.0  # depth of the sky, and the largest there is
+OVERSAMPLING = 2  # colours are averages of 2x2 rays, depth is that of the pixel's centre
+STREAM_BG, STREAM_FG = 1, 2
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A drawn street."""
+
+    image: np.ndarray
+    """uint8 (size, size, 3), RGB."""
+    depth: np.ndarray
+    """float32 (size, size), metres along the camera's axis, at most FAR_M."""
+    camera: Camera
+
+
+@dataclass(frozen=True, kw_only=True)
+class Light:
+    """Sun, sky and air of one picture."""
+
+    sun: np.ndarray
+    """Unit vector towards the sun, street coordinates."""
+    strength: float
+    """0 for an overcast sky .. 1 for hard sunlight."""
+    warmth: np.ndarray
+    """Colour of the sunlight."""
+    zenith: np.ndarray
+    haze: np.ndarray
+    fog_m: float
+    """Distance at which the haze has taken most of the colour."""
+    cover: float
+
+
+def ground_depth(
+    size: int, horizon: float, focal: float | None = None, height: float = 1.6
+) -> np.ndarray:
+    """Depth of flat ground for a level camera: float32 (size, size), metres.
+
+    ``horizon``: row; ``focal``: pixels, by default ``size``; ``height``: of the camera, metres.
+    At a pixel centre v rows below the horizon it is focal * height / v; FAR_M above.
+    """
+    below = np.maximum(np.arange(size) + 0.5 - horizon, 1e-6)
+    depth = np.minimum((focal or size) * height / below, FAR_M)
+    return np.repeat(depth[:, None], size, axis=1).astype(np.float32)
+
+
+def draw_background(seed: int, index: int, size: int = 224) -> Scene:
+    """Draw street ``index`` of ``seed`` with its depth, ``size`` pixels square."""
+    rng = np.random.default_rng([seed, STREAM_BG, index])
+    district = DISTRICTS[str(rng.choice(list(DISTRICTS)))]
+    camera = Camera(
+        size=size,
+        focal=size * rng.uniform(0.75, 1.15),
+        centre=size * rng.uniform(0.4, 0.6),
+        horizon=size * rng.uniform(0.4, 0.6),
+        height=rng.uniform(1.4, 2.3),
+        yaw=rng.uniform(-1, 1) * district.yaw,
+    )
+    street = StreetBuilder(rng, camera, district).build()
+    light = _draw_light(rng)
+    depth = cast(camera, street.solids, street.cards).depth
+    image = _render(rng, camera, street, light)
+    return Scene(_develop(rng, image), np.minimum(depth, np.float32(FAR_M)), camera)
+
+
+def draw_person(seed: int, index: int) -> np.ndarray:
+    """Draw person ``index`` of ``seed``: RGBA uint8 (h, w, 4), some hundred pixels high."""
+    return draw_figure(np.random.default_rng([seed, STREAM_FG, index]))
+
+
+def _draw_light(rng: np.random.Generator) -> Light:
+    cover = float(np.clip(rng.normal(0.5, 0.35), 0, 1))
+    turn, height = rng.uniform(0, 2 * np.pi), rng.uniform(0.35, 1.1)
+    sun = np.array([np.cos(turn) * np.cos(height), np.sin(height), np.sin(turn) * np.cos(height)])
+    gray = rng.uniform(0.72, 0.95)
+    blue = np.array([0.32, 0.52, 0.82]) * rng.uniform(0.8, 1.15)
+    overcast = np.array([0.70, 0.73, 0.78]) * rng.uniform(0.8, 1.2)
+    return Light(
+        sun=sun,
+        strength=(1 - cover) * rng.uniform(0.6, 1),
+        warmth=np.array([1.0, rng.uniform(0.86, 1), rng.uniform(0.66, 0.98)]),
+        zenith=np.clip(blue + (overcast - blue) * cover, 0, 1),
+        haze=np.clip(gray * np.array([1, 1, rng.uniform(0.92, 1.06)]), 0, 1),
+        fog_m=rng.uniform(60, 260),
+        cover=cover,
+    )
+
+
+def _render(rng: np.random.Generator, camera: Camera, street: Street, light: Light) -> np.ndarray:
+    """Colours (size, size, 3) in 0..1, averaged over the rays of each pixel."""
+    fine = camera.scaled(OVERSAMPLING)
+    view = cast(fine, street.solids, street.cards)
+    colour = view.colour
+    _paint_sky(rng, fine, view, light)
+    direction = fine.directions()
+    shadow = _shadows(camera, street, light)
+    for owner, at in _pixels_by_owner(view.owner):
+        if owner >= FIRST + len(street.solids):
+            colour[at] *= (0.62 + 0.38 * light.warmth * (0.4 + 0.6 * light.strength)).astype("f4")
+        elif owner > SKY:
+            solid = street.solids[owner - FIRST] if owner >= FIRST else None
+            colour[at] = _surface(fine, street, solid, view, direction, at, light, shadow)
+    near = view.owner > SKY
+    share = 1 - np.exp(-view.depth[near] / light.fog_m)
+    colour[near] = blend(colour[near], light.haze, share)
+    shape = camera.size, OVERSAMPLING, camera.size, OVERSAMPLING, 3
+    return colour.reshape(shape).mean(axis=(1, 3))
+
+
+def _pixels_by_owner(owner: np.ndarray) -> Iterator[tuple[int, tuple]]:
+    """Each owner with the (rows, columns) of its pixels."""
+    order = np.argsort(owner, axis=None, kind="stable")
+    values, starts = np.unique(owner.ravel()[order], return_index=True)
+    for value, pixels in zip(values, np.split(order, starts[1:]), strict=True):
+        yield int(value), np.unravel_index(pixels, owner.shape)
+
+
+def _paint_sky(rng: np.random.Generator, camera: Camera, view: View, light: Light) -> None:
+    right, up = camera.slopes()
+    at = view.owner == SKY
+    rows, columns = np.nonzero(at)
+    view.colour[at] = paint_sky(
+        right[columns], up[rows], zenith=light.zenith, haze=light.haze, cover=light.cover,
+        wind=tuple(rng.uniform(0, 256, 2)), noise=Noise(rng, 1.7),
+    )  # fmt: skip
+
+
+def _surface(
+    camera: Camera, street: Street, solid: Solid | None, view: View, direction: np.ndarray,
+    at: tuple, light: Light, shadow: np.ndarray,
+) -> np.ndarray:  # fmt: skip
+    """Lit colours (k, 3) of one body, or of the ground (``solid`` None), at the pixels ``at``."""
+    depth, face = view.depth[at], view.face[at]
+    x, y, z = (direction[at] * depth[:, None]).T
+    if solid is None:
+        albedo = street.ground(x, z, depth)
+        rows, columns = at
+        lit = 1 - shadow[rows // OVERSAMPLING, columns // OVERSAMPLING]
+        facing = np.full(len(x), light.sun[1])
+    else:
+        albedo = solid.paint(Hits(x, y + camera.height, z, depth, face))
+        lit = np.ones(len(x))
+        facing = np.maximum(solid.normals @ light.sun, 0)[face]
+        # Sky light comes from above and is dimmer near the ground.
+        lit = lit * np.clip(0.75 + 0.08 * (y + camera.height), 0, 1)
+    direct = (light.strength * facing * lit)[:, None] * light.warmth
+    ambient = (1 - 0.42 * light.strength) * (0.82 + 0.18 * lit)
+    return albedo * (ambient[:, None] + 0.85 * direct)
+
+
+def _shadows(camera: Camera, street: Street, light: Light) -> np.ndarray:
+    """Share of sunlight that bodies keep from the ground, (size, size), and dark under cars."""
+    ground = cast(camera, [], [])
+    shadow = np.zeros(ground.depth.shape, np.float32)
+    at = (ground.owner == GROUND) & (ground.depth < 45)
+    points = camera.directions()[at] * ground.depth[at][:, None]
+    points[:, 1] = 0
+    covered = np.zeros(len(points), bool)
+    gloom = np.zeros(len(points), np.float32)
+    towards = np.broadcast_to(light.sun.astype(np.float32), points.shape)
+    for solid in street.solids:
+        if light.strength > 0.1:
+            covered |= _blocked(solid, points, towards)
+        low, high = solid.corners.min(0), solid.corners.max(0)
+        if low[1] < 0.5:
+            out = np.maximum(np.maximum(low - points, points - high), 0)
+            gloom = np.maximum(gloom, np.exp(-np.hypot(out[:, 0], out[:, 2]) / 0.45))
+    shadow[at] = np.maximum(covered, 0.85 * gloom)
+    return shadow
+
+
+def _blocked(solid: Solid, points: np.ndarray, towards: np.ndarray) -> np.ndarray:
+    """Which points (k, 3) have the body between them and the sun."""
+    first = np.zeros(len(points), np.float32)
+    last = np.full(len(points), np.inf, np.float32)
+    for normal, offset in zip(solid.normals, solid.offsets, strict=True):
+        speed = float(towards[0] @ normal)
+        reach = (offset - points @ normal.astype(np.float32)) / (
+            speed if abs(speed) > 1e-9 else 1e-9
+        )
+        if speed < 0:
+            first = np.maximum(first, reach)
+        else:
+            last = np.minimum(last, reach)
+    return first < last
+
+
+def _develop(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """What camera and film add: exposure, contrast, tint, softness, noise; uint8 RGB."""
+    size = image.shape[0]
+    image = image * 1.08 * np.exp(rng.normal(0, 0.12)) * (1 + rng.normal(0, 0.03, 3))
+    contrast = rng.uniform(1, 1.4)
+    image = 0.5 + (image - 0.5) * contrast
+    gray = image.mean(axis=2, keepdims=True)
+    image = gray + (image - gray) * rng.uniform(0.7, 1.25)
+    edge = np.linspace(-1, 1, size) ** 2
+    image = image * (1 - rng.uniform(0, 0.12) * (edge[:, None] + edge)[..., None])
+    picture = Image.fromarray((np.clip(image, 0, 1) * 255).astype(np.uint8))
+    picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.6) * size / 224))
+    grain = rng.standard_normal((size, size, 1)) * rng.uniform(1, 4)
+    return np.clip(np.asarray(picture) + grain, 0, 255).astype(np.uint8)

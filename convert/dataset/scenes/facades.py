@@ -1,0 +1,167 @@
+"""House fronts and car bodies, as colours at points in metres."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from convert.dataset.scenes.raycast import Hits
+from convert.dataset.scenes.textures import Noise, blend, fill, inside, scatter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facade:
+    """A house front: storeys and bays of windows, over shops or a plain ground floor."""
+
+    wall: np.ndarray
+    trim: np.ndarray
+    glass: np.ndarray
+    accent: np.ndarray
+    """Colour of doors, awnings and signs."""
+    storey: float
+    bay: float
+    window: tuple[float, float]
+    """Width and height of a window as shares of bay and storey."""
+    shop: float
+    """Height of the shop front, 0 for none."""
+    bricks: bool
+    shutters: bool
+    height: float
+    salt: float
+    noise: Noise
+    fine: Noise
+
+    def __call__(self, hits: Hits) -> np.ndarray:
+        """Colour of points on any side of the house."""
+        along = np.where(hits.face < 2, hits.z, hits.x) + self.salt
+        colour = self._walls(along, hits)
+        above = hits.y >= self.shop
+        colour[above] = self._windows(along[above], hits.y[above] - self.shop, colour[above])
+        if self.shop:
+            colour[~above] = self._shops(along[~above], hits.y[~above], colour[~above])
+        cornice = inside(hits.y, self.height - 0.4, self.height + 0.1)
+        colour = blend(colour, self.trim * 0.9, cornice)
+        return np.where((hits.face == 3)[:, None], self.wall * 0.5, colour)
+
+    def _walls(self, along: np.ndarray, hits: Hits) -> np.ndarray:
+        clear = 1 / (1 + (hits.depth / 14) ** 2)
+        stain = 0.07 * self.noise(along * 11, hits.y * 5) + 0.08 * clear * self.fine(
+            along * 45, hits.y * 45
+        )
+        colour = fill(self.wall, len(along)) * (1 + stain)[:, None]
+        damp = np.clip(1 - hits.y / 0.7, 0, 1) * 0.3
+        if self.bricks:
+            course = np.floor(hits.y / 0.16)
+            joint = (np.mod(hits.y, 0.16) < 0.03) | (np.mod(along + course * 0.19, 0.38) < 0.03)
+            tone = scatter(course, np.floor((along + course * 0.19) / 0.38), self.salt) - 0.5
+            colour = colour * (1 + 0.25 * clear * tone)[:, None]
+            colour = blend(colour, self.wall * 0.4 + 0.38, 0.6 * joint * clear)
+        return colour * (1 - damp)[:, None]
+
+    def _windows(self, along: np.ndarray, y: np.ndarray, colour: np.ndarray) -> np.ndarray:
+        floor, column = np.floor(y / self.storey), np.floor(along / self.bay)
+        u = np.abs(along / self.bay - column - 0.5) * self.bay
+        v = (y / self.storey - floor - 0.52) * self.storey
+        half_w, half_h = self.window[0] * self.bay / 2, self.window[1] * self.storey / 2
+        has = (floor >= 0) & (y < self.height - self.shop - 0.5) & (np.abs(v) < half_h + 0.35)
+        out = colour
+        if self.shutters:
+            beside = inside(u, half_w, half_w * 1.75) * (np.abs(v) < half_h)
+            out = blend(out, self.accent * 0.8, beside * has)
+        frame = (u < half_w + 0.12) & (np.abs(v) < half_h + 0.12)
+        sill = (u < half_w + 0.2) & (v < -half_h) & (v > -half_h - 0.22)
+        out = blend(out, self.trim, (frame | sill) * has)
+        pane = (u < half_w) & (np.abs(v) < half_h) & has
+        out[pane] = self._panes(floor[pane], column[pane], u[pane], v[pane] / half_h)
+        return out
+
+    def _panes(
+        self, floor: np.ndarray, column: np.ndarray, u: np.ndarray, v: np.ndarray
+    ) -> np.ndarray:
+        """Glass: reflections, curtains, blinds and glazing bars differ from window to window."""
+        chance = scatter(floor, column, self.salt)
+        light = 0.55 + 0.75 * chance + 0.25 * v * (chance > 0.4)
+        glass = self.glass * light[..., None]
+        curtain = ((chance * 7) % 1 < 0.35) * (v > 1 - 2 * ((chance * 31) % 1))
+        glass = blend(glass, np.array([0.72, 0.69, 0.62]), 0.8 * curtain)
+        bars = (u < 0.045) | (np.abs(v - 0.25) < 0.05)
+        return blend(glass, self.trim * 0.9, bars * 0.9)
+
+    def _shops(self, along: np.ndarray, y: np.ndarray, colour: np.ndarray) -> np.ndarray:
+        width = self.bay * 2
+        shop = np.floor(along / width)
+        u = along / width - shop
+        chance = scatter(shop, shop * 0, self.salt + 5)
+        tint = 0.45 + 0.75 * np.stack([scatter(shop, shop + c, self.salt) for c in range(3)], -1)
+        sign_colour = self.accent * tint
+        pane = inside(u, 0.06, 0.68) * inside(y, 0.5, self.shop - 0.75)
+        door = inside(u, 0.74, 0.94) * (y < self.shop - 0.75)
+        dark = self.glass * (0.35 + 0.5 * chance + 0.35 * np.sin(along * 5 + y * 3) ** 2)[:, None]
+        goods = inside(np.mod(along * 2.3, 1), 0.15, 0.8) * inside(np.mod(y * 2.1, 1), 0.1, 0.7)
+        dark = blend(dark, 0.25 + 0.6 * tint, 0.5 * goods * (y < 1.6))
+        shutter = 0.5 + 0.12 * np.sign(np.sin(y * 40))
+        dark = np.where((chance < 0.25)[:, None], shutter[:, None] * self.trim, dark)
+        out = blend(colour, dark, pane)
+        out = blend(out, sign_colour * 0.6, door)
+        sign = inside(u, 0.03, 0.97) * inside(y, self.shop - 0.7, self.shop - 0.08)
+        out = blend(out, sign_colour, sign)
+        letters = (self.fine(along * 9, np.floor(y * 8) * 17) > 0.4) * inside(u, 0.2, 0.8)
+        letters = letters * inside(y, self.shop - 0.55, self.shop - 0.22)
+        return blend(out, np.array([0.95, 0.93, 0.85]) - sign_colour * 0.4, letters * 0.9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Car:
+    """The shell of a car, long along z or x."""
+
+    colour: np.ndarray
+    middle: tuple[float, float]
+    length: float
+    along_z: bool
+    noise: Noise
+
+    def _ends(self, hits: Hits) -> tuple[np.ndarray, np.ndarray]:
+        """Metres from the middle, lengthwise and crosswise."""
+        x, z = hits.x - self.middle[0], hits.z - self.middle[1]
+        return (z, x) if self.along_z else (x, z)
+
+    def body(self, hits: Hits) -> np.ndarray:
+        """Colour of the lower part: wheels, doors, lights, number plate."""
+        lengthwise, crosswise = self._ends(hits)
+        gloss = (
+            0.75
+            + 0.35 * np.clip((hits.y - 0.3) / 0.6, 0, 1)
+            + 0.02 * self.noise(lengthwise * 30, hits.y * 30)
+        )
+        colour = fill(self.colour, len(hits.x)) * gloss[:, None]
+        side = (hits.face < 2) if self.along_z else (hits.face >= 4) & (hits.face < 6)
+        end = ((hits.face >= 4) if self.along_z else (hits.face < 2)) & ~side & (hits.face < 6)
+        seam = np.abs(lengthwise - 0.1) < 0.02
+        crease = np.abs(hits.y - 0.72) < 0.03
+        colour = blend(colour, self.colour * 0.35, (side & (seam | crease)) * 0.8)
+        colour = blend(colour, np.array([0.08, 0.08, 0.08]), 1.0 * (hits.y < 0.27))
+        reach = np.hypot(np.abs(lengthwise) - self.length * 0.31, hits.y - 0.3)
+        colour = blend(colour, np.array([0.05, 0.05, 0.06]), 1.0 * (side & (reach < 0.36)))
+        colour = blend(colour, np.array([0.55, 0.56, 0.58]), 0.8 * (side & (reach < 0.2)))
+        lamp = end & (np.abs(crosswise) > 0.52) & (np.abs(hits.y - 0.7) < 0.1)
+        rear = lengthwise < 0
+        colour = blend(colour, np.array([0.75, 0.08, 0.06]), 1.0 * (lamp & rear))
+        colour = blend(colour, np.array([0.95, 0.95, 0.85]), 1.0 * (lamp & ~rear))
+        plate = end & (np.abs(crosswise) < 0.27) & (np.abs(hits.y - 0.48) < 0.07)
+        return blend(colour, np.array([0.9, 0.88, 0.6]), 1.0 * plate)
+
+    def cabin(self, hits: Hits) -> np.ndarray:
+        """Colour of the upper part: windows between pillars, under a roof."""
+        lengthwise, crosswise = self._ends(hits)
+        colour = fill(self.colour, len(hits.x))
+        glass = (
+            np.array([0.12, 0.14, 0.17])
+            * (
+                0.8
+                + 1.6 * np.clip(hits.y - 0.95, 0, 1)
+                + 0.2 * self.noise(lengthwise * 20, hits.y * 20)
+            )[:, None]
+        )
+        post = np.abs(np.abs(lengthwise - 0.1) - 0.0) < 0.05
+        window = inside(hits.y, 0.95, 1.36) * (hits.face != 3)
+        side = (hits.face < 2) if self.along_z else inside(hits.face, 3.5, 5.5) > 0
+        return blend(colour, glass, window * ~(side & post) * (np.abs(crosswise) < 2))

@@ -1,0 +1,94 @@
+"""Draws people: round limbs with soft edges, shaded, over each other."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from convert.dataset.scenes.body import Body, Limb, draw_pose
+from convert.dataset.scenes.textures import Noise
+from convert.dataset.scenes.wardrobe import dress
+
+CANVAS = 640
+MARGIN = 60
+
+
+@dataclass
+class Sheet:
+    """A transparent picture: colour premultiplied by nothing, alpha beside."""
+
+    height: float
+    """Pixels per body height."""
+    light: np.ndarray
+    noise: Noise
+    colour: np.ndarray = field(default_factory=lambda: np.zeros((CANVAS, CANVAS, 3), np.float32))
+    alpha: np.ndarray = field(default_factory=lambda: np.zeros((CANVAS, CANVAS), np.float32))
+
+    def draw(self, limb: Limb) -> None:
+        """Draw one limb over what is there, with soft edges."""
+        a, b = self._pixel(limb.start), self._pixel(limb.end)
+        shares, widths = np.array(limb.profile).T
+        widths = widths * self.height
+        reach = widths.max() + 2
+        low = np.floor(np.minimum(a, b) - reach).clip(0, CANVAS).astype(int)
+        high = np.ceil(np.maximum(a, b) + reach).clip(0, CANVAS).astype(int)
+        box = np.s_[low[1] : high[1], low[0] : high[0]]
+        x, y = np.meshgrid(np.arange(low[0], high[0]) + 0.5, np.arange(low[1], high[1]) + 0.5)
+        length = max(float(np.hypot(*(b - a))), 1e-3)
+        axis = (b - a) / length
+        side = np.array([-axis[1], axis[0]]) * (1 if axis[1] < 0 else -1)
+        along = (x - a[0]) * axis[0] + (y - a[1]) * axis[1]
+        across = (x - a[0]) * side[0] + (y - a[1]) * side[1]
+        u = along / length
+        width = np.interp(u, shares, widths)
+        blunt_start, blunt_end = limb.bluntness
+        beyond = np.maximum(np.maximum(-along * blunt_start, (along - length) * blunt_end), 0)
+        cover = np.clip(width - np.hypot(across, beyond) + 0.5, 0, 1)
+        s = np.clip(across / width, -1, 1)
+        colour = limb.dye(np.clip(u, 0, 1), s)
+        colour = colour * self._shade(s, side, x, y, limb.folds)[..., None]
+        self._over(box, np.clip(colour, 0, 1), cover)
+
+    def _shade(
+        self, s: np.ndarray, side: np.ndarray, x: np.ndarray, y: np.ndarray, folds: float
+    ) -> np.ndarray:
+        """Light on a round limb, with folds of cloth."""
+        crease = folds * self.noise(x * 0.55 + y * 0.2, y * 0.8 - x * 0.3)
+        s = np.clip(s * 0.94 + 0.35 * crease, -1, 1)
+        facing = s * (side @ self.light[:2]) + np.sqrt(1 - s * s) * self.light[2]
+        return 0.5 + 0.62 * np.maximum(facing, 0) + 0.35 * crease
+
+    def _pixel(self, point: np.ndarray) -> np.ndarray:
+        return np.array(
+            [CANVAS / 2 + point[0] * self.height, CANVAS - MARGIN - point[1] * self.height]
+        )
+
+    def _over(self, box: tuple, colour: np.ndarray, cover: np.ndarray) -> None:
+        under = self.alpha[box] * (1 - cover)
+        total = under + cover
+        mixed = colour * cover[..., None] + self.colour[box] * under[..., None]
+        self.colour[box] = mixed / np.maximum(total, 1e-6)[..., None]
+        self.alpha[box] = total
+
+
+def draw_figure(rng: np.random.Generator) -> np.ndarray:
+    """Draw one person: RGBA uint8 (h, w, 4), cropped to the body, soft at the edges."""
+    sheet = Sheet(rng.uniform(400, 470), _draw_light(rng), Noise(rng, 1.4))
+    for limb in Body(rng, draw_pose(rng), dress(rng)).limbs():
+        sheet.draw(limb)
+    return _develop(rng, sheet)
+
+
+def _develop(rng: np.random.Generator, sheet: Sheet) -> np.ndarray:
+    """Crop to what is visible, and add what a camera adds: exposure, tint, grain."""
+    rows, columns = np.nonzero(sheet.alpha > 0.5 / 255)
+    box = np.s_[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    alpha = sheet.alpha[box]
+    grain = 1 + rng.uniform(0.01, 0.05) * rng.standard_normal((*alpha.shape, 1))
+    tint = rng.uniform(0.8, 1.2) * (1 + rng.normal(0, 0.025, 3))
+    rgba = np.dstack([sheet.colour[box] * grain * tint, alpha])
+    return np.rint(np.clip(rgba, 0, 1) * 255).astype(np.uint8)
+
+
+def _draw_light(rng: np.random.Generator) -> np.ndarray:
+    light = np.array([rng.uniform(-0.9, 0.9), rng.uniform(-0.8, -0.2), rng.uniform(0.4, 1)])
+    return light / np.linalg.norm(light)

@@ -1,0 +1,94 @@
+"""Noise and the small tools of all procedural surfaces; plain, leafy and sky surfaces."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from convert.dataset.scenes.raycast import Hits
+
+TILE = 256
+
+
+class Noise:
+    """A tile of smooth random texture, mean 0 and deviation 1, repeated in all directions."""
+
+    def __init__(self, rng: np.random.Generator, roughness: float) -> None:
+        """``roughness``: 0 is white noise, 1 looks like clouds or stains."""
+        frequency = np.hypot(np.fft.fftfreq(TILE)[:, None], np.fft.rfftfreq(TILE)[None])
+        frequency[0, 0] = np.inf
+        spectrum = np.fft.rfft2(rng.standard_normal((TILE, TILE))) / frequency**roughness
+        tile = np.fft.irfft2(spectrum)
+        self._tile = ((tile - tile.mean()) / tile.std()).astype(np.float32)
+
+    def __call__(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """Values at ``u``, ``v`` in texels, interpolated; any shape, float32."""
+        column, row = np.floor(u), np.floor(v)
+        du, dv = u - column, v - row
+        i, j = row.astype(np.int64) % TILE, column.astype(np.int64) % TILE
+        below, beside = (i + 1) % TILE, (j + 1) % TILE
+        upper = self._tile[i, j] * (1 - du) + self._tile[i, beside] * du
+        lower = self._tile[below, j] * (1 - du) + self._tile[below, beside] * du
+        return upper * (1 - dv) + lower * dv
+
+
+def scatter(i: np.ndarray, j: np.ndarray, salt: float) -> np.ndarray:
+    """A repeatable number in 0..1 for each cell (i, j)."""
+    wave = np.sin(i * 12.9898 + j * 78.233 + salt * 37.719) * 43758.5453
+    return wave - np.floor(wave)
+
+
+def blend(base: np.ndarray, over: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Mix colours (..., 3): ``share`` (...) of ``over``, the rest ``base``."""
+    return base + (np.asarray(over, np.float32) - base) * share.astype(np.float32)[..., None]
+
+
+def inside(value: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Where low < value < high, as float."""
+    return ((value > low) & (value < high)).astype(np.float32)
+
+
+def fill(colour: np.ndarray, k: int) -> np.ndarray:
+    """One colour (3,) for k points."""
+    return np.repeat(np.asarray(colour, np.float32)[None], k, axis=0)
+
+
+def plain(colour: np.ndarray, noise: Noise, strength: float = 0.06) -> Callable:
+    """Paint of one colour with stains."""
+
+    def paint(hits: Hits) -> np.ndarray:
+        grain = noise((hits.x + hits.z) * 40, hits.y * 40)
+        return fill(colour, len(hits.x)) * (1 + strength * grain)[:, None]
+
+    return paint
+
+
+def leafy(colour: np.ndarray, noise: Noise, fine: Noise) -> Callable:
+    """Paint of a hedge."""
+
+    def paint(hits: Hits) -> np.ndarray:
+        clumps = noise((hits.x + hits.z) * 30, hits.y * 30 + hits.x * 9)
+        leaves = fine((hits.x + hits.z) * 25, hits.y * 25)
+        light = 1 + 0.22 * clumps + 0.16 * leaves / (1 + (hits.depth / 12) ** 2)
+        return fill(colour, len(hits.x)) * np.clip(light, 0.25, 2)[:, None]
+
+    return paint
+
+
+def paint_sky(
+    right: np.ndarray,
+    up: np.ndarray,
+    *,
+    zenith: np.ndarray,
+    haze: np.ndarray,
+    cover: float,
+    wind: tuple[float, float],
+    noise: Noise,
+) -> np.ndarray:
+    """Sky colour (k, 3) for ray slopes; ``cover``: 0 clear .. 1 overcast."""
+    height = np.clip(up, 0.02, None)
+    colour = blend(fill(haze, len(up)), zenith, np.clip(height / 0.55, 0, 1) ** 0.7)
+    far = 1 / (height + 0.14)
+    billow = noise(right * far * 17 + wind[0], far * 24 + wind[1])
+    share = np.clip((billow + 2.2 * cover - 1.1) * 0.8, 0, 1) * np.clip(height / 0.1, 0, 1)
+    bright = 0.93 - 0.13 * np.clip(billow, -1, 2) * cover
+    return blend(colour, bright[:, None] * np.array([1, 1, 1.02]), share * 0.9)

@@ -1,0 +1,245 @@
+"""What people wear and look like: colours of skin, hair and clothes, patterns, numbers, faces."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from convert.dataset.scenes.textures import Noise, blend, inside
+
+SKIN = np.array(
+    [(0.93, 0.76, 0.66), (0.87, 0.68, 0.55), (0.76, 0.56, 0.42), (0.60, 0.41, 0.29),
+     (0.45, 0.30, 0.22), (0.33, 0.22, 0.17)]
+)  # fmt: skip
+HAIR = np.array(
+    [(0.07, 0.06, 0.06), (0.16, 0.10, 0.07), (0.32, 0.20, 0.11), (0.62, 0.46, 0.24),
+     (0.50, 0.24, 0.12), (0.55, 0.54, 0.53)]
+)  # fmt: skip
+KIT = np.array(
+    [(0.80, 0.08, 0.10), (0.10, 0.20, 0.65), (0.95, 0.82, 0.10), (0.92, 0.92, 0.92),
+     (0.05, 0.45, 0.22), (0.45, 0.72, 0.92), (0.95, 0.45, 0.08), (0.45, 0.10, 0.35)]
+)  # fmt: skip
+# Colours of roads, walls and hedges: such clothes cannot be told from a street by colour.
+STREET = np.array(
+    [(0.36, 0.36, 0.38), (0.58, 0.57, 0.55), (0.20, 0.20, 0.22), (0.66, 0.58, 0.46),
+     (0.52, 0.32, 0.25), (0.30, 0.34, 0.22), (0.18, 0.22, 0.34), (0.80, 0.78, 0.73)]
+)  # fmt: skip
+
+SEGMENTS = {  # strokes of a digit: upper, upper left, upper right, middle, and so on down
+    0: "1110111", 1: "0010010", 2: "1011101", 3: "1011011", 4: "0111010",
+    5: "1101011", 6: "1101111", 7: "1010010", 8: "1111111", 9: "1111011",
+}  # fmt: skip
+STROKES = (
+    ((0, 1), (0.84, 1)), ((0, 0.26), (0.5, 1)), ((0.74, 1), (0.5, 1)), ((0, 1), (0.42, 0.58)),
+    ((0, 0.26), (0, 0.5)), ((0.74, 1), (0, 0.5)), ((0, 1), (0, 0.16)),
+)  # fmt: skip
+
+Dye = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Colour (..., 3) from the share of the way along a limb (0..1) and across it (-1..1)."""
+HAIR_STYLES = ("short", "short", "long", "tail", "bun", "curls", "cap", "bald")
+
+
+def solid(colour: np.ndarray) -> Dye:
+    """One colour everywhere."""
+    return lambda u, s: np.broadcast_to(colour, (*u.shape, 3))
+
+
+def digit(number: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Where the strokes of a digit are; ``x``, ``y`` in 0..1 from its lower left corner."""
+    mark = np.zeros(x.shape)
+    for on, (across, up) in zip(SEGMENTS[number], STROKES, strict=True):
+        if on == "1":
+            mark = np.maximum(mark, inside(x, *across) * inside(y, *up))
+    return mark
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outfit:
+    """Clothes and looks of one person. Lengths of clothes are shares of the limbs' joints."""
+
+    skin: np.ndarray
+    hair: np.ndarray
+    hair_style: str
+    beard: float
+    shirt: np.ndarray
+    shirt_second: np.ndarray
+    pattern: str
+    stripes: float
+    number: int | None
+    sleeves: float
+    """0 none, 1 to the elbow, 2 to the wrist."""
+    trouser: np.ndarray
+    trousers: float
+    """0 none, 1 to the knee, 2 to the ankle."""
+    leg_width: float
+    side_stripe: bool
+    skirt: float
+    """Length below the hips as a share of the body's height, 0 for none."""
+    flare: float
+    socks: np.ndarray
+    sock_top: float
+    shoe: np.ndarray
+    hat: np.ndarray
+    bag: bool
+    folds: float
+    noise: Noise
+
+    def skin_dye(self, u: np.ndarray, s: np.ndarray) -> np.ndarray:
+        """Bare skin."""
+        return np.broadcast_to(self.skin, (*u.shape, 3))
+
+    def hair_dye(self, u: np.ndarray, s: np.ndarray) -> np.ndarray:
+        """Strands of hair."""
+        return self.hair * (1 + 0.25 * self.noise(s * 20, u * 4))[..., None]
+
+    def hat_dye(self, u: np.ndarray, s: np.ndarray) -> np.ndarray:
+        """A cap."""
+        return np.broadcast_to(self.hat, (*u.shape, 3))
+
+    def bag_dye(self, u: np.ndarray, s: np.ndarray) -> np.ndarray:
+        """A rucksack with a pocket."""
+        seam = np.abs(u - 0.45) < 0.03
+        return blend(np.broadcast_to(self.hat * 0.8, (*u.shape, 3)), self.hat * 0.3, 1.0 * seam)
+
+    def shirt_dye(self, *, frontal: bool, front: bool) -> Dye:
+        """The torso; a number shows where it is seen frontally, or from behind."""
+
+        def dye(u: np.ndarray, s: np.ndarray) -> np.ndarray:
+            colour = self._patterned(u, s)
+            collar = (u > 0.955) & (np.abs(s) < 0.75)
+            colour = blend(colour, self.shirt_second, 1.0 * collar)
+            if self.pattern == "jacket" and front and frontal:
+                opening = np.abs(s) < 0.10 + 0.18 * np.clip(u - 0.4, 0, 1)
+                colour = blend(colour, self.shirt_second, 1.0 * opening)
+            if self.number is not None and frontal:
+                size, middle = (0.19, 0.62) if front else (0.33, 0.58)
+                digits = [int(c) for c in str(self.number)]
+                for i, value in enumerate(digits):
+                    left = (i - len(digits) / 2) * size * 2.1
+                    mark = digit(value, (s - left) / (size * 1.8), (u - middle) / size + 0.5)
+                    colour = blend(colour, 1 - np.round(self.shirt.mean()) * np.ones(3), mark)
+            hem = u < 0.05
+            return blend(colour, self.shirt * 0.7, 0.7 * hem)
+
+        return dye
+
+    def _patterned(self, u: np.ndarray, s: np.ndarray) -> np.ndarray:
+        base = np.broadcast_to(self.shirt, (*u.shape, 3))
+        angle = np.arcsin(np.clip(s, -1, 1))  # stripes run round the body
+        waves = {
+            "stripes": np.sin(angle * self.stripes) > 0,
+            "hoops": np.sin(u * self.stripes * 5) > 0.2,
+            "checks": (np.sin(angle * self.stripes) * np.sin(u * self.stripes * 3)) > 0,
+            "halves": s > 0,
+            "sash": np.abs(s * 0.8 - (u - 0.5) * 2) < 0.28,
+            "yoke": u > 0.72,
+            "print": self.noise(s * 14, u * 22) > 0.6,
+            "pinstripes": np.mod(angle * self.stripes * 1.2, 1) < 0.14,
+        }
+        if self.pattern not in waves:
+            return base
+        return blend(base, self.shirt_second, 1.0 * waves[self.pattern])
+
+    def sleeve_dye(self, u: np.ndarray, s: np.ndarray) -> np.ndarray:
+        """Sleeves follow the shirt, with a cuff."""
+        base = self.shirt_second if self.pattern == "halves" else self.shirt
+        colour = np.broadcast_to(base, (*u.shape, 3))
+        if self.pattern in ("hoops", "pinstripes", "checks"):
+            colour = self._patterned(u * 0.5, s)
+        return blend(colour, self.shirt_second, 1.0 * (u > 0.88))
+
+    def trouser_dye(self, u: np.ndarray, s: np.ndarray) -> np.ndarray:
+        """Trousers or shorts, maybe with a stripe down the side."""
+        colour = np.broadcast_to(self.trouser, (*u.shape, 3))
+        worn = 0.08 * self.noise(s * 6, u * 9)
+        colour = colour * (1 + worn)[..., None]
+        stripe = (np.abs(np.abs(s) - 0.75) < 0.12) if self.side_stripe else np.zeros(u.shape, bool)
+        return blend(colour, self.shirt_second, 1.0 * stripe)
+
+    def skirt_dye(self, u: np.ndarray, s: np.ndarray) -> np.ndarray:
+        """Pleats that open towards the hem."""
+        pleats = 1 + 0.12 * u * np.sin(s * 16)
+        return self.trouser * pleats[..., None]
+
+    def shin_dye(self, u: np.ndarray, s: np.ndarray) -> np.ndarray:
+        """Skin above, sock below, bands at the sock's top."""
+        colour = blend(np.broadcast_to(self.skin, (*u.shape, 3)), self.socks,
+                       1.0 * (u > self.sock_top))  # fmt: skip
+        bands = inside(u, self.sock_top, self.sock_top + 0.06)
+        return blend(colour, self.shirt_second, bands)
+
+    def shoe_dye(self, u: np.ndarray, s: np.ndarray) -> np.ndarray:
+        """Shoe with laces and a lighter sole."""
+        colour = np.broadcast_to(self.shoe, (*u.shape, 3))
+        sole = np.abs(s) > 0.72
+        return blend(colour, self.shoe * 0.4 + 0.45, 0.8 * sole)
+
+    def face_dye(self, turn: float) -> Dye:
+        """The head as seen when turned by ``turn``: face, hair line, beard."""
+        # Where on the head's round (-1..1 across) the face's middle is, if it is seen at all.
+        middle, seen = np.sin(turn), np.cos(turn)
+
+        def dye(u: np.ndarray, s: np.ndarray) -> np.ndarray:
+            angle = np.arcsin(np.clip(s, -0.999, 0.999))
+            away = angle - np.arctan2(middle, seen)  # round the head, from the nose
+            away = np.abs(np.mod(away + np.pi, 2 * np.pi) - np.pi)
+            colour = np.broadcast_to(self.skin, (*u.shape, 3))
+            eyes = (np.hypot((away - 0.42) / 0.15, (u - 0.5) / 0.035) < 1) * 1.0
+            brows = inside(away, 0.2, 0.65) * inside(u, 0.565, 0.6)
+            mouth = (away < 0.33) & (np.abs(u - 0.2) < 0.02)
+            nose = (away < 0.14) & (u > 0.29) & (u < 0.5)
+            colour = blend(colour, self.skin * 0.82, 1.0 * nose)
+            colour = blend(colour, self.skin * np.array([0.75, 0.5, 0.5]), 0.9 * mouth)
+            stubble = ((u < 0.3) & (away < 1.3)) & ~(mouth & (u > 0.18))
+            colour = blend(colour, self.hair, self.beard * stubble)
+            colour = blend(colour, np.array([0.1, 0.08, 0.08]), 0.85 * eyes)
+            colour = blend(colour, self.hair, 0.8 * brows)
+            if self.hair_style == "bald":
+                return colour
+            line = np.where(away < 1.05, 0.74 + 0.05 * np.cos(away * 6), 0.52)
+            line = np.where(away > 1.6, 0.16, line)
+            return blend(colour, self.hair * 1.0, 1.0 * (u > line))
+
+        return dye
+
+
+def dress(rng: np.random.Generator) -> Outfit:
+    """Choose looks and clothes: sports kit, everyday, coat, or skirt."""
+
+    def pick(palette: np.ndarray, spread: float = 0.05) -> np.ndarray:
+        colour = palette[rng.integers(len(palette))] + rng.normal(0, spread, 3)
+        return np.clip(colour, 0.03, 0.95)
+
+    sport = rng.random() < 0.4
+    palette = KIT if sport or rng.random() < 0.25 else STREET
+    patterns = ["plain", "stripes", "hoops", "checks", "halves", "sash", "yoke"]
+    casual = ["plain", "plain", "jacket", "jacket", "hoops", "print", "pinstripes", "yoke"]
+    shirt, second = pick(palette), pick(KIT if rng.random() < 0.5 else STREET)
+    skirt = not sport and rng.random() < 0.3
+    trouser = pick(palette if rng.random() < 0.6 else STREET)
+    trousers = float(rng.uniform(0.55, 0.95) if sport else rng.choice([0.9, 1.95, 1.95]))
+    return Outfit(
+        skin=np.clip(pick(SKIN, 0.02), 0.1, 0.97),
+        hair=pick(HAIR, 0.02),
+        hair_style=str(rng.choice(HAIR_STYLES)),
+        beard=float(rng.choice([0, 0, 0, 0.35, 0.7])),
+        shirt=shirt,
+        shirt_second=second,
+        pattern=str(rng.choice(patterns if sport else casual)),
+        stripes=float(rng.uniform(5, 12)),
+        number=int(rng.integers(1, 30)) if sport and rng.random() < 0.75 else None,
+        sleeves=float(rng.choice([0.65, 0.75, 2.0] if sport else [0, 0.7, 1.9, 2.0, 2.0])),
+        trouser=trouser,
+        trousers=0.0 if skirt else trousers,
+        leg_width=float(rng.uniform(0.024, 0.04)),
+        side_stripe=bool(sport and rng.random() < 0.5),
+        skirt=float(rng.uniform(0.12, 0.3)) if skirt else 0.0,
+        flare=float(rng.uniform(0.1, 0.7)),
+        socks=pick(palette),
+        sock_top=float(rng.uniform(0.1, 0.4)) if sport else float(rng.uniform(0.75, 1.1)),
+        shoe=pick(KIT if sport else STREET),
+        hat=pick(KIT if rng.random() < 0.5 else STREET),
+        bag=bool(not sport and rng.random() < 0.25),
+        folds=float(rng.uniform(0.06, 0.2)),
+        noise=Noise(rng, 1.0),
+    )  # fmt: skip

@@ -1,0 +1,92 @@
+"""What the header of a JPEG says, read from its markers without decoding anything."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+_BASELINE, _EXTENDED, _PROGRESSIVE = 0xC0, 0xC1, 0xC2
+_STANDALONE = {0x01, *range(0xD0, 0xD8)}  # markers without a length
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+
+
+@dataclass(frozen=True, kw_only=True)
+class JpegHeader:
+    """What the markers before the first scan say."""
+
+    height: int
+    width: int
+    components: int
+    precision: int
+    frame: int
+    orientation: int
+
+    @property
+    def refusal(self) -> str | None:
+        """Why not every engine can decode such a file the same way; None if all can."""
+        if self.frame not in (_BASELINE, _EXTENDED, _PROGRESSIVE):
+            return "a lossless, hierarchical or arithmetic-coded JPEG; save it as baseline JPEG"
+        if self.precision != 8:
+            return f"a JPEG with {self.precision} bits a sample; save it with 8"
+        if self.components == 4:
+            return "a CMYK JPEG; save it as RGB"
+        if self.components not in (1, 3):
+            return f"a JPEG with {self.components} components; save it as RGB or gray"
+        if self.orientation != 1:
+            return (
+                f"EXIF orientation {self.orientation}: some engines would rotate it and others "
+                "not; save it upright without the tag"
+            )
+        return None
+
+
+def read_header(data: bytes) -> JpegHeader:
+    """Size and kind of a JPEG from its markers; ValueError with the reason if it is none."""
+    if data[:2] != b"\xff\xd8":
+        raise ValueError("not a JPEG: " + (f"starts with {data[:4]!r}" if data else "empty file"))
+    at, orientation = 2, 1
+    while at + 4 <= len(data):
+        if data[at] != 0xFF:
+            raise ValueError(f"damaged JPEG: no marker at byte {at}")
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+            continue
+        if marker in _STANDALONE:
+            at += 2
+            continue
+        (length,) = struct.unpack_from(">H", data, at + 2)
+        body = data[at + 4 : at + 2 + length]
+        if marker == 0xE1 and body[:6] == b"Exif\0\0":
+            orientation = _orientation(body[6:])
+        elif marker in _FRAMES and len(body) >= 6:
+            precision, height, width, components = struct.unpack_from(">BHHB", body)
+            return JpegHeader(
+                height=height,
+                width=width,
+                components=components,
+                precision=precision,
+                frame=marker,
+                orientation=orientation,
+            )
+        elif marker in (0xD9, 0xDA):
+            break
+        at += 2 + length
+    raise ValueError("damaged JPEG: no frame header")
+
+
+def _orientation(tiff: bytes) -> int:
+    """EXIF orientation (tag 0x0112 of the first directory), 1 where absent or unreadable."""
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None or len(tiff) < 8:
+        return 1
+    try:
+        (at,) = struct.unpack_from(order + "I", tiff, 4)
+        (entries,) = struct.unpack_from(order + "H", tiff, at)
+        for entry in range(entries):
+            tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, at + 2 + 12 * entry)
+            if tag == 0x0112:
+                return value if 1 <= value <= 8 else 1
+    except struct.error:
+        return 1
+    return 1

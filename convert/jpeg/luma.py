@@ -1,0 +1,249 @@
+"""The luma plane of a baseline JPEG as a JPEG of its own: coefficients kept, not one changed.
+
+Depth maps come as gray pictures stored as RGB. Their chroma planes say nothing and cost
+bytes and decoding time. Here the entropy-coded data is read, the chroma blocks are left out
+and the luma blocks written again with Huffman tables made for them: the same coefficients,
+so the same pixels, in fewer bytes. Pure arithmetic: the bytes do not depend on
+any library's version.
+
+Names and tables as in ITU-T T.81 (JPEG), annexes B, C, F and K.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+
+from convert.jpeg import huffman
+
+_DCT_BLOCK = 64
+_WHOLE_BLOCKS = b"\x00\x3f\x00"  # of a scan: coefficients 0 to 63, all bits at once
+
+
+class NotReducible(Exception):
+    """The JPEG is not of the kind that can be cut (or is damaged): the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Frame:
+    """What the frame header says: the component of luma is the first.
+
+    quantiser: number of luma's quantisation table; quantisers: numbers of all that are used.
+    """
+
+    height: int
+    width: int
+    components: bytes
+    samplings: np.ndarray
+    quantiser: int
+    quantisers: frozenset[int]
+
+    @property
+    def mcus(self) -> tuple[int, int]:
+        """Rows and columns of minimum coded units."""
+        vertical, horizontal = self.samplings[0].tolist()
+        return -(-self.height // (8 * vertical)), -(-self.width // (8 * horizontal))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scan:
+    """What decoding a scan takes: rows (component, dc and ac) of `decoding_table`."""
+
+    frame: _Frame
+    tables: np.ndarray
+    restart: int
+    quantiser: bytes
+    data: int
+
+
+def cut_to_luma(source: bytes) -> bytes:
+    """The luma plane of a gray picture stored as YCbCr, as a JPEG of one component.
+
+    Every DCT coefficient and the quantisation table are those of the source. Raises
+    NotReducible where the source is not baseline, not YCbCr in one scan, has colour, or is
+    damaged.
+    """
+    try:
+        scan = _parse(source)
+    except (IndexError, struct.error):
+        raise NotReducible("its markers are damaged") from None
+    frame = scan.frame
+    data = np.frombuffer(source, np.uint8)[scan.data :]
+    rows, columns = frame.mcus
+    blocks = rows * columns * int(frame.samplings[0].prod())
+    if blocks > 4 * len(data):  # a block takes at least two bits
+        raise NotReducible("its size and its data do not agree")
+    order = _raster_order(frame.height, frame.width, *frame.samplings[0].tolist())
+    # Written in another order a DC difference takes up to 27 bits; any byte may be stuffed.
+    out = np.empty(2 * (len(source) + 4 * blocks), np.uint8)
+    outcome, size, *lists = huffman.recode(
+        data, frame.samplings, scan.tables, rows * columns, scan.restart, order, *_scratch(blocks),
+        out,
+    )  # fmt: skip
+    if outcome == huffman.DAMAGED:
+        raise NotReducible("its entropy-coded data is damaged")
+    if outcome == huffman.COLOURED:
+        raise NotReducible("its chroma is not neutral")
+    return _headers(scan, lists) + out[:size].tobytes() + b"\xff\xd9"
+
+
+@functools.lru_cache(maxsize=2)
+def _scratch(blocks: int) -> tuple[np.ndarray, ...]:
+    """Tokens of a picture, for `huffman.recode`: kept, as fresh memory costs page faults.
+
+    One set a process: `convert` works with processes, never with threads.
+    """
+    starts, dc = np.empty(blocks + 1, np.int32), np.empty(blocks, np.int32)
+    return starts, dc, np.empty(blocks * _DCT_BLOCK, np.int32)
+
+
+@functools.lru_cache(maxsize=8)
+def _raster_order(height: int, width: int, vertical: int, horizontal: int) -> np.ndarray:
+    """The same for all pictures of a data set, so kept."""
+    columns = -(-width // (8 * horizontal))
+    return huffman.raster_order(-(-height // 8), -(-width // 8), columns, vertical, horizontal)
+
+
+def _parse(source: bytes) -> _Scan:
+    """Markers up to the first scan."""
+    quantisers: dict[int, bytes] = {}
+    tables: list[bytes] = []
+    frame: _Frame | None = None
+    restart, at = 0, 2
+    if source[:2] != b"\xff\xd8":
+        raise NotReducible("it is not a JPEG")
+    while at + 4 <= len(source):
+        if source[at] != 0xFF:
+            raise NotReducible("its markers are damaged")
+        marker = source[at + 1]
+        (length,) = struct.unpack_from(">H", source, at + 2)
+        body = source[at + 4 : at + 2 + length]
+        at += 2 + length
+        if length < 2 or at > len(source):
+            raise NotReducible("its markers are damaged")
+        if marker == 0xDB:
+            _read_quantisers(body, quantisers)
+        elif marker == 0xC4:
+            tables.append(body)
+        elif marker == 0xC0 and frame is None:
+            frame = _read_frame(body)
+        elif 0xC0 <= marker <= 0xCF:
+            raise NotReducible("it is not a baseline JPEG")
+        elif marker == 0xDD and len(body) == 2:
+            restart = int.from_bytes(body)
+        elif marker == 0xEE and body[:5] == b"Adobe" and body[11:12] != b"\x01":
+            raise NotReducible("it is not stored as YCbCr")
+        elif marker == 0xDA:
+            if frame is None:
+                raise NotReducible("its frame header is missing")
+            if not quantisers.keys() >= frame.quantisers:
+                raise NotReducible("a quantisation table is missing")
+            quantiser = quantisers[frame.quantiser]
+            chosen = _read_scan(body, frame.components, tuple(tables))
+            return _Scan(frame=frame, tables=chosen, restart=restart, quantiser=quantiser, data=at)
+        elif not (0xE0 <= marker <= 0xEF or marker == 0xFE):  # remarks of programs and people
+            raise NotReducible("its markers are damaged")
+    raise NotReducible("it has no scan")
+
+
+def _read_quantisers(body: bytes, quantisers: dict[int, bytes]) -> None:
+    """Whole tables of 8 bits by number; a later one replaces an earlier one."""
+    while body:
+        if body[0] > 3 or len(body) <= _DCT_BLOCK:
+            raise NotReducible("a quantisation table is damaged or not of 8 bits")
+        quantisers[body[0]] = body[1 : 1 + _DCT_BLOCK]
+        body = body[1 + _DCT_BLOCK :]
+
+
+def _read_huffman(body: bytes) -> dict[int, np.ndarray]:
+    """Decoding tables of a segment by class and number."""
+    tables = {}
+    while body:
+        counts = np.frombuffer(body[1:17], np.uint8).astype(np.int32)
+        total = int(counts.sum())
+        listed = body[17 : 17 + total]
+        whole = len(counts) == 16 and len(listed) == total <= 256
+        largest = 0xFF if body[0] >> 4 else 0x0F  # a DC symbol is but a number of bits
+        if body[0] & ~0x13 or not whole or max(listed, default=0) > largest or not _fit(counts):
+            raise NotReducible("its Huffman tables are damaged")
+        symbols = np.zeros(256, np.uint8)
+        symbols[:total] = np.frombuffer(listed, np.uint8)
+        tables[body[0]] = huffman.decoding_table(counts, symbols)
+        body = body[17 + total :]
+    return tables
+
+
+def _fit(counts: np.ndarray) -> bool:
+    """Whether there can be so many codes of each length, 1 to 16, none all ones (annex C)."""
+    code = 0
+    for length, count in enumerate(counts.tolist(), 1):
+        code = 2 * code + count
+        if count and code >= 1 << length:
+            return False
+    return True
+
+
+@functools.lru_cache(maxsize=64)
+def _read_frame(body: bytes) -> _Frame:
+    """Kept, as all pictures of a data set have the same."""
+    precision, height, width, count = struct.unpack_from(">BHHB", body)
+    if precision != 8 or count != 3 or len(body) != 6 + 3 * count or not height * width:
+        raise NotReducible("it does not have three components of 8 bits")
+    rows = [body[6 + 3 * i : 9 + 3 * i] for i in range(count)]
+    samplings = np.array([(row[1] & 15, row[1] >> 4) for row in rows], np.int32)
+    components = bytes(row[0] for row in rows)
+    if components == b"RGB":
+        raise NotReducible("it is not stored as YCbCr")
+    if samplings.min() < 1 or (samplings[0] != samplings.max(axis=0)).any():
+        raise NotReducible("its luma is subsampled")
+    return _Frame(
+        height=height,
+        width=width,
+        components=components,
+        samplings=samplings,
+        quantiser=rows[0][2],
+        quantisers=frozenset(row[2] for row in rows),
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _read_scan(body: bytes, components: bytes, segments: tuple[bytes, ...]) -> np.ndarray:
+    """DC and AC table of each component, one after the other; kept, as most writers have one set.
+
+    segments: all that define Huffman tables, in order; a later table replaces an earlier one.
+    """
+    count = len(components)
+    if body[0] != count or bytes(body[1 + 2 * i] for i in range(count)) != components:
+        raise NotReducible("it is not stored in one scan")
+    if body[1 + 2 * count :] != _WHOLE_BLOCKS:
+        raise NotReducible("its scan is not of whole blocks")
+    tables = {key: row for segment in segments for key, row in _read_huffman(segment).items()}
+    keys = [key for i in range(count) for key in (body[2 + 2 * i] >> 4, 16 | body[2 + 2 * i] & 15)]
+    if any(key not in tables for key in keys):
+        raise NotReducible("its Huffman tables are missing")
+    return np.stack([tables[key] for key in keys])
+
+
+def _headers(scan: _Scan, lists: list[np.ndarray]) -> bytes:
+    """Everything before the entropy-coded data (annex B).
+
+    lists: counts by length and symbols of the DC table, then of the AC table.
+    """
+    frame = struct.pack(">BHHB", 8, scan.frame.height, scan.frame.width, 1) + b"\x01\x11\x00"
+    dc_lengths, dc_listed, ac_lengths, ac_listed = lists
+    tables = bytes([0x00, *dc_lengths[1:].tolist()]) + dc_listed.tobytes()
+    tables += bytes([0x10, *ac_lengths[1:].tolist()]) + ac_listed.tobytes()
+    return (
+        b"\xff\xd8"
+        + _segment(0xDB, b"\x00" + scan.quantiser)
+        + _segment(0xC0, frame)
+        + _segment(0xC4, tables)
+        + _segment(0xDA, b"\x01\x01\x00" + _WHOLE_BLOCKS)
+    )
+
+
+def _segment(marker: int, body: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body

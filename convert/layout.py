@@ -1,0 +1,71 @@
+"""Which fields a sample has, which background it shows, and where its bytes are stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from convert.errors import DataError
+
+FIELDS = ("fg_bg", "mask", "depth")
+
+
+RECORD = np.dtype(
+    [
+        (field, [("file", "<u4"), ("size", "<u4"), ("offset", "<u8"), ("crc32c", "<u4")])
+        for field in FIELDS
+    ]
+)
+"""One row of a per-record index: where each stored field lies, and its CRC32C.
+
+``file`` counts through the shard files of the format in name order (always 0 for FFCV).
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Which sample belongs to which background and person; index arithmetic, no look-ups.
+
+    ``group_starts`` is int64 (n_bg + 1): samples ``group_starts[b]`` to
+    ``group_starts[b + 1] - 1`` show background ``b``. ``samples_per_fg`` is the number of
+    neighbouring samples that show one person, or None where that is not known.
+    """
+
+    height: int
+    width: int
+    group_starts: np.ndarray
+    samples_per_fg: int | None
+
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        return int(self.group_starts[-1])
+
+    @cached_property
+    def samples_per_bg(self) -> int | None:
+        """Samples of each background, or None where the groups are of unequal size."""
+        sizes = np.diff(self.group_starts)
+        return int(sizes[0]) if (sizes == sizes[0]).all() else None
+
+    def background_of(self, index: np.ndarray) -> np.ndarray:
+        """Background of each sample; int64, same shape as ``index``."""
+        index = np.asarray(index, dtype=np.int64)
+        if self.samples_per_bg:
+            return index // self.samples_per_bg
+        return np.searchsorted(self.group_starts, index, side="right") - 1
+
+    def foreground_of(self, index: np.ndarray) -> np.ndarray:
+        """Person of each sample, flips included; int64, same shape as ``index``.
+
+        Raises DataError where the data set does not say how many samples show one person.
+        """
+        if self.samples_per_fg is None:
+            raise DataError(
+                "this data set does not say which samples show the same person: "
+                "pack it again with --samples-per-fg N"
+            )
+        index = np.asarray(index, dtype=np.int64)
+        within = index - self.group_starts[self.background_of(index)]
+        return within // self.samples_per_fg

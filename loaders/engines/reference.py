@@ -1,0 +1,193 @@
+"""The slow, plain loader: Pillow over the data set folder. The truth for all other loaders.
+
+Nothing here shares code with an engine or with `pack`, save the names of the files, the
+order of an epoch and the layout: what two ways of decoding agree on is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from convert.errors import DataError, RecordError
+from convert.layout import FIELDS
+from convert.moments import Moments, Statistics
+from convert.source import FOLDERS, read_source
+from loaders.backgrounds import Backgrounds
+from loaders.base import OrderedLoader
+from loaders.batch import Batch
+
+_THRESHOLD = 128
+# The channels of each kind of image, as Pillow names them.
+_MODES = {"fg_bg": "RGB", "bg": "RGB", "mask": "L", "depth": "L"}
+
+
+class ReferenceLoader(OrderedLoader):
+    """Batches of a data set folder; a `loaders.batch.Loader`.
+
+    dataset: folder of bg, fg_bg, fg_bg_mask and fg_bg_depth.
+    batch_size, indices, shuffle, drop_last, seed, rank, world_size: see `Order`.
+    device: where batches and backgrounds are put.
+    num_workers: threads that decode; None or 0 decodes in the calling thread.
+    max_bad: see `BadRecords`; a record is bad if Pillow cannot read one of its images.
+    check: refused, as a data set folder has no checksums.
+
+    fg_bg is as Pillow converts it to RGB, mask is the luma plane thresholded at 128, depth is
+    the luma plane. Raises DataError for a folder or arguments that are not as they should be,
+    RecordError for a bad image, when it is read.
+    """
+
+    def __init__(
+        self,
+        dataset: str | Path,
+        *,
+        batch_size: int,
+        indices: np.ndarray | None = None,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        num_workers: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        max_bad: int = 0,
+        check: bool = False,
+    ) -> None:
+        if check:
+            raise DataError(f"{dataset}: a data set folder has no checksums; pack it to check it")
+        if num_workers is not None and num_workers < 0:
+            raise DataError(f"workers: found {num_workers}, expected 0 or more")
+        self._source = read_source(Path(dataset))
+        # Listed once: a file that disappears later is missed, and does not move its neighbours up.
+        self._names = [self._source.names(group) for group in range(len(self._source.bg))]
+        super().__init__(
+            self._source.layout,
+            device=device,
+            max_bad=max_bad,
+            indices=indices,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+        )
+        first_samples = self.layout.group_starts[:-1].tolist()
+        named = zip(first_samples, self._source.bg, strict=True)
+        self._bg = np.stack([self._read(index, "bg", path) for index, path in named])
+        self.backgrounds = Backgrounds.from_numpy(self._bg, self.layout, self.device)
+        self._pool = ThreadPoolExecutor(num_workers) if num_workers else None
+
+    def _batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
+        for k in range(start, len(self)):
+            index = self._samples(epoch, k)
+            fg_bg, mask, depth = (self._stack(field, index) for field in FIELDS)
+            yield Batch(fg_bg, mask, depth, torch.from_numpy(index).to(self.device))
+
+    def _fault(self, index: int) -> RecordError | None:
+        for field in FIELDS:
+            try:
+                self._read(index, field, self._path(index, field))
+            except RecordError as error:
+                return error
+        return None
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        """Moments of bg, fg_bg, mask and depth over the whole data set, read on first use.
+
+        Each background counts once a sample; of bad records that may be skipped no image counts.
+        Takes as long as an epoch on one thread.
+        """
+        histograms = {name: np.zeros((len(mode), 256), np.int64) for name, mode in _MODES.items()}
+        for pixels, times in zip(self._bg, np.diff(self.layout.group_starts), strict=True):
+            histograms["bg"] += times * _histogram(pixels)
+        for index in range(self.layout.samples):
+            try:
+                images = {name: self._read(index, name, self._path(index, name)) for name in FIELDS}
+            except RecordError as error:
+                self._bad.skip(error)
+                continue
+            for name, pixels in images.items():
+                histograms[name] += _histogram(pixels)
+        return {
+            name: _moments(counts, 1 if name == "mask" else 255)
+            for name, counts in histograms.items()
+        }
+
+    def close(self) -> None:
+        """End the decoding threads."""
+        super().close()
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def _stack(self, field: str, index: np.ndarray) -> torch.Tensor:
+        """uint8 (B, C, H, W) on the device: one field of some samples."""
+
+        def read(i: int) -> np.ndarray:
+            return self._read(i, field, self._path(i, field))
+
+        shape = (len(index), self.layout.height, self.layout.width, len(_MODES[field]))
+        pixels = np.empty(shape, np.uint8)
+        mapped = map if self._pool is None else self._pool.map
+        for position, image in enumerate(mapped(read, index.tolist())):
+            pixels[position] = image
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device)
+
+    def _path(self, index: int, field: str) -> Path:
+        """The file of one field of a sample."""
+        group = int(self.layout.background_of(np.asarray(index)))
+        name = self._names[group][index - int(self.layout.group_starts[group])]
+        return self._source.folder / FOLDERS[field] / self._source.bg[group].stem / name
+
+    def _read(self, index: int, field: str, path: Path) -> np.ndarray:
+        """uint8 (H, W, C) of one file; RecordError where it is not such an image."""
+        try:
+            with Image.open(path) as image:
+                width, height = self.layout.width, self.layout.height
+                if image.size != (width, height):
+                    found = f"{image.width}x{image.height}"
+                    raise ValueError(f"found {found} pixels, expected {width}x{height}")
+                if image.mode not in ("L", "RGB"):
+                    raise ValueError(f"found mode {image.mode}, expected RGB or L (gray)")
+                if _MODES[field] == "L":
+                    # Of a JPEG stored as RGB: its luma plane, not one mixed from R, G and B.
+                    image.draft("L", image.size)
+                pixels = np.asarray(image.convert(_MODES[field]))
+        # Pillow's decoders raise almost anything on damaged bytes.
+        except Exception as error:
+            raise RecordError(index, field, str(path), _reason(error)) from error
+        pixels = pixels.reshape(height, width, -1)
+        return (pixels >= _THRESHOLD).astype(np.uint8) if field == "mask" else pixels
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a file, without its path: the record error names it."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image that Pillow can read; expected a JPEG"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
+def _histogram(pixels: np.ndarray) -> np.ndarray:
+    """How often each value occurs: uint8 (H, W, C) -> int64 (C, 256)."""
+    channels = np.moveaxis(pixels, -1, 0).reshape(pixels.shape[-1], -1)
+    return np.stack([np.bincount(channel, minlength=256) for channel in channels])
+
+
+def _moments(histogram: np.ndarray, scale: int) -> Moments:
+    """Exact sums from int64 (C, 256)."""
+    values = np.arange(256)
+    return Moments(
+        values=int(histogram[0].sum()),
+        sums=tuple((histogram @ values).tolist()),
+        squares=tuple((histogram @ values**2).tolist()),
+        scale=scale,
+    )

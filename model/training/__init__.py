@@ -1,0 +1,1 @@
+"""What a training run reads and writes: configuration, progress, evaluation and reports."""
