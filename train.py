@@ -28,7 +28,7 @@ from loaders import ENGINES, Loader, build_loader, distributed_rank, read_layout
 from loaders.preprocess import Augment, Preprocess
 from loaders.split import SPLITS, split_indices
 from model.checkpoint import NetworkInfo, Position, channel_statistics, load_network
-from model.distributed import as_called, joined, local_device, share_batch_norm
+from model.distributed import joined, local_device, share_batch_norm, wrap_network
 from model.errors import Commands, ModelError
 from model.export import export_network
 from model.files import locked, make_folder, require_writable
@@ -78,7 +78,7 @@ def fit_stage(
     scaler = torch.amp.GradScaler(run.device.type, enabled=precision.scale)
     running = RunningMean(run.device)
     run.enter_stage(optimizer, scaler, running)
-    called = as_called(network, run.config.compile)
+    called = wrap_network(network, run.config.compile)
     augment = Augment(
         flip=recipe.flip, jitter=recipe.jitter, rgb_shift=recipe.rgb_shift, seed=run.config.seed
     )

@@ -12,7 +12,7 @@ import click
 from benchmarks.harness.loading import Loading
 from benchmarks.harness.results import write_result
 from convert.errors import DataError
-from convert.workers import default_workers
+from convert.workers import available_cores
 from model.errors import Commands as ModelCommands
 from model.errors import ModelError
 from model.files import require_writable
@@ -48,7 +48,7 @@ _option = partial(click.option, show_default=True)
 _JSON = click.option("--json", "json_path", type=_PATH, callback=_writable, help="Write JSON.")
 _DEVICE = _option("--device", default="cpu", callback=_there, help="auto, cpu, cuda or cuda:N.")
 _REPEATS = _option("--repeats", type=click.IntRange(1), default=5)
-_WORKERS = _option("--workers", type=click.IntRange(1), default=default_workers())
+_WORKERS = _option("--workers", type=click.IntRange(1), default=available_cores())
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -65,7 +65,7 @@ def _loading(command: Callable[..., None]) -> Callable[..., None]:
     for decorate in (
         _JSON,
         _DEVICE,
-        _option("--threads", type=click.IntRange(1), default=default_workers()),
+        _option("--threads", type=click.IntRange(1), default=available_cores()),
         _option("--batch-size", type=click.IntRange(1), default=64),
         _REPEATS,
     ):

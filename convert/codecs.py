@@ -15,12 +15,10 @@ import numpy as np
 
 from convert import jpeg
 from convert.jpeg.luma import NotReducible, cut_to_luma
+from convert.layout import MASK_THRESHOLD
 
 AMBIGUOUS = (64, 192)
 """Mask pixels of the source in this range (inclusive) are counted: not clearly 0 or 255."""
-
-THRESHOLD = 128
-"""Mask pixels of at least this value are 1."""
 
 _FULL_RUN = 255
 _EVERY_BYTE = np.uint64(0x0101010101010101)
@@ -156,7 +154,7 @@ def threshold_mask(gray: np.ndarray) -> int:
             value = row[column]
             # One wrapping subtraction instead of two comparisons: 64..192 becomes 0..128.
             ambiguous += int(np.uint8(value - np.uint8(low)) <= high - low)
-            row[column] = value >= THRESHOLD
+            row[column] = value >= MASK_THRESHOLD
     return ambiguous
 
 
@@ -174,7 +172,7 @@ def encode_mask_jpeg(source: bytes, height: int, width: int) -> Encoded:
 
 def decode_mask_jpeg(data: bytes, height: int, width: int) -> np.ndarray:
     """uint8 (H, W), 0 or 1."""
-    return (decode_gray(data, height, width) >= THRESHOLD).view(np.uint8)
+    return (decode_gray(data, height, width) >= MASK_THRESHOLD).view(np.uint8)
 
 
 def pack_runs(mask: np.ndarray) -> bytes:

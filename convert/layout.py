@@ -11,6 +11,9 @@ from convert.errors import DataError
 
 FIELDS = ("fg_bg", "mask", "depth")
 
+MASK_THRESHOLD = 128
+"""A mask pixel whose gray value is at least this is 1, else 0."""
+
 
 RECORD = np.dtype(
     [

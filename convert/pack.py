@@ -32,10 +32,10 @@ from convert.manifest import BACKGROUNDS, MANIFEST, Format, Manifest, ShardFile,
 from convert.moments import Accumulator, Moments
 from convert.parts import (
     Part,
-    Remarks,
+    PartSummary,
     create_array,
     is_finished,
-    read_remarks,
+    read_summary,
     split_parts,
     write_part,
 )
@@ -151,7 +151,7 @@ def _job(source: Source, config: PackConfig) -> dict[str, object]:
 
 def _write_parts(
     source: Source, config: PackConfig, work: Path, executor: Executor, progress: bool
-) -> Remarks:
+) -> PartSummary:
     folder = work / _PARTS
     parts = list(split_parts(source.layout))
     missing = [part for part in parts if not is_finished(part, source, folder)]
@@ -161,9 +161,9 @@ def _write_parts(
         tasks = ((source, config.codecs, part, folder) for part in missing)
         for size in run_all(executor, _part_task, tasks):
             bar.update(size)
-    total = Remarks()
+    total = PartSummary()
     for part in parts:
-        total.add(read_remarks(part, folder))
+        total.add(read_summary(part, folder))
     return total
 
 
@@ -196,7 +196,7 @@ def _write_backgrounds(source: Source, work: Path) -> Moments:
 def _assemble(
     source: Source,
     config: PackConfig,
-    remarks: Remarks,
+    remarks: PartSummary,
     work: Path,
     executor: Executor,
     progress: bool,

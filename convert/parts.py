@@ -53,7 +53,7 @@ class Part:
 
 
 @dataclass(kw_only=True)
-class Remarks:
+class PartSummary:
     """What a part, or all of them, told of its samples."""
 
     statistics: Statistics = field(default_factory=dict)
@@ -64,7 +64,7 @@ class Remarks:
         for name, number in counts.items():
             self.counts[name] = self.counts.get(name, 0) + number
 
-    def add(self, other: Remarks) -> None:
+    def add(self, other: PartSummary) -> None:
         """Take in another part's remarks; the order does not matter, all sums are integers."""
         self.count(other.counts)
         for name, moments in other.statistics.items():
@@ -88,7 +88,7 @@ def new_accumulators() -> dict[str, Accumulator]:
 
 def write_part(source: Source, codecs: dict[str, str], part: Part, folder: Path) -> None:
     """Encode one part's samples into ``folder``; RecordError names a bad source file."""
-    remarks = Remarks()
+    remarks = PartSummary()
     accumulators = new_accumulators()
     group = int(source.layout.background_of(np.asarray(part.start)))
     first = int(source.layout.group_starts[group])
@@ -196,10 +196,10 @@ def _encode(raw: bytes, codec: str, index: int, name: str, path: str, layout: La
         raise RecordError(index, name, path, f"{error}; mend or replace the file") from None
 
 
-def read_remarks(part: Part, folder: Path) -> Remarks:
+def read_summary(part: Part, folder: Path) -> PartSummary:
     """What a finished part says."""
     value = json.loads(part.path(folder, "json").read_text())
-    return Remarks(
+    return PartSummary(
         statistics={name: Moments.from_json(m) for name, m in value["statistics"].items()},
         counts=value["counts"],
     )

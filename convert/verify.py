@@ -11,13 +11,12 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from convert import beton, tarshards
-from convert.codecs import THRESHOLD
 from convert.errors import DataError, RecordError
-from convert.layout import FIELDS
+from convert.layout import FIELDS, MASK_THRESHOLD
 from convert.manifest import Manifest, ShardFile, read_manifest
 from convert.moments import Accumulator, Moments
 from convert.pack import hash_file
-from convert.parts import Remarks, new_accumulators, split_parts
+from convert.parts import PartSummary, new_accumulators, split_parts
 from convert.shards import Shards
 from convert.source import Source, read_source
 from convert.workers import run_all, worker_pool
@@ -56,7 +55,7 @@ def verify(
             tasks = ((folder, form, part.start, part.stop, original) for part in parts)
             results = run_all(executor, _check_records, tasks)
             found: list[str] = []
-            sums = Remarks()
+            sums = PartSummary()
             for faults_of_part, sums_of_part in tqdm(
                 results, total=len(parts), unit=" parts", desc=form, disable=hidden
             ):
@@ -127,7 +126,7 @@ def _check_backgrounds(folder: Path, manifest: Manifest, source: Source | None) 
     return faults
 
 
-def _check_statistics(folder: Path, manifest: Manifest, sums: Remarks) -> list[str]:
+def _check_statistics(folder: Path, manifest: Manifest, sums: PartSummary) -> list[str]:
     return [
         f"{folder}: statistics of {name} are not those of the pixels"
         for name in FIELDS
@@ -150,7 +149,7 @@ def _tar_header_fault(shards: Shards, index: int, name: str) -> str | None:
 
 def _check_records(
     folder: Path, form: str, start: int, stop: int, source: Source | None
-) -> tuple[list[str], Remarks]:
+) -> tuple[list[str], PartSummary]:
     """Faults of records start to stop - 1, and the sums of their pixels."""
     # Opened for each part and forgotten: pages of a map that stays count as our memory.
     shards = Shards(folder, form)
@@ -168,7 +167,7 @@ def _check_records(
                     _compare(pixels, source.paths(index)[column], index, name)
             except RecordError as error:
                 faults.append(error.message)
-    return faults, Remarks(statistics={name: a.moments for name, a in accumulators.items()})
+    return faults, PartSummary(statistics={name: a.moments for name, a in accumulators.items()})
 
 
 def _compare(pixels: np.ndarray, path: Path, index: int, name: str) -> None:
@@ -205,4 +204,4 @@ def pillow_pixels(data: bytes, name: str) -> np.ndarray:
     if name == "depth":
         image.draft("L", image.size)
     gray = np.asarray(image.convert("L"))
-    return (gray >= THRESHOLD).view(np.uint8) if name == "mask" else gray
+    return (gray >= MASK_THRESHOLD).view(np.uint8) if name == "mask" else gray

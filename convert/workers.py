@@ -25,7 +25,7 @@ _IN_FLIGHT = 4
 _CONNECT_S = 10
 
 
-def default_workers() -> int:
+def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
@@ -56,7 +56,7 @@ def worker_pool(workers: int | None) -> Iterator[Executor]:
         yield InlineExecutor()
         return
     pool = ProcessPoolExecutor(
-        workers or default_workers(),
+        workers or available_cores(),
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_end_with_parent,
     )
@@ -115,7 +115,7 @@ def run_all(executor: Executor, fn: Callable[..., T], tasks: Iterable[tuple]) ->
 
     The first failure is raised at once. Raises DataError where a worker process died.
     """
-    limit = _IN_FLIGHT * getattr(executor, "_max_workers", default_workers())
+    limit = _IN_FLIGHT * getattr(executor, "_max_workers", available_cores())
     waiting: set[Future[T]] = set()
     try:
         for task in tasks:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
@@ -17,15 +16,11 @@ from convert.errors import DataError, RecordError
 from convert.layout import Layout
 from convert.manifest import BACKGROUNDS
 from convert.shards import Shards
+from convert.workers import available_cores
 from loaders.backgrounds import Backgrounds
 from loaders.batch import Batch
-from loaders.corrupt import BadRecords
+from loaders.corrupt import CorruptRecords
 from loaders.order import Order
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -70,7 +65,7 @@ class OrderedLoader(ABC):
 
     One epoch runs at a time: asking for another ends the one before.
 
-    layout: of the data set. device: where batches are. max_bad: see `BadRecords`.
+    layout: of the data set. device: where batches are. max_bad: see `CorruptRecords`.
     order: arguments of `Order`, but for the number of samples.
     """
 
@@ -80,7 +75,7 @@ class OrderedLoader(ABC):
         self.layout = layout
         self.device = resolve_device(device)
         self.order = Order(n=layout.samples, **order)
-        self._bad = BadRecords(max_bad)
+        self._bad = CorruptRecords(max_bad)
         self._running: Callable[[], Generator[Batch, None, None] | None] = _no_epoch
         self._closed = False
 
@@ -186,7 +181,7 @@ class ShardLoader(OrderedLoader):
             world_size=world_size,
         )
         self.statistics = self.shards.manifest.statistics
-        self.num_workers = cores() if num_workers is None else num_workers
+        self.num_workers = available_cores() if num_workers is None else num_workers
         if self.num_workers < 1:
             raise DataError(f"workers: found {num_workers}, expected 1 or more")
         # Decoders differ in what they let pass; a checksum is the same for all. So engines

@@ -11,11 +11,11 @@ from convert.errors import DataError, RecordError
 from loaders.batch import Batch
 
 
-class TooManyBadRecords(RecordError):
+class TooManyCorruptRecords(RecordError):
     """A bad record that is one more than may be skipped."""
 
 
-class BadRecords:
+class CorruptRecords:
     """The bad records that a loader has met, and how many it may skip.
 
     max_bad: records to skip over the life of the loader; DataError below 0. A record counts
@@ -44,7 +44,7 @@ class BadRecords:
         if not self.max_bad:
             return fault
         reason = f"{fault.reason}; bad record {self.max_bad + 1}, expected {self.max_bad} at most"
-        return TooManyBadRecords(fault.index, fault.field, fault.where, reason)
+        return TooManyCorruptRecords(fault.index, fault.field, fault.where, reason)
 
     def walk(
         self,
@@ -68,7 +68,7 @@ class BadRecords:
                     k += 1
                     yield batch
                 return
-            except TooManyBadRecords:
+            except TooManyCorruptRecords:
                 raise
             except DataError as error:
                 failed = error

@@ -49,7 +49,7 @@ class Pending:
 Tasks = SimpleQueue[tuple[Pending, int, int] | None]
 
 
-class Team:
+class ThreadTeam:
     """``threads`` threads; each piece of work is done by the next one that is free.
 
     Work that releases the GIL runs on all of them at a time. Threads are daemons and end with
@@ -124,9 +124,9 @@ def run_shared(work: Work, count: int) -> None:
 
 
 @lru_cache(maxsize=1)
-def _shared(process: int, threads: int) -> Team:
+def _shared(process: int, threads: int) -> ThreadTeam:
     """One for the process, as torch has its threads; a forked process makes its own.
 
     Another number of threads makes another team, and lets go of the one before.
     """
-    return Team(threads, "maskdepth-shared")
+    return ThreadTeam(threads, "maskdepth-shared")

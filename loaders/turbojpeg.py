@@ -11,11 +11,11 @@ import numpy as np
 from numba import types
 
 from convert.errors import DataError
+from convert.layout import MASK_THRESHOLD
 from loaders.masks import halve_mask, unpack_record
 
 LIBRARY = "libturbojpeg.so.0"
 RGB, GRAY = 0, 6  # TJPF_RGB, TJPF_GRAY of turbojpeg.h
-THRESHOLD = 128  # luma from which a pixel of a mask JPEG is 1
 _ACCURATE_DCT = 4096  # TJFLAG_ACCURATEDCT
 
 try:
@@ -145,7 +145,7 @@ def decode_samples(
             good[i, 1] = decode_jpeg(handle, fields[1], height, width, into)
             for row in range(height):
                 for column in range(width):
-                    into[row, column, 0] = into[row, column, 0] >= THRESHOLD
+                    into[row, column, 0] = into[row, column, 0] >= MASK_THRESHOLD
         else:
             good[i, 1] = unpack_record(fields[1], into)
         if halved:

@@ -105,7 +105,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
         self.get_buffer("num_batches_tracked").add_(1)
 
 
-def as_called(network: DualDecoderUNet, compile_mode: str) -> nn.Module:
+def wrap_network(network: DualDecoderUNet, compile_mode: str) -> nn.Module:
     """What a stage calls in place of the network: shared by the ranks, compiled if asked for.
 
     After freezing: what does not train has no gradient to wait for.

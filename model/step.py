@@ -81,7 +81,7 @@ def training_step(
 ) -> None:
     """Forward, backward and update for one batch; ``running`` takes the loss.
 
-    network: a `DualDecoderUNet`, or what `model.distributed.as_called` makes of it.
+    network: a `DualDecoderUNet`, or what `model.distributed.wrap_network` makes of it.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr

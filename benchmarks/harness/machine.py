@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from convert.workers import default_workers
+from convert.workers import available_cores
 
 _LIBRARIES = (
     "torch", "numpy", "numba", "pillow", "simplejpeg", "kornia", "ffcv", "nvidia-dali-cuda130",
@@ -23,7 +23,7 @@ def describe_machine(device: torch.device | str = "cpu") -> dict[str, str | int 
     on_gpu = device.type == "cuda"
     return {
         "cpu": _processor(),
-        "cores": default_workers(),
+        "cores": available_cores(),
         "device": device.type,
         "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
         "driver": _driver() if on_gpu else None,

@@ -19,7 +19,7 @@ from benchmarks.harness.phases import Phases
 from convert.errors import DataError
 from loaders import Backgrounds, Batch, Preprocess
 from loaders.batch import Loader
-from model.distributed import as_called
+from model.distributed import wrap_network
 from model.metrics import SampleTable
 from model.precision import Precision
 from model.recipe import RECIPES, Stage
@@ -82,7 +82,7 @@ class OurStep:
         torch.manual_seed(0)
         network = DualDecoderUNet(setup.width).place(setup.device)
         self.network = network.freeze(*setup.stage.frozen)
-        self.called = as_called(network, "default" if compiled else "off")
+        self.called = wrap_network(network, "default" if compiled else "off")
         self.preprocess = setup.preprocess()
         self.scaler = torch.amp.GradScaler(setup.device.type, enabled=setup.precision.scale)
         self._step = partial(

@@ -18,7 +18,7 @@ import torch
 from torch.utils.dlpack import from_dlpack
 
 from convert.errors import DataError, RecordError
-from convert.layout import FIELDS
+from convert.layout import FIELDS, MASK_THRESHOLD
 from convert.manifest import read_manifest
 from convert.shards import Shards
 from loaders.base import ShardLoader
@@ -38,7 +38,6 @@ except ImportError as error:
 # Of a batch; which of its records, the walk over the epoch finds out.
 DAMAGED = "a record of this batch is damaged"
 _AHEAD = 2
-_THRESHOLD = 128
 
 
 @pipeline_def
@@ -229,7 +228,7 @@ class DALILoader(ShardLoader):
     def _mask(self, mask: torch.Tensor) -> torch.Tensor:
         """uint8 (B, 1, H, W), 0 or 1, of what the graph gives."""
         if self._mask_is_jpeg:
-            return (mask.permute(0, 3, 1, 2) >= _THRESHOLD).to(torch.uint8)
+            return (mask.permute(0, 3, 1, 2) >= MASK_THRESHOLD).to(torch.uint8)
         return unpack_batch(mask, self.layout.height, self.layout.width, self._masks)
 
     def _check_sizes(self, outputs: Sequence[Any], indices: np.ndarray) -> None:

@@ -25,7 +25,7 @@ from convert.shards import Shards
 from loaders.base import ShardLoader
 from loaders.batch import Batch
 from loaders.buffers import BufferPool
-from loaders.threads import Pending, Team
+from loaders.threads import Pending, ThreadTeam
 from loaders.transfer import CudaStreams, transfer
 from loaders.turbojpeg import decode_samples, free_handles, new_handles
 
@@ -72,7 +72,7 @@ class _DecodeSamples(SimpleRGBImageDecoder):
     team: the threads that decode; set at the start of an epoch.
     """
 
-    team: Team
+    team: ThreadTeam
 
     def __init__(
         self,
@@ -193,7 +193,7 @@ class _Epoch(EpochIterator):
         self.output_queue: Queue[Any] = Queue(_AHEAD)
         self.terminate_event = Event()
         self.closed = False
-        self._team = engine.operation.team = Team(threads, "maskdepth-decode")
+        self._team = engine.operation.team = ThreadTeam(threads, "maskdepth-decode")
         self.start()
 
     def run(self) -> None:

@@ -16,14 +16,13 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from convert.errors import DataError, RecordError
-from convert.layout import FIELDS
+from convert.layout import FIELDS, MASK_THRESHOLD
 from convert.moments import Moments, Statistics
 from convert.source import FOLDERS, read_source
 from loaders.backgrounds import Backgrounds
 from loaders.base import OrderedLoader
 from loaders.batch import Batch
 
-_THRESHOLD = 128
 # The channels of each kind of image, as Pillow names them.
 _MODES = {"fg_bg": "RGB", "bg": "RGB", "mask": "L", "depth": "L"}
 
@@ -35,7 +34,7 @@ class ReferenceLoader(OrderedLoader):
     batch_size, indices, shuffle, drop_last, seed, rank, world_size: see `Order`.
     device: where batches and backgrounds are put.
     num_workers: threads that decode; None or 0 decodes in the calling thread.
-    max_bad: see `BadRecords`; a record is bad if Pillow cannot read one of its images.
+    max_bad: see `CorruptRecords`; a record is bad if Pillow cannot read one of its images.
     check: refused, as a data set folder has no checksums.
 
     fg_bg is as Pillow converts it to RGB, mask is the luma plane thresholded at 128, depth is
@@ -164,7 +163,7 @@ class ReferenceLoader(OrderedLoader):
         except Exception as error:
             raise RecordError(index, field, str(path), _reason(error)) from error
         pixels = pixels.reshape(height, width, -1)
-        return (pixels >= _THRESHOLD).astype(np.uint8) if field == "mask" else pixels
+        return (pixels >= MASK_THRESHOLD).astype(np.uint8) if field == "mask" else pixels
 
 
 def _reason(error: Exception) -> str:

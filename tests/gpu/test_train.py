@@ -14,7 +14,7 @@ import torch
 from loaders import Backgrounds, Batch, Layout, Preprocess
 from model import DualDecoderUNet
 from model.checkpoint import ChannelStatistics
-from model.distributed import as_called
+from model.distributed import wrap_network
 from model.metrics import SampleTable
 from model.precision import capability_of, choose_compile, precision_for
 from model.recipe import RECIPES, Stage
@@ -58,7 +58,7 @@ def make_step(
     running = RunningMean("cuda")
     step = partial(
         training_step, batch, stage=stage, preprocess=preprocess_of(batch),
-        network=as_called(network, compile_mode), optimizer=make_optimizer(network, FAST, stage),
+        network=wrap_network(network, compile_mode), optimizer=make_optimizer(network, FAST, stage),
         running=running, precision=precision,
         scaler=torch.amp.GradScaler("cuda", enabled=precision.scale), lr=0.01,
     )  # fmt: skip

@@ -9,16 +9,16 @@ from itertools import pairwise
 import pytest
 import torch
 
-from loaders.threads import Pending, Team, run_shared
+from loaders.threads import Pending, ThreadTeam, run_shared
 
 
 @pytest.fixture
-def team() -> Team:
-    return Team(3, "test-team")
+def team() -> ThreadTeam:
+    return ThreadTeam(3, "test-team")
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 10, 64])
-def test_every_item_is_done_once(team: Team, count: int) -> None:
+def test_every_item_is_done_once(team: ThreadTeam, count: int) -> None:
     seen: list[tuple[int, int]] = []
     team.start(lambda thread, first, last: seen.append((first, last)), count).wait()
     seen.sort()
@@ -28,7 +28,7 @@ def test_every_item_is_done_once(team: Team, count: int) -> None:
     team.close()
 
 
-def test_batches_do_not_wait_for_each_other(team: Team) -> None:
+def test_batches_do_not_wait_for_each_other(team: ThreadTeam) -> None:
     gate = threading.Event()
 
     def first_piece_waits(thread: int, first: int, last: int) -> None:
@@ -43,7 +43,7 @@ def test_batches_do_not_wait_for_each_other(team: Team) -> None:
     team.close()
 
 
-def test_a_thread_works_on_one_piece_at_a_time(team: Team) -> None:
+def test_a_thread_works_on_one_piece_at_a_time(team: ThreadTeam) -> None:
     busy = [threading.Lock() for _ in range(3)]
 
     def work(thread: int, first: int, last: int) -> None:
@@ -56,7 +56,7 @@ def test_a_thread_works_on_one_piece_at_a_time(team: Team) -> None:
     team.close()
 
 
-def test_an_error_is_raised_where_the_batch_is_awaited(team: Team) -> None:
+def test_an_error_is_raised_where_the_batch_is_awaited(team: ThreadTeam) -> None:
     def fail(thread: int, first: int, last: int) -> None:
         if first:
             raise ValueError(f"piece from {first}")
@@ -70,7 +70,7 @@ def test_an_error_is_raised_where_the_batch_is_awaited(team: Team) -> None:
 
 def test_closing_ends_threads_and_gives_up_what_has_not_begun() -> None:
     before = threading.active_count()
-    team = Team(1, "test-team")
+    team = ThreadTeam(1, "test-team")
     begun, gate = threading.Event(), threading.Event()
 
     def work(thread: int, first: int, last: int) -> None:
@@ -101,7 +101,7 @@ def until_gone(prefix: str, expected: int) -> int:
 
 
 def test_a_dropped_team_does_what_was_begun_and_ends() -> None:
-    team = Team(2, "test-dropped")
+    team = ThreadTeam(2, "test-dropped")
     gate = threading.Event()
     done: list[int] = []
 
