@@ -1,30 +1,133 @@
-"""Writes files atomically and durably, and publishes folders by one rename."""
+"""Writes files atomically and durably, hashes and locks them, and publishes finished folders.
+
+Everything in `convert` that must survive a crash or a second process goes through this module.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
+
+import click
+
+from convert.errors import DataError
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write JSON atomically and durably: temporary name, fsync, rename, fsync of the folder."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w") as file:
-        json.dump(value, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Write a file's content, or a folder's entries, through to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def replace_file(path: Path, buffering: int = -1) -> Iterator[BinaryIO]:
+    """Open a file that replaces ``path`` atomically and durably when the block succeeds.
+
+    It has a temporary name until then, and is removed if the block fails. After a crash there is
+    the old file or the new one, never a part of it.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb", buffering=buffering) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def write_json(path: Path, value: Mapping[str, object]) -> None:
+    """Write JSON with `replace_file`."""
+    with replace_file(path) as file:
+        file.write((json.dumps(value, indent=1) + "\n").encode())
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def lock_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file, created if missing, for reading and appending, locked for this process alone.
+
+    Raises BlockingIOError where another process holds the lock. Whoever removes the file must
+    hold the lock.
+    """
+    with open(path, "a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            is_current = os.path.samestat(os.fstat(file.fileno()), path.stat())
+        except FileNotFoundError:
+            is_current = False
+        if not is_current:  # the previous holder removed it after it was opened here
+            raise BlockingIOError
+        yield file
+
+
+@contextmanager
+def temporary_folder(target: Path) -> Iterator[Path]:
+    """Create a hidden folder beside ``target`` to work in, removed at the end if it still exists.
+
+    Missing parents of ``target`` are created. A block that finishes its work ends with
+    `publish_folder`. An OSError in the block becomes a DataError.
+    """
+    target = target.absolute()
+    work = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    try:
+        work.mkdir(parents=True)
+        yield work
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or target}: {error.strerror or error}; fix that and run again, or "
+            "choose another folder"
+        ) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def publish_folder(work: Path, target: Path) -> None:
+    """Rename a finished folder to ``target``: in one step if that is missing or an empty folder.
+
+    Anything else is first renamed to `TARGET.replaced`, renamed back if publishing fails, and
+    removed afterwards. Raises DataError if `TARGET.replaced` exists.
+    """
+    replaced = target.with_name(f"{target.name}.replaced")
+    is_empty = target.is_dir() and not target.is_symlink() and not any(target.iterdir())
+    is_replacing = os.path.lexists(target) and not is_empty
+    if is_replacing:
+        if os.path.lexists(replaced):
+            raise DataError(f"{replaced}: exists already; move it away and run again")
+        target.rename(replaced)
+    try:
+        work.rename(target)
+    except BaseException:
+        if is_replacing:
+            replaced.rename(target)
+        raise
+    sync(target.absolute().parent)
+    if is_replacing:
+        _remove(replaced)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, a file or a link. A failure is reported but must not undo a publication."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+    if os.path.lexists(path):
+        click.echo(f"{path}: could not be removed; delete it", err=True)

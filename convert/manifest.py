@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from convert.errors import DataError, reading
+from convert.files import hash_file, write_json
 from convert.layout import FIELDS, Layout
 from convert.moments import Moments, Statistics
 
@@ -38,6 +39,11 @@ class ShardFile:
 
     bytes: int
     sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> ShardFile:
+        """Measure and hash a file."""
+        return cls(bytes=path.stat().st_size, sha256=hash_file(path))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +133,11 @@ class Manifest:
             counts=dict(value["counts"]),
             made=dict(value["made"]),
         )
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest of a folder whose other files are complete, atomically and durably."""
+    write_json(folder / MANIFEST, manifest.to_json())
 
 
 def read_manifest(shards: str | Path) -> Manifest:

@@ -27,8 +27,16 @@ from convert.beton import NAME as BETON
 from convert.beton import Beton
 from convert.codecs import CODECS
 from convert.errors import DataError, RecordError
-from convert.files import write_json
-from convert.manifest import BACKGROUNDS, MANIFEST, Format, Manifest, ShardFile, read_manifest
+from convert.files import sync
+from convert.manifest import (
+    BACKGROUNDS,
+    MANIFEST,
+    Format,
+    Manifest,
+    ShardFile,
+    read_manifest,
+    write_manifest,
+)
 from convert.moments import Accumulator, Moments
 from convert.parts import (
     Part,
@@ -237,7 +245,7 @@ def _assemble(
         counts=dict(sorted(remarks.counts.items())),
         made=_made(source, config),
     )
-    write_json(work / MANIFEST, manifest.to_json())
+    write_manifest(work, manifest)
 
 
 def _shard_orders(samples: int, config: PackConfig) -> list[np.ndarray]:
@@ -270,17 +278,8 @@ def _data_files(formats: dict[str, Format], shards: int) -> list[str]:
 
 
 def _sync_and_hash(path: Path) -> tuple[str, ShardFile]:
-    """`hash_file`, of a file that is written through to the disk first."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-    return hash_file(path)
-
-
-def hash_file(path: Path) -> tuple[str, ShardFile]:
-    """Name, size and SHA-256 of a file."""
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return path.name, ShardFile(bytes=path.stat().st_size, sha256=digest)
+    sync(path)
+    return path.name, ShardFile.of(path)
 
 
 def _made(source: Source, config: PackConfig) -> dict[str, object]:

@@ -14,14 +14,13 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 import crc32c
 import numpy as np
 
 from convert.codecs import CODECS, Encoded
 from convert.errors import DataError, RecordError
-from convert.files import write_json
+from convert.files import replace_file, write_json
 from convert.layout import FIELDS, RECORD, Layout
 from convert.moments import Accumulator, Moments, Statistics
 from convert.source import Source
@@ -94,11 +93,10 @@ def write_part(source: Source, codecs: dict[str, str], part: Part, folder: Path)
     first = int(source.layout.group_starts[group])
     names = source.names(group)[part.start - first : part.stop - first]
     folders = [str(path) for path in source.folders(group)]
-    temporary = part.path(folder, "bin.tmp")
     places: dict[str, list[tuple[int, int, int, int]]] = {name: [] for name in FIELDS}
     offset = source_bytes = crc = 0
     stamps = hashlib.sha256()
-    with open(temporary, "wb", buffering=_WRITE_BYTES) as file:
+    with replace_file(part.path(folder, "bin"), buffering=_WRITE_BYTES) as file:
         for index, file_name in enumerate(names, part.start):
             for name, parent in zip(FIELDS, folders, strict=True):
                 path = f"{parent}/{file_name}"
@@ -113,15 +111,12 @@ def write_part(source: Source, codecs: dict[str, str], part: Part, folder: Path)
                 source_bytes += len(raw)
                 accumulators[name].add(encoded.pixels)
                 remarks.count(encoded.counts)
-        _sync(file)
     remarks.count({"source_bytes": source_bytes})
-    temporary.replace(part.path(folder, "bin"))
     records = np.empty(part.stop - part.start, RECORD)
     for name, rows in places.items():
         records[name] = rows
-    with open(part.path(folder, "npy"), "wb") as file:
+    with replace_file(part.path(folder, "npy")) as file:
         np.save(file, records)
-        _sync(file)
     remarks.statistics = {name: a.moments for name, a in accumulators.items()}
     write_json(
         part.path(folder, "json"),
@@ -132,12 +127,6 @@ def write_part(source: Source, codecs: dict[str, str], part: Part, folder: Path)
             "counts": remarks.counts,
         },
     )
-
-
-def _sync(file: BinaryIO) -> None:
-    """Write an open file through to the disk."""
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def is_finished(part: Part, source: Source, folder: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from convert.codecs import CODECS
 from convert.errors import DataError, RecordError, reading
+from convert.files import hash_file
 from convert.layout import FIELDS, RECORD
 from convert.manifest import BACKGROUNDS, Manifest, read_manifest
 
@@ -151,8 +151,8 @@ class Shards:
     def check_files(self, names: Iterable[str]) -> None:
         """DataError where a file of the folder does not have the SHA-256 of the manifest."""
         for name in names:
-            with reading(self.folder / name), open(self.folder / name, "rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+            with reading(self.folder / name):
+                found = hash_file(self.folder / name)
             expected = self.manifest.files[name].sha256
             if found != expected:
                 raise DataError(

@@ -15,7 +15,6 @@ from convert.errors import DataError, RecordError
 from convert.layout import FIELDS, MASK_THRESHOLD
 from convert.manifest import Manifest, ShardFile, read_manifest
 from convert.moments import Accumulator, Moments
-from convert.pack import hash_file
 from convert.parts import PartSummary, new_accumulators, split_parts
 from convert.shards import Shards
 from convert.source import Source, read_source
@@ -87,7 +86,7 @@ def _check_files(folder: Path, manifest: Manifest, executor: Executor) -> list[s
 def _file_fault(path: Path, expected: ShardFile) -> str | None:
     """What is wrong with a file of the folder by its size and SHA-256."""
     try:
-        _, found = hash_file(path)
+        found = ShardFile.of(path)
     except FileNotFoundError:
         return f"{path}: is missing"
     except OSError as error:

@@ -14,11 +14,9 @@ import numpy as np
 
 from convert import beton, tarshards
 from convert.codecs import pack_runs
-from convert.files import write_json
 from convert.layout import FIELDS, RECORD, Layout
-from convert.manifest import BACKGROUNDS, MANIFEST, Format, Manifest
+from convert.manifest import BACKGROUNDS, Format, Manifest, ShardFile, write_manifest
 from convert.moments import Moments
-from convert.pack import hash_file
 from tests.pictures import jpeg_bytes
 
 SIDE = 16
@@ -60,11 +58,11 @@ def write_tiny_shards(
         codecs=STORED_AS,
         statistics={"bg": colour, "fg_bg": colour, "mask": gray, "depth": gray},
         formats={form: Format(files=files, index=index)},
-        files=dict(hash_file(folder / name) for name in (BACKGROUNDS, index, *files)),
+        files={name: ShardFile.of(folder / name) for name in (BACKGROUNDS, index, *files)},
         counts={},
         made={},
     )
-    write_json(folder / MANIFEST, manifest.to_json())
+    write_manifest(folder, manifest)
 
 
 def _write_tars(folder: Path, samples: int, samples_per_shard: int) -> tuple[str, ...]:

@@ -12,10 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from convert import beton
-from convert.files import write_json
 from convert.layout import FIELDS
-from convert.manifest import BACKGROUNDS, MANIFEST, Format
-from convert.pack import hash_file
+from convert.manifest import BACKGROUNDS, Format, ShardFile, write_manifest
 from convert.shards import Shards
 
 
@@ -37,9 +35,9 @@ def write_repeated(shards: Path, folder: Path, samples: int) -> int:
         opened.manifest,
         layout=replace(layout, group_starts=starts, samples_per_fg=None),
         formats={"ffcv": Format(files=(beton.NAME,), index=beton.INDEX)},
-        files=dict(hash_file(folder / name) for name in names),
+        files={name: ShardFile.of(folder / name) for name in names},
     )
-    write_json(folder / MANIFEST, manifest.to_json())
+    write_manifest(folder, manifest)
     return samples
 
 

@@ -196,7 +196,7 @@ def test_what_was_done_before_a_signal_is_kept_for_resume(
         with pytest.raises(type(error)):
             pack(dataset, tmp_path / "shards", config=CONFIG, workers=0, progress=False)
     work = tmp_path / "shards.partial"
-    assert capsys.readouterr().err == f"{work}: unfinished; --resume goes on with it\n"
+    assert capsys.readouterr().err == f"{work}: unfinished; --resume continues it\n"
     assert len(list(work.glob("parts/*.json"))) == 5
     pack(dataset, tmp_path / "shards", config=CONFIG, workers=0, resume=True, progress=False)
     assert tree(tmp_path / "shards") == tree(shards)
@@ -268,7 +268,7 @@ def small_files() -> Iterator[None]:
 
 
 def test_file_that_cannot_grow(dataset: Path, tmp_path: Path, small_files: None) -> None:
-    with pytest.raises(DataError, match=r"File too large; mend that and run again with --resume"):
+    with pytest.raises(DataError, match=r"File too large; fix that and run again with --resume"):
         pack(dataset, tmp_path / "shards", workers=0, progress=False)
     assert not (tmp_path / "shards").exists()
 
@@ -281,7 +281,7 @@ def test_full_disk(dataset: Path, shards: Path, tmp_path: Path, kilobytes: int) 
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("a small disk cannot be mounted here: needs root")
     try:
-        with pytest.raises(DataError, match="No space left on device; mend that and run again"):
+        with pytest.raises(DataError, match="No space left on device; fix that and run again"):
             pack(dataset, disk / "shards", config=CONFIG, workers=0, progress=False)
         assert not (disk / "shards").exists()
         grow = ["mount", "-o", "remount,size=100m", str(disk)]
@@ -352,7 +352,7 @@ def test_what_was_done_is_kept_for_resume(dataset: Path, tmp_path: Path) -> None
     before = {path.name: path.stat().st_mtime_ns for path in parts.glob("*.json")}
     assert len(before) == 4
     last.write_bytes(good)
-    with pytest.raises(DataError, match="--resume goes on with it"):
+    with pytest.raises(DataError, match="--resume continues it"):
         pack(copy, tmp_path / "shards", workers=0, progress=False)
     with pytest.raises(DataError, match="begun with other arguments or another data set"):
         pack(dataset, tmp_path / "shards", workers=0, resume=True, progress=False)
@@ -398,7 +398,7 @@ def test_a_part_is_on_the_disk_before_it_counts_as_finished(
     monkeypatch.setattr(os, "fsync", note)
     pack(dataset, tmp_path / "shards", config=CONFIG, workers=0, progress=False)
     first = [name for name in synced if "part-000000" in name]
-    assert first == ["part-000000.bin.tmp", "part-000000.npy", ".part-000000.json.tmp"]
+    assert first == [f".part-000000.{suffix}.tmp" for suffix in ("bin", "npy", "json")]
 
 
 @pytest.fixture(scope="module", params=["ffcv", "dali"])
