@@ -1,7 +1,7 @@
-"""The built-in data: streets with their true depth, and people to put into them.
+"""The built-in data: streets with their true depth, and people to paste on them.
 
-``draw_background`` and ``draw_person`` draw picture ``index`` of a seed; each picture depends on
-these two numbers alone. The depth of a street is that of the geometry which the ray caster drew.
+``draw_background`` and ``draw_person`` draw picture ``index`` of a seed. A picture depends on
+these two numbers alone. The depth of a street comes from the geometry that the ray caster draws.
 """
 
 from collections.abc import Iterator
@@ -14,11 +14,12 @@ from convert.dataset.scenes.districts import DISTRICTS
 from convert.dataset.scenes.people import draw_figure
 from convert.dataset.scenes.raycast import FIRST, GROUND, SKY, Camera, Hits, Solid, View, cast
 from convert.dataset.scenes.street import Street, StreetBuilder
-from convert.dataset.scenes.textures import Noise, blend, paint_sky
+from convert.dataset.scenes.textures import Noise, blend
 
-FAR_M = 40.0  # depth of the sky, and the largest there is
-OVERSAMPLING = 2  # colours are averages of 2x2 rays, depth is that of the pixel's centre
-STREAM_BG, STREAM_FG = 1, 2
+FAR_M = 40.0  # depth of the sky, and the largest depth of a street
+OVERSAMPLING = 2  # a colour is the average of 2x2 rays; depth is taken at the pixel's centre
+STREAM_BG, STREAM_FG = 1, 2  # random streams of a seed; `compose.place` uses stream 3
+SHADOW_RANGE_M = 45  # ground that is farther away gets no shadows
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,15 @@ class Light:
     sun: np.ndarray
     """Unit vector towards the sun, street coordinates."""
     strength: float
-    """0 for an overcast sky .. 1 for hard sunlight."""
+    """Direct sunlight: 0 under an overcast sky, 1 at its hardest."""
     warmth: np.ndarray
     """Colour of the sunlight."""
     zenith: np.ndarray
     haze: np.ndarray
     fog_m: float
-    """Distance at which the haze has taken most of the colour."""
+    """Distance at which the haze replaces 63 % of a surface's colour, metres."""
     cover: float
+    """Share of clouds: 0 clear, 1 overcast."""
 
 
 def ground_depth(
@@ -54,8 +56,9 @@ def ground_depth(
 ) -> np.ndarray:
     """Depth of flat ground for a level camera: float32 (size, size), metres.
 
-    ``horizon``: row; ``focal``: pixels, by default ``size``; ``height``: of the camera, metres.
-    At a pixel centre v rows below the horizon it is focal * height / v; FAR_M above.
+    ``horizon``: row of the horizon; ``focal``: focal length in pixels, by default ``size``;
+    ``height``: of the camera, metres. The depth of a pixel centre v rows below the horizon is
+    focal * height / v, at most FAR_M; above the horizon it is FAR_M.
     """
     below = np.maximum(np.arange(size) + 0.5 - horizon, 1e-6)
     depth = np.minimum((focal or size) * height / below, FAR_M)
@@ -78,7 +81,7 @@ def draw_background(seed: int, index: int, size: int = 224) -> Scene:
     light = _draw_light(rng)
     depth = cast(camera, street.solids, street.cards).depth
     image = _render(rng, camera, street, light)
-    return Scene(_develop(rng, image), np.minimum(depth, np.float32(FAR_M)), camera)
+    return Scene(_photograph(rng, image), np.minimum(depth, np.float32(FAR_M)), camera)
 
 
 def draw_person(seed: int, index: int) -> np.ndarray:
@@ -109,7 +112,8 @@ def _render(rng: np.random.Generator, camera: Camera, street: Street, light: Lig
     fine = camera.scaled(OVERSAMPLING)
     view = cast(fine, street.solids, street.cards)
     colour = view.colour
-    _paint_sky(rng, fine, view, light)
+    sky = view.owner == SKY
+    colour[sky] = _sky(rng, fine, sky, light)
     direction = fine.directions()
     shadow = _shadows(camera, street, light)
     for owner, at in _pixels_by_owner(view.owner):
@@ -133,21 +137,26 @@ def _pixels_by_owner(owner: np.ndarray) -> Iterator[tuple[int, tuple]]:
         yield int(value), np.unravel_index(pixels, owner.shape)
 
 
-def _paint_sky(rng: np.random.Generator, camera: Camera, view: View, light: Light) -> None:
+def _sky(rng: np.random.Generator, camera: Camera, sky: np.ndarray, light: Light) -> np.ndarray:
+    """Colours (k, 3) of the pixels that a mask (h, w) marks as sky: haze, blue and clouds."""
+    wind, noise = rng.uniform(0, 256, 2), Noise(rng, 1.7)
+    rows, columns = np.nonzero(sky)
     right, up = camera.slopes()
-    at = view.owner == SKY
-    rows, columns = np.nonzero(at)
-    view.colour[at] = paint_sky(
-        right[columns], up[rows], zenith=light.zenith, haze=light.haze, cover=light.cover,
-        wind=tuple(rng.uniform(0, 256, 2)), noise=Noise(rng, 1.7),
-    )  # fmt: skip
+    height = np.clip(up[rows], 0.02, None)
+    haze = np.asarray(light.haze, np.float32)
+    colour = blend(haze, light.zenith, np.clip(height / 0.55, 0, 1) ** 0.7)
+    far = 1 / (height + 0.14)
+    billow = noise(right[columns] * far * 17 + wind[0], far * 24 + wind[1])
+    share = np.clip((billow + 2.2 * light.cover - 1.1) * 0.8, 0, 1) * np.clip(height / 0.1, 0, 1)
+    bright = 0.93 - 0.13 * np.clip(billow, -1, 2) * light.cover
+    return blend(colour, bright[:, None] * np.array([1, 1, 1.02]), share * 0.9)
 
 
 def _surface(
     camera: Camera, street: Street, solid: Solid | None, view: View, direction: np.ndarray,
     at: tuple, light: Light, shadow: np.ndarray,
 ) -> np.ndarray:  # fmt: skip
-    """Lit colours (k, 3) of one body, or of the ground (``solid`` None), at the pixels ``at``."""
+    """Lit colours (k, 3) of a solid, or of the ground (``solid`` None), at the pixels ``at``."""
     depth, face = view.depth[at], view.face[at]
     x, y, z = (direction[at] * depth[:, None]).T
     if solid is None:
@@ -159,7 +168,7 @@ def _surface(
         albedo = solid.paint(Hits(x, y + camera.height, z, depth, face))
         lit = np.ones(len(x))
         facing = np.maximum(solid.normals @ light.sun, 0)[face]
-        # Sky light comes from above and is dimmer near the ground.
+        # Less of the sky is visible from near the ground, so it is darker there.
         lit = lit * np.clip(0.75 + 0.08 * (y + camera.height), 0, 1)
     direct = (light.strength * facing * lit)[:, None] * light.warmth
     ambient = (1 - 0.42 * light.strength) * (0.82 + 0.18 * lit)
@@ -167,10 +176,10 @@ def _surface(
 
 
 def _shadows(camera: Camera, street: Street, light: Light) -> np.ndarray:
-    """Share of sunlight that bodies keep from the ground, (size, size), and dark under cars."""
+    """Shadow (size, size) on the ground, 0..1: cast by solids, and soft near what stands on it."""
     ground = cast(camera, [], [])
     shadow = np.zeros(ground.depth.shape, np.float32)
-    at = (ground.owner == GROUND) & (ground.depth < 45)
+    at = (ground.owner == GROUND) & (ground.depth < SHADOW_RANGE_M)
     points = camera.directions()[at] * ground.depth[at][:, None]
     points[:, 1] = 0
     covered = np.zeros(len(points), bool)
@@ -188,14 +197,13 @@ def _shadows(camera: Camera, street: Street, light: Light) -> np.ndarray:
 
 
 def _blocked(solid: Solid, points: np.ndarray, towards: np.ndarray) -> np.ndarray:
-    """Which points (k, 3) have the body between them and the sun."""
+    """Which points (k, 3) have the solid between them and the sun."""
     first = np.zeros(len(points), np.float32)
     last = np.full(len(points), np.inf, np.float32)
     for normal, offset in zip(solid.normals, solid.offsets, strict=True):
         speed = float(towards[0] @ normal)
-        reach = (offset - points @ normal.astype(np.float32)) / (
-            speed if abs(speed) > 1e-9 else 1e-9
-        )
+        speed = speed if abs(speed) > 1e-9 else 1e-9
+        reach = (offset - points @ normal.astype(np.float32)) / speed
         if speed < 0:
             first = np.maximum(first, reach)
         else:
@@ -203,8 +211,8 @@ def _blocked(solid: Solid, points: np.ndarray, towards: np.ndarray) -> np.ndarra
     return first < last
 
 
-def _develop(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """What camera and film add: exposure, contrast, tint, softness, noise; uint8 RGB."""
+def _photograph(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """Add what a camera adds: exposure, contrast, tint, blur and noise. Returns uint8 RGB."""
     size = image.shape[0]
     image = image * 1.08 * np.exp(rng.normal(0, 0.12)) * (1 + rng.normal(0, 0.03, 3))
     contrast = rng.uniform(1, 1.4)

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convert.dataset.scenes.raycast import Hits
-from convert.dataset.scenes.textures import Noise, blend, fill, inside, scatter
+from convert.dataset.scenes.raycast import FACE_UP, Hits
+from convert.dataset.scenes.textures import Noise, blend, inside, scatter, shaded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +40,14 @@ class Facade:
             colour[~above] = self._shops(along[~above], hits.y[~above], colour[~above])
         cornice = inside(hits.y, self.height - 0.4, self.height + 0.1)
         colour = blend(colour, self.trim * 0.9, cornice)
-        return np.where((hits.face == 3)[:, None], self.wall * 0.5, colour)
+        return np.where((hits.face == FACE_UP)[:, None], self.wall * 0.5, colour)
 
     def _walls(self, along: np.ndarray, hits: Hits) -> np.ndarray:
         clear = 1 / (1 + (hits.depth / 14) ** 2)
         stain = 0.07 * self.noise(along * 11, hits.y * 5) + 0.08 * clear * self.fine(
             along * 45, hits.y * 45
         )
-        colour = fill(self.wall, len(along)) * (1 + stain)[:, None]
+        colour = shaded(self.wall, 1 + stain)
         damp = np.clip(1 - hits.y / 0.7, 0, 1) * 0.3
         if self.bricks:
             course = np.floor(hits.y / 0.16)
@@ -111,57 +111,38 @@ class Facade:
 
 @dataclass(frozen=True, kw_only=True)
 class Car:
-    """The shell of a car, long along z or x."""
+    """The shell of a car that is parked along the street (z)."""
 
     colour: np.ndarray
     middle: tuple[float, float]
+    """(x, z) in metres."""
     length: float
-    along_z: bool
     noise: Noise
-
-    def _ends(self, hits: Hits) -> tuple[np.ndarray, np.ndarray]:
-        """Metres from the middle, lengthwise and crosswise."""
-        x, z = hits.x - self.middle[0], hits.z - self.middle[1]
-        return (z, x) if self.along_z else (x, z)
 
     def body(self, hits: Hits) -> np.ndarray:
         """Colour of the lower part: wheels, doors, lights, number plate."""
-        lengthwise, crosswise = self._ends(hits)
-        gloss = (
-            0.75
-            + 0.35 * np.clip((hits.y - 0.3) / 0.6, 0, 1)
-            + 0.02 * self.noise(lengthwise * 30, hits.y * 30)
-        )
-        colour = fill(self.colour, len(hits.x)) * gloss[:, None]
-        side = (hits.face < 2) if self.along_z else (hits.face >= 4) & (hits.face < 6)
-        end = ((hits.face >= 4) if self.along_z else (hits.face < 2)) & ~side & (hits.face < 6)
-        seam = np.abs(lengthwise - 0.1) < 0.02
-        crease = np.abs(hits.y - 0.72) < 0.03
+        across, along = hits.x - self.middle[0], hits.z - self.middle[1]
+        rise = 0.35 * np.clip((hits.y - 0.3) / 0.6, 0, 1)
+        colour = shaded(self.colour, 0.75 + rise + 0.02 * self.noise(along * 30, hits.y * 30))
+        side, end = hits.face < 2, (hits.face >= 4) & (hits.face < 6)
+        seam, crease = np.abs(along - 0.1) < 0.02, np.abs(hits.y - 0.72) < 0.03
+        reach = np.hypot(np.abs(along) - self.length * 0.31, hits.y - 0.3)
+        lamp = end & (np.abs(across) > 0.52) & (np.abs(hits.y - 0.7) < 0.1)
+        plate = end & (np.abs(across) < 0.27) & (np.abs(hits.y - 0.48) < 0.07)
         colour = blend(colour, self.colour * 0.35, (side & (seam | crease)) * 0.8)
-        colour = blend(colour, np.array([0.08, 0.08, 0.08]), 1.0 * (hits.y < 0.27))
-        reach = np.hypot(np.abs(lengthwise) - self.length * 0.31, hits.y - 0.3)
-        colour = blend(colour, np.array([0.05, 0.05, 0.06]), 1.0 * (side & (reach < 0.36)))
+        colour = blend(colour, np.array([0.08, 0.08, 0.08]), hits.y < 0.27)
+        colour = blend(colour, np.array([0.05, 0.05, 0.06]), side & (reach < 0.36))
         colour = blend(colour, np.array([0.55, 0.56, 0.58]), 0.8 * (side & (reach < 0.2)))
-        lamp = end & (np.abs(crosswise) > 0.52) & (np.abs(hits.y - 0.7) < 0.1)
-        rear = lengthwise < 0
-        colour = blend(colour, np.array([0.75, 0.08, 0.06]), 1.0 * (lamp & rear))
-        colour = blend(colour, np.array([0.95, 0.95, 0.85]), 1.0 * (lamp & ~rear))
-        plate = end & (np.abs(crosswise) < 0.27) & (np.abs(hits.y - 0.48) < 0.07)
-        return blend(colour, np.array([0.9, 0.88, 0.6]), 1.0 * plate)
+        colour = blend(colour, np.array([0.75, 0.08, 0.06]), lamp & (along < 0))
+        colour = blend(colour, np.array([0.95, 0.95, 0.85]), lamp & (along >= 0))
+        return blend(colour, np.array([0.9, 0.88, 0.6]), plate)
 
     def cabin(self, hits: Hits) -> np.ndarray:
         """Colour of the upper part: windows between pillars, under a roof."""
-        lengthwise, crosswise = self._ends(hits)
-        colour = fill(self.colour, len(hits.x))
-        glass = (
-            np.array([0.12, 0.14, 0.17])
-            * (
-                0.8
-                + 1.6 * np.clip(hits.y - 0.95, 0, 1)
-                + 0.2 * self.noise(lengthwise * 20, hits.y * 20)
-            )[:, None]
-        )
-        post = np.abs(np.abs(lengthwise - 0.1) - 0.0) < 0.05
-        window = inside(hits.y, 0.95, 1.36) * (hits.face != 3)
-        side = (hits.face < 2) if self.along_z else inside(hits.face, 3.5, 5.5) > 0
-        return blend(colour, glass, window * ~(side & post) * (np.abs(crosswise) < 2))
+        along = hits.z - self.middle[1]
+        shine = 0.2 * self.noise(along * 20, hits.y * 20)
+        brightness = 0.8 + 1.6 * np.clip(hits.y - 0.95, 0, 1) + shine
+        glass = np.array([0.12, 0.14, 0.17]) * brightness[:, None]
+        window = inside(hits.y, 0.95, 1.36) * (hits.face != FACE_UP)
+        pillar = (hits.face < 2) & (np.abs(along - 0.1) < 0.05)
+        return blend(np.asarray(self.colour, np.float32), glass, window * ~pillar)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convert.dataset.scenes.textures import Noise, blend, fill, inside, scatter
+from convert.dataset.scenes.textures import Noise, blend, inside, scatter, shaded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class Ground:
         crack = np.abs(self.noise(x * 14 + 99, z * 14)) < 0.035
         patch = inside(np.mod(z + self.salt, 11.3), 2, 4.2) * inside(x - self.middle, 0.4, 2.1)
         shade = 1 + grain + tracks - 0.3 * crack * np.sqrt(clear) - 0.14 * patch
-        return self._marked(fill(self.road, len(x)) * shade[:, None], x, z)
+        return self._marked(shaded(self.road, shade), x, z)
 
     def _marked(self, colour: np.ndarray, x: np.ndarray, z: np.ndarray) -> np.ndarray:
         across = x - self.middle
@@ -84,12 +84,12 @@ class Ground:
         joint = (np.mod(z, self.slab) < 0.035) | (np.mod(shifted, self.slab) < 0.035)
         grain = 0.07 * clear * self.fine(x * 45, z * 45) + 0.05 * self.noise(x * 12, z * 12)
         shade = 1 + grain + 0.14 * tone * np.sqrt(clear) - 0.3 * joint * np.sqrt(clear)
-        return fill(self.pavement, len(x)) * shade[:, None]
+        return shaded(self.pavement, shade)
 
     def _land(self, x: np.ndarray, z: np.ndarray, clear: np.ndarray) -> np.ndarray:
         if not self.grassy:
             return self._walk(x, z, clear) * (self.beyond / self.pavement)
         tufts = 0.16 * self.noise(x * 20, z * 9) + 0.22 * clear * self.fine(x * 40, z * 25)
         dry = np.clip(0.5 * self.noise(x * 5, z * 5), 0, 0.6)
-        colour = fill(self.beyond, len(x)) * np.clip(1 + tufts, 0.2, 2)[:, None]
+        colour = shaded(self.beyond, np.clip(1 + tufts, 0.2, 2))
         return blend(colour, np.array([0.5, 0.45, 0.28]), dry)

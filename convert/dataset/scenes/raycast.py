@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 SKY, GROUND, FIRST = -1, 0, 1  # owners of a pixel; solids follow from FIRST, then cards
 NEAR_M = 0.2
+FACE_UP = 3  # index of the upper face of a `block`
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -214,7 +214,7 @@ class StreetBuilder:
         length = self._between((3.8, 4.8))
         half, van = 0.87, self._chance(0.15)
         look = Car(
-            colour=self._tinted(CAR_PAINTS, 0.03), middle=(x, z), length=length, along_z=True,
+            colour=self._tinted(CAR_PAINTS, 0.03), middle=(x, z), length=length,
             noise=self._noise,
         )  # fmt: skip
         if self._camera.to_view(x, z - length / 2)[1] < 1.8:

@@ -1,4 +1,4 @@
-"""Noise and the small tools of all procedural surfaces; plain, leafy and sky surfaces."""
+"""Noise, masks and colour mixing for all procedural surfaces; plain and leafy paint."""
 
 from collections.abc import Callable
 
@@ -25,9 +25,9 @@ class Noise:
         column, row = np.floor(u), np.floor(v)
         du, dv = u - column, v - row
         i, j = row.astype(np.int64) % TILE, column.astype(np.int64) % TILE
-        below, beside = (i + 1) % TILE, (j + 1) % TILE
-        upper = self._tile[i, j] * (1 - du) + self._tile[i, beside] * du
-        lower = self._tile[below, j] * (1 - du) + self._tile[below, beside] * du
+        next_i, next_j = (i + 1) % TILE, (j + 1) % TILE
+        upper = self._tile[i, j] * (1 - du) + self._tile[i, next_j] * du
+        lower = self._tile[next_i, j] * (1 - du) + self._tile[next_i, next_j] * du
         return upper * (1 - dv) + lower * dv
 
 
@@ -38,7 +38,7 @@ def scatter(i: np.ndarray, j: np.ndarray, salt: float) -> np.ndarray:
 
 
 def blend(base: np.ndarray, over: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Mix colours (..., 3): ``share`` (...) of ``over``, the rest ``base``."""
+    """Mix colours (..., 3): ``share`` (...) of ``over``, the rest ``base``; a mask is 0 or 1."""
     return base + (np.asarray(over, np.float32) - base) * share.astype(np.float32)[..., None]
 
 
@@ -47,19 +47,14 @@ def inside(value: np.ndarray, low: float, high: float) -> np.ndarray:
     return ((value > low) & (value < high)).astype(np.float32)
 
 
-def fill(colour: np.ndarray, k: int) -> np.ndarray:
-    """One colour (3,) for k points."""
-    return np.repeat(np.asarray(colour, np.float32)[None], k, axis=0)
+def shaded(colour: np.ndarray, shade: np.ndarray) -> np.ndarray:
+    """Colours (k, 3): one colour (3,) times the brightness (k,) of each point."""
+    return np.asarray(colour, np.float32) * shade[:, None]
 
 
 def plain(colour: np.ndarray, noise: Noise, strength: float = 0.06) -> Callable:
     """Paint of one colour with stains."""
-
-    def paint(hits: Hits) -> np.ndarray:
-        grain = noise((hits.x + hits.z) * 40, hits.y * 40)
-        return fill(colour, len(hits.x)) * (1 + strength * grain)[:, None]
-
-    return paint
+    return lambda hits: shaded(colour, 1 + strength * noise((hits.x + hits.z) * 40, hits.y * 40))
 
 
 def leafy(colour: np.ndarray, noise: Noise, fine: Noise) -> Callable:
@@ -69,26 +64,6 @@ def leafy(colour: np.ndarray, noise: Noise, fine: Noise) -> Callable:
         clumps = noise((hits.x + hits.z) * 30, hits.y * 30 + hits.x * 9)
         leaves = fine((hits.x + hits.z) * 25, hits.y * 25)
         light = 1 + 0.22 * clumps + 0.16 * leaves / (1 + (hits.depth / 12) ** 2)
-        return fill(colour, len(hits.x)) * np.clip(light, 0.25, 2)[:, None]
+        return shaded(colour, np.clip(light, 0.25, 2))
 
     return paint
-
-
-def paint_sky(
-    right: np.ndarray,
-    up: np.ndarray,
-    *,
-    zenith: np.ndarray,
-    haze: np.ndarray,
-    cover: float,
-    wind: tuple[float, float],
-    noise: Noise,
-) -> np.ndarray:
-    """Sky colour (k, 3) for ray slopes; ``cover``: 0 clear .. 1 overcast."""
-    height = np.clip(up, 0.02, None)
-    colour = blend(fill(haze, len(up)), zenith, np.clip(height / 0.55, 0, 1) ** 0.7)
-    far = 1 / (height + 0.14)
-    billow = noise(right * far * 17 + wind[0], far * 24 + wind[1])
-    share = np.clip((billow + 2.2 * cover - 1.1) * 0.8, 0, 1) * np.clip(height / 0.1, 0, 1)
-    bright = 0.93 - 0.13 * np.clip(billow, -1, 2) * cover
-    return blend(colour, bright[:, None] * np.array([1, 1, 1.02]), share * 0.9)
