@@ -1,56 +1,62 @@
 """The jointed body of a person in a random pose, as round limbs in the picture plane.
 
-The body is set up in three dimensions (x to its left, y up, z forward; its own height is 1),
-turned about the vertical and listed from far to near.
+Joints are computed in three dimensions (x to the person's left, y up, z forward; the body's
+height is 1) and turned about the vertical axis. Limbs are listed from far to near.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from convert.dataset.scenes.wardrobe import Dye, Outfit
 
+Pair = tuple[float, float]
+Profile = Sequence[Pair]
+"""Points (share of the way along a limb, half width in body heights)."""
+
 
 @dataclass(frozen=True)
 class Pose:
-    """Angles in radians. Pairs are (left, right); swing is forward, spread is sideways."""
+    """Angles of the joints (left, right) in radians; a spread is sideways, all others forward."""
 
-    thigh: tuple[float, float]
-    knee: tuple[float, float]
-    arm: tuple[float, float]
-    elbow: tuple[float, float]
-    leg_spread: tuple[float, float]
-    arm_spread: tuple[float, float]
+    thigh: Pair
+    knee: Pair
+    arm: Pair
+    elbow: Pair
+    leg_spread: Pair
+    arm_spread: Pair
     lean: float
 
 
 @dataclass(frozen=True)
 class Limb:
-    """A round piece between two points of the picture, thick as ``profile`` says."""
+    """A round piece of the body between two points (x, y) of the picture."""
 
     start: np.ndarray
     end: np.ndarray
-    profile: list[tuple[float, float]]
-    """(share of the way, half width)."""
+    profile: Profile
     dye: Dye
     nearness: float
-    bluntness: tuple[float, float] = (1.0, 1.0)
+    """Larger is nearer to the viewer; decides which limbs are drawn later."""
+    bluntness: Pair = (1.0, 1.0)
     """How flat start and end are: 1 is a half circle, more is flatter."""
     folds: float = 0.0
+    """Strength of the folds of cloth, 0 for none."""
 
 
 def draw_pose(rng: np.random.Generator) -> Pose:
-    """A random way to stand, walk, run, kick, cheer or wave."""
+    """Choose a random way to stand, walk, run, kick, cheer or wave."""
     kind = rng.choice(["stand", "walk", "run", "kick", "cheer", "wave", "hips"])
     first = float(rng.choice([-1, 1]))
 
-    def pair(value: float, spread: float, mirror: float = 0.0) -> tuple[float, float]:
-        left, right = rng.normal(0, spread, 2) + np.array([value, value])
+    def pair(value: float, spread: float, mirror: float = 0.0) -> Pair:
+        left, right = rng.normal(0, spread, 2) + value
         return float(left + mirror * first), float(right - mirror * first)
 
     stride = {"walk": 0.45, "run": 0.75, "kick": 0.6}.get(kind, 0.06)
     bend = {"walk": 0.35, "run": 1.1, "kick": 0.6}.get(kind, 0.08)
-    knee = tuple(abs(k) for k in pair(bend, 0.15, -0.6 * bend))
+    knee = pair(bend, 0.15, -0.6 * bend)
     arm, elbow, spread = pair(0, 0.15, -0.9 * stride), pair(0.35, 0.2), pair(0.15, 0.08)
     if kind == "run":
         elbow = pair(1.5, 0.2)
@@ -65,7 +71,7 @@ def draw_pose(rng: np.random.Generator) -> Pose:
         arm, elbow, spread = pair(-0.45, 0.1), pair(1.5, 0.15), pair(0.75, 0.1)
     return Pose(
         thigh=pair(0.1 if kind in ("run", "kick") else 0, 0.07, stride),
-        knee=(knee[0], knee[1]),
+        knee=(abs(knee[0]), abs(knee[1])),
         arm=arm,
         elbow=(abs(elbow[0]), abs(elbow[1])),
         leg_spread=pair(0.09, 0.04),
@@ -75,52 +81,51 @@ def draw_pose(rng: np.random.Generator) -> Pose:
 
 
 class Body:
-    """Joints and pieces of one person, seen from the side that ``turn`` says."""
+    """Joints and limbs of one person, turned to a random side."""
 
     def __init__(self, rng: np.random.Generator, pose: Pose, outfit: Outfit) -> None:
-        self._rng, self._pose, self._outfit = rng, pose, outfit
+        self._pose, self._outfit = pose, outfit
         self._turn = float(rng.choice([0, 0, np.pi, np.pi / 2, -np.pi / 2]) + rng.normal(0, 0.4))
         self._build = float(rng.uniform(0.88, 1.22))
         self._head = float(rng.uniform(0.98, 1.14))
         self._legs = float(rng.uniform(0.94, 1.06))
 
     def limbs(self) -> list[Limb]:
-        """All pieces in the order of drawing: far arm, legs, torso, head, near arm.
+        """All limbs in the order of drawing: far arms, legs, torso, head, near arms.
 
-        Clothes follow the limb they cover. Shirts hang over trousers, whatever the pose.
+        Clothes follow the limb that they cover. Shirts hang over trousers in every pose.
         """
         arms = sorted((self._arm(0), self._arm(1)), key=_nearness)
         legs = sorted((self._leg(0), self._leg(1)), key=_nearness)
-        behind = [arm for arm in arms if _nearness(arm) < 0]
-        before = [arm for arm in arms if _nearness(arm) >= 0]
         head = sorted(self._head_parts(), key=lambda limb: limb.nearness)
         bag = self._bag()
-        bag_before = bool(bag) and not self._sees_front
-        hair_behind = [limb for limb in head if limb.nearness < 0]
-        groups = [*behind, hair_behind, [] if bag_before else bag, *legs, self._torso()]
-        groups += [bag if bag_before else [], [limb for limb in head if limb.nearness >= 0]]
-        groups += before
+        groups = [arm for arm in arms if _nearness(arm) < 0]
+        groups += [[limb for limb in head if limb.nearness < 0]]
+        groups += [bag, *legs, self._torso()] if self._sees_front else [*legs, self._torso(), bag]
+        groups += [[limb for limb in head if limb.nearness >= 0]]
+        groups += [arm for arm in arms if _nearness(arm) >= 0]
         return [limb for group in groups for limb in group]
 
     def _see(self, point: np.ndarray) -> np.ndarray:
-        """Turn a point of the body to the viewer: right, up, towards the viewer.
+        """A point of the body as the viewer sees it: right, up, towards the viewer.
 
-        The viewer's eye is a little above: what is nearer stands a little lower.
+        The viewer looks slightly down, so nearer points appear lower.
         """
         cos, sin = np.cos(self._turn), np.sin(self._turn)
         right, near = point[0] * cos + point[2] * sin, point[2] * cos - point[0] * sin
         return np.array([right, point[1] - 0.16 * near, near])
 
     def _limb(
-        self, start: np.ndarray, end: np.ndarray, profile: list, dye: Dye, *,
-        lift: float = 0.0, bluntness: tuple[float, float] = (1.0, 1.0), folds: float = 0.0,
+        self, start: np.ndarray, end: np.ndarray, profile: Profile, dye: Dye, *,
+        lift: float = 0.0, bluntness: Pair = (1.0, 1.0), folds: float = 0.0,
     ) -> Limb:  # fmt: skip
+        """A limb between two points of the body; ``lift`` draws it later than its depth would."""
         a, b = self._see(start), self._see(end)
         profile = [(u, w * self._build**0.7) for u, w in profile]
         return Limb(a[:2], b[:2], profile, dye, (a[2] + b[2]) / 2 + lift, bluntness, folds)
 
     def _breadth(self, wide: float, deep: float) -> float:
-        """Half width of a body part that is wider than deep, as it is turned now."""
+        """Half width of a body part as the viewer sees it, from its half width and half depth."""
         return float(np.hypot(wide * np.cos(self._turn), deep * np.sin(self._turn)))
 
     def _hip(self) -> np.ndarray:
@@ -140,25 +145,17 @@ class Body:
             self._breadth(w, d) for w, d in ((0.09, 0.066), (0.076, 0.055), (0.098, 0.066))
         )
         shoulder = self._breadth(0.098, 0.055)
-        profile = [
-            (0, hips * 1.04),
-            (0.15, hips),
-            (0.35, waist),
-            (0.7, chest),
-            (0.9, shoulder),
-            (1, shoulder * 0.62),
-        ]
-        outfit = self._outfit
+        profile = [(0, hips * 1.04), (0.15, hips), (0.35, waist), (0.7, chest)]
+        profile += [(0.9, shoulder), (1, shoulder * 0.62)]
+        outfit, neck = self._outfit, [(0, 0.03), (1, 0.027)]
         frontal = abs(np.cos(self._turn)) > 0.75
         shirt = outfit.shirt_dye(frontal=frontal, front=self._sees_front)
-        parts = self._lower(hips, waist)
-        neck = [(0, 0.03), (1, 0.027)]
-        parts.append(self._limb(self._up(0.95), self._up(1.2), neck, outfit.skin_dye))
-        bottom = self._up(-0.06)
-        parts.append(
-            self._limb(bottom, self._up(1), profile, shirt, bluntness=(5, 2.2), folds=outfit.folds)
-        )
-        return parts
+        ends = self._up(-0.06), self._up(1)
+        return [
+            *self._lower(hips, waist),
+            self._limb(self._up(0.95), self._up(1.2), neck, outfit.skin_dye),
+            self._limb(*ends, profile, shirt, bluntness=(5, 2.2), folds=outfit.folds),
+        ]
 
     def _lower(self, hips: float, waist: float) -> list[Limb]:
         """Skirt, or the seat of the trousers."""
@@ -190,12 +187,13 @@ class Body:
             self._limb(heel, toe, shoe, outfit.shoe_dye),
         ]
         upper = [(0, 0.05), (0.4, 0.053), (1, 0.043)]
-        lower = [(0, 0.042), (1, outfit.leg_width)]
-        return parts + self._tube((hip, knee, ankle), (upper, lower), outfit.trousers,
-                                  outfit.trouser_dye)  # fmt: skip
+        cut = upper, [(0, 0.042), (1, outfit.leg_width)]
+        return parts + self._tube((hip, knee, ankle), cut, outfit.trousers, outfit.trouser_dye)
 
-    def _tube(self, joints: tuple, profiles: tuple, length: float, dye: Dye) -> list[Limb]:
-        """A sleeve or trouser leg over two pieces; ``length`` 1 ends at the middle joint."""
+    def _tube(
+        self, joints: tuple[np.ndarray, ...], profiles: tuple[Profile, ...], length: float, dye: Dye
+    ) -> list[Limb]:
+        """A sleeve or trouser leg over two limbs; ``length`` 1 ends at the middle joint."""
         if not length:
             return []
         first, middle, last = joints
@@ -237,43 +235,37 @@ class Body:
         parts = [self._limb(chin, crown, profile, face, lift=0.06, bluntness=(1.9, 1.9))]
         for sign in (-1, 1):
             ear = (chin + crown) / 2 + np.array([sign * 0.049 * size, 0.0, 0])
-            lobe = ear - np.array([0, 0.018, 0])
-            parts.append(
-                self._limb(ear, lobe, [(0, 0.009), (1, 0.007)], self._outfit.skin_dye, lift=0.055)
-            )
+            lobe, shape = ear - np.array([0, 0.018, 0]), [(0, 0.009), (1, 0.007)]
+            parts.append(self._limb(ear, lobe, shape, self._outfit.skin_dye, lift=0.055))
         return parts + self._hair(chin, crown, skull)
 
     def _hair(self, chin: np.ndarray, crown: np.ndarray, skull: float) -> list[Limb]:
-        """Hair that stands out from the head, or a hat."""
-        outfit, style = self._outfit, self._outfit.hair_style
-        middle = (chin + crown) / 2
-        back = np.array([0, 0, -1.0])
-        thick = [(0, skull * 0.9), (1, skull * 1.06)]
-        dye = outfit.hair_dye
-        if style == "long":
-            ends = middle - np.array([0, 0.12, 0]) + 0.02 * back
-            behind = -0.03 if self._sees_front else 0.14
-            return [self._limb(ends, crown + 0.01 * back, thick, dye, lift=behind, folds=0.15)]
-        if style == "tail":
-            root, end = crown + 0.045 * back, middle + 0.07 * back - np.array([0, 0.09, 0])
-            return [self._limb(root, end, [(0, 0.018), (1, 0.01)], dye, lift=0.05, folds=0.1)]
-        if style == "bun":
-            bun = crown + np.array([0, 0.012, -0.03])
-            return [self._limb(bun, bun + 1e-3, [(0, 0.024), (1, 0.024)], dye, lift=0.03)]
-        if style == "curls":
-            top = crown + np.array([0, -0.012, -0.006])
-            wide = [(0, skull * 1.2), (1, skull * 1.1)]
-            lift = 0.0 if self._sees_front else 0.12
-            return [self._limb(middle + 0.01 * back, top, wide, dye, lift=lift, folds=0.25)]
-        if style == "cap":
-            peak = crown + np.array([0, -0.045, 0.085])
-            rim = crown - np.array([0, 0.045, 0])
-            hat = outfit.hat_dye
-            return [
-                self._limb(rim, peak, [(0, skull * 0.95), (1, 0.014)], hat, lift=0.03),
-                self._limb(rim, crown, [(0, skull * 1.1), (1, skull * 0.8)], hat, lift=0.2,
-                           bluntness=(2, 2)),
-            ]  # fmt: skip
+        """Hair that stands out from the head, or a hat; nothing for short hair or none."""
+        outfit, dye, front = self._outfit, self._outfit.hair_dye, self._sees_front
+        middle, back = (chin + crown) / 2, np.array([0, 0, -1.0])
+        match outfit.hair_style:
+            case "long":
+                ends = middle - np.array([0, 0.12, 0]) + 0.02 * back
+                thick, lift = [(0, skull * 0.9), (1, skull * 1.06)], -0.03 if front else 0.14
+                return [self._limb(ends, crown + 0.01 * back, thick, dye, lift=lift, folds=0.15)]
+            case "tail":
+                root, end = crown + 0.045 * back, middle + 0.07 * back - np.array([0, 0.09, 0])
+                return [self._limb(root, end, [(0, 0.018), (1, 0.01)], dye, lift=0.05, folds=0.1)]
+            case "bun":
+                bun = crown + np.array([0, 0.012, -0.03])
+                return [self._limb(bun, bun + 1e-3, [(0, 0.024), (1, 0.024)], dye, lift=0.03)]
+            case "curls":
+                top = crown + np.array([0, -0.012, -0.006])
+                wide, lift = [(0, skull * 1.2), (1, skull * 1.1)], 0.0 if front else 0.12
+                return [self._limb(middle + 0.01 * back, top, wide, dye, lift=lift, folds=0.25)]
+            case "cap":
+                dye, rim = outfit.hat_dye, crown - np.array([0, 0.045, 0])
+                peak, brim = crown + np.array([0, -0.045, 0.085]), [(0, skull * 0.95), (1, 0.014)]
+                dome = [(0, skull * 1.1), (1, skull * 0.8)]
+                return [
+                    self._limb(rim, peak, brim, dye, lift=0.03),
+                    self._limb(rim, crown, dome, dye, lift=0.2, bluntness=(2, 2)),
+                ]
         return []
 
     def _bag(self) -> list[Limb]:
@@ -288,6 +280,7 @@ class Body:
 
 
 def _nearness(group: list[Limb]) -> float:
+    """Nearness of an arm or leg: the mean of its bare limbs, which come first."""
     return float(np.mean([limb.nearness for limb in group[:3]]))
 
 

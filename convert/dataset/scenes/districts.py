@@ -1,33 +1,40 @@
-"""Kinds of streets: the ranges of sizes and chances that a random street draws from."""
+"""Kinds of streets: the ranges of sizes, and the chances, from which a street is drawn."""
 
 from dataclasses import dataclass
+
+from convert.dataset.scenes.raycast import Bounds
 
 
 @dataclass(frozen=True, kw_only=True)
 class District:
-    """How a kind of street looks: ranges from which each street draws."""
+    """One kind of street: ranges in metres, and chances from 0 to 1."""
 
-    half_road: tuple[float, float]
-    walk: tuple[float, float]
-    setback: tuple[float, float]
-    """Metres between pavement and houses."""
-    front: tuple[float, float]
+    half_road: Bounds
+    """Half width of the road."""
+    walk: Bounds
+    """Width of each pavement."""
+    setback: Bounds
+    """Between pavement and houses."""
+    front: Bounds
     """Width of a house along the street."""
-    height: tuple[float, float]
+    height: Bounds
+    """Height of a house."""
     gap: float
     """Chance of a gap after a house."""
     gable: float
     """Chance of a pitched roof."""
     shops: float
+    """Chance of shops on the ground floor."""
     cars: float
     """Chance of a parked car in each space of 6.5 m."""
     trees: float
-    """Chance of a tree for each 7 m."""
+    """Chance of a tree every 7 m."""
     grassy: float
+    """Chance of grass beyond the pavements."""
     yaw: float
     """Largest turn of the camera, radians."""
     closed: float
-    """Chance that a house ends the street."""
+    """Chance that a house closes the end of the street."""
 
 
 DISTRICTS = {

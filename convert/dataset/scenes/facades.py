@@ -1,4 +1,4 @@
-"""House fronts and car bodies, as colours at points in metres."""
+"""House fronts and car bodies: their colours at points in metres."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from convert.dataset.scenes.textures import Noise, blend, inside, scatter, shade
 
 @dataclass(frozen=True, kw_only=True)
 class Facade:
-    """A house front: storeys and bays of windows, over shops or a plain ground floor."""
+    """A house front: windows in storeys and bays, above shops or a plain ground floor; metres."""
 
     wall: np.ndarray
     trim: np.ndarray
@@ -20,7 +20,7 @@ class Facade:
     storey: float
     bay: float
     window: tuple[float, float]
-    """Width and height of a window as shares of bay and storey."""
+    """Width and height of a window as shares of ``bay`` and ``storey``."""
     shop: float
     """Height of the shop front, 0 for none."""
     bricks: bool
@@ -44,9 +44,8 @@ class Facade:
 
     def _walls(self, along: np.ndarray, hits: Hits) -> np.ndarray:
         clear = 1 / (1 + (hits.depth / 14) ** 2)
-        stain = 0.07 * self.noise(along * 11, hits.y * 5) + 0.08 * clear * self.fine(
-            along * 45, hits.y * 45
-        )
+        stain = 0.07 * self.noise(along * 11, hits.y * 5)
+        stain = stain + 0.08 * clear * self.fine(along * 45, hits.y * 45)
         colour = shaded(self.wall, 1 + stain)
         damp = np.clip(1 - hits.y / 0.7, 0, 1) * 0.3
         if self.bricks:
@@ -63,21 +62,20 @@ class Facade:
         v = (y / self.storey - floor - 0.52) * self.storey
         half_w, half_h = self.window[0] * self.bay / 2, self.window[1] * self.storey / 2
         has = (floor >= 0) & (y < self.height - self.shop - 0.5) & (np.abs(v) < half_h + 0.35)
-        out = colour
         if self.shutters:
             beside = inside(u, half_w, half_w * 1.75) * (np.abs(v) < half_h)
-            out = blend(out, self.accent * 0.8, beside * has)
+            colour = blend(colour, self.accent * 0.8, beside * has)
         frame = (u < half_w + 0.12) & (np.abs(v) < half_h + 0.12)
         sill = (u < half_w + 0.2) & (v < -half_h) & (v > -half_h - 0.22)
-        out = blend(out, self.trim, (frame | sill) * has)
+        colour = blend(colour, self.trim, (frame | sill) * has)
         pane = (u < half_w) & (np.abs(v) < half_h) & has
-        out[pane] = self._panes(floor[pane], column[pane], u[pane], v[pane] / half_h)
-        return out
+        colour[pane] = self._panes(floor[pane], column[pane], u[pane], v[pane] / half_h)
+        return colour
 
     def _panes(
         self, floor: np.ndarray, column: np.ndarray, u: np.ndarray, v: np.ndarray
     ) -> np.ndarray:
-        """Glass: reflections, curtains, blinds and glazing bars differ from window to window."""
+        """Glass with reflections, curtains and glazing bars, which differ between windows."""
         chance = scatter(floor, column, self.salt)
         light = 0.55 + 0.75 * chance + 0.25 * v * (chance > 0.4)
         glass = self.glass * light[..., None]
@@ -87,6 +85,7 @@ class Facade:
         return blend(glass, self.trim * 0.9, bars * 0.9)
 
     def _shops(self, along: np.ndarray, y: np.ndarray, colour: np.ndarray) -> np.ndarray:
+        """The ground floor: shop windows, shutters, doors, and signs with letters."""
         width = self.bay * 2
         shop = np.floor(along / width)
         u = along / width - shop

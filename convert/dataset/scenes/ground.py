@@ -1,4 +1,4 @@
-"""The ground of a street, as colours at points in metres."""
+"""The ground of a street: its colours at points in metres."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from convert.dataset.scenes.textures import Noise, blend, inside, scatter, shade
 
 @dataclass(frozen=True, kw_only=True)
 class Ground:
-    """A street seen from above: road with markings, kerbs, pavements, and what lies beyond."""
+    """A street's plan: road with markings, kerbs, pavements, and grass or paving beyond them."""
 
     road: np.ndarray
     pavement: np.ndarray
@@ -21,14 +21,15 @@ class Ground:
     walk: float
     """Width of each pavement."""
     crossing: tuple[float, float] | None
-    """z from..to of a side street."""
+    """Bounds in z of a side street."""
     zebra: float | None
     """z of a pedestrian crossing."""
     dash: float
-    """Length of the dashes of the middle line, 0 for a street without lines."""
+    """Length of the dashes of the middle line, 0 for a street without lines; metres."""
     slab: float
     """Side of the paving slabs."""
     paint: np.ndarray
+    """Colour of the markings."""
     salt: float
     noise: Noise
     fine: Noise
@@ -41,10 +42,9 @@ class Ground:
         if self.crossing:
             off_road &= (z < self.crossing[0]) | (z > self.crossing[1])
         land = off_road & (across > self.half_road + self.walk)
+        walk = off_road & ~land
         colour = np.empty((len(x), 3), np.float32)
-        for zone, texture in (
-            (~off_road, self._road), (off_road & ~land, self._walk), (land, self._land),
-        ):  # fmt: skip
+        for zone, texture in (~off_road, self._road), (walk, self._walk), (land, self._land):
             colour[zone] = texture(x[zone], z[zone], clear[zone])
         kerb = off_road & (across < self.half_road + 0.16)
         gutter = inside(across, self.half_road - 0.2, self.half_road) * 0.25

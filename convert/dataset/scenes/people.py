@@ -1,4 +1,4 @@
-"""Draws people: round limbs with soft edges, shaded, over each other."""
+"""Draws people as round, shaded limbs with soft edges, one over another."""
 
 from dataclasses import dataclass, field
 
@@ -8,23 +8,24 @@ from convert.dataset.scenes.body import Body, Limb, draw_pose
 from convert.dataset.scenes.textures import Noise
 from convert.dataset.scenes.wardrobe import dress
 
-CANVAS = 640
-MARGIN = 60
+CANVAS = 640  # height and width of the picture before it is cropped, pixels
+MARGIN = 60  # space below the feet, pixels
 
 
 @dataclass
 class Sheet:
-    """A transparent picture: colour premultiplied by nothing, alpha beside."""
+    """A transparent picture in floats 0..1: straight (not premultiplied) colours, and alpha."""
 
     height: float
     """Pixels per body height."""
     light: np.ndarray
+    """Unit vector towards the light: right, down, towards the viewer."""
     noise: Noise
     colour: np.ndarray = field(default_factory=lambda: np.zeros((CANVAS, CANVAS, 3), np.float32))
     alpha: np.ndarray = field(default_factory=lambda: np.zeros((CANVAS, CANVAS), np.float32))
 
     def draw(self, limb: Limb) -> None:
-        """Draw one limb over what is there, with soft edges."""
+        """Draw one limb over the picture, with soft edges."""
         a, b = self._pixel(limb.start), self._pixel(limb.end)
         shares, widths = np.array(limb.profile).T
         widths = widths * self.height
@@ -58,9 +59,8 @@ class Sheet:
         return 0.5 + 0.62 * np.maximum(facing, 0) + 0.35 * crease
 
     def _pixel(self, point: np.ndarray) -> np.ndarray:
-        return np.array(
-            [CANVAS / 2 + point[0] * self.height, CANVAS - MARGIN - point[1] * self.height]
-        )
+        x, y = point * self.height
+        return np.array([CANVAS / 2 + x, CANVAS - MARGIN - y])
 
     def _over(self, box: tuple, colour: np.ndarray, cover: np.ndarray) -> None:
         under = self.alpha[box] * (1 - cover)
@@ -71,24 +71,17 @@ class Sheet:
 
 
 def draw_figure(rng: np.random.Generator) -> np.ndarray:
-    """Draw one person: RGBA uint8 (h, w, 4), cropped to the body, soft at the edges."""
-    sheet = Sheet(rng.uniform(400, 470), _draw_light(rng), Noise(rng, 1.4))
+    """Draw one person: RGBA uint8 (h, w, 4), cropped to the visible pixels, soft at the edges."""
+    height = rng.uniform(400, 470)
+    light = np.array([rng.uniform(-0.9, 0.9), rng.uniform(-0.8, -0.2), rng.uniform(0.4, 1)])
+    sheet = Sheet(height, light / np.linalg.norm(light), Noise(rng, 1.4))
     for limb in Body(rng, draw_pose(rng), dress(rng)).limbs():
         sheet.draw(limb)
-    return _develop(rng, sheet)
-
-
-def _develop(rng: np.random.Generator, sheet: Sheet) -> np.ndarray:
-    """Crop to what is visible, and add what a camera adds: exposure, tint, grain."""
     rows, columns = np.nonzero(sheet.alpha > 0.5 / 255)
     box = np.s_[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
     alpha = sheet.alpha[box]
+    # What a camera adds: grain, exposure and tint.
     grain = 1 + rng.uniform(0.01, 0.05) * rng.standard_normal((*alpha.shape, 1))
     tint = rng.uniform(0.8, 1.2) * (1 + rng.normal(0, 0.025, 3))
     rgba = np.dstack([sheet.colour[box] * grain * tint, alpha])
     return np.rint(np.clip(rgba, 0, 1) * 255).astype(np.uint8)
-
-
-def _draw_light(rng: np.random.Generator) -> np.ndarray:
-    light = np.array([rng.uniform(-0.9, 0.9), rng.uniform(-0.8, -0.2), rng.uniform(0.4, 1)])
-    return light / np.linalg.norm(light)

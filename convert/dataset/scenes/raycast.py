@@ -1,24 +1,27 @@
-"""A small ray caster: what each pixel of a street sees, and how far away it truly is.
+"""A small ray caster: the nearest surface at each pixel of a street, and its exact depth.
 
 Street coordinates are in metres: x to the right, y up from the ground, z along the street. The
-camera stands at (0, height, 0) and looks along z, turned by ``yaw``. Depth is the distance along
-the camera's axis, as depth cameras and depth networks have it, not along the ray.
+camera is at (0, height, 0) and looks along z, turned by ``yaw``. Depth is the distance along the
+camera's axis, as depth cameras and depth networks define it, not along the ray.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-SKY, GROUND, FIRST = -1, 0, 1  # owners of a pixel; solids follow from FIRST, then cards
-NEAR_M = 0.2
+SKY, GROUND, FIRST = -1, 0, 1  # owners of a pixel; solids count from FIRST, cards after them
+NEAR_M = 0.2  # nothing nearer to the camera is seen
 FACE_UP = 3  # index of the upper face of a `block`
+
+Bounds = tuple[float, float]
+"""From and to, in metres."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Camera:
-    """A pinhole camera, held level: the vanishing line is the pixel row ``horizon``."""
+    """A level pinhole camera: the vanishing line is the pixel row ``horizon``."""
 
     size: int
     """Height and width of the image, pixels."""
@@ -35,14 +38,8 @@ class Camera:
 
     def scaled(self, factor: int) -> "Camera":
         """The same view with ``factor`` times as many pixels in each direction."""
-        return Camera(
-            size=self.size * factor,
-            focal=self.focal * factor,
-            centre=self.centre * factor,
-            horizon=self.horizon * factor,
-            height=self.height,
-            yaw=self.yaw,
-        )
+        names = ("size", "focal", "centre", "horizon")
+        return replace(self, **{name: getattr(self, name) * factor for name in names})
 
     def slopes(self) -> tuple[np.ndarray, np.ndarray]:
         """Metres to the right (w,) and up (h,) per metre of depth, at pixel centres."""
@@ -60,7 +57,7 @@ class Camera:
         cos, sin = np.cos(self.yaw), np.sin(self.yaw)
         return float(x * cos - z * sin), float(x * sin + z * cos)
 
-    def window(self, right: ArrayLike, y: ArrayLike, depth: ArrayLike) -> tuple:
+    def window(self, right: ArrayLike, y: ArrayLike, depth: ArrayLike) -> tuple[slice, slice]:
         """Slices (rows, columns) of the image that contain all the given points."""
         near = np.array(depth)
         if near.min() < NEAR_M:
@@ -74,7 +71,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Hits:
-    """Points of one surface, as columns of length k."""
+    """Points of one surface, in arrays of length k; metres."""
 
     x: np.ndarray
     y: np.ndarray
@@ -82,6 +79,12 @@ class Hits:
     depth: np.ndarray
     face: np.ndarray
     """Index of the plane of the solid."""
+
+
+Paint = Callable[[Hits], np.ndarray]
+"""Points of a surface -> colours (k, 3) in 0..1, before lighting."""
+Draw = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""Metres to the right of a card's middle, and above the ground -> colour (..., 3), opaque (...)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,14 +96,13 @@ class Solid:
     offsets: np.ndarray
     """Distances of the planes (n,), metres."""
     corners: np.ndarray
-    """Points (m, 3) whose hull contains the body, to find where in the image it can be."""
-    paint: Callable[[Hits], np.ndarray]
-    """Colour (k, 3) in 0..1 before lighting."""
+    """Points (m, 3) whose hull contains the body; they bound the part of the image to search."""
+    paint: Paint
 
     def enter(self, origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Depth at which rays (..., 3) enter, inf where they miss, and through which face.
+        """Depth at which rays (..., 3) enter, inf where they miss, and the index of the face.
 
-        Rays from inside miss as well: the camera never stands in a wall.
+        Rays from inside miss too; the camera is never inside a body.
         """
         shape = direction.shape[:-1]
         first, last = np.full(shape, NEAR_M, np.float32), np.full(shape, np.inf, np.float32)
@@ -125,22 +127,25 @@ class Card:
     """A flat picture that faces the camera at one depth: a tree, a lamp post."""
 
     right: float
-    """Metres right of the camera's axis, of the picture's middle."""
+    """Where the picture's middle is, in metres to the right of the camera's axis."""
     depth: float
     half_width: float
     height: float
-    draw: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-    """From metres right of the middle and above the ground: colour (..., 3), and what is opaque."""
+    draw: Draw
 
 
 @dataclass(frozen=True)
 class View:
-    """What a camera sees: depth (h, w) metres (inf for sky), owner, face, and card colours."""
+    """What a camera sees, in arrays (h, w)."""
 
     depth: np.ndarray
+    """Metres, inf for the sky."""
     owner: np.ndarray
+    """SKY, GROUND, or the number of a solid or card."""
     face: np.ndarray
+    """Index of the plane of the solid."""
     colour: np.ndarray
+    """(h, w, 3): colours of cards, 0 elsewhere."""
 
 
 def cast(camera: Camera, solids: Sequence[Solid], cards: Sequence[Card]) -> View:
@@ -164,14 +169,13 @@ def _cast_solid(
     if max(depth) < NEAR_M:
         return
     box = camera.window(right, solid.corners[:, 1], depth)
-    if not (view.depth[box] > min(depth)).any():  # out of the picture, or hidden altogether
+    if not (view.depth[box] > min(depth)).any():  # outside the image, or hidden
         return
     origin = np.array([0, camera.height, 0], np.float32)
     reach, face = solid.enter(origin, direction[box])
     closer = reach < view.depth[box]
-    np.copyto(view.depth[box], reach, where=closer)
-    np.copyto(view.owner[box], owner, where=closer)
-    np.copyto(view.face[box], face, where=closer)
+    for kept, found in ((view.depth, reach), (view.owner, owner), (view.face, face)):
+        np.copyto(kept[box], found, where=closer)
 
 
 def _cast_card(camera: Camera, card: Card, owner: int, view: View) -> None:
@@ -189,26 +193,23 @@ def _cast_card(camera: Camera, card: Card, owner: int, view: View) -> None:
     view.colour[box][closer] = colour[closer]
 
 
-def block(x: tuple, y: tuple, z: tuple, paint: Callable[[Hits], np.ndarray]) -> Solid:
+def block(x: Bounds, y: Bounds, z: Bounds, paint: Paint) -> Solid:
     """A box between two bounds on each axis; faces in order -x, +x, -y, +y, -z, +z."""
-    axes = np.repeat(np.eye(3), 2, axis=0) * np.tile([-1, 1], 3)[:, None]
-    bounds = np.array([x, y, z], float)
     return Solid(
-        normals=axes,
-        offsets=(bounds * [-1, 1]).ravel(),
+        normals=np.repeat(np.eye(3), 2, axis=0) * np.tile([-1, 1], 3)[:, None],
+        offsets=(np.array([x, y, z], float) * [-1, 1]).ravel(),
         corners=np.array([(a, b, c) for a in x for b in y for c in z], float),
         paint=paint,
     )
 
 
-def taper(solid: Solid, planes: Sequence[tuple[tuple, tuple]]) -> Solid:
-    """Cut a solid by more planes, each (outward normal, point on it)."""
+def taper(solid: Solid, planes: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Solid:
+    """Cut a solid by more planes, each given by its outward normal and a point on it."""
     normals = np.array([n for n, _ in planes], float)
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
     points = np.array([p for _, p in planes], float)
-    return Solid(
+    return replace(
+        solid,
         normals=np.concatenate([solid.normals, normals]),
         offsets=np.concatenate([solid.offsets, (normals * points).sum(1)]),
-        corners=solid.corners,
-        paint=solid.paint,
     )

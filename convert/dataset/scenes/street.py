@@ -1,6 +1,5 @@
-"""Lays out a random street: road, houses, cars, trees and posts, as bodies for the ray caster."""
+"""Lays out a random street: ground, houses, cars, trees and posts, for the ray caster."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,36 +7,27 @@ import numpy as np
 from convert.dataset.scenes.districts import District
 from convert.dataset.scenes.facades import Car, Facade
 from convert.dataset.scenes.ground import Ground
-from convert.dataset.scenes.raycast import Camera, Card, Hits, Solid, block, taper
+from convert.dataset.scenes.raycast import Bounds, Camera, Card, Draw, Hits, Solid, block, taper
 from convert.dataset.scenes.textures import Noise, leafy, plain
 
-WALLS = np.array(
-    [
-        (0.62, 0.36, 0.28), (0.55, 0.30, 0.24), (0.82, 0.76, 0.64), (0.86, 0.84, 0.80),
-        (0.72, 0.66, 0.55), (0.78, 0.62, 0.48), (0.55, 0.55, 0.56), (0.67, 0.72, 0.76),
-        (0.80, 0.70, 0.45), (0.45, 0.42, 0.40), (0.84, 0.70, 0.66), (0.60, 0.66, 0.56),
-    ],
-    np.float32,
-)  # fmt: skip
-ACCENTS = np.array(
-    [
-        (0.10, 0.35, 0.62), (0.70, 0.14, 0.12), (0.12, 0.38, 0.22), (0.85, 0.62, 0.12),
-        (0.28, 0.18, 0.13), (0.20, 0.22, 0.26), (0.15, 0.55, 0.60), (0.85, 0.82, 0.74),
-    ],
-    np.float32,
-)  # fmt: skip
-CAR_PAINTS = np.array(
-    [
-        (0.85, 0.86, 0.87), (0.12, 0.12, 0.13), (0.50, 0.52, 0.54), (0.60, 0.08, 0.07),
-        (0.10, 0.20, 0.45), (0.30, 0.34, 0.30), (0.72, 0.70, 0.62), (0.80, 0.50, 0.10),
-    ],
-    np.float32,
-)  # fmt: skip
+WALLS = np.array([
+    (0.62, 0.36, 0.28), (0.55, 0.30, 0.24), (0.82, 0.76, 0.64), (0.86, 0.84, 0.80),
+    (0.72, 0.66, 0.55), (0.78, 0.62, 0.48), (0.55, 0.55, 0.56), (0.67, 0.72, 0.76),
+    (0.80, 0.70, 0.45), (0.45, 0.42, 0.40), (0.84, 0.70, 0.66), (0.60, 0.66, 0.56),
+], np.float32)  # fmt: skip
+ACCENTS = np.array([
+    (0.10, 0.35, 0.62), (0.70, 0.14, 0.12), (0.12, 0.38, 0.22), (0.85, 0.62, 0.12),
+    (0.28, 0.18, 0.13), (0.20, 0.22, 0.26), (0.15, 0.55, 0.60), (0.85, 0.82, 0.74),
+], np.float32)  # fmt: skip
+CAR_PAINTS = np.array([
+    (0.85, 0.86, 0.87), (0.12, 0.12, 0.13), (0.50, 0.52, 0.54), (0.60, 0.08, 0.07),
+    (0.10, 0.20, 0.45), (0.30, 0.34, 0.30), (0.72, 0.70, 0.62), (0.80, 0.50, 0.10),
+], np.float32)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Street:
-    """All that stands in a scene."""
+    """Everything in a scene."""
 
     ground: Ground
     solids: list[Solid]
@@ -45,49 +35,45 @@ class Street:
 
 
 class StreetBuilder:
-    """Draws one street from ``rng``, seen by ``camera``."""
+    """Lays out one random street that ``camera`` sees."""
 
     def __init__(self, rng: np.random.Generator, camera: Camera, district: District) -> None:
         self._rng, self._camera, self._district = rng, camera, district
         self._noise, self._fine = Noise(rng, 1.3), Noise(rng, 0.35)
-        self._crossing = self._choose_crossing()
+        self._crossing: Bounds | None = None
+        if self._chance(0.4):
+            start = self._between((7, 25))
+            self._crossing = start, start + self._between((5, 8))
         self._ground = self._make_ground()
         self._solids: list[Solid] = []
         self._cards: list[Card] = []
 
     def build(self) -> Street:
-        """Houses on both sides, then what stands between them."""
+        """Return the street, with houses on both sides and objects along the kerbs."""
         for side in (-1, 1):
             self._houses(side)
             self._along_kerb(side)
         if self._chance(self._district.closed):
             self._closing_house()
-        # Near bodies first: most far ones are then found to be hidden before rays are cast.
+        # Near solids first, so that most far ones prove to be hidden before their rays are cast.
         solids = sorted(self._solids, key=lambda body: float(np.abs(body.corners[:, 2]).min()))
         return Street(self._ground, solids, self._cards)
 
     def _chance(self, share: float) -> bool:
         return bool(self._rng.random() < share)
 
-    def _between(self, bounds: tuple[float, float]) -> float:
+    def _between(self, bounds: Bounds) -> float:
         return float(self._rng.uniform(*bounds))
 
     def _tinted(self, palette: np.ndarray, spread: float = 0.03) -> np.ndarray:
         colour = palette[self._rng.integers(len(palette))] * self._between((0.85, 1.1))
         return np.clip(colour + self._rng.normal(0, spread, 3), 0.03, 0.95).astype(np.float32)
 
-    def _choose_crossing(self) -> tuple[float, float] | None:
-        if not self._chance(0.4):
-            return None
-        start = self._between((7, 25))
-        return start, start + self._between((5, 8))
-
     def _make_ground(self) -> Ground:
         rng, district = self._rng, self._district
         gray = self._between((0.25, 0.5))
-        road = (
-            gray + rng.normal(0, 0.012, 3) + self._between((-0.02, 0.04)) * np.array([1, 0.3, -1])
-        )
+        road = gray + rng.normal(0, 0.012, 3)
+        road = road + self._between((-0.02, 0.04)) * np.array([1, 0.3, -1])
         grassy = self._chance(district.grassy)
         green = np.array([0.26, 0.36, 0.15]) * self._between((0.8, 1.3))
         pavement = self._between((0.42, 0.68)) * np.array([1.02, 1, self._between((0.85, 0.99))])
@@ -131,7 +117,7 @@ class StreetBuilder:
         )
 
     def _houses(self, side: int) -> None:
-        """A row of houses along one side, from behind the camera to far away."""
+        """A row of houses along one side (-1 left, 1 right), starting close to the camera."""
         district, ground = self._district, self._ground
         z = self._between((-6, 2))
         while z < 75:
@@ -141,12 +127,12 @@ class StreetBuilder:
             if self._crossing and z < self._crossing[1] + 2 and z + width > self._crossing[0] - 2:
                 z = self._crossing[1] + 2
                 continue
-            if side * near > 0.8:  # the camera never stands inside a house
+            if side * near > 0.8:  # so that the camera is outside of every house
                 far = near + side * self._between((6, 11))
                 self._house((min(near, far), max(near, far)), (z, z + width))
             z += width + (self._between((1.5, 7)) if self._chance(district.gap) else 0)
 
-    def _house(self, x: tuple[float, float], z: tuple[float, float]) -> None:
+    def _house(self, x: Bounds, z: Bounds) -> None:
         height = self._between(self._district.height)
         facade = self._facade(height)
         self._solids.append(block(x, (0, height), z, facade))
@@ -157,8 +143,8 @@ class StreetBuilder:
             top = (x[0] + inset, x[1] - inset), (height, height + 2.2), (z[0] + 1, z[0] + 3)
             self._solids.append(block(*top, plain(facade.wall * 0.8, self._noise)))
 
-    def _roof(self, x: tuple[float, float], base: float, z: tuple[float, float]) -> None:
-        """A pitched roof; its ridge runs along the street or across it."""
+    def _roof(self, x: Bounds, base: float, z: Bounds) -> None:
+        """A pitched roof with its ridge along the street or across it."""
         rise = self._between((1.6, 3.2))
         tiles = self._tinted(np.array([(0.45, 0.22, 0.16), (0.30, 0.29, 0.30), (0.5, 0.33, 0.2)]))
 
@@ -186,7 +172,7 @@ class StreetBuilder:
         self._house((middle - width / 2, middle + width / 2), (z, z + 8))
 
     def _along_kerb(self, side: int) -> None:
-        """Cars in the gutter; trees, lamps and street furniture on the pavement."""
+        """Cars at the kerb; trees, lamps and street furniture on the pavement; hedges."""
         ground, district = self._ground, self._district
         offset = self._between((0, 6))
         for z in np.arange(4.5, 58, 6.5) + offset:
@@ -213,12 +199,10 @@ class StreetBuilder:
     def _car(self, x: float, z: float) -> None:
         length = self._between((3.8, 4.8))
         half, van = 0.87, self._chance(0.15)
-        look = Car(
-            colour=self._tinted(CAR_PAINTS, 0.03), middle=(x, z), length=length,
-            noise=self._noise,
-        )  # fmt: skip
+        colour = self._tinted(CAR_PAINTS)
         if self._camera.to_view(x, z - length / 2)[1] < 1.8:
             return
+        look = Car(colour=colour, middle=(x, z), length=length, noise=self._noise)
         span, wide = (z - length / 2, z + length / 2), (x - half, x + half)
         body = block(wide, (0.16, 0.92), span, look.body)
         ends = [((0, -0.9, s), (x, 0.35, z + s * length / 2)) for s in (-1, 1)]
@@ -240,17 +224,17 @@ class StreetBuilder:
             z += length + self._between((2, 6))
 
     def _furniture(self, x: float, z: float) -> None:
-        """A bin, a letter box, a cabinet or a kiosk."""
+        """A box on the pavement: a bin, a letter box or a cabinet."""
         half, height = self._between((0.2, 0.4)), self._between((0.8, 1.6))
         paint = plain(0.25 + 0.5 * (self._tinted(ACCENTS) - 0.2), self._noise, 0.14)
         self._solids.append(block((x - half, x + half), (0, height), (z - half, z + half), paint))
 
-    def _card(self, x: float, z: float, half: float, height: float, draw: Callable) -> None:
+    def _card(self, x: float, z: float, half: float, height: float, draw: Draw) -> None:
+        """Add a card at (x, z), unless that is too close to the camera."""
         right, depth = self._camera.to_view(x, z)
+        card = Card(right=right, depth=depth, half_width=half, height=height, draw=draw)
         if depth > 2.5:
-            self._cards.append(
-                Card(right=right, depth=depth, half_width=half, height=height, draw=draw)
-            )
+            self._cards.append(card)
 
     def _tree(self, x: float, z: float) -> None:
         height, spread = self._between((4, 9)), self._between((1.4, 3.2))
@@ -277,7 +261,7 @@ class StreetBuilder:
         self._card(x, z, spread * 1.6, height + spread, draw)
 
     def _lamp(self, x: float, z: float, reach: int) -> None:
-        """A street lamp with an arm over the road, or a round sign on a post."""
+        """A street lamp with an arm towards ``reach`` (-1 left, 1 right), or a sign on a post."""
         colour = np.full(3, self._between((0.12, 0.5)))
         sign = self._chance(0.35)
         height = self._between((2.4, 3)) if sign else self._between((4.5, 8))

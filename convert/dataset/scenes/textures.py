@@ -1,10 +1,8 @@
 """Noise, masks and colour mixing for all procedural surfaces; plain and leafy paint."""
 
-from collections.abc import Callable
-
 import numpy as np
 
-from convert.dataset.scenes.raycast import Hits
+from convert.dataset.scenes.raycast import Hits, Paint
 
 TILE = 256
 
@@ -52,12 +50,12 @@ def shaded(colour: np.ndarray, shade: np.ndarray) -> np.ndarray:
     return np.asarray(colour, np.float32) * shade[:, None]
 
 
-def plain(colour: np.ndarray, noise: Noise, strength: float = 0.06) -> Callable:
+def plain(colour: np.ndarray, noise: Noise, strength: float = 0.06) -> Paint:
     """Paint of one colour with stains."""
     return lambda hits: shaded(colour, 1 + strength * noise((hits.x + hits.z) * 40, hits.y * 40))
 
 
-def leafy(colour: np.ndarray, noise: Noise, fine: Noise) -> Callable:
+def leafy(colour: np.ndarray, noise: Noise, fine: Noise) -> Paint:
     """Paint of a hedge."""
 
     def paint(hits: Hits) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What people wear and look like: colours of skin, hair and clothes, patterns, numbers, faces."""
+"""What people look like and wear: skin, hair, faces, clothes, patterns and numbers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,41 +7,37 @@ import numpy as np
 
 from convert.dataset.scenes.textures import Noise, blend, inside
 
-SKIN = np.array(
-    [(0.93, 0.76, 0.66), (0.87, 0.68, 0.55), (0.76, 0.56, 0.42), (0.60, 0.41, 0.29),
-     (0.45, 0.30, 0.22), (0.33, 0.22, 0.17)]
-)  # fmt: skip
-HAIR = np.array(
-    [(0.07, 0.06, 0.06), (0.16, 0.10, 0.07), (0.32, 0.20, 0.11), (0.62, 0.46, 0.24),
-     (0.50, 0.24, 0.12), (0.55, 0.54, 0.53)]
-)  # fmt: skip
-KIT = np.array(
-    [(0.80, 0.08, 0.10), (0.10, 0.20, 0.65), (0.95, 0.82, 0.10), (0.92, 0.92, 0.92),
-     (0.05, 0.45, 0.22), (0.45, 0.72, 0.92), (0.95, 0.45, 0.08), (0.45, 0.10, 0.35)]
-)  # fmt: skip
-# Colours of roads, walls and hedges: such clothes cannot be told from a street by colour.
-STREET = np.array(
-    [(0.36, 0.36, 0.38), (0.58, 0.57, 0.55), (0.20, 0.20, 0.22), (0.66, 0.58, 0.46),
-     (0.52, 0.32, 0.25), (0.30, 0.34, 0.22), (0.18, 0.22, 0.34), (0.80, 0.78, 0.73)]
-)  # fmt: skip
+SKIN = np.array([
+    (0.93, 0.76, 0.66), (0.87, 0.68, 0.55), (0.76, 0.56, 0.42), (0.60, 0.41, 0.29),
+    (0.45, 0.30, 0.22), (0.33, 0.22, 0.17),
+])  # fmt: skip
+HAIR = np.array([
+    (0.07, 0.06, 0.06), (0.16, 0.10, 0.07), (0.32, 0.20, 0.11), (0.62, 0.46, 0.24),
+    (0.50, 0.24, 0.12), (0.55, 0.54, 0.53),
+])  # fmt: skip
+KIT = np.array([
+    (0.80, 0.08, 0.10), (0.10, 0.20, 0.65), (0.95, 0.82, 0.10), (0.92, 0.92, 0.92),
+    (0.05, 0.45, 0.22), (0.45, 0.72, 0.92), (0.95, 0.45, 0.08), (0.45, 0.10, 0.35),
+])  # fmt: skip
+# Colours of roads, walls and hedges, so that colour alone does not separate people from streets.
+STREET = np.array([
+    (0.36, 0.36, 0.38), (0.58, 0.57, 0.55), (0.20, 0.20, 0.22), (0.66, 0.58, 0.46),
+    (0.52, 0.32, 0.25), (0.30, 0.34, 0.22), (0.18, 0.22, 0.34), (0.80, 0.78, 0.73),
+])  # fmt: skip
 
-SEGMENTS = {  # strokes of a digit: upper, upper left, upper right, middle, and so on down
-    0: "1110111", 1: "0010010", 2: "1011101", 3: "1011011", 4: "0111010",
-    5: "1101011", 6: "1101111", 7: "1010010", 8: "1111111", 9: "1111011",
-}  # fmt: skip
-STROKES = (
+SEGMENTS = (  # which STROKES each digit from 0 to 9 has, as on a seven-segment display
+    "1110111", "0010010", "1011101", "1011011", "0111010",
+    "1101011", "1101111", "1010010", "1111111", "1111011",
+)  # fmt: skip
+STROKES = (  # extents in x and y: top, upper left and right, middle, lower left and right, bottom
     ((0, 1), (0.84, 1)), ((0, 0.26), (0.5, 1)), ((0.74, 1), (0.5, 1)), ((0, 1), (0.42, 0.58)),
     ((0, 0.26), (0, 0.5)), ((0.74, 1), (0, 0.5)), ((0, 1), (0, 0.16)),
 )  # fmt: skip
 
 Dye = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Colour (..., 3) from the share of the way along a limb (0..1) and across it (-1..1)."""
+"""Colour (..., 3), or (3,) for a uniform one, at points of a limb: ``u`` (...) is the share of the
+way along it (0..1), ``s`` (...) the position across it (-1..1)."""
 HAIR_STYLES = ("short", "short", "long", "tail", "bun", "curls", "cap", "bald")
-
-
-def solid(colour: np.ndarray) -> Dye:
-    """One colour everywhere."""
-    return lambda u, s: np.broadcast_to(colour, (*u.shape, 3))
 
 
 def digit(number: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -55,16 +51,21 @@ def digit(number: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class Outfit:
-    """Clothes and looks of one person. Lengths of clothes are shares of the limbs' joints."""
+    """Looks and clothes of one person. Colours are float (3,), 0..1."""
 
     skin: np.ndarray
     hair: np.ndarray
     hair_style: str
+    """One of HAIR_STYLES."""
     beard: float
+    """Share of the hair's colour on chin and cheeks."""
     shirt: np.ndarray
     shirt_second: np.ndarray
+    """Colour of the shirt's pattern, collar and cuffs, and of stripes on trousers and socks."""
     pattern: str
+    """Pattern of the shirt; names without an entry in `_patterned` are plain."""
     stripes: float
+    """Density of the pattern."""
     number: int | None
     sleeves: float
     """0 none, 1 to the elbow, 2 to the wrist."""
@@ -72,12 +73,15 @@ class Outfit:
     trousers: float
     """0 none, 1 to the knee, 2 to the ankle."""
     leg_width: float
+    """Half width of a trouser leg at the ankle, in body heights."""
     side_stripe: bool
     skirt: float
-    """Length below the hips as a share of the body's height, 0 for none."""
+    """Length below the hips in body heights, 0 for none."""
     flare: float
+    """How much wider than the hips the hem of the skirt is, as a share."""
     socks: np.ndarray
     sock_top: float
+    """Upper end of the socks: 0 at the knee, 1 at the ankle."""
     shoe: np.ndarray
     hat: np.ndarray
     bag: bool
@@ -86,7 +90,7 @@ class Outfit:
 
     def skin_dye(self, u: np.ndarray, s: np.ndarray) -> np.ndarray:
         """Bare skin."""
-        return np.broadcast_to(self.skin, (*u.shape, 3))
+        return self.skin
 
     def hair_dye(self, u: np.ndarray, s: np.ndarray) -> np.ndarray:
         """Strands of hair."""
@@ -94,23 +98,23 @@ class Outfit:
 
     def hat_dye(self, u: np.ndarray, s: np.ndarray) -> np.ndarray:
         """A cap."""
-        return np.broadcast_to(self.hat, (*u.shape, 3))
+        return self.hat
 
     def bag_dye(self, u: np.ndarray, s: np.ndarray) -> np.ndarray:
         """A rucksack with a pocket."""
         seam = np.abs(u - 0.45) < 0.03
-        return blend(np.broadcast_to(self.hat * 0.8, (*u.shape, 3)), self.hat * 0.3, 1.0 * seam)
+        return blend(self.hat * 0.8, self.hat * 0.3, seam)
 
     def shirt_dye(self, *, frontal: bool, front: bool) -> Dye:
-        """The torso; a number shows where it is seen frontally, or from behind."""
+        """The torso, with its number if it faces the viewer (``front``) or faces away."""
 
         def dye(u: np.ndarray, s: np.ndarray) -> np.ndarray:
             colour = self._patterned(u, s)
             collar = (u > 0.955) & (np.abs(s) < 0.75)
-            colour = blend(colour, self.shirt_second, 1.0 * collar)
+            colour = blend(colour, self.shirt_second, collar)
             if self.pattern == "jacket" and front and frontal:
                 opening = np.abs(s) < 0.10 + 0.18 * np.clip(u - 0.4, 0, 1)
-                colour = blend(colour, self.shirt_second, 1.0 * opening)
+                colour = blend(colour, self.shirt_second, opening)
             if self.number is not None and frontal:
                 size, middle = (0.19, 0.62) if front else (0.33, 0.58)
                 digits = [int(c) for c in str(self.number)]
@@ -124,8 +128,8 @@ class Outfit:
         return dye
 
     def _patterned(self, u: np.ndarray, s: np.ndarray) -> np.ndarray:
-        base = np.broadcast_to(self.shirt, (*u.shape, 3))
-        angle = np.arcsin(np.clip(s, -1, 1))  # stripes run round the body
+        """The shirt's colour with its pattern."""
+        angle = np.arcsin(np.clip(s, -1, 1))  # so that stripes go around the body
         waves = {
             "stripes": np.sin(angle * self.stripes) > 0,
             "hoops": np.sin(u * self.stripes * 5) > 0.2,
@@ -137,24 +141,21 @@ class Outfit:
             "pinstripes": np.mod(angle * self.stripes * 1.2, 1) < 0.14,
         }
         if self.pattern not in waves:
-            return base
-        return blend(base, self.shirt_second, 1.0 * waves[self.pattern])
+            return self.shirt
+        return blend(self.shirt, self.shirt_second, waves[self.pattern])
 
     def sleeve_dye(self, u: np.ndarray, s: np.ndarray) -> np.ndarray:
         """Sleeves follow the shirt, with a cuff."""
-        base = self.shirt_second if self.pattern == "halves" else self.shirt
-        colour = np.broadcast_to(base, (*u.shape, 3))
+        colour = self.shirt_second if self.pattern == "halves" else self.shirt
         if self.pattern in ("hoops", "pinstripes", "checks"):
             colour = self._patterned(u * 0.5, s)
-        return blend(colour, self.shirt_second, 1.0 * (u > 0.88))
+        return blend(colour, self.shirt_second, u > 0.88)
 
     def trouser_dye(self, u: np.ndarray, s: np.ndarray) -> np.ndarray:
         """Trousers or shorts, maybe with a stripe down the side."""
-        colour = np.broadcast_to(self.trouser, (*u.shape, 3))
-        worn = 0.08 * self.noise(s * 6, u * 9)
-        colour = colour * (1 + worn)[..., None]
+        colour = self.trouser * (1 + 0.08 * self.noise(s * 6, u * 9))[..., None]
         stripe = (np.abs(np.abs(s) - 0.75) < 0.12) if self.side_stripe else np.zeros(u.shape, bool)
-        return blend(colour, self.shirt_second, 1.0 * stripe)
+        return blend(colour, self.shirt_second, stripe)
 
     def skirt_dye(self, u: np.ndarray, s: np.ndarray) -> np.ndarray:
         """Pleats that open towards the hem."""
@@ -163,32 +164,28 @@ class Outfit:
 
     def shin_dye(self, u: np.ndarray, s: np.ndarray) -> np.ndarray:
         """Skin above, sock below, bands at the sock's top."""
-        colour = blend(np.broadcast_to(self.skin, (*u.shape, 3)), self.socks,
-                       1.0 * (u > self.sock_top))  # fmt: skip
+        colour = blend(self.skin, self.socks, u > self.sock_top)
         bands = inside(u, self.sock_top, self.sock_top + 0.06)
         return blend(colour, self.shirt_second, bands)
 
     def shoe_dye(self, u: np.ndarray, s: np.ndarray) -> np.ndarray:
-        """Shoe with laces and a lighter sole."""
-        colour = np.broadcast_to(self.shoe, (*u.shape, 3))
+        """A shoe with a lighter sole."""
         sole = np.abs(s) > 0.72
-        return blend(colour, self.shoe * 0.4 + 0.45, 0.8 * sole)
+        return blend(self.shoe, self.shoe * 0.4 + 0.45, 0.8 * sole)
 
     def face_dye(self, turn: float) -> Dye:
-        """The head as seen when turned by ``turn``: face, hair line, beard."""
-        # Where on the head's round (-1..1 across) the face's middle is, if it is seen at all.
-        middle, seen = np.sin(turn), np.cos(turn)
+        """The head turned by ``turn`` radians from the viewer: face, hair line and beard."""
 
         def dye(u: np.ndarray, s: np.ndarray) -> np.ndarray:
             angle = np.arcsin(np.clip(s, -0.999, 0.999))
-            away = angle - np.arctan2(middle, seen)  # round the head, from the nose
+            # The angle around the head from the nose.
+            away = angle - np.arctan2(np.sin(turn), np.cos(turn))
             away = np.abs(np.mod(away + np.pi, 2 * np.pi) - np.pi)
-            colour = np.broadcast_to(self.skin, (*u.shape, 3))
-            eyes = (np.hypot((away - 0.42) / 0.15, (u - 0.5) / 0.035) < 1) * 1.0
+            eyes = np.hypot((away - 0.42) / 0.15, (u - 0.5) / 0.035) < 1
             brows = inside(away, 0.2, 0.65) * inside(u, 0.565, 0.6)
             mouth = (away < 0.33) & (np.abs(u - 0.2) < 0.02)
             nose = (away < 0.14) & (u > 0.29) & (u < 0.5)
-            colour = blend(colour, self.skin * 0.82, 1.0 * nose)
+            colour = blend(self.skin, self.skin * 0.82, nose)
             colour = blend(colour, self.skin * np.array([0.75, 0.5, 0.5]), 0.9 * mouth)
             stubble = ((u < 0.3) & (away < 1.3)) & ~(mouth & (u > 0.18))
             colour = blend(colour, self.hair, self.beard * stubble)
@@ -198,13 +195,13 @@ class Outfit:
                 return colour
             line = np.where(away < 1.05, 0.74 + 0.05 * np.cos(away * 6), 0.52)
             line = np.where(away > 1.6, 0.16, line)
-            return blend(colour, self.hair * 1.0, 1.0 * (u > line))
+            return blend(colour, self.hair, u > line)
 
         return dye
 
 
 def dress(rng: np.random.Generator) -> Outfit:
-    """Choose looks and clothes: sports kit, everyday, coat, or skirt."""
+    """Choose random looks and clothes: sports kit, everyday clothes, a jacket or a skirt."""
 
     def pick(palette: np.ndarray, spread: float = 0.05) -> np.ndarray:
         colour = palette[rng.integers(len(palette))] + rng.normal(0, spread, 3)
@@ -242,4 +239,4 @@ def dress(rng: np.random.Generator) -> Outfit:
         bag=bool(not sport and rng.random() < 0.25),
         folds=float(rng.uniform(0.06, 0.2)),
         noise=Noise(rng, 1.0),
-    )  # fmt: skip
+    )
