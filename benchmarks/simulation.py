@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks.harness.results import CaseResult, Result, make_result
 from convert.layout import RECORD
 from convert.manifest import Manifest, read_manifest
+from loaders.options import LoaderOptions
 from loaders.order import Order
 
 SAMPLES = (400_000, 4_000_000, 4_000_000_000)
@@ -72,11 +73,13 @@ def walk(samples: int, world: int) -> dict[str, float]:
     The first and the last rank walk ``STEPS`` steps from the middle of epoch 3; that all of
     their samples differ is checked, not believed.
     """
-    Order(n=10_000, batch_size=1).batch(0, 0)  # compiles the permutation, outside the clock
+    Order(10_000, LoaderOptions(batch_size=1)).batch(
+        0, 0
+    )  # compiles the permutation, outside the clock
     ranks = sorted({0, world - 1})
     tracemalloc.start()
     orders = [
-        Order(n=samples, batch_size=BATCH_SIZE, seed=1, rank=rank, world_size=world)
+        Order(samples, LoaderOptions(batch_size=BATCH_SIZE, seed=1, rank=rank, world_size=world))
         for rank in ranks
     ]
     middle = len(orders[0]) // 2

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -20,28 +20,8 @@ from convert.workers import available_cores
 from loaders.backgrounds import Backgrounds
 from loaders.batch import Batch
 from loaders.corrupt import CorruptRecords
+from loaders.options import LoaderOptions, expect
 from loaders.order import Order
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """The device with its number: "cuda" is the current one, now and for the whole run.
-
-    Raises DataError for a device that loaders do not know or that is not here.
-    """
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        found = torch.device("meta")
-    if found.type not in ("cpu", "cuda"):
-        raise DataError(f"device {device}: loaders know cpu, cuda and cuda:N")
-    if found.type == "cpu":
-        return torch.device("cpu")
-    count = torch.cuda.device_count()
-    if (found.index or 0) >= count:
-        raise DataError(f"device {device}: found {count} GPUs; use cpu or another number")
-    if str(found) == "cuda":
-        return torch.device("cuda", torch.cuda.current_device())
-    return found
 
 
 def _no_epoch() -> None:
@@ -65,17 +45,14 @@ class OrderedLoader(ABC):
 
     One epoch runs at a time: asking for another ends the one before.
 
-    layout: of the data set. device: where batches are. max_bad: see `CorruptRecords`.
-    order: arguments of `Order`, but for the number of samples.
+    layout: of the data set.
     """
 
-    def __init__(
-        self, layout: Layout, *, device: str | torch.device, max_bad: int, **order: Any
-    ) -> None:
+    def __init__(self, layout: Layout, options: LoaderOptions) -> None:
         self.layout = layout
-        self.device = resolve_device(device)
-        self.order = Order(n=layout.samples, **order)
-        self._bad = CorruptRecords(max_bad)
+        self.device = torch.device(options.device)
+        self.order = Order(layout.samples, options)
+        self._bad = CorruptRecords(options.max_bad)
         self._running: Callable[[], Generator[Batch, None, None] | None] = _no_epoch
         self._closed = False
 
@@ -148,45 +125,18 @@ class OrderedLoader(ABC):
 class ShardLoader(OrderedLoader):
     """A loader of one format of a shard folder.
 
-    Satisfies `loaders.batch.Loader`. Arguments as in `loaders.build_loader`.
+    Satisfies `loaders.batch.Loader`.
     """
 
-    def __init__(
-        self,
-        shards: Shards | str | Path,
-        *,
-        batch_size: int,
-        indices: np.ndarray | None = None,
-        shuffle: bool = True,
-        drop_last: bool = False,
-        seed: int = 0,
-        device: str | torch.device = "cpu",
-        num_workers: int | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        max_bad: int = 0,
-        check: bool = False,
-    ) -> None:
+    def __init__(self, shards: Shards | str | Path, options: LoaderOptions) -> None:
         self.shards = shards if isinstance(shards, Shards) else Shards(shards)
-        super().__init__(
-            self.shards.manifest.layout,
-            device=device,
-            max_bad=max_bad,
-            indices=indices,
-            batch_size=batch_size,
-            shuffle=shuffle,
-            drop_last=drop_last,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-        )
+        super().__init__(self.shards.manifest.layout, options)
         self.statistics = self.shards.manifest.statistics
-        self.num_workers = available_cores() if num_workers is None else num_workers
-        if self.num_workers < 1:
-            raise DataError(f"workers: found {num_workers}, expected 1 or more")
+        self.num_workers = available_cores() if options.num_workers is None else options.num_workers
+        expect("workers", self.num_workers, 1)
         # Decoders differ in what they let pass; a checksum is the same for all. So engines
         # that shall skip the same records have to check.
-        self._check = check or max_bad > 0
+        self._check = options.check or options.max_bad > 0
         # Always: a wrong row of the index would show another sample's pixels, checksum and all.
         self.shards.check_files((BACKGROUNDS, self.shards.index_name))
         self.backgrounds = Backgrounds.from_numpy(self.shards.backgrounds, self.layout, self.device)

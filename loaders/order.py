@@ -18,6 +18,7 @@ import numba
 import numpy as np
 
 from convert.errors import DataError
+from loaders.options import LoaderOptions, expect
 
 MAX_SAMPLES = 2**40
 
@@ -32,7 +33,7 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 _S27, _S30, _S31 = np.uint64(27), np.uint64(30), np.uint64(31)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Order:
     """Which samples batch ``k`` of epoch ``e`` holds on this rank.
 
@@ -43,44 +44,32 @@ class Order:
     seen twice or lost. Equal ``B * W`` gives equal global steps for any ``W``.
 
     n: samples in the data set, 1 to 2**40.
-    indices: int64 (m,), the distinct samples to visit, each in 0..n-1; None means all n.
-    batch_size: samples per rank and step (B).
-    shuffle: False visits the samples in the order given.
-    drop_last: leave out the last step where it is not full on every rank.
-    seed: 0 or more; together with the epoch it names the permutation.
-    rank, world_size: this process (r) among all of them (W).
+    options: ``indices``, ``batch_size`` (B), ``shuffle``, ``drop_last``, ``seed``, ``rank`` (r)
+        and ``world_size`` (W) are used.
 
-    Raises DataError for values out of range and for indices that are empty, out of range
-    or repeated.
+    Raises DataError for another number of samples, and for indices outside 0..n-1.
     """
 
     n: int
-    indices: np.ndarray | None = None
-    batch_size: int
-    shuffle: bool = True
-    drop_last: bool = False
-    seed: int = 0
-    rank: int = 0
-    world_size: int = 1
+    options: LoaderOptions
 
     def __post_init__(self) -> None:
-        _expect("number of samples", self.n, 1, MAX_SAMPLES)
-        _expect("batch size", self.batch_size, 1)
-        _expect("seed", self.seed, 0)
-        _expect("world size", self.world_size, 1)
-        _expect("rank", self.rank, 0, self.world_size - 1)
-        if self.indices is not None:
-            object.__setattr__(self, "indices", _checked(self.indices, self.n))
+        expect("number of samples", self.n, 1, MAX_SAMPLES)
+        indices = self.options.indices
+        if indices is not None and (indices.min() < 0 or indices.max() >= self.n):
+            raise DataError(
+                f"indices: found {indices.min()} to {indices.max()}, expected 0 to {self.n - 1}"
+            )
 
     @property
     def samples(self) -> int:
         """Samples that all ranks together visit in an epoch, before ``drop_last``."""
-        return self.n if self.indices is None else len(self.indices)
+        return self.n if self.options.indices is None else len(self.options.indices)
 
     def __len__(self) -> int:
         """Steps of an epoch; the same on every rank."""
-        step = self.batch_size * self.world_size
-        return self.samples // step if self.drop_last else -(-self.samples // step)
+        step = self.options.batch_size * self.options.world_size
+        return self.samples // step if self.options.drop_last else -(-self.samples // step)
 
     def batch(self, epoch: int, k: int, bad: Collection[int] = ()) -> np.ndarray:
         """Samples of this rank's batch ``k``: int64 (B,), fewer or none in a partial last step.
@@ -93,8 +82,8 @@ class Order:
         Raises DataError for a negative epoch or where all samples are bad, IndexError for ``k``
         outside 0..len-1.
         """
-        _expect("epoch", epoch, 0)
-        first, last = self._span(k, self.rank)
+        expect("epoch", epoch, 0)
+        first, last = self._span(k, self.options.rank)
         samples = self._at(np.arange(first, last, dtype=np.int64), epoch)
         if bad:
             for row, sample in enumerate(samples.tolist()):
@@ -104,23 +93,23 @@ class Order:
 
     def size(self, k: int, rank: int | None = None) -> int:
         """Samples of batch ``k`` on this or another rank; IndexError as for `batch`."""
-        first, last = self._span(k, self.rank if rank is None else rank)
+        first, last = self._span(k, self.options.rank if rank is None else rank)
         return last - first
 
     def _span(self, k: int, rank: int) -> tuple[int, int]:
         """First position of a batch in the epoch's order, and that behind its last."""
         if not 0 <= k < len(self):
             raise IndexError(f"batch {k} of an epoch of {len(self)}")
-        step = self.batch_size * self.world_size
+        step = self.options.batch_size * self.options.world_size
         size = min(step, self.samples - k * step)
-        first = k * step + rank * size // self.world_size
-        return first, k * step + (rank + 1) * size // self.world_size
+        first = k * step + rank * size // self.options.world_size
+        return first, k * step + (rank + 1) * size // self.options.world_size
 
     def _at(self, positions: np.ndarray, epoch: int) -> np.ndarray:
         """Samples at some positions of the epoch's order: int64, a new array."""
-        if self.shuffle:
-            positions = permute(positions, self.samples, self.seed, epoch)
-        return positions if self.indices is None else self.indices[positions]
+        if self.options.shuffle:
+            positions = permute(positions, self.samples, self.options.seed, epoch)
+        return positions if self.options.indices is None else self.options.indices[positions]
 
     def _stand_in(self, position: int, epoch: int, bad: Collection[int]) -> int:
         """The first good sample behind a position, going round."""
@@ -216,29 +205,3 @@ def _round_keys(seed: int, epoch: int) -> np.ndarray:
     # As spawn_key, not as (seed, epoch): there a seed above 2**32 would share its words with
     # another (seed, epoch).
     return np.random.SeedSequence(seed, spawn_key=(epoch,)).generate_state(_ROUNDS, np.uint64)
-
-
-def _expect(name: str, found: int, low: int, high: int | None = None) -> None:
-    """Raise DataError unless low <= found <= high."""
-    if found < low or (high is not None and found > high):
-        wanted = f"{low} or more" if high is None else f"{low} to {high}"
-        raise DataError(f"{name}: found {found}, expected {wanted}")
-
-
-def _checked(indices: np.ndarray, n: int) -> np.ndarray:
-    """A read-only int64 copy; raises DataError where it is not a set of samples."""
-    found = np.asarray(indices)
-    if found.ndim != 1 or len(found) == 0 or found.dtype.kind not in "iu":
-        raise DataError(
-            f"indices: found {found.dtype} of shape {found.shape}, "
-            "expected a list of at least one whole number"
-        )
-    checked = found.astype(np.int64)
-    ordered = np.sort(checked)
-    if ordered[0] < 0 or ordered[-1] >= n:
-        raise DataError(f"indices: found {ordered[0]} to {ordered[-1]}, expected 0 to {n - 1}")
-    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
-    if len(repeated):
-        raise DataError(f"indices: found {repeated[0]} more than once, expected each at most once")
-    checked.setflags(write=False)
-    return checked

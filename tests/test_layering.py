@@ -30,7 +30,7 @@ ALLOWED = {
         "convert.codecs convert.errors convert.layout convert.manifest convert.moments "
         "convert.shards convert.workers"
     ),
-    "loaders/__init__.py": "convert.source",
+    "loaders/folder.py": "convert.source",
     "loaders/engines/reference.py": "convert.source",
     "loaders/engines/ffcv.py": "convert.beton",
     "loaders/engines/dali_stream.py": "convert.tarshards",

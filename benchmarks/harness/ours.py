@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from benchmarks.harness.results import FLOAT
 from convert.moments import Statistics
 from convert.shards import Shards
 from loaders import Preprocess, build_loader
+from loaders.engines import is_installed
 
 ENGINES = {"ffcv": "ffcv", "dali": "nvidia.dali"}
 """Name of an engine -> the module that it needs."""
@@ -91,11 +91,7 @@ def missing_engines(shards: Path) -> dict[str, str]:
         # DALI's engine reads either format.
         if engine == "ffcv" and engine not in Shards(shards).manifest.formats:
             reasons[engine] = "the folder holds no files of this format"
-        try:
-            found = importlib.util.find_spec(module) is not None
-        except ModuleNotFoundError:  # of the package that it would lie in
-            found = False
-        if not found:
+        if not is_installed(module):
             reasons[engine] = f"{module} is not installed"
     return reasons
 

@@ -29,6 +29,7 @@ from benchmarks.peers.spdl import open_spdl
 from benchmarks.peers.streaming import WriteMDS, open_streaming
 from benchmarks.peers.webdataset import open_webdataset
 from loaders.engines.reference import ReferenceLoader
+from loaders.options import LoaderOptions
 
 PILLOW = "Pillow + DataLoader, 4 images, float"
 STOCK_FFCV = "stock FFCV, 4 RGB JPEG fields"
@@ -84,11 +85,11 @@ def chosen(name: str, only: tuple[str, ...]) -> bool:
 
 def _truth(dataset: Path, slow_share: int) -> Truth:
     """Some of the samples that everybody reads, decoded by Pillow one by one."""
-    with ReferenceLoader(dataset, batch_size=1) as reference:
+    with ReferenceLoader(dataset, LoaderOptions(batch_size=1)) as reference:
         every = np.arange(0, reference.layout.samples, slow_share)
         indices = every[some_samples(len(every))]
     with ReferenceLoader(
-        dataset, batch_size=len(indices), indices=indices, shuffle=False
+        dataset, LoaderOptions(batch_size=len(indices), indices=indices, shuffle=False)
     ) as loader:
         (batch,) = loader.epoch(0)
         bg = loader.backgrounds.gather(batch.index)
@@ -103,7 +104,7 @@ class _Field:
     def __init__(
         self, dataset: Path, shards: Path, folder: Path, loading: Loading, slow_share: int
     ) -> None:
-        with ReferenceLoader(dataset, batch_size=1) as reference:
+        with ReferenceLoader(dataset, LoaderOptions(batch_size=1)) as reference:
             self.everything = Files(dataset, np.arange(reference.layout.samples))
         self._some = Files(dataset, self.everything.indices[::slow_share])
         self._folder, self._shards = folder, shards

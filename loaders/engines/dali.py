@@ -25,6 +25,7 @@ from loaders.base import ShardLoader
 from loaders.batch import Batch
 from loaders.buffers import BufferPool
 from loaders.masks import pad_runs, runs_fill, unpack_batch
+from loaders.options import LoaderOptions
 from loaders.transfer import CudaStreams, Streams, transfer
 
 try:
@@ -99,21 +100,21 @@ class Stored(NamedTuple):
 
 
 class DALILoader(ShardLoader):
-    """Batches decoded by DALI; see `loaders.build_loader` for the arguments.
+    """Batches decoded by DALI.
 
     Works on either format of the folder, as both have a per-record index; on the GPU the
     JPEGs are decoded there and the masks unpacked there.
     """
 
-    def __init__(self, shards: Shards | str | Path, **options: Any) -> None:
+    def __init__(self, shards: Shards | str | Path, options: LoaderOptions) -> None:
         if not isinstance(shards, Shards):
             formats = read_manifest(shards).formats
             shards = Shards(shards, "dali" if "dali" in formats else next(iter(formats)))
-        super().__init__(shards, **options)
+        super().__init__(shards, options)
         self._mask_is_jpeg = self.shards.manifest.codecs["mask"] != "runs"
         self._plan: Generator[Stored, None, None] | None = None
         self._fed: deque[tuple[Stored | None, DataError | None]] = deque()
-        shape = (self.order.batch_size, 1, self.layout.height, self.layout.width)
+        shape = (options.batch_size, 1, self.layout.height, self.layout.width)
         self._masks = BufferPool(shape, np.dtype(np.uint8))
         on_gpu = self.device.type == "cuda"
         self._streams: Streams | None = CudaStreams(self.device) if on_gpu else None
@@ -127,7 +128,7 @@ class DALILoader(ShardLoader):
             mask_is_jpeg=self._mask_is_jpeg,
             height=self.layout.height,
             width=self.layout.width,
-            batch_size=self.order.batch_size,
+            batch_size=self.order.options.batch_size,
             num_threads=self.num_workers,
             device_id=self.device.index if on_gpu else None,
             prefetch_queue_depth=_AHEAD,

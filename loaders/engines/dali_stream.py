@@ -22,6 +22,7 @@ from convert.shards import Shards
 from convert.tarshards import dali_index_name, extensions
 from loaders.batch import Batch
 from loaders.engines.dali import DALILoader, Stored, reading_graph
+from loaders.options import LoaderOptions
 from loaders.order import Order, permute
 
 WINDOW = 1024
@@ -40,9 +41,9 @@ class StreamOrder:
     def __init__(self, order: Order, shard: np.ndarray, offset: np.ndarray) -> None:
         self._order = order
         self.wanted = np.ones(order.n, np.bool_)
-        if order.indices is not None:
+        if order.options.indices is not None:
             self.wanted[:] = False
-            self.wanted[order.indices] = True
+            self.wanted[order.options.indices] = True
         stored = np.lexsort((offset, shard))
         self._stored = np.bincount(shard)
         ends = np.cumsum(self._stored)
@@ -57,9 +58,9 @@ class StreamOrder:
         """(shard, rows) that this rank reads one after the other; rows int64, ascending."""
         order = self._order
         shards = np.arange(len(self._rows), dtype=np.int64)
-        if order.shuffle:
-            shards = permute(shards, len(shards), order.seed, epoch)
-        shares = [self._share(rank) for rank in range(order.rank + 1)]
+        if order.options.shuffle:
+            shards = permute(shards, len(shards), order.options.seed, epoch)
+        shares = [self._share(rank) for rank in range(order.options.rank + 1)]
         begin, end = sum(shares[:-1]), sum(shares)
         at, found = 0, []
         for shard in shards.tolist():
@@ -74,7 +75,7 @@ class StreamOrder:
         steps = len(self._order)
         if not steps:
             return 0
-        return (steps - 1) * self._order.batch_size + self._order.size(steps - 1, rank)
+        return (steps - 1) * self._order.options.batch_size + self._order.size(steps - 1, rank)
 
 
 def _chosen(read: Stored, rows: list[int], faults: list[RecordError]) -> Stored:
@@ -85,7 +86,7 @@ def _chosen(read: Stored, rows: list[int], faults: list[RecordError]) -> Stored:
 
 
 class DALIStreamLoader(DALILoader):
-    """Batches in the order in which shards are read; arguments as `loaders.build_loader`.
+    """Batches in the order in which shards are read.
 
     Differs from the other loaders in this: the order of an epoch, which depends on (seed,
     epoch, rank, world_size, batch_size); with ``shuffle=False`` it is that of the shards, not of
@@ -94,8 +95,8 @@ class DALIStreamLoader(DALILoader):
     one of the batch before.
     """
 
-    def __init__(self, shards: str | Path, **options: Any) -> None:
-        super().__init__(Shards(shards, "dali"), **options)
+    def __init__(self, shards: str | Path, options: LoaderOptions) -> None:
+        super().__init__(Shards(shards, "dali"), options)
         # Any field will do: a sample's fields lie side by side.
         records = self.shards.records[FIELDS[0]]
         self._stream = StreamOrder(self.order, records["file"], records["offset"])
@@ -116,7 +117,7 @@ class DALIStreamLoader(DALILoader):
     def _open(self, epoch: int) -> Any:
         """DALI's reader of this rank's part of an epoch."""
         order = self.order
-        entropy = np.random.SeedSequence(order.seed, spawn_key=(epoch, order.rank))
+        entropy = np.random.SeedSequence(order.options.seed, spawn_key=(epoch, order.options.rank))
         # DALI's index files with the lines of this rank alone: so the reader knows of no others.
         with tempfile.TemporaryDirectory(prefix="maskdepth-") as scratch:
             parts = self._stream.parts(epoch)
@@ -125,9 +126,9 @@ class DALIStreamLoader(DALILoader):
                 paths=[str(self.shards.folder / self.shards.names[shard]) for shard, _ in parts],
                 index_paths=index_paths,
                 extensions=list(extensions(self.shards.manifest.codecs).values()),
-                window=WINDOW if order.shuffle else 0,
+                window=WINDOW if order.options.shuffle else 0,
                 window_seed=int(entropy.generate_state(1)[0] >> 1),
-                batch_size=order.batch_size,
+                batch_size=order.options.batch_size,
                 num_threads=1,
                 device_id=None,
                 prefetch_queue_depth=2,

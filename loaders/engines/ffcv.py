@@ -25,6 +25,7 @@ from convert.shards import Shards
 from loaders.base import ShardLoader
 from loaders.batch import Batch
 from loaders.buffers import BufferPool
+from loaders.options import LoaderOptions
 from loaders.threads import Pending, ThreadTeam
 from loaders.transfer import CudaStreams, transfer
 from loaders.turbojpeg import decode_samples, free_handles, new_handles
@@ -251,29 +252,28 @@ class _NoMemory:
 
 
 class FFCVLoader(ShardLoader):
-    """Batches decoded by our operation in FFCV's pipeline; arguments as `build_loader`."""
+    """Batches decoded by our operation in FFCV's pipeline."""
 
-    def __init__(self, shards: str | Path, *, decode_size: str = "full", **options: Any) -> None:
+    def __init__(self, shards: str | Path, options: LoaderOptions) -> None:
         opened = Shards(shards, "ffcv")
         for fault in check_structure(opened):
             raise DataError(f"{fault}; pack again")
         height, width = opened.manifest.layout.height, opened.manifest.layout.width
-        if decode_size == "half" and (height % 2 or width % 2):
+        halved = options.decode_size == "half"
+        if halved and (height % 2 or width % 2):
             raise DataError(
                 f"{shards}: decode size half: found {width}x{height} pixels, expected even sides"
             )
-        super().__init__(opened, **options)
+        super().__init__(opened, options)
         self._handles = new_handles(self.num_workers)
-        operation = _DecodeSamples(
-            opened, self._handles, self._is_bad, halved=decode_size == "half"
-        )
+        operation = _DecodeSamples(opened, self._handles, self._is_bad, halved=halved)
         # Of the operation, which every piece of work holds: nothing decodes when it is gone. At
         # exit something may.
         self._free = weakref.finalize(operation, free_handles, self._handles)
         self._free.atexit = False
         path = opened.folder / opened.names[0]
         pinned = self.device.type == "cuda"
-        self._engine = _Engine(path, self.order.batch_size, operation, pinned)
+        self._engine = _Engine(path, options.batch_size, operation, pinned)
 
     def _batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         host = self._host_batches(epoch, start)

@@ -22,6 +22,7 @@ from convert.source import FOLDERS, read_source
 from loaders.backgrounds import Backgrounds
 from loaders.base import OrderedLoader
 from loaders.batch import Batch
+from loaders.options import LoaderOptions
 
 # The channels of each kind of image, as Pillow names them.
 _MODES = {"fg_bg": "RGB", "bg": "RGB", "mask": "L", "depth": "L"}
@@ -31,57 +32,26 @@ class ReferenceLoader(OrderedLoader):
     """Batches of a data set folder; a `loaders.batch.Loader`.
 
     dataset: folder of bg, fg_bg, fg_bg_mask and fg_bg_depth.
-    batch_size, indices, shuffle, drop_last, seed, rank, world_size: see `Order`.
-    device: where batches and backgrounds are put.
-    num_workers: threads that decode; None or 0 decodes in the calling thread.
-    max_bad: see `CorruptRecords`; a record is bad if Pillow cannot read one of its images.
-    check: refused, as a data set folder has no checksums.
+    options: ``num_workers`` None or 0 decodes in the calling thread. A record is corrupt if Pillow
+        cannot read one of its images. ``check`` is refused: the folder has no checksums.
 
     fg_bg is as Pillow converts it to RGB, mask is the luma plane thresholded at 128, depth is
     the luma plane. Raises DataError for a folder or arguments that are not as they should be,
     RecordError for a bad image, when it is read.
     """
 
-    def __init__(
-        self,
-        dataset: str | Path,
-        *,
-        batch_size: int,
-        indices: np.ndarray | None = None,
-        shuffle: bool = True,
-        drop_last: bool = False,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        num_workers: int | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        max_bad: int = 0,
-        check: bool = False,
-    ) -> None:
-        if check:
+    def __init__(self, dataset: str | Path, options: LoaderOptions) -> None:
+        if options.check:
             raise DataError(f"{dataset}: a data set folder has no checksums; pack it to check it")
-        if num_workers is not None and num_workers < 0:
-            raise DataError(f"workers: found {num_workers}, expected 0 or more")
         self._source = read_source(Path(dataset))
         # Listed once: a file that disappears later is missed, and does not move its neighbours up.
         self._names = [self._source.names(group) for group in range(len(self._source.bg))]
-        super().__init__(
-            self._source.layout,
-            device=device,
-            max_bad=max_bad,
-            indices=indices,
-            batch_size=batch_size,
-            shuffle=shuffle,
-            drop_last=drop_last,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-        )
+        super().__init__(self._source.layout, options)
         first_samples = self.layout.group_starts[:-1].tolist()
         named = zip(first_samples, self._source.bg, strict=True)
         self._bg = np.stack([self._read(index, "bg", path) for index, path in named])
         self.backgrounds = Backgrounds.from_numpy(self._bg, self.layout, self.device)
-        self._pool = ThreadPoolExecutor(num_workers) if num_workers else None
+        self._pool = ThreadPoolExecutor(options.num_workers) if options.num_workers else None
 
     def _batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         for k in range(start, len(self)):

@@ -17,6 +17,7 @@ from convert.errors import RecordError
 from convert.source import FOLDERS
 from loaders import Batch, DataError, build_loader
 from loaders.engines.reference import ReferenceLoader
+from loaders.options import LoaderOptions
 from loaders.order import Order, permute
 from tests.damage import Records, bit_flipped, zeroed
 
@@ -42,10 +43,10 @@ def stand_ins(order: list[int], bad: Collection[int]) -> list[int]:
 def test_the_next_good_sample_of_the_order_stands_in(
     n: int, bad: set[int], seed: int, data: st.DataObject
 ) -> None:
-    options: dict[str, Any] = {"n": n, "seed": seed, "shuffle": data.draw(st.booleans())}
+    options: dict[str, Any] = {"seed": seed, "shuffle": data.draw(st.booleans())}
     world_size, batch_size = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 9))
     options |= {"world_size": world_size, "batch_size": batch_size}
-    orders = [Order(rank=rank, **options) for rank in range(world_size)]
+    orders = [Order(n, LoaderOptions(rank=rank, **options)) for rank in range(world_size)]
 
     def walk(bad: Collection[int]) -> list[int]:
         steps = range(len(orders[0]))
@@ -87,7 +88,7 @@ def engine(request: pytest.FixtureRequest, need_engine: Callable[[str], None]) -
 @pytest.fixture(scope="module")
 def truth(dataset: Path) -> Batch:
     """All samples, undamaged, in source order."""
-    with ReferenceLoader(dataset, batch_size=90, shuffle=False) as loader:
+    with ReferenceLoader(dataset, LoaderOptions(batch_size=90, shuffle=False)) as loader:
         return next(loader.epoch(0))
 
 
@@ -99,7 +100,7 @@ def test_engines_skip_the_same_and_show_the_same(
     for rank in range(world_size):
         options: dict[str, Any] = {"batch_size": 8, "seed": 1, "rank": rank}
         options["world_size"] = world_size
-        order = Order(n=90, **options)
+        order = Order(90, LoaderOptions(**options))
         with build_loader(engine, broken[engine], max_bad=6, **options) as loader:
             for epoch in (0, 1):
                 met = []
@@ -144,7 +145,7 @@ def test_none_may_be_skipped_unless_asked(engine: str, broken: dict[str, Path]) 
             next(loader.epoch(0))
         assert "at most" not in caught.value.message
         assert loader.skipped == []
-    with pytest.raises(DataError, match="bad records to skip: found -1"):
+    with pytest.raises(DataError, match="corrupt records to skip: found -1"):
         build_loader(engine, broken[engine], batch_size=8, max_bad=-1)
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from convert.errors import RecordError
 from loaders import Batch, DataError, build_loader
 from loaders.engines.reference import ReferenceLoader
+from loaders.options import LoaderOptions
 from loaders.order import Order
 from tests.damage import Records, bit_flipped, zeroed
 from tests.tiny_shards import write_tiny_shards
@@ -30,7 +31,7 @@ def _dali(need_engine: Callable[[str], None]) -> None:
 @pytest.fixture(scope="module")
 def truth(dataset: Path) -> Batch:
     """All samples in source order."""
-    with ReferenceLoader(dataset, batch_size=90, shuffle=False) as loader:
+    with ReferenceLoader(dataset, LoaderOptions(batch_size=90, shuffle=False)) as loader:
         return next(loader.epoch(0))
 
 
@@ -57,7 +58,7 @@ def test_ranks_see_every_sample_once_in_equal_steps(
         options: dict[str, Any] = {"batch_size": 7, "indices": visited, "shuffle": shuffle}
         options |= {"drop_last": drop_last, "rank": rank, "world_size": world_size}
         with build_loader(ENGINE, shards, **options) as loader:
-            order = Order(n=90, **options)
+            order = Order(90, LoaderOptions(**options))
             sizes = []
             for batch in loader.epoch(1):
                 assert_right(batch, truth)
@@ -100,12 +101,12 @@ def test_slices_of_ranks(data: st.DataObject, samples: int, shards: int) -> None
         shard[members], offset[members] = number, 512 + 1024 * np.arange(len(members))
     world_size = data.draw(st.integers(1, 4))
     chosen = data.draw(st.sets(st.integers(0, samples - 1), min_size=1))
-    options: dict[str, Any] = {"n": samples, "indices": np.array(sorted(chosen))}
+    options: dict[str, Any] = {"indices": np.array(sorted(chosen))}
     options |= {"batch_size": data.draw(st.integers(1, 50)), "drop_last": data.draw(st.booleans())}
     rows: list[tuple[int, int]] = []
     steps = 0
     for rank in range(world_size):
-        order = Order(rank=rank, world_size=world_size, **options)
+        order = Order(samples, LoaderOptions(rank=rank, world_size=world_size, **options))
         parts = StreamOrder(order, shard, offset).parts(3)
         steps = sum(order.size(k, r) for k in range(len(order)) for r in range(world_size))
         assert sum(len(found) for _, found in parts) == sum(map(order.size, range(len(order))))

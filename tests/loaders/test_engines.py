@@ -19,6 +19,7 @@ from convert.pack import PackConfig, pack
 from convert.source import read_source
 from loaders import Batch, DataError, build_loader, read_layout
 from loaders.engines.reference import ReferenceLoader
+from loaders.options import LoaderOptions
 from tests.damage import Records, zeroed_until
 
 ENGINES = ("ffcv", "dali")
@@ -61,7 +62,7 @@ def test_epoch_equals_reference(
     options: dict[str, Any] = {"batch_size": 16, "shuffle": shuffle, "drop_last": drop_last}
     options["seed"] = 3
     with (
-        ReferenceLoader(dataset, **options) as truth,
+        ReferenceLoader(dataset, LoaderOptions(**options)) as truth,
         build_loader(engine, shards, **options) as loader,
     ):
         assert len(loader) == len(truth) == (5 if drop_last else 6)
@@ -81,7 +82,7 @@ def test_ranks_equal_reference(
         options: dict[str, Any] = {"batch_size": batch_size, "indices": indices, "rank": rank}
         options["world_size"] = world_size
         with (
-            ReferenceLoader(dataset, **options) as truth,
+            ReferenceLoader(dataset, LoaderOptions(**options)) as truth,
             build_loader(engine, shards, **options) as loader,
         ):
             assert_same_epoch(loader.epoch(2), truth.epoch(2))
@@ -104,7 +105,7 @@ def test_every_codec_equals_reference(
     config = PackConfig(mask_codec=codecs[0], depth_codec=codecs[1])
     pack(dataset, tmp_path / "shards", config=config, workers=0, progress=False)
     with (
-        ReferenceLoader(dataset, batch_size=32) as truth,
+        ReferenceLoader(dataset, LoaderOptions(batch_size=32)) as truth,
         build_loader(engine, tmp_path / "shards", batch_size=32) as loader,
     ):
         assert_same_epoch(loader.epoch(0), truth.epoch(0))
@@ -114,7 +115,7 @@ def test_statistics_and_backgrounds_equal_reference(
     any_engine: str, dataset: Path, shards: Path
 ) -> None:
     with (
-        ReferenceLoader(dataset, batch_size=32) as truth,
+        ReferenceLoader(dataset, LoaderOptions(batch_size=32)) as truth,
         build_loader(any_engine, shards, batch_size=32) as loader,
     ):
         assert loader.statistics == truth.statistics
@@ -128,7 +129,7 @@ def test_statistics_and_backgrounds_equal_reference(
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_any_number_of_workers(engine: str, dataset: Path, shards: Path, threads: int) -> None:
     with (
-        ReferenceLoader(dataset, batch_size=32) as truth,
+        ReferenceLoader(dataset, LoaderOptions(batch_size=32)) as truth,
         build_loader(engine, shards, batch_size=32, num_workers=threads) as loader,
     ):
         assert_same_epoch(loader.epoch(0), truth.epoch(0))
@@ -174,7 +175,7 @@ def test_real_samples_equal_reference(
     for rank in range(world_size):
         options: dict[str, Any] = {"batch_size": 2, "rank": rank, "world_size": world_size}
         with (
-            ReferenceLoader(real["data"], **options) as truth,
+            ReferenceLoader(real["data"], LoaderOptions(**options)) as truth,
             build_loader(engine, real["shards"], check=True, **options) as loader,
         ):
             for epoch in (0, 1):
@@ -187,7 +188,7 @@ def test_real_samples_streamed_equal_reference(
 ) -> None:
     need_engine("dali-stream")
     with (
-        ReferenceLoader(real["data"], batch_size=5, shuffle=False) as loader,
+        ReferenceLoader(real["data"], LoaderOptions(batch_size=5, shuffle=False)) as loader,
         build_loader("dali-stream", real["shards"], batch_size=2, check=True) as streamed,
     ):
         truth = next(loader.epoch(0))
@@ -200,7 +201,7 @@ def test_real_samples_streamed_equal_reference(
 
 def test_early_breaks_leave_nothing_behind(engine: str, dataset: Path, shards: Path) -> None:
     with (
-        ReferenceLoader(dataset, batch_size=8) as truth,
+        ReferenceLoader(dataset, LoaderOptions(batch_size=8)) as truth,
         build_loader(engine, shards, batch_size=8) as loader,
     ):
         next(iter(loader.epoch(0)))
@@ -296,10 +297,13 @@ def test_unknown_device(any_engine: str, shards: Path, device: str) -> None:
 
 @pytest.mark.parametrize("start", [-1, 13, 99])
 def test_reference_has_the_same_contract(dataset: Path, start: int) -> None:
-    with ReferenceLoader(dataset, batch_size=8) as loader, pytest.raises(DataError, match="found"):
+    with (
+        ReferenceLoader(dataset, LoaderOptions(batch_size=8)) as loader,
+        pytest.raises(DataError, match="found"),
+    ):
         loader.epoch(0, start=start)
     with pytest.raises(DataError, match="device cuda:99: "):
-        ReferenceLoader(dataset, batch_size=8, device="cuda:99")
+        ReferenceLoader(dataset, LoaderOptions(batch_size=8, device="cuda:99"))
     with pytest.raises(DataError, match="workers: found -1, expected 0 or more"):
         build_loader("reference", dataset, batch_size=8, num_workers=-1)
 

@@ -23,6 +23,7 @@ from convert.manifest import MANIFEST, ShardFile, read_manifest
 from convert.pack import PackConfig, pack
 from loaders import Batch, DataError, Loader, build_loader
 from loaders.engines.reference import ReferenceLoader
+from loaders.options import LoaderOptions
 from tests import damage
 
 ENGINES = ("ffcv", "dali", "dali-stream")
@@ -100,7 +101,7 @@ def assert_skipped(engine: str, packed: Path, name: str, truth: Batch) -> None:
 
 @pytest.fixture(scope="module")
 def truth(dataset: Path) -> Batch:
-    with ReferenceLoader(dataset, batch_size=90, shuffle=False) as loader:
+    with ReferenceLoader(dataset, LoaderOptions(batch_size=90, shuffle=False)) as loader:
         return next(loader.epoch(0))
 
 

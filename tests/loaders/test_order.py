@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convert.errors import DataError
+from loaders.options import LoaderOptions
 from loaders.order import MAX_SAMPLES, Order, distributed_rank, permute
 
 SEEDS = st.integers(0, 2**70)
@@ -110,18 +111,18 @@ def test_where_one_sample_goes_over_many_epochs_is_uniform() -> None:
 
 
 def test_a_batch_mixes_backgrounds() -> None:
-    order = Order(n=400_000, batch_size=64)
+    order = Order(400_000, LoaderOptions(batch_size=64))
     distinct = [len(np.unique(order.batch(0, k) // 4000)) for k in range(1000)]
     ideal = 100 * (1 - 0.99**64)
     assert abs(np.mean(distinct) - ideal) < 0.4
 
 
 @st.composite
-def settings_of_an_epoch(draw: st.DrawFn) -> dict:
+def settings_of_an_epoch(draw: st.DrawFn) -> tuple[int, dict]:
+    """Number of samples, and options of a loader but for the rank."""
     n = draw(st.integers(1, 300))
     some = st.lists(st.integers(0, n - 1), min_size=1, unique=True).map(np.array)
-    return {
-        "n": n,
+    return n, {
         "indices": draw(st.none() | some),
         "batch_size": draw(st.integers(1, 40)),
         "shuffle": draw(st.booleans()),
@@ -133,11 +134,13 @@ def settings_of_an_epoch(draw: st.DrawFn) -> dict:
 
 @given(given_settings=settings_of_an_epoch(), epoch=EPOCHS)
 @settings(max_examples=150, deadline=None)
-def test_ranks_share_an_epoch(given_settings: dict, epoch: int) -> None:
-    world_size = given_settings["world_size"]
-    batch_size = given_settings["batch_size"]
-    orders = [Order(**given_settings, rank=rank) for rank in range(world_size)]
-    alone = Order(**given_settings | {"world_size": 1, "batch_size": batch_size * world_size})
+def test_ranks_share_an_epoch(given_settings: tuple[int, dict], epoch: int) -> None:
+    n, options = given_settings
+    world_size = options["world_size"]
+    batch_size = options["batch_size"]
+    orders = [Order(n, LoaderOptions(**options, rank=rank)) for rank in range(world_size)]
+    whole = options | {"world_size": 1, "batch_size": batch_size * world_size}
+    alone = Order(n, LoaderOptions(**whole))
     assert {len(order) for order in orders} == {len(alone)}
     seen = []
     for k in range(len(alone)):
@@ -148,34 +151,37 @@ def test_ranks_share_an_epoch(given_settings: dict, epoch: int) -> None:
         assert max(sizes) - min(sizes) <= 1
         assert k == len(alone) - 1 or set(sizes) == {batch_size}
         seen += together.tolist()
-    indices = given_settings["indices"]
-    wanted = list(range(given_settings["n"])) if indices is None else indices.tolist()
-    if given_settings["drop_last"]:
+    indices = options["indices"]
+    wanted = list(range(n)) if indices is None else indices.tolist()
+    if options["drop_last"]:
         assert set(seen) <= set(wanted)
         assert len(set(seen)) == len(seen) == len(alone) * batch_size * world_size
     else:
         assert sorted(seen) == sorted(wanted)
-    if not given_settings["shuffle"]:
+    if not options["shuffle"]:
         assert seen == wanted[: len(seen)]
 
 
 def test_batches_are_int64_and_the_users_own() -> None:
     indices = np.array([5, 3, 9], dtype=np.int32)
-    order = Order(n=10, indices=indices, batch_size=3, shuffle=False)
+    order = Order(10, LoaderOptions(indices=indices, batch_size=3, shuffle=False))
     indices[:] = 0
     batch = order.batch(0, 0)
     assert batch.dtype == np.int64
     assert batch.tolist() == [5, 3, 9]
     batch[:] = 0
     assert order.batch(0, 0).tolist() == [5, 3, 9]
-    shuffled = Order(n=10, batch_size=10)
+    shuffled = Order(10, LoaderOptions(batch_size=10))
     shuffled.batch(0, 0)[:] = 0
     assert sorted(shuffled.batch(0, 0).tolist()) == list(range(10))
 
 
 def test_a_rank_may_get_an_empty_last_batch() -> None:
     sizes = [
-        [len(Order(n=9, batch_size=2, rank=rank, world_size=4).batch(0, k)) for k in range(2)]
+        [
+            len(Order(9, LoaderOptions(batch_size=2, rank=rank, world_size=4)).batch(0, k))
+            for k in range(2)
+        ]
         for rank in range(4)
     ]
     assert sizes == [[2, 0], [2, 0], [2, 0], [2, 1]]
@@ -202,11 +208,11 @@ def test_a_rank_may_get_an_empty_last_batch() -> None:
 )
 def test_wrong_arguments_are_named(wrong: dict, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        Order(**{"n": 10, "batch_size": 2} | wrong)
+        Order(wrong.pop("n", 10), LoaderOptions(**{"batch_size": 2} | wrong))
 
 
 def test_batches_outside_an_epoch() -> None:
-    order = Order(n=10, batch_size=4)
+    order = Order(10, LoaderOptions(batch_size=4))
     for k in (-1, 3):
         with pytest.raises(IndexError):
             order.batch(0, k)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from convert.errors import DataError, RecordError
 from loaders.engines.reference import ReferenceLoader
+from loaders.options import LoaderOptions
 
 HEIGHT, WIDTH = 24, 32
 GROUPS = (4, 3, 5)
@@ -73,7 +74,7 @@ def decoded(path: Path) -> np.ndarray:
 
 
 def test_batches_are_what_pillow_shows(drawn: Path) -> None:
-    with ReferenceLoader(drawn, batch_size=5, shuffle=False) as loader:
+    with ReferenceLoader(drawn, LoaderOptions(batch_size=5, shuffle=False)) as loader:
         batches = list(loader.epoch(0))
     assert [len(batch.index) for batch in batches] == [5, 5, 2]
     fg_bg, mask, depth, index = (torch.cat(parts) for parts in zip(*batches, strict=True))
@@ -91,7 +92,7 @@ def test_batches_are_what_pillow_shows(drawn: Path) -> None:
 
 
 def test_backgrounds_and_their_samples(drawn: Path) -> None:
-    loader = ReferenceLoader(drawn, batch_size=SAMPLES)
+    loader = ReferenceLoader(drawn, LoaderOptions(batch_size=SAMPLES))
     (batch,) = loader.epoch(0)
     shown = np.repeat(np.arange(3), GROUPS)[batch.index.numpy()]
     images = np.stack([decoded(path) for path in files(drawn, "bg")])[shown]
@@ -100,7 +101,7 @@ def test_backgrounds_and_their_samples(drawn: Path) -> None:
 
 
 def test_statistics_are_exact(drawn: Path) -> None:
-    loader = ReferenceLoader(drawn, batch_size=SAMPLES, shuffle=False)
+    loader = ReferenceLoader(drawn, LoaderOptions(batch_size=SAMPLES, shuffle=False))
     (batch,) = loader.epoch(0)
     fields = {
         "bg": (loader.backgrounds.gather(batch.index), 255),
@@ -122,17 +123,21 @@ def test_statistics_are_exact(drawn: Path) -> None:
 
 
 def test_order_is_seeded_resumable_and_shared_by_ranks(drawn: Path) -> None:
-    loader = ReferenceLoader(drawn, batch_size=4, seed=1)
+    loader = ReferenceLoader(drawn, LoaderOptions(batch_size=4, seed=1))
     assert len(loader) == 3
     whole = list(loader.epoch(2))
-    for again in (loader.epoch(2), ReferenceLoader(drawn, batch_size=4, seed=1).epoch(2)):
+    for again in (
+        loader.epoch(2),
+        ReferenceLoader(drawn, LoaderOptions(batch_size=4, seed=1)).epoch(2),
+    ):
         for a, b in zip(whole, again, strict=True):
             assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
     resumed = list(loader.epoch(2, start=1))
     assert [b.index.tolist() for b in resumed] == [b.index.tolist() for b in whole[1:]]
     assert list(loader.epoch(2, start=3)) == []
     ranks = [
-        ReferenceLoader(drawn, batch_size=2, seed=1, rank=rank, world_size=2) for rank in (0, 1)
+        ReferenceLoader(drawn, LoaderOptions(batch_size=2, seed=1, rank=rank, world_size=2))
+        for rank in (0, 1)
     ]
     for together, *parts in zip(whole, *(rank.epoch(2) for rank in ranks), strict=True):
         for x, *ys in zip(together, *parts, strict=True):
@@ -142,19 +147,22 @@ def test_order_is_seeded_resumable_and_shared_by_ranks(drawn: Path) -> None:
 def test_some_samples_and_an_empty_batch(drawn: Path) -> None:
     options: dict[str, Any] = {"indices": np.array([7, 2, 3]), "shuffle": False, "world_size": 2}
     first, second = (
-        list(ReferenceLoader(drawn, batch_size=1, rank=rank, **options).epoch(0)) for rank in (0, 1)
+        list(ReferenceLoader(drawn, LoaderOptions(batch_size=1, rank=rank, **options)).epoch(0))
+        for rank in (0, 1)
     )
     assert [batch.index.tolist() for batch in first] == [[7], []]
     assert [batch.index.tolist() for batch in second] == [[2], [3]]
     assert tuple(first[1].fg_bg.shape) == (0, 3, HEIGHT, WIDTH)
-    assert len(ReferenceLoader(drawn, batch_size=2, drop_last=True, **options)) == 0
+    assert len(ReferenceLoader(drawn, LoaderOptions(batch_size=2, drop_last=True, **options))) == 0
 
 
 def test_threads_read_the_same_and_end(drawn: Path) -> None:
     before = set(threading.enumerate())
-    with ReferenceLoader(drawn, batch_size=5, num_workers=3) as loader:
+    with ReferenceLoader(drawn, LoaderOptions(batch_size=5, num_workers=3)) as loader:
         for a, b in zip(
-            loader.epoch(0), ReferenceLoader(drawn, batch_size=5).epoch(0), strict=True
+            loader.epoch(0),
+            ReferenceLoader(drawn, LoaderOptions(batch_size=5)).epoch(0),
+            strict=True,
         ):
             assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
         next(iter(loader.epoch(1)))
@@ -193,7 +201,9 @@ def test_a_bad_record_is_named(
     dataset: Path, field: str, folder: str, damage: Callable, reason: str, num_workers: int
 ) -> None:
     path = files(dataset, folder)[6]
-    with ReferenceLoader(dataset, batch_size=4, shuffle=False, num_workers=num_workers) as loader:
+    with ReferenceLoader(
+        dataset, LoaderOptions(batch_size=4, shuffle=False, num_workers=num_workers)
+    ) as loader:
         damage(path)
         batches = loader.epoch(0)
         assert next(batches).index.tolist() == [0, 1, 2, 3]
@@ -209,10 +219,10 @@ def test_a_bad_record_is_named(
 def test_a_bad_background_is_named_by_its_first_sample(dataset: Path) -> None:
     larger(files(dataset, "bg")[1])
     with pytest.raises(RecordError, match="expected 32x24") as caught:
-        ReferenceLoader(dataset, batch_size=4)
+        ReferenceLoader(dataset, LoaderOptions(batch_size=4))
     assert (caught.value.index, caught.value.field) == (GROUPS[0], "bg")
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere"):
-        ReferenceLoader(tmp_path / "nowhere", batch_size=4)
+        ReferenceLoader(tmp_path / "nowhere", LoaderOptions(batch_size=4))

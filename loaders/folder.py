@@ -1,0 +1,24 @@
+"""What a folder holds: a data set, or shards and in which formats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from convert.layout import Layout
+from convert.manifest import read_manifest
+from convert.source import FOLDERS, read_source
+
+
+def is_dataset(path: str | Path) -> bool:
+    """Whether a folder is laid out as a data set; if not, it is read as a shard folder."""
+    return (Path(path) / FOLDERS["fg_bg"]).is_dir()
+
+
+def shard_formats(shards: str | Path) -> tuple[str, ...]:
+    """Formats of a shard folder, "ffcv" or "dali" or both; DataError if it is none."""
+    return tuple(read_manifest(shards).formats)
+
+
+def read_layout(path: str | Path) -> Layout:
+    """Layout of a shard folder, or of a data set folder; DataError if it is neither."""
+    return read_source(path).layout if is_dataset(path) else read_manifest(path).layout

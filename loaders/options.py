@@ -1,0 +1,106 @@
+"""The options that every loader takes, checked when they are built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from convert.errors import DataError
+
+DECODE_SIZES = ("full", "half")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LoaderOptions:
+    """What a loader yields, and how it reads. Raises DataError for a value out of range.
+
+    Each engine is built as ``Engine(shards, options)``.
+    """
+
+    batch_size: int = 64
+    """Samples of a batch on this rank."""
+    indices: np.ndarray | None = None
+    """Distinct samples to visit (see `split_indices`), stored as a read-only int64 copy; None
+    visits all samples."""
+    shuffle: bool = True
+    """Whether an epoch is permuted by (seed, epoch); False keeps the order of ``indices``."""
+    drop_last: bool = False
+    """Whether to leave out the last step of an epoch if it is not full on every rank."""
+    seed: int = 0
+    """Together with the epoch it selects the permutation; 0 or more."""
+    device: str | torch.device = "cpu"
+    """Where batches and backgrounds are: cpu, cuda or cuda:N; stored with its number."""
+    num_workers: int | None = None
+    """Decoding threads; None uses one per core ("reference": the calling thread, as does 0)."""
+    rank: int = 0
+    """This process among all, 0 to ``world_size - 1``."""
+    world_size: int = 1
+    """Number of processes that share each epoch."""
+    max_bad: int = 0
+    """Corrupt records that are replaced and listed in ``skipped``; the next one ends the epoch.
+    Above 0, ``check`` is on."""
+    check: bool = False
+    """Whether each record is compared with its checksum before it is decoded."""
+    decode_size: str = "full"
+    """"full", or "half" to decode fg_bg and depth at half the size ("ffcv" alone)."""
+
+    def __post_init__(self) -> None:
+        expect("batch size", self.batch_size, 1)
+        expect("seed", self.seed, 0)
+        expect("world size", self.world_size, 1)
+        expect("rank", self.rank, 0, self.world_size - 1)
+        expect("workers", 0 if self.num_workers is None else self.num_workers, 0)
+        expect("corrupt records to skip", self.max_bad, 0)
+        if self.decode_size not in DECODE_SIZES:
+            expected = ", ".join(DECODE_SIZES)
+            raise DataError(f"decode size: found {self.decode_size!r}, expected one of {expected}")
+        object.__setattr__(self, "device", resolve_device(self.device))
+        if self.indices is not None:
+            object.__setattr__(self, "indices", _distinct(self.indices))
+
+
+def expect(name: str, found: int, low: int, high: int | None = None) -> None:
+    """Raise DataError unless low <= found <= high."""
+    if found < low or (high is not None and found > high):
+        wanted = f"{low} or more" if high is None else f"{low} to {high}"
+        raise DataError(f"{name}: found {found}, expected {wanted}")
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The device with its number; "cuda" is the GPU that is current now.
+
+    Raises DataError for a type of device that loaders do not support or a GPU that is missing.
+    """
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = torch.device("meta")
+    if found.type not in ("cpu", "cuda"):
+        raise DataError(f"device {device}: expected cpu, cuda or cuda:N")
+    if found.type == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if (found.index or 0) >= count:
+        raise DataError(f"device {device}: found {count} GPUs; use cpu or another number")
+    if str(found) == "cuda":
+        return torch.device("cuda", torch.cuda.current_device())
+    return found
+
+
+def _distinct(indices: np.ndarray) -> np.ndarray:
+    """A read-only int64 copy. Raises DataError unless the numbers are integers and distinct."""
+    found = np.asarray(indices)
+    if found.ndim != 1 or len(found) == 0 or found.dtype.kind not in "iu":
+        raise DataError(
+            f"indices: found {found.dtype} of shape {found.shape}, "
+            "expected a list of at least one integer"
+        )
+    distinct = found.astype(np.int64)
+    ordered = np.sort(distinct)
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    if len(repeated):
+        raise DataError(f"indices: found {repeated[0]} more than once, expected each at most once")
+    distinct.setflags(write=False)
+    return distinct

@@ -1,0 +1,94 @@
+"""A training and a validation loader of one split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from loaders import DataError, Loader, LoaderOptions, open_pair, read_layout, split_indices
+from loaders.engines import open_loader
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A `DataSource`; frozen, as configurations are."""
+
+    shards: str
+    engine: str = "reference"
+    split: str = "random"
+    split_seed: int = 42
+    validation: float = 0.3
+    seed: int = 5
+    workers: int | None = None
+    max_bad: int = 0
+    check: bool = False
+
+
+@pytest.fixture
+def source(dataset: Path) -> Source:
+    return Source(str(dataset))
+
+
+def test_covers_both_halves_of_the_split(source: Source) -> None:
+    train, val = split_indices(read_layout(source.shards), "random")
+    with open_pair(source, device=CPU, batch_size=8) as (training, validation):
+        shown = torch.cat([batch.index for batch in training.epoch(0)])
+        validated = torch.cat([batch.index for batch in validation.epoch(0)])
+    assert sorted(shown.tolist()) == sorted(train.tolist())
+    assert shown.tolist() != train.tolist()  # shuffled
+    assert validated.tolist() == val.tolist()
+    for loader in (training, validation):
+        with pytest.raises(DataError, match="closed"):
+            loader.epoch(1)
+
+
+def test_a_limit_takes_the_same_samples_in_ascending_order(source: Source) -> None:
+    train, _ = split_indices(read_layout(source.shards), "random")
+    expected = np.sort(np.random.default_rng(0).permutation(train)[:20])
+    pair = open_pair(source, device=CPU, batch_size=8, shuffle=False, train_limit=20)
+    with pair as (training, _):
+        shown = torch.cat([batch.index for batch in training.epoch(0)])
+    assert shown.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_several_ranks_train_on_full_steps_alone(source: Source, rank: int) -> None:
+    pair = open_pair(source, device=CPU, batch_size=8, rank=rank, world_size=2)
+    with pair as (training, validation):
+        assert [len(batch.index) for batch in training.epoch(0)] == [8, 8, 8]
+        assert sum(len(batch.index) for batch in validation.epoch(0)) in (13, 14)
+
+
+def test_too_few_samples_for_one_step(source: Source) -> None:
+    pair = open_pair(source, device=CPU, batch_size=64, drop_last=True)
+    with pytest.raises(DataError, match="found 63 samples for training, expected a batch of 64"):
+        pair.__enter__()
+
+
+def test_closes_training_where_validation_cannot_be_opened(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Loader] = []
+
+    def open_once(engine: str, shards: str, options: LoaderOptions) -> Loader:
+        if opened:
+            raise DataError("no second loader")
+        opened.append(open_loader(engine, shards, options))
+        return opened[0]
+
+    monkeypatch.setattr("loaders.pair.open_loader", open_once)
+    with pytest.raises(DataError, match="no second loader"):
+        open_pair(source, device=CPU, batch_size=8).__enter__()
+    with pytest.raises(DataError, match="closed"):
+        opened[0].epoch(0)
+
+
+def test_takes_the_engine_by_name(source: Source) -> None:
+    with pytest.raises(DataError, match="found 'tape'"):
+        open_pair(replace(source, engine="tape"), device=CPU, batch_size=8).__enter__()
