@@ -49,7 +49,7 @@ def run(shards: Path, say: Callable[[str], None]) -> Result:
 
 def sizes(manifest: Manifest, samples: int, world: int) -> dict[str, float]:
     """Bytes by arithmetic, from what a sample of the packed folder takes."""
-    form = manifest.formats.get("dali") or next(iter(manifest.formats.values()))
+    form = manifest.formats.get("webdataset") or next(iter(manifest.formats.values()))
     stored = sum(manifest.files[name].bytes for name in form.files)
     total = stored / manifest.layout.samples * samples
     files = -(-total // FILE_BYTES)

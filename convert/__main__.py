@@ -71,7 +71,13 @@ def depth(dataset: Path, model: str, **options: object) -> None:
 @main.command()
 @click.argument("dataset", type=_FOLDER)
 @click.argument("shards", type=_FOLDER)
-@click.option("--format", "formats", multiple=True, type=click.Choice(["ffcv", "dali"]))
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    type=click.Choice(["ffcv", "webdataset", "dali"]),
+    help="May be repeated; default: both. dali is an alias of webdataset.",
+)
 @click.option("--mask-codec", type=click.Choice(["runs", "jpeg"]), default="runs")
 @click.option("--depth-codec", type=click.Choice(["luma", "jpeg"]), default="luma")
 @click.option("--samples-per-shard", type=click.IntRange(1), default=10_000, show_default=True)
@@ -91,9 +97,10 @@ def pack(
     scheduler: str | None,
     **options: object,
 ) -> None:
-    """Convert DATASET to SHARDS; without --format, for both engines."""
+    """Convert DATASET to SHARDS."""
     from convert.inspect import remarks
-    from convert.pack import FORMATS, PackConfig
+    from convert.manifest import FORMATS
+    from convert.pack import PackConfig
     from convert.pack import pack as run
 
     config = PackConfig(formats=formats or FORMATS, **options)  # type: ignore[arg-type]

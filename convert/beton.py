@@ -162,7 +162,7 @@ def _begins(totals: np.ndarray, at: int) -> np.ndarray:
         if total > PAGE:
             raise DataError(
                 f"a sample of {total:,} bytes is larger than a page of the FFCV file ({PAGE:,}); "
-                "pack with --format dali alone"
+                "pack with --format webdataset alone"
             )
         if at // PAGE != (at + total - 1) // PAGE:
             at = _align(at)

@@ -30,7 +30,19 @@ CODEC_NAMES = {
     "mask": ("runs", "jpeg-mask"),
     "depth": ("jpeg-luma", "jpeg-gray"),
 }
-"""How each field may be stored; what the names mean stands in `convert.codecs`."""
+"""How each field may be stored; `convert.codecs` implements them."""
+FORMATS = ("ffcv", "webdataset")
+"""Formats of the samples. Version 1 of the manifest stores "webdataset" as "dali"."""
+
+
+def format_name(name: str) -> str:
+    """The name of a format, given that or its old name."""
+    return "webdataset" if name == "dali" else name
+
+
+def stored_format(name: str) -> str:
+    """The name of a format in a manifest of version 1, the inverse of `format_name`."""
+    return "dali" if name == "webdataset" else name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +71,8 @@ class Manifest:
     """What a shard folder holds.
 
     ``codecs`` names how each field is stored (`convert.codecs.CODECS`); ``formats`` has an
-    entry "ffcv", "dali" or both; ``counts`` are remarks of the conversion in numbers;
-    ``made`` records arguments and library versions.
+    entry of `FORMATS` or both; ``counts`` are numbers counted while packing; ``provenance``
+    records arguments, metadata of the data set and library versions, as plain JSON values.
     """
 
     layout: Layout
@@ -70,7 +82,7 @@ class Manifest:
     formats: dict[str, Format]
     files: dict[str, ShardFile]
     counts: dict[str, int]
-    made: dict[str, Any]
+    provenance: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, in the order a person would want to read them, and their hash."""
@@ -92,13 +104,14 @@ class Manifest:
             "codecs": self.codecs,
             "statistics": {name: m.to_json() for name, m in self.statistics.items()},
             "formats": {
-                name: {"files": list(f.files), "index": f.index} for name, f in self.formats.items()
+                stored_format(name): {"files": list(f.files), "index": f.index}
+                for name, f in self.formats.items()
             },
             "files": {
                 name: {"bytes": f.bytes, "sha256": f.sha256} for name, f in self.files.items()
             },
             "counts": self.counts,
-            "made": self.made,
+            "made": self.provenance,
         }
 
     @classmethod
@@ -126,12 +139,12 @@ class Manifest:
             codecs=dict(value["codecs"]),
             statistics={k: Moments.from_json(v) for k, v in value["statistics"].items()},
             formats={
-                k: Format(files=tuple(v["files"]), index=v["index"])
+                format_name(k): Format(files=tuple(v["files"]), index=v["index"])
                 for k, v in value["formats"].items()
             },
             files={k: ShardFile(**v) for k, v in value["files"].items()},
             counts=dict(value["counts"]),
-            made=dict(value["made"]),
+            provenance=dict(value["made"]),
         )
 
 

@@ -6,7 +6,6 @@ All work happens in `SHARDS.partial`; the finished folder appears under its name
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import shutil
@@ -30,11 +29,14 @@ from convert.errors import DataError, RecordError
 from convert.files import sync
 from convert.manifest import (
     BACKGROUNDS,
+    FORMATS,
     MANIFEST,
     Format,
     Manifest,
     ShardFile,
+    format_name,
     read_manifest,
+    stored_format,
     write_manifest,
 )
 from convert.moments import Accumulator, Moments
@@ -51,7 +53,6 @@ from convert.source import Source, read_source
 from convert.unfinished import check_target, work_folder
 from convert.workers import cluster_pool, run_all, worker_pool
 
-FORMATS = ("ffcv", "dali")
 MASK_CODECS = {"runs": "runs", "jpeg": "jpeg-mask"}
 DEPTH_CODECS = {"luma": "jpeg-luma", "jpeg": "jpeg-gray"}
 _PARTS = "parts"
@@ -64,7 +65,7 @@ class PackConfig:
     """What decides the bytes of a shard folder, beside the source."""
 
     formats: tuple[str, ...] = FORMATS
-    """Which formats to write: "ffcv", "dali" or both."""
+    """Which formats to write: "ffcv", "webdataset" or both; "dali" is an alias of the latter."""
     mask_codec: str = "runs"
     """How masks are stored: "runs" (lossless run lengths) or "jpeg" (source bytes)."""
     depth_codec: str = "luma"
@@ -77,7 +78,8 @@ class PackConfig:
     """Neighbouring samples that show one person; None takes it from dataset.json."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be packed."""
+        """Check the values and resolve aliases of formats."""
+        object.__setattr__(self, "formats", tuple(format_name(name) for name in self.formats))
         for name in self.formats:
             if name not in FORMATS:
                 raise DataError(f"unknown format {name!r}; choose from {', '.join(FORMATS)}")
@@ -153,7 +155,7 @@ def _job(source: Source, config: PackConfig) -> dict[str, object]:
     return {
         "source": str(source.folder.absolute()),
         "names_sha256": names.hexdigest(),
-        "made": _made(source, config),
+        "made": _provenance(source, config),
     }
 
 
@@ -221,16 +223,16 @@ def _assemble(
         beton.create()
         tasks.append((beton.write, place) for place in beton.begins(parts))
         formats["ffcv"] = Format(files=(BETON,), index=BETON_INDEX)
-    if "dali" in config.formats:
+    if "webdataset" in config.formats:
         orders = _shard_orders(source.layout.samples, config)
         tasks.append(_shard_tasks(orders, parts, work, config))
         names = tuple(tarshards.shard_name(number) for number in range(len(orders)))
-        formats["dali"] = Format(files=names, index=tarshards.INDEX)
+        formats["webdataset"] = Format(files=names, index=tarshards.INDEX)
     count = len(parts) * ("ffcv" in formats) + len(orders)
     _drain(run_all(executor, _call, chain(*tasks)), count, "pieces", progress)
     if "ffcv" in formats:
         beton.finish()
-    if "dali" in formats:
+    if "webdataset" in formats:
         tarshards.merge_index(work, orders)
     names_to_hash = _data_files(formats, len(orders))
     hashed = run_all(executor, _sync_and_hash, ((work / name,) for name in names_to_hash))
@@ -243,7 +245,7 @@ def _assemble(
         formats=formats,
         files=files,
         counts=dict(sorted(remarks.counts.items())),
-        made=_made(source, config),
+        provenance=_provenance(source, config),
     )
     write_manifest(work, manifest)
 
@@ -282,10 +284,11 @@ def _sync_and_hash(path: Path) -> tuple[str, ShardFile]:
     return path.name, ShardFile.of(path)
 
 
-def _made(source: Source, config: PackConfig) -> dict[str, object]:
+def _provenance(source: Source, config: PackConfig) -> dict[str, object]:
+    """How the shards are made, as it is stored in the job file and the manifest."""
     return {
-        "arguments": json.loads(json.dumps(asdict(config))),
-        "dataset": source.facts,
+        "arguments": {**asdict(config), "formats": [stored_format(f) for f in config.formats]},
+        "dataset": source.metadata,
         "versions": {
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in _LIBRARIES},

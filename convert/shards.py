@@ -12,7 +12,7 @@ from convert.codecs import CODECS
 from convert.errors import DataError, RecordError, reading
 from convert.files import hash_file
 from convert.layout import FIELDS, RECORD
-from convert.manifest import BACKGROUNDS, Manifest, read_manifest
+from convert.manifest import BACKGROUNDS, Manifest, format_name, read_manifest
 
 
 class Shards:
@@ -31,7 +31,7 @@ class Shards:
     def __init__(self, folder: str | Path, form: str | None = None) -> None:
         self.folder = Path(folder)
         self.manifest: Manifest = read_manifest(folder)
-        self.form = form or next(iter(self.manifest.formats))
+        self.form = format_name(form) if form else next(iter(self.manifest.formats))
         if self.form not in self.manifest.formats:
             found = ", ".join(self.manifest.formats)
             raise DataError(

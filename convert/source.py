@@ -35,13 +35,13 @@ class Source:
     """A checked data set folder.
 
     bg: the background files in order; sample i of the layout belongs to one of them.
-    facts: what `dataset.json` says, empty where there is none.
+    metadata: what `dataset.json` says, empty if there is none.
     """
 
     folder: Path
     bg: tuple[Path, ...]
     layout: Layout
-    facts: dict[str, object]
+    metadata: dict[str, object]
     _session: str = field(default_factory=lambda: uuid.uuid4().hex, compare=False, repr=False)
 
     def folders(self, group: int) -> tuple[Path, Path, Path]:
@@ -73,10 +73,10 @@ class Source:
 @functools.lru_cache(maxsize=4)
 def _names(folder: Path, session: str) -> list[str]:
     """Kept for one `Source` (``session``) alone: the next may find other files."""
-    return list_images(folder)
+    return list_jpegs(folder)
 
 
-def list_images(folder: Path) -> list[str]:
+def list_jpegs(folder: Path) -> list[str]:
     """Sorted names of the JPEG files in a folder; DataError for anything else in it."""
     names = _visible(folder)
     for name in names:
@@ -90,7 +90,7 @@ def list_backgrounds(folder: Path) -> tuple[Path, ...]:
 
     DataError for none, for two of one stem and for anything that is not a JPEG file.
     """
-    found = tuple(folder / "bg" / name for name in list_images(folder / "bg"))
+    found = tuple(folder / "bg" / name for name in list_jpegs(folder / "bg"))
     if not found:
         raise DataError(f"{folder / 'bg'}: found no images, expected one .jpg a background")
     by_stem: dict[str, Path] = {}
@@ -137,23 +137,23 @@ def read_source(dataset: str | Path, *, samples_per_fg: int | None = None) -> So
     for name in FOLDERS.values():
         _same_names(folder / name, _visible(folder / name), stems, f"the names of {folder / 'bg'}")
     counts = [_count_group(folder, stem) for stem in stems]
-    facts = _read_facts(folder)
+    metadata = read_metadata(folder)
     height, width = _image_size(bg[0])
     starts = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
-    per_fg = _samples_per_fg(folder, samples_per_fg, facts, stems, counts)
+    per_fg = _samples_per_fg(folder, samples_per_fg, metadata, stems, counts)
     layout = Layout(height=height, width=width, group_starts=starts, samples_per_fg=per_fg)
-    return Source(folder=folder, bg=bg, layout=layout, facts=facts)
+    return Source(folder=folder, bg=bg, layout=layout, metadata=metadata)
 
 
 def _samples_per_fg(
     folder: Path,
     told: int | None,
-    facts: dict[str, object],
+    metadata: dict[str, object],
     stems: list[str],
     counts: list[int],
 ) -> int | None:
     """Samples that show one person, checked: with a sample missing, all behind it would shift."""
-    found = facts.get("samples_per_fg") if told is None else told
+    found = metadata.get("samples_per_fg") if told is None else told
     where, mend = "--samples-per-fg", "give --samples-per-fg another number"
     if told is None:
         where = f"{folder / DATASET}: samples_per_fg"
@@ -175,12 +175,12 @@ def _samples_per_fg(
 
 
 def _count_group(folder: Path, stem: str) -> int:
-    names = list_images(folder / FOLDERS["fg_bg"] / stem)
+    names = list_jpegs(folder / FOLDERS["fg_bg"] / stem)
     if not names:
         raise DataError(f"{folder / FOLDERS['fg_bg'] / stem}: found no images, expected at least 1")
     for name in ("mask", "depth"):
         other = folder / FOLDERS[name] / stem
-        _same_names(other, list_images(other), names, f"as many as {FOLDERS['fg_bg']}/{stem}")
+        _same_names(other, list_jpegs(other), names, f"as many as {FOLDERS['fg_bg']}/{stem}")
     return len(names)
 
 
@@ -196,17 +196,18 @@ def _same_names(folder: Path, found: list[str], expected: list[str], what: str) 
     )
 
 
-def _read_facts(folder: Path) -> dict[str, object]:
+def read_metadata(folder: Path) -> dict[str, object]:
+    """What a data set's `dataset.json` says, empty if there is none; DataError if it is corrupt."""
     path = folder / DATASET
-    if not path.exists():
-        return {}
     try:
-        facts = json.loads(path.read_text())
-        if not isinstance(facts, dict):
-            raise ValueError("not an object")
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); mend or delete it") from None
-    return facts
+        raise DataError(f"{path}: cannot be read ({error}); fix or delete it") from None
+    if not isinstance(metadata, dict):
+        raise DataError(f"{path}: cannot be read (not an object); fix or delete it")
+    return metadata
 
 
 def _image_size(path: Path) -> tuple[int, int]:

@@ -156,7 +156,7 @@ def _check_records(
     accumulators = new_accumulators()
     for index in range(start, stop):
         for column, name in enumerate(FIELDS):
-            if form == "dali" and (fault := _tar_header_fault(shards, index, name)):
+            if form == "webdataset" and (fault := _tar_header_fault(shards, index, name)):
                 faults.append(fault)
             try:
                 shards.check(index, name)

@@ -15,7 +15,7 @@ def is_dataset(path: str | Path) -> bool:
 
 
 def shard_formats(shards: str | Path) -> tuple[str, ...]:
-    """Formats of a shard folder, "ffcv" or "dali" or both; DataError if it is none."""
+    """Formats of a shard folder, "ffcv" or "webdataset" or both; DataError if it is none."""
     return tuple(read_manifest(shards).formats)
 
 

@@ -46,7 +46,7 @@ def write_tiny_shards(
     bank = np.random.default_rng(0).integers(0, 256, (backgrounds, SIDE, SIDE, 3), np.uint8)
     np.save(folder / BACKGROUNDS, bank)
     if samples_per_shard:
-        form, files = "dali", _write_tars(folder, layout.samples, samples_per_shard)
+        form, files = "webdataset", _write_tars(folder, layout.samples, samples_per_shard)
         index = tarshards.INDEX
     else:
         form, files, index = "ffcv", _write_beton(folder, layout.samples), beton.INDEX
@@ -60,7 +60,7 @@ def write_tiny_shards(
         formats={form: Format(files=files, index=index)},
         files={name: ShardFile.of(folder / name) for name in (BACKGROUNDS, index, *files)},
         counts={},
-        made={},
+        provenance={},
     )
     write_manifest(folder, manifest)
 

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from convert import jpeg
 from convert.errors import DataError, RecordError
 from convert.files import write_json
-from convert.source import DATASET, FOLDERS, list_backgrounds, list_images
+from convert.source import DATASET, FOLDERS, list_backgrounds, list_jpegs
 
 QUALITY = 75
 METRIC_TYPES = ("depth_pro", "glpn", "zoedepth")
@@ -109,7 +109,7 @@ def _names(folder: Path) -> Iterator[str]:
     stems = [path.stem for path in list_backgrounds(folder)]
     groups = folder / FOLDERS["fg_bg"]
     for stem in stems:
-        group = list_images(groups / stem)
+        group = list_jpegs(groups / stem)
         if not group:
             raise DataError(f"{groups / stem}: found no images, expected at least 1")
         yield from (f"{stem}/{name}" for name in group)

@@ -96,7 +96,7 @@ class DALIStreamLoader(DALILoader):
     """
 
     def __init__(self, shards: str | Path, options: LoaderOptions) -> None:
-        super().__init__(Shards(shards, "dali"), options)
+        super().__init__(Shards(shards, "webdataset"), options)
         # Any field will do: a sample's fields lie side by side.
         records = self.shards.records[FIELDS[0]]
         self._stream = StreamOrder(self.order, records["file"], records["offset"])

@@ -88,7 +88,7 @@ def test_maps_are_a_data_set_that_can_be_packed(bare: Path) -> None:
     facts = write_depth(list_composites(bare), fake(), batch_size=4, progress=False)
     source = read_source(bare)  # names and counts agree
     assert source.layout.samples == 6
-    assert source.facts == facts
+    assert source.metadata == facts
     assert {name: data for name, data in tree(bare).items() if name in before} == before
     assert {path.name for path in bare.iterdir()} == {
         *("bg", "fg_bg", "fg_bg_mask", "fg_bg_depth", "dataset.json")

@@ -401,7 +401,7 @@ def test_a_part_is_on_the_disk_before_it_counts_as_finished(
     assert first == [f".part-000000.{suffix}.tmp" for suffix in ("bin", "npy", "json")]
 
 
-@pytest.fixture(scope="module", params=["ffcv", "dali"])
+@pytest.fixture(scope="module", params=["ffcv", "webdataset"])
 def few(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of 12 small samples in one format."""
     folder = tmp_path_factory.mktemp("few")

@@ -60,7 +60,7 @@ def test_more_parts_than_files_may_be_open(
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-@pytest.mark.parametrize("form", ["ffcv", "dali"])
+@pytest.mark.parametrize("form", ["ffcv", "webdataset"])
 def test_stored_bytes_and_pixels(dataset: Path, shards: Path, form: str) -> None:
     opened, source = Shards(shards, form), read_source(dataset)
     for index in range(len(opened)):
@@ -119,11 +119,18 @@ def test_source_bytes_on_request(dataset: Path, tmp_path: Path, mask: str, depth
         assert opened.stored(8, "depth").tobytes() == depth_path.read_bytes()
 
 
-@pytest.mark.parametrize("form", ["ffcv", "dali"])
+@pytest.mark.parametrize("form", ["ffcv", "webdataset"])
 def test_one_format_alone(dataset: Path, tmp_path: Path, form: str) -> None:
     pack(dataset, tmp_path / "s", config=PackConfig(formats=(form,)), workers=0, progress=False)
     assert list(read_manifest(tmp_path / "s").formats) == [form]
     assert verify(tmp_path / "s", workers=0, progress=False) == []
+
+
+def test_the_old_name_of_webdataset_is_stored_and_accepted(shards: Path) -> None:
+    assert PackConfig(formats=("dali",)) == PackConfig(formats=("webdataset",))
+    stored = json.loads((shards / "manifest.json").read_text())
+    assert list(stored["formats"]) == stored["made"]["arguments"]["formats"] == ["ffcv", "dali"]
+    assert Shards(shards, "dali").form == "webdataset"
 
 
 SPOILS = {
@@ -311,7 +318,7 @@ def test_one_format_cut_short_leaves_the_other_usable(shards: Path, tmp_path: Pa
         file.truncate(5000)
     with pytest.raises(DataError, match="has 5000 bytes"):
         Shards(target, "ffcv")
-    assert len(Shards(target, "dali")) == 90
+    assert len(Shards(target, "webdataset")) == 90
     assert all("samples.beton" in fault for fault in verify(target, workers=0, progress=False))
 
 

@@ -67,8 +67,8 @@ def test_stock_dali_reads_the_shards(shards: Path, need_engine: Callable[[str], 
     need_engine("dali")
     from nvidia.dali import fn, pipeline_def, types
 
-    opened = Shards(shards, "dali")
-    names = read_manifest(shards).formats["dali"].files
+    opened = Shards(shards, "webdataset")
+    names = read_manifest(shards).formats["webdataset"].files
     paths = [str(shards / name) for name in names]
 
     @pipeline_def(batch_size=10, num_threads=1, device_id=None)
@@ -100,8 +100,8 @@ def test_stock_dali_reads_the_shards(shards: Path, need_engine: Callable[[str], 
 
 def test_webdataset_reads_the_shards(shards: Path) -> None:
     webdataset = pytest.importorskip("webdataset")
-    opened = Shards(shards, "dali")
-    names = read_manifest(shards).formats["dali"].files
+    opened = Shards(shards, "webdataset")
+    names = read_manifest(shards).formats["webdataset"].files
     stream = webdataset.WebDataset([str(shards / name) for name in names], shardshuffle=False)
     seen = []
     for sample in stream:
@@ -115,7 +115,7 @@ def test_webdataset_reads_the_shards(shards: Path) -> None:
 
 
 def test_dali_index_agrees_with_tarfile(shards: Path) -> None:
-    for name in read_manifest(shards).formats["dali"].files:
+    for name in read_manifest(shards).formats["webdataset"].files:
         lines = (shards / name.replace(".tar", ".idx")).read_text().splitlines()
         with tarfile.open(shards / name) as archive:
             members = archive.getmembers()

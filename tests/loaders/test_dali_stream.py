@@ -187,7 +187,7 @@ def test_needs_tar_shards(dataset: Path, tmp_path: Path) -> None:
 
     config = PackConfig(formats=("ffcv",))
     pack(dataset, tmp_path / "shards", config=config, workers=0, progress=False)
-    with pytest.raises(DataError, match=r"holds no dali files.*--format dali"):
+    with pytest.raises(DataError, match=r"holds no webdataset files.*--format webdataset"):
         build_loader(ENGINE, tmp_path / "shards")
 
 
