@@ -24,12 +24,20 @@ import numpy as np
 import torch
 from click.core import ParameterSource
 
-from loaders import ENGINES, Loader, build_loader, distributed_rank, read_layout, shard_formats
+from loaders import (
+    ENGINES,
+    Commands,
+    Loader,
+    build_loader,
+    distributed_rank,
+    read_layout,
+    shard_formats,
+)
 from loaders.preprocess import Augment, Preprocess
 from loaders.split import SPLITS, split_indices
 from model.checkpoint import NetworkInfo, Position, channel_statistics, load_network
 from model.distributed import joined, local_device, share_batch_norm, wrap_network
-from model.errors import Commands, ModelError
+from model.errors import ModelError
 from model.export import export_network
 from model.files import locked, make_folder, require_writable
 from model.metrics import BASELINE_SAMPLES

@@ -11,25 +11,23 @@ import click
 
 from benchmarks.harness.loading import Loading
 from benchmarks.harness.results import write_result
-from convert.errors import DataError
+from convert import errors
 from convert.workers import available_cores
-from model.errors import Commands as ModelCommands
-from model.errors import ModelError
 from model.files import require_writable
 from model.precision import AMP, choose_device
 
 
-class Commands(ModelCommands):
-    """Says a user's mistake in one line, with exit code 2."""
+class Commands(errors.Commands):
+    """Also reports a contender that cannot be measured in one line."""
 
-    def invoke(self, context: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         from benchmarks.harness.contender import Unavailable
 
         try:
-            return super().invoke(context)
-        except (DataError, Unavailable) as error:
-            raise ModelError(str(error)) from None
+            return super().invoke(ctx)
+        except Unavailable as error:
+            raise errors.DataError(str(error)) from None
 
 
 def _writable(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:

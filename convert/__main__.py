@@ -10,7 +10,9 @@ from pathlib import Path
 
 import click
 
-# The work is imported inside the commands: `--help` and a user's typing mistake answer at once.
+from convert.errors import Commands, DataError
+
+# Commands import their work when they run, so that `--help` and usage errors answer at once.
 
 _FOLDER = click.Path(path_type=Path)
 _WORKERS = click.option(
@@ -18,7 +20,7 @@ _WORKERS = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Convert a data set of composites once, and prove the result right."""
 
@@ -156,7 +158,6 @@ def inspect(shards: Path, as_json: bool) -> None:
 @click.option("--rows", type=click.IntRange(1), default=8, show_default=True)
 def show(shards: Path, out: Path, rows: int) -> None:
     """Draw a contact sheet of SHARDS into the PNG file OUT."""
-    from convert.errors import DataError
     from convert.show import contact_sheet
 
     sheet = contact_sheet(shards, rows)
@@ -167,13 +168,13 @@ def show(shards: Path, out: Path, rows: int) -> None:
     click.echo(f"{out}: {sheet.width}x{sheet.height} pixels")
 
 
-def _be_a_program() -> None:
-    """Let SIGTERM end a command as Ctrl-C does, cleaning up, and any file name be printed."""
+def _prepare_process() -> None:
+    """Make SIGTERM clean up as Ctrl-C does, and let file names that are not UTF-8 be printed."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":
-    _be_a_program()
+    _prepare_process()
     main(prog_name="python -m convert")

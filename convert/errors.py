@@ -1,10 +1,11 @@
-"""The errors that a person can mend: raised by every layer, shown without a traceback."""
+"""Errors that a user can fix, which command lines show in one line without a traceback."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,33 +13,61 @@ import click
 class DataError(click.ClickException):
     """The user's files or arguments are not what they should be.
 
-    The message names the file or record, what was found, what was expected and
-    what to do. Command lines print it on one line and end with exit code 2.
+    The message names the file or record, what was found, what was expected and what to do.
+    Command lines print it in one line and end with exit code 2.
     """
 
     exit_code = 2
 
     def __reduce__(self) -> tuple:
-        """Travel between processes with the message alone."""
+        """Pickle the message alone."""
         return type(self), (self.message,)
 
 
 class RecordError(DataError):
-    """One record of a shard folder or data set is bad; ``index`` and ``field`` name it."""
+    """A record of a shard folder or data set is corrupt; ``index`` and ``field`` name it."""
 
     def __init__(self, index: int, field: str, where: str, reason: str) -> None:
         super().__init__(f"record {index}, {field} ({where}): {reason}")
         self.index, self.field, self.where, self.reason = index, field, where, reason
 
     def __reduce__(self) -> tuple:
-        """Travel between processes with all four parts."""
+        """Pickle all four arguments."""
         return type(self), (self.index, self.field, self.where, self.reason)
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """An OSError of the block becomes a DataError that says ``path`` cannot be read, and why."""
+    """Turn an OSError of the block into a DataError that names ``path`` and the reason."""
     try:
         yield
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}); mend that") from None
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}); fix that") from None
+
+
+class Commands(click.Group):
+    """A group of commands that reports a usage error in one line, with exit code 2.
+
+    All command lines of the program use it: `convert`, `benchmarks`, and `train.py` through
+    `loaders`, because `train.py` does not import `convert`.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the options before the name of the command; without any arguments, show help."""
+        if not args:
+            return super().parse_args(ctx, args)
+        with _usage_error_in_one_line():
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:  # the result of whichever command runs
+        """Parse the options of the command and run it."""
+        with _usage_error_in_one_line():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _usage_error_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except click.UsageError as error:
+        raise DataError(error.format_message()) from None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import distributed
 
-from convert.errors import DataError, RecordError
+from convert.errors import Commands, DataError, RecordError
 from convert.layout import Layout
 from loaders.backgrounds import Backgrounds
 from loaders.batch import Batch, Loader
@@ -29,6 +29,7 @@ __all__ = [
     "SPLITS",
     "Backgrounds",
     "Batch",
+    "Commands",
     "DataError",
     "DataSource",
     "Inputs",

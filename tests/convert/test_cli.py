@@ -62,6 +62,24 @@ def test_missing_data_set(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--bogus"], "No such option '--bogus'."),
+        (["unpack"], "No such command 'unpack'."),
+        (["pack"], "Missing argument 'DATASET'."),
+        (["pack", "data", "shards", "--format", "zip"], "'zip' is not one of 'ffcv', 'webdataset'"),
+        (["verify", "shards", "--workers", "-1"], "-1 is not in the range x>=0."),
+    ],
+)
+def test_usage_error(arguments: list[str], message: str) -> None:
+    expect_one_line(run(*arguments), message)
+
+
+def test_help_without_arguments() -> None:
+    assert "Commands:" in run().output
+
+
 @pytest.mark.parametrize("folder", ["bg", "fg_bg", "fg_bg_mask", "fg_bg_depth"])
 def test_missing_folder(copy: Path, tmp_path: Path, folder: str) -> None:
     shutil.rmtree(copy / folder)
