@@ -69,7 +69,7 @@ def fit_run(run: Run) -> None:
     for number, stage in enumerate(stages):
         if number < run.position.stage:
             continue
-        loaders = split_loaders(run.config, run.device, stage.batch_size, size=stage.size)
+        loaders = split_loaders(run.config, run.device, stage.batch_size)
         with loaders as (training, validation):
             run.say(f"stage {number + 1} of {len(stages)}: {stage}, {precision}")
             fit_stage(run, stage, precision, training, validation)
@@ -164,11 +164,11 @@ def installed(module: str) -> bool:
 
 @contextmanager
 def split_loaders(
-    config: RunConfig, device: torch.device, batch_size: int, *, size: int = 0, means: bool = False
+    config: RunConfig, device: torch.device, batch_size: int, *, means: bool = False
 ) -> Iterator[tuple[Loader, Loader]]:
     """Loaders of this rank's training and validation samples; closed at the end.
 
-    size: side that images are trained at. means: not all training samples, but BASELINE_SAMPLES.
+    means: not all training samples, but BASELINE_SAMPLES.
     Raises ModelError where the folder holds other data than the configuration names, or too
     little for a step.
     """
@@ -186,11 +186,9 @@ def split_loaders(
     )  # fmt: skip
     # Several ranks train on full steps alone: each has the same share in every gradient.
     full = config.world_size > 1
-    halved = config.half_decode and layout.height == layout.width == 2 * size
-    options: Any = {"drop_last": full, "decode_size": "half" if halved else "full"}
     with ExitStack() as stack:
         training = stack.enter_context(
-            closing(open_loader(indices=train, shuffle=not means, **options))
+            closing(open_loader(indices=train, shuffle=not means, drop_last=full))
         )
         if not len(training):
             raise ModelError(

@@ -14,7 +14,7 @@ from loaders.backgrounds import Backgrounds
 from loaders.batch import Batch, Loader
 from loaders.engines import ENGINES, choose_engine, open_loader
 from loaders.folder import read_layout, shard_formats
-from loaders.options import DECODE_SIZES, LoaderOptions
+from loaders.options import LoaderOptions
 from loaders.order import Order, distributed_rank
 from loaders.pair import DataSource, open_pair
 from loaders.preprocess import Inputs, Preprocess
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 __all__ = [
-    "DECODE_SIZES",
     "ENGINES",
     "SPLITS",
     "Backgrounds",
@@ -64,7 +63,6 @@ def build_loader(
     world_size: int | None = None,
     max_bad: int = 0,
     check: bool = False,
-    decode_size: str = "full",
 ) -> Loader:
     """A loader that yields the same batches with every engine except "dali-stream".
 
@@ -97,7 +95,6 @@ def build_loader(
         world_size=world_size,
         max_bad=max_bad,
         check=check,
-        decode_size=decode_size,
     )
     return open_loader(engine, shards, options)
 

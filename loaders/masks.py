@@ -71,16 +71,3 @@ def _unpack_rows(runs: np.ndarray, out: np.ndarray) -> None:
 def unpack_record(runs: np.ndarray, out: np.ndarray) -> bool:
     """Unpack one stored mask into uint8 (H, W, 1); False if its runs do not fill it exactly."""
     return unpack_runs(runs, out.reshape(out.size))
-
-
-@numba.njit(nogil=True, cache=True)
-def halve_mask(mask: np.ndarray, out: np.ndarray) -> None:
-    """uint8 (2H, 2W, 1), 0 or 1, to (H, W, 1): 1 where at least two of four pixels are."""
-    height, width = out.shape[:2]
-    sums = np.empty(2 * width, np.uint8)
-    for row in range(height):
-        above, below = mask[2 * row].reshape(2 * width), mask[2 * row + 1].reshape(2 * width)
-        for k in range(2 * width):
-            sums[k] = above[k] + below[k]
-        for column in range(width):
-            out[row, column, 0] = sums[2 * column] + sums[2 * column + 1] >= 2

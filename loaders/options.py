@@ -9,8 +9,6 @@ import torch
 
 from convert.errors import DataError
 
-DECODE_SIZES = ("full", "half")
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LoaderOptions:
@@ -43,8 +41,6 @@ class LoaderOptions:
     Above 0, ``check`` is on."""
     check: bool = False
     """Whether each record is compared with its checksum before it is decoded."""
-    decode_size: str = "full"
-    """"full", or "half" to decode fg_bg and depth at half the size ("ffcv" alone)."""
 
     def __post_init__(self) -> None:
         expect("batch size", self.batch_size, 1)
@@ -53,9 +49,6 @@ class LoaderOptions:
         expect("rank", self.rank, 0, self.world_size - 1)
         expect("workers", 0 if self.num_workers is None else self.num_workers, 0)
         expect("corrupt records to skip", self.max_bad, 0)
-        if self.decode_size not in DECODE_SIZES:
-            expected = ", ".join(DECODE_SIZES)
-            raise DataError(f"decode size: found {self.decode_size!r}, expected one of {expected}")
         object.__setattr__(self, "device", resolve_device(self.device))
         if self.indices is not None:
             object.__setattr__(self, "indices", _distinct(self.indices))

@@ -69,7 +69,6 @@ def open_pair(
     drop_last: bool = False,
     shuffle: bool = True,
     train_limit: int | None = None,
-    decode_size: str = "full",
 ) -> Iterator[tuple[Loader, Loader]]:
     """Training and validation loaders of one split; closed at the end.
 
@@ -78,7 +77,6 @@ def open_pair(
         every rank has the same share in each gradient.
     shuffle: whether training is shuffled; validation never is.
     train_limit: train on this many samples, the same random ones each time, in ascending order.
-    decode_size: of the training images, see `LoaderOptions`.
 
     Raises DataError where the split leaves too few samples for one training step.
     """
@@ -101,13 +99,7 @@ def open_pair(
         check=source.check,
     )
     drop_last = drop_last or world_size > 1
-    training = replace(
-        validating,
-        indices=train,
-        shuffle=shuffle,
-        drop_last=drop_last,
-        decode_size=decode_size,
-    )
+    training = replace(validating, indices=train, shuffle=shuffle, drop_last=drop_last)
     with closing(open_loader(source.engine, source.shards, training)) as first:
         if not len(first):
             raise DataError(

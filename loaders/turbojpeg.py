@@ -12,7 +12,7 @@ from numba import types
 
 from convert.errors import DataError
 from convert.layout import MASK_THRESHOLD
-from loaders.masks import halve_mask, unpack_record
+from loaders.masks import unpack_record
 
 LIBRARY = "libturbojpeg.so.0"
 RGB, GRAY = 0, 6  # TJPF_RGB, TJPF_GRAY of turbojpeg.h
@@ -91,9 +91,7 @@ def has_size(jpeg: np.ndarray, height: int, width: int) -> bool:
 def decode_jpeg(handle: int, jpeg: np.ndarray, height: int, width: int, out: np.ndarray) -> bool:
     """Decode one JPEG of ``height`` x ``width`` into ``out``; False with any warning or error.
 
-    out: uint8 (H, W, 3) for RGB or (H, W, 1) for gray; of the JPEG's size, or of half of it:
-    then each 8x8 block is decoded to 4x4 (ITU-T T.81 leaves the way open; libjpeg-turbo's
-    reduced inverse DCT), which is close to the mean of 2x2 pixels, but not equal.
+    out: uint8 (H, W, 3) for RGB or (H, W, 1) for gray.
     """
     if not has_size(jpeg, height, width):
         return False
@@ -125,14 +123,11 @@ def decode_samples(
     file: uint8, flat. offsets, sizes: int64 (B, 3), where fg_bg, mask and depth lie in it.
     shape: (height, width) of the stored images.
     mask_is_jpeg: the mask's luma from 128 on is 1; False: run lengths.
-    out: uint8 fg_bg (B, H, W, 3), mask (B, H, W, 1), 0 or 1, and depth (B, H, W, 1), where (H, W)
-        is ``shape`` or half of it; half a mask is 1 where at least two of four pixels are.
+    out: uint8 fg_bg (B, H, W, 3), mask (B, H, W, 1), 0 or 1, and depth (B, H, W, 1).
     good: bool (B, 3), set to whether each field is of that size and decodes without a warning.
     """
     fg_bg, mask, depth = out
     height, width = shape
-    halved = mask.shape[1] != height
-    whole = np.empty((height if halved else 0, width, 1), np.uint8)
     for i in range(first, last):
         fields = (
             file[offsets[i, 0] : offsets[i, 0] + sizes[i, 0]],
@@ -140,14 +135,11 @@ def decode_samples(
             file[offsets[i, 2] : offsets[i, 2] + sizes[i, 2]],
         )
         good[i, 0] = decode_jpeg(handle, fields[0], height, width, fg_bg[i])
-        into = whole if halved else mask[i]
         if mask_is_jpeg:
-            good[i, 1] = decode_jpeg(handle, fields[1], height, width, into)
+            good[i, 1] = decode_jpeg(handle, fields[1], height, width, mask[i])
             for row in range(height):
                 for column in range(width):
-                    into[row, column, 0] = into[row, column, 0] >= MASK_THRESHOLD
+                    mask[i, row, column, 0] = mask[i, row, column, 0] >= MASK_THRESHOLD
         else:
-            good[i, 1] = unpack_record(fields[1], into)
-        if halved:
-            halve_mask(whole, mask[i])
+            good[i, 1] = unpack_record(fields[1], mask[i])
         good[i, 2] = decode_jpeg(handle, fields[2], height, width, depth[i])

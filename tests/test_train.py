@@ -7,7 +7,6 @@ import json
 import re
 import resource
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,7 @@ import train
 from convert.manifest import read_manifest
 from convert.pack import pack
 from model.files import locked
-from model.recipe import load_recipe
 from model.step import training_step
-from model.training.config import RunConfig
 from model.training.progress import RunningMean
 from model.training.provenance import fingerprint
 from tests.tiny import BACKGROUNDS, SAMPLES, SIZE, make_dataset
@@ -477,28 +474,6 @@ def test_bad_records_are_skipped_and_listed(
     refused = fit(broken, tmp_path / "other", recipe, "--check")
     assert refused.exit_code == 2
     assert "has no checksums" in refused.stderr
-
-
-@pytest.mark.parametrize(("size", "trained"), [(SIZE // 2, SIZE // 2), (SIZE, SIZE)])
-def test_half_decode_is_for_training_at_half_the_size(
-    need_engine: Callable[[str], None], dataset: Path, tmp_path: Path, size: int, trained: int
-) -> None:
-    need_engine("ffcv")
-    pack(dataset, tmp_path / "shards", workers=0, progress=False)
-    config = RunConfig(
-        shards=str(tmp_path / "shards"), recipe=load_recipe("original"), half_decode=True
-    )
-    loaders = train.split_loaders(config, torch.device("cpu"), 4, size=size)
-    with loaders as (training, validation):
-        assert next(iter(training.epoch(0))).fg_bg.shape == (4, 3, trained, trained)
-        assert next(iter(validation.epoch(0))).fg_bg.shape == (4, 3, SIZE, SIZE)
-
-
-def test_half_decode_is_refused_by_name(dataset: Path, recipe: str, tmp_path: Path) -> None:
-    result = fit(dataset, tmp_path / "run", recipe, "--half-decode", "--loader", "reference")
-    assert result.exit_code == 2
-    assert "only the ffcv loader" in result.output
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_keeps_to_its_order(finished: Path, dataset: Path, recipe: str) -> None:

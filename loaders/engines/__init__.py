@@ -46,11 +46,6 @@ def open_loader(engine: str, shards: str | Path, options: LoaderOptions) -> Load
         engine = choose_engine(shards, options.device)
     if engine not in REGISTRY:
         raise DataError(f"loader: found {engine!r}, expected one of {', '.join(ENGINES)}")
-    if options.decode_size != "full" and engine != "ffcv":
-        raise DataError(
-            f"decode size {options.decode_size}: only the ffcv loader decodes at another size; "
-            f"with {engine} let Preprocess resize"
-        )
     module = importlib.import_module(REGISTRY[engine].module)
     make: Callable[[str | Path, LoaderOptions], Loader] = getattr(module, REGISTRY[engine].loader)
     return make(shards, options)

@@ -69,7 +69,6 @@ class _DecodeSamples(SimpleRGBImageDecoder):
     of work a batch instead of three. It begins the work and does not wait for it.
 
     is_bad: whether some samples are damaged; they are then not decoded, and none is good.
-    halved: decode to half the stored size.
     team: the threads that decode; set at the start of an epoch.
     """
 
@@ -80,13 +79,10 @@ class _DecodeSamples(SimpleRGBImageDecoder):
         shards: Shards,
         handles: np.ndarray,
         is_bad: Callable[[np.ndarray], bool],
-        *,
-        halved: bool,
     ) -> None:
         super().__init__()
         layout = shards.manifest.layout
         self._shape = (layout.height, layout.width)
-        self._decoded = (layout.height // 2, layout.width // 2) if halved else self._shape
         self._mask_is_jpeg = shards.manifest.codecs["mask"] != "runs"
         self._shards, self._handles, self._is_bad = shards, handles, is_bad
 
@@ -94,7 +90,7 @@ class _DecodeSamples(SimpleRGBImageDecoder):
         self, previous_state: State
     ) -> tuple[State, tuple[AllocationQuery, ...]]:
         """One uint8 image (H, W, C) a field and sample."""
-        shapes = [(*self._decoded, _CHANNELS[name]) for name in FIELDS]
+        shapes = [(*self._shape, _CHANNELS[name]) for name in FIELDS]
         state = replace(previous_state, jit_mode=True, shape=shapes[0], dtype=np.dtype("u1"))
         return state, tuple(AllocationQuery(shape, np.dtype("u1")) for shape in shapes)
 
@@ -258,15 +254,9 @@ class FFCVLoader(ShardLoader):
         opened = Shards(shards, "ffcv")
         for fault in check_structure(opened):
             raise DataError(f"{fault}; pack again")
-        height, width = opened.manifest.layout.height, opened.manifest.layout.width
-        halved = options.decode_size == "half"
-        if halved and (height % 2 or width % 2):
-            raise DataError(
-                f"{shards}: decode size half: found {width}x{height} pixels, expected even sides"
-            )
         super().__init__(opened, options)
         self._handles = new_handles(self.num_workers)
-        operation = _DecodeSamples(opened, self._handles, self._is_bad, halved=halved)
+        operation = _DecodeSamples(opened, self._handles, self._is_bad)
         # Of the operation, which every piece of work holds: nothing decodes when it is gone. At
         # exit something may.
         self._free = weakref.finalize(operation, free_handles, self._handles)

@@ -63,8 +63,6 @@ class RunConfig:
     """Bad records that each loader may skip; above 0, `check` is on."""
     check: bool = False
     """Whether every record is held against its checksum before it is decoded."""
-    half_decode: bool = False
-    """Whether training images of stages at half the stored size are decoded at half size."""
     save_every: int = 500
     """Steps between two states on disk within an epoch."""
     data: str = ""

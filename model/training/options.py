@@ -29,10 +29,6 @@ MAX_BAD_HELP = (
     "Bad records that each loader may skip, for the next good one, before one ends the run; above "
     "0, --check is on."
 )
-HALF_HELP = (
-    "Decode training images at half size, in the DCT domain, in stages at half the stored size: "
-    "less work, other rounding (ffcv alone)."
-)
 CHECK_HELP = "Hold every record against its checksum before it is decoded."
 BOARD_HELP = "Write scalars and pictures for TensorBoard to RUN_DIR/tensorboard."
 PAIR_HELP = "A photo, a folder of them, or a pattern such as 'photos/*.jpg'"
@@ -80,7 +76,6 @@ def fit_options(splits: Sequence[str]) -> Decorator:
         option("--seed", type=seed, default=0, help=seed_help),
         option("--save-every", type=steps, default=500, help=save_help),
         option("--compile", type=click.Choice(COMPILE), default="off", help=COMPILE_HELP),
-        flag("--half-decode", help=HALF_HELP),
         flag("--tensorboard", help=BOARD_HELP),
         flag("--resume", help=RESUME_HELP),
     )

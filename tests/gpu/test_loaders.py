@@ -84,16 +84,6 @@ def test_masks_unpack_the_same(device: str) -> None:
     assert torch.equal(found.cpu().reshape(2, 12), expected)
 
 
-def test_half_size_batches_equal_those_of_the_cpu(shards: Path) -> None:
-    options: dict[str, Any] = {"batch_size": 16, "seed": 3, "decode_size": "half"}
-    with (
-        build_loader("ffcv", shards, device="cuda", **options) as ours,
-        build_loader("ffcv", shards, **options) as truth,
-    ):
-        for found, expected in zip(ours.epoch(0), truth.epoch(0), strict=True):
-            assert all(torch.equal(a.cpu(), b) for a, b in zip(found, expected, strict=True))
-
-
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("size", [None, 48])
 def test_preprocessing_equals_the_one_pass_of_the_cpu(

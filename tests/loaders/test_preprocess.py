@@ -58,6 +58,18 @@ def backgrounds() -> Backgrounds:
     return Backgrounds.from_numpy(array, layout)
 
 
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_a_batch_of_another_size_wants_a_size(
+    backgrounds: Backgrounds, channels_last: bool
+) -> None:
+    batch = random_batch()
+    halved = Batch(*(field[..., ::2, ::2] if field.dim() == 4 else field for field in batch))
+    preprocess = Preprocess(backgrounds, STATISTICS, channels_last=channels_last)
+    message = "found 12x12 pixels beside backgrounds of 24x24, .* give Preprocess size="
+    with pytest.raises(DataError, match=message):
+        preprocess(halved)
+
+
 def weights(size: int) -> np.ndarray:
     """float64 (size, SIDE): how much each stored pixel counts in each new one, on one axis."""
     matrix = np.zeros((size, SIDE))
