@@ -1,15 +1,15 @@
-"""Pastes people into a background and its depth."""
+"""Pastes foregrounds into a background and its depth map."""
 
 import numpy as np
 from PIL import Image
 
-# A person is at most this share of the way from the nearest to the farthest depth: one pasted on
-# the sky would otherwise have the sky's depth, and not be in the depth map at all.
-FARTHEST_PERSON = 0.5
+# A foreground is at most this share of the way from the nearest to the farthest depth. One pasted
+# on the sky would otherwise have the sky's depth and be invisible in the depth map.
+FARTHEST_SHARE = 0.5
 
 
 class Cutout:
-    """One scaled person: RGBA uint8 (h, w, 4), in the forms that pasting needs."""
+    """One scaled foreground, from RGBA uint8 (h, w, 4), in the forms that pasting needs."""
 
     def __init__(self, rgba: np.ndarray) -> None:
         self.inside = rgba[..., 3] != 0
@@ -18,54 +18,53 @@ class Cutout:
 
 
 class Canvas:
-    """One background and its depth, ready to have people pasted in.
+    """One background and its depth, prepared for pasting many foregrounds.
 
-    ``image`` uint8 (size, size, 3) RGB; ``depth`` float32 (size, size), metres or any unit that
+    ``image``: uint8 (size, size, 3) RGB; ``depth``: float32 (size, size), metres or any unit that
     grows with distance.
     """
 
     def __init__(self, image: np.ndarray, depth: np.ndarray) -> None:
-        self._image = Image.fromarray(image)
-        self._metres = depth
+        self._image, self._depth = Image.fromarray(image), depth
         self._gray = _stretch(depth)
         self._gray_rgb = Image.fromarray(self._gray).convert("RGB")
-        self._is_far = depth == depth.max()
-        self._far_count = int(self._is_far.sum())
+        self._is_farthest = depth == depth.max()
+        self._farthest_count = int(self._is_farthest.sum())
 
-    def paste(self, person: Cutout, x: int, y: int) -> tuple[Image.Image, Image.Image, Image.Image]:
-        """Put ``person`` with its top-left corner at column ``x``, row ``y``.
+    def paste(self, cutout: Cutout, x: int, y: int) -> tuple[Image.Image, Image.Image, Image.Image]:
+        """Paste a foreground with its top-left corner at column ``x``, row ``y``.
 
         Returns new images: fg_bg RGB, mask L of 0 and 255, and depth RGB with three equal
         channels, 0 nearest and 255 farthest.
         """
         fg_bg = self._image.copy()
-        fg_bg.paste(person.colour, (x, y), person.stencil)
+        fg_bg.paste(cutout.colour, (x, y), cutout.stencil)
         mask = Image.new("L", fg_bg.size)
-        mask.paste(person.stencil, (x, y))
-        return fg_bg, mask, self._paste_depth(person, x, y)
+        mask.paste(cutout.stencil, (x, y))
+        return fg_bg, mask, self._paste_depth(cutout, x, y)
 
-    def _paste_depth(self, person: Cutout, x: int, y: int) -> Image.Image:
-        """Depth with the person at the nearest depth that it covers, at most FARTHEST_PERSON.
+    def _paste_depth(self, cutout: Cutout, x: int, y: int) -> Image.Image:
+        """Depth with the foreground at the nearest depth that it covers, limited as above.
 
-        That leaves the minimum as it is, and the maximum unless all farthest pixels are
-        covered: so nearly always the background's stretch holds, on bytes alone.
+        This keeps the minimum, and keeps the maximum unless all farthest pixels are covered. So
+        the background's stretched map can nearly always be reused, and only bytes change.
         """
-        inside = person.inside
+        inside = cutout.inside
         box = np.s_[y : y + inside.shape[0], x : x + inside.shape[1]]
-        if np.count_nonzero(self._is_far[box] & inside) < self._far_count:
-            depth = self._gray_rgb.copy()
-            farthest = round(255 * FARTHEST_PERSON)
-            nearest = int(self._gray[box].min(where=inside, initial=farthest))
-            depth.paste((nearest, nearest, nearest), (x, y), person.stencil)
-            return depth
-        metres = self._metres.copy()
-        near, far = float(metres.min()), float(metres.max())
-        limit = near + FARTHEST_PERSON * (far - near)
-        metres[box][inside] = min(limit, float(metres[box][inside].min()))
-        return Image.fromarray(_stretch(metres)).convert("RGB")
+        if np.count_nonzero(self._is_farthest[box] & inside) < self._farthest_count:
+            image = self._gray_rgb.copy()
+            limit = round(255 * FARTHEST_SHARE)
+            gray = int(self._gray[box].min(where=inside, initial=limit))
+            image.paste((gray, gray, gray), (x, y), cutout.stencil)
+            return image
+        depth = self._depth.copy()
+        near, far = float(depth.min()), float(depth.max())
+        farthest = near + FARTHEST_SHARE * (far - near)
+        depth[box][inside] = min(farthest, float(depth[box][inside].min()))
+        return Image.fromarray(_stretch(depth)).convert("RGB")
 
 
 def _stretch(depth: np.ndarray) -> np.ndarray:
-    """Map the nearest to 0 and the farthest to 255, linearly, uint8; a flat map becomes 0."""
+    """Map depth linearly to uint8, the nearest to 0 and the farthest to 255; a flat map to 0."""
     near, far = float(depth.min()), float(depth.max())
     return np.rint((depth - near) * (255 / max(far - near, 1e-9))).astype(np.uint8)

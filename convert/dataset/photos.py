@@ -1,4 +1,4 @@
-"""Reads the user's photos, depth maps and cut-outs, and says clearly what is wrong with them."""
+"""Reads and checks the user's photos, depth maps and cut-outs."""
 
 import io
 from collections.abc import Iterator
@@ -10,55 +10,56 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from convert.errors import DataError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+EXIF_ORIENTATION = 0x0112
 
 
 def list_images(folder: Path) -> tuple[Path, ...]:
-    """The files of ``folder`` by name, hidden ones left out.
+    """The files of ``folder`` sorted by name, without hidden ones.
 
-    Raises DataError if the folder is missing or empty or holds a file that by its suffix is no
-    image: a stray file would silently shift the numbering of all after it.
+    Raises DataError if the folder is missing or empty, or holds a file whose suffix is not one of
+    SUFFIXES: an unrelated file would silently shift the numbers of all files after it.
     """
     if not folder.is_dir():
         found = "a file" if folder.exists() else "nothing"
         raise DataError(f"{folder}: found {found}, expected a folder of images.")
     files = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
     if not files:
-        raise DataError(f"{folder}: found no files, expected images ({', '.join(_suffixes())}).")
+        raise DataError(f"{folder}: found no files, expected images ({', '.join(SUFFIXES)}).")
     for path in files:
         if not path.is_file() or path.suffix.lower() not in SUFFIXES:
             raise DataError(
-                f"{path}: found no image, expected only images ({', '.join(_suffixes())}) in this "
+                f"{path}: found no image, expected only images ({', '.join(SUFFIXES)}) in this "
                 "folder. Move it elsewhere."
             )
     return tuple(files)
 
 
 def match_stems(photos: tuple[Path, ...], folder: Path) -> tuple[Path, ...]:
-    """The image in ``folder`` that has each photo's name, up to the suffix."""
+    """For each photo the image in ``folder`` of the same name, apart from the suffix."""
     by_stem: dict[str, Path] = {}
     for path in list_images(folder):
         if path.stem in by_stem:
             raise DataError(f"{path}: found also {by_stem[path.stem].name}, expected one of them.")
         by_stem[path.stem] = path
-    missing = [p for p in photos if p.stem not in by_stem]
+    missing = [path for path in photos if path.stem not in by_stem]
     if missing:
         raise DataError(
             f"{folder}: found no depth map for {missing[0].name} ({len(missing)} of {len(photos)} "
             "photos have none), expected an image of the same name for each photo."
         )
-    return tuple(by_stem[p.stem] for p in photos)
+    return tuple(by_stem[path.stem] for path in photos)
 
 
 def background_jpeg(path: Path, size: int, quality: int) -> bytes:
-    """JPEG bytes of the photo's centre square at ``size``.
+    """JPEG bytes of the photo's centre square, RGB (size, size).
 
-    A file that is such a JPEG already is passed on byte for byte.
+    A file that is such a JPEG already is returned byte for byte.
     """
     with _opened(path) as image:
-        upright = image.getexif().get(0x0112, 1) == 1
-        as_wanted = image.format == "JPEG" and image.mode == "RGB" and image.size == (size, size)
-        if as_wanted and upright:
+        is_upright = image.getexif().get(EXIF_ORIENTATION, 1) == 1
+        found, wanted = (image.format, image.mode, image.size), ("JPEG", "RGB", (size, size))
+        if is_upright and found == wanted:
             return path.read_bytes()
         square = _centre_square(ImageOps.exif_transpose(image), size, Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
@@ -69,7 +70,7 @@ def background_jpeg(path: Path, size: int, quality: int) -> bytes:
 def open_depth(path: Path, photo: Path, size: int) -> np.ndarray:
     """Depth of the photo's centre square, float32 (size, size), larger is farther.
 
-    Takes 8 and 16 bit, float and RGB gray images of the photo's shape (within 2 %).
+    Accepts 8 bit, 16 bit, float and RGB images of the photo's aspect ratio (within 2 %).
     """
     with _opened(photo) as image:
         width, height = ImageOps.exif_transpose(image).size
@@ -90,7 +91,7 @@ def open_depth(path: Path, photo: Path, size: int) -> np.ndarray:
 def open_cutout(path: Path) -> np.ndarray:
     """RGBA cut-out, uint8 (h, w, 4).
 
-    Raises DataError where the image has no transparency or nothing else.
+    Raises DataError if the image has no transparent pixel, or only transparent ones.
     """
     with _opened(path) as image:
         if "A" not in image.getbands() and "transparency" not in image.info:
@@ -98,32 +99,32 @@ def open_cutout(path: Path) -> np.ndarray:
                 f"{path}: found a {image.mode} image without transparency, expected an RGBA "
                 "cut-out. Remove the background of the person first."
             )
-        person = np.asarray(ImageOps.exif_transpose(image).convert("RGBA"))
-    visible = person[..., 3] != 0
+        cutout = np.asarray(ImageOps.exif_transpose(image).convert("RGBA"))
+    visible = cutout[..., 3] != 0
     if visible.all():
         raise DataError(f"{path}: found no transparent pixel, expected a cut-out of a person.")
     if not visible.any():
         raise DataError(f"{path}: found only transparent pixels, expected a person.")
-    return person
+    return cutout
 
 
-def scale_cutout(person: np.ndarray, height: int, max_width: int, path: Path) -> np.ndarray:
-    """Scale RGBA uint8 (h, w, 4) to ``height``, width by aspect ratio.
+def scale_cutout(cutout: np.ndarray, height: int, max_width: int, path: Path) -> np.ndarray:
+    """Scale RGBA uint8 (h, w, 4) to ``height`` pixels, keeping the aspect ratio.
 
-    Colours are averaged weighted by alpha, in floats: 8 bit arithmetic leaves wrong colours
-    where alpha is small, and every pixel whose alpha is not 0 shows in a composite.
+    Colours are averaged with alpha as weight, in floats: 8 bit arithmetic gives wrong colours
+    where alpha is small, and every pixel whose alpha is not 0 is visible in a composite.
 
-    Raises DataError naming ``path`` unless the result is narrower than ``max_width`` and shows
-    something.
+    Raises DataError naming ``path`` if the result is not narrower than ``max_width`` or has no
+    visible pixel.
     """
-    width = max(1, round(person.shape[1] * height / person.shape[0]))
+    width = max(1, round(cutout.shape[1] * height / cutout.shape[0]))
     if width >= max_width:
         raise DataError(
-            f"{path}: found {person.shape[1]}x{person.shape[0]}, {width} pixels wide when scaled "
+            f"{path}: found {cutout.shape[1]}x{cutout.shape[0]}, {width} pixels wide when scaled "
             f"to height {height}, expected less than {max_width}. Crop it closer to the person."
         )
-    alpha = person[..., 3].astype(np.float32)
-    planes = [alpha] + [person[..., c] * alpha for c in range(3)]
+    alpha = cutout[..., 3].astype(np.float32)
+    planes = [alpha] + [cutout[..., c] * alpha for c in range(3)]
     small_alpha, *colours = (
         np.asarray(Image.fromarray(p).resize((width, height), Image.Resampling.BILINEAR))
         for p in planes
@@ -140,13 +141,9 @@ def scale_cutout(person: np.ndarray, height: int, max_width: int, path: Path) ->
     return pixels
 
 
-def _suffixes() -> list[str]:
-    return sorted(SUFFIXES)
-
-
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """The loaded image; what Pillow raises becomes a DataError that names the file."""
+    """Load an image; an exception of Pillow becomes a DataError that names the file."""
     try:
         with Image.open(path) as image:
             image.load()
@@ -154,20 +151,20 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except UnidentifiedImageError as error:
         raise DataError(f"{path}: found no readable image, expected a photo or cut-out.") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: {error}. Expected a whole, readable image.") from error
+        raise DataError(f"{path}: {error}. Expected a complete, readable image.") from error
 
 
 def _centre_square(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
     """Crop the centred square and resize it to ``size``."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    # Palette and bilevel images cannot be interpolated, so colours come first.
+    # Palette and bilevel images cannot be interpolated, so they are converted before resizing.
     image = image if image.mode == "F" else _flatten(image)
     return image.resize((size, size), resample, box=(left, top, left + side, top + side))
 
 
 def _flatten(image: Image.Image) -> Image.Image:
-    """RGB of any mode; 16 bit gray keeps its upper byte, transparency shows as white."""
+    """Convert any mode to RGB; 16 bit gray keeps its upper byte, transparency becomes white."""
     if image.mode.startswith("I") or image.mode == "F":
         pixels = np.asarray(image, np.float64)
         scale = 1 / 256 if pixels.max() > 255 else 1

@@ -1,4 +1,4 @@
-"""What a data set consists of: counts, names, sources, and the record of them."""
+"""What a data set consists of: counts, names and source files, and the metadata of them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,49 +12,50 @@ from convert.errors import DataError
 
 FORMAT = "maskdepth-dataset"
 VERSION = 1
-DRAWN = 100  # built-in backgrounds, and people, where no number is asked for
-COUNTS = ("backgrounds", "foregrounds", "placements", "size", "seed")
+DRAWN = 100  # default number of built-in backgrounds, and of built-in foregrounds
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """A folder of the user's images."""
+
+    path: Path
+    files: tuple[Path, ...]
+    """The images that are used, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What to compose; the same plan gives the same bytes with any number of workers."""
 
-    bg_files: tuple[Path, ...] | None
-    """The user's photos, in order; None: built-in streets."""
-    fg_files: tuple[Path, ...] | None
-    """The user's cut-outs, in order; None: built-in people."""
-    depth_files: tuple[Path, ...] | None
-    """The depth map of each photo; None: true depth of built-in streets, or a prior."""
+    bg: ImageFolder | None
+    """The user's photos; None: built-in streets."""
+    fg: ImageFolder | None
+    """The user's cut-outs; None: built-in people."""
+    bg_depth: ImageFolder | None
+    """The depth map of each photo; None: the true depth of built-in streets, or a prior."""
     backgrounds: int
     foregrounds: int
     placements: int
-    """Composites of each background with each person, half of them flipped; even."""
+    """Composites of each background with each foreground, half of them flipped; even."""
     size: int
     """Height and width of every image, in pixels."""
     seed: int
 
     def __post_init__(self) -> None:
-        """Refuse counts that the rule cannot serve."""
-        for name in ("backgrounds", "foregrounds", "placements"):
-            if getattr(self, name) < 1:
-                raise DataError(f"{name} is {getattr(self, name)}: expected 1 or more.")
+        """Raise DataError for a number out of range."""
+        least = {"backgrounds": 1, "foregrounds": 1, "placements": 1, "size": 32, "seed": 0}
+        for name, minimum in least.items():
+            if getattr(self, name) < minimum:
+                unit = " pixels" if name == "size" else ""
+                raise DataError(
+                    f"{name} is {getattr(self, name)}: expected {minimum}{unit} or more."
+                )
         if self.placements % 2:
             raise DataError(
-                f"placements is {self.placements}: expected an even number, as half of the "
-                "composites show the person flipped left-right."
+                f"placements is {self.placements}: expected an even number, because half of the "
+                "composites show the foreground flipped left-right."
             )
-        if self.size < 32:
-            raise DataError(f"size is {self.size}: expected 32 pixels or more.")
-        if self.seed < 0:
-            raise DataError(f"seed is {self.seed}: expected 0 or more.")
-
-    @property
-    def depth_kind(self) -> str:
-        """Where depth comes from: "true", "given" or "prior"."""
-        if self.bg_files is None:
-            return "true"
-        return "given" if self.depth_files is not None else "prior"
 
     @property
     def samples_per_bg(self) -> int:
@@ -62,72 +63,52 @@ class Plan:
         return self.foregrounds * self.placements
 
     def bg_name(self, bg: int) -> str:
-        """Name of background ``bg`` (from 0), padded so that sorted names keep their order."""
+        """Name of background ``bg`` (from 0), zero-padded so that names sort by number."""
         return f"bg_{bg + 1:0{max(3, len(str(self.backgrounds)))}d}"
 
     def fg_name(self, fg: int) -> str:
-        """Name of person ``fg`` (from 0), padded likewise."""
+        """Name of foreground ``fg`` (from 0), zero-padded likewise."""
         return f"fg_{fg + 1:0{max(3, len(str(self.foregrounds)))}d}"
 
     def sample_name(self, sample: int) -> str:
-        """Name of the sample at ``sample`` (from 0) within its background, padded likewise."""
+        """Name of sample ``sample`` (from 0) of a background, zero-padded likewise."""
         return f"img_{sample + 1:0{max(4, len(str(self.samples_per_bg)))}d}"
 
 
-def make_plan(
-    bg: Path | None,
-    fg: Path | None,
-    bg_depth: Path | None,
-    backgrounds: int | None,
-    foregrounds: int | None,
-    placements: int,
-    size: int,
-    seed: int,
-) -> Plan:
-    """Check the arguments and list the user's files."""
-    if bg_depth is not None and bg is None:
-        raise DataError("bg_depth was given without bg: it holds the depth maps of bg's photos.")
-    bg_files, backgrounds = _choose(bg, "backgrounds", backgrounds)
-    fg_files, foregrounds = _choose(fg, "foregrounds", foregrounds)
-    depth_files = None
-    if bg_depth is not None and bg_files is not None:
-        depth_files = photos.match_stems(bg_files, Path(bg_depth))
-    return Plan(
-        bg_files=bg_files,
-        fg_files=fg_files,
-        depth_files=depth_files,
-        backgrounds=backgrounds,
-        foregrounds=foregrounds,
-        placements=placements,
-        size=size,
-        seed=seed,
-    )
-
-
-def _choose(
+def choose_images(
     folder: Path | None, what: str, count: int | None
-) -> tuple[tuple[Path, ...] | None, int]:
+) -> tuple[ImageFolder | None, int]:
     """The first ``count`` images of a user's folder (None: all), or so many drawn ones."""
     if folder is None:
         return None, DRAWN if count is None else count
-    files = photos.list_images(Path(folder))
+    files = photos.list_images(folder)
     if count is not None and count > len(files):
         raise DataError(
             f"{folder}: found {len(files)} images, expected at least the {count} {what} asked for."
         )
-    files = files if count is None else files[:count]
-    return files, len(files) if files else (count or 0)
+    files = files[:count]
+    return ImageFolder(folder, files), len(files)
 
 
-def describe(plan: Plan, bg: Path | None, fg: Path | None, bg_depth: Path | None) -> dict:
-    """Everything that decides the bytes, and nothing (time, host, workers) that does not."""
-    folders = {"bg": bg, "fg": fg, "bg_depth": bg_depth}
-    names = {"bg": plan.bg_files, "fg": plan.fg_files, "bg_depth": plan.depth_files}
+def choose_depth(folder: Path | None, bg: ImageFolder | None) -> ImageFolder | None:
+    """The depth map of each photo in a user's folder, if there is one."""
+    if folder is None:
+        return None
+    if bg is None:
+        raise DataError("bg_depth was given without bg: it holds the depth maps of bg's photos.")
+    return ImageFolder(folder, photos.match_stems(bg.files, folder))
+
+
+def plan_metadata(plan: Plan) -> dict[str, object]:
+    """What `dataset.json` says: all that decides the bytes, and nothing that does not (as time)."""
+    folders = {"bg": plan.bg, "fg": plan.fg, "bg_depth": plan.bg_depth}
+    counts = ("backgrounds", "foregrounds", "placements", "size", "seed")
+    estimated = "prior" if plan.bg_depth is None else "given"
     return {
         "format": FORMAT,
         "version": VERSION,
-        "arguments": {k: None if v is None else str(v) for k, v in folders.items()}
-        | {k: getattr(plan, k) for k in COUNTS},
+        "arguments": {k: None if v is None else str(v.path) for k, v in folders.items()}
+        | {name: getattr(plan, name) for name in counts},
         "seed": plan.seed,
         "image_size": plan.size,
         "backgrounds": plan.backgrounds,
@@ -136,8 +117,10 @@ def describe(plan: Plan, bg: Path | None, fg: Path | None, bg_depth: Path | None
         "samples": plan.backgrounds * plan.samples_per_bg,
         "samples_per_bg": plan.samples_per_bg,
         "samples_per_fg": plan.placements,
-        "depth": plan.depth_kind,
-        "sources": {k: None if v is None else [p.name for p in v] for k, v in names.items()},
+        "depth": "true" if plan.bg is None else estimated,
+        "sources": {
+            k: None if v is None else [path.name for path in v.files] for k, v in folders.items()
+        },
         "libraries": {
             "numpy": np.__version__,
             "pillow": PIL.__version__,

@@ -1,4 +1,4 @@
-"""The data set composer: the rule, the same bytes for any worker count, clear refusals."""
+"""The data set composer: its rule, the same bytes for any number of workers, clear errors."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from PIL import Image
 from convert.dataset.canvas import Canvas, Cutout
 from convert.dataset.compose import compose, place
 from convert.dataset.photos import open_cutout, scale_cutout
-from convert.dataset.plan import make_plan
+from convert.dataset.plan import Plan
 from convert.errors import DataError
 
 SMALL: dict[str, Any] = {
@@ -47,7 +47,7 @@ def save(path: Path, pixels: np.ndarray, mode: str | None = None) -> Path:
 
 
 def person_pixels(height: int = 60, width: int = 30) -> np.ndarray:
-    """A reddish ellipse in nothing."""
+    """A reddish ellipse on a transparent background."""
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
     pixels = np.zeros((height, width, 4), np.uint8)
     pixels[..., :3] = (200, 40, 30)
@@ -72,13 +72,13 @@ def test_folder_layout(built_in: Path) -> None:
 
 
 def test_dataset_json(built_in: Path) -> None:
-    info = json.loads((built_in / "dataset.json").read_text())
-    assert info["samples"] == 16
-    assert info["samples_per_bg"] == 8
-    assert info["samples_per_fg"] == 4
-    assert info["image_size"] == 64
-    assert info["depth"] == "true"
-    assert info["seed"] == 0
+    metadata = json.loads((built_in / "dataset.json").read_text())
+    assert metadata["samples"] == 16
+    assert metadata["samples_per_bg"] == 8
+    assert metadata["samples_per_fg"] == 4
+    assert metadata["image_size"] == 64
+    assert metadata["depth"] == "true"
+    assert metadata["seed"] == 0
 
 
 def test_image_modes_and_binary_masks(built_in: Path) -> None:
@@ -91,7 +91,7 @@ def test_image_modes_and_binary_masks(built_in: Path) -> None:
 
 
 def test_masks_are_the_scaled_cutout_at_the_drawn_places(built_in: Path) -> None:
-    """The files against the rule, worked out anew: sample i shows person i % 8 // 4."""
+    """Compares the files with the rule, computed again: sample i shows foreground i % 8 // 4."""
     for bg in (0, 1):
         for fg in (0, 1):
             path = built_in / "fg" / f"fg_00{fg + 1}.png"
@@ -108,9 +108,9 @@ def test_masks_are_the_scaled_cutout_at_the_drawn_places(built_in: Path) -> None
 
 
 def test_same_bytes_with_two_workers(built_in: Path, tmp_path: Path) -> None:
-    info = compose(tmp_path / "two", workers=2, **SMALL)
+    metadata = compose(tmp_path / "two", workers=2, **SMALL)
     assert tree(tmp_path / "two") == tree(built_in)
-    assert info == json.loads((built_in / "dataset.json").read_text())
+    assert metadata == json.loads((built_in / "dataset.json").read_text())
 
 
 def test_a_smaller_run_is_a_part_of_a_larger(built_in: Path, tmp_path: Path) -> None:
@@ -162,8 +162,8 @@ def test_paste_follows_the_rule(person: np.ndarray, data: st.DataObject) -> None
     np.testing.assert_array_equal(mask, inside * 255)
     np.testing.assert_array_equal(fg_bg[~inside], image[~inside])
     np.testing.assert_array_equal(fg_bg[inside], person[..., :3][person[..., 3] != 0])
-    # Depth worked out in metres: the person at the nearest depth that it covers, never in the
-    # farther half of the scene.
+    # Depth computed in metres: the foreground is at the nearest depth that it covers, and never in
+    # the farther half of the scene.
     metres = depth.astype(np.float64)
     halfway = (metres.min() + metres.max()) / 2
     metres[inside] = min(metres[inside].min(), halfway)
@@ -179,14 +179,14 @@ def test_paste_follows_the_rule(person: np.ndarray, data: st.DataObject) -> None
 def test_scaling_keeps_height_aspect_and_colour_range(person: np.ndarray, height: int) -> None:
     try:
         scaled = scale_cutout(person, height, 10_000, Path("x.png"))
-    except DataError:  # nothing of it is left, as `test_bad_cutouts_are_refused` has it
+    except DataError:  # no visible pixel is left; see `test_unusable_cutouts_are_refused`
         reject()
     assert scaled.shape[0] == height
     assert scaled[..., 3].any()
     assert abs(scaled.shape[1] - person.shape[1] * height / person.shape[0]) <= 1
     visible = person[person[..., 3] != 0][:, :3].astype(int)
     shown = scaled[scaled[..., 3] != 0][:, :3].astype(int)
-    # An average of visible colours: what is transparent never bleeds in.
+    # Averages of visible colours: transparent pixels contribute nothing.
     assert (shown >= visible.min(0) - 1).all()
     assert (shown <= visible.max(0) + 1).all()
     assert (scaled[scaled[..., 3] == 0] == 0).all()
@@ -195,7 +195,10 @@ def test_scaling_keeps_height_aspect_and_colour_range(person: np.ndarray, height
 @settings(max_examples=30)
 @given(counts=st.tuples(*[st.sampled_from([1, 9, 10, 99, 100, 999, 1000, 12345])] * 2))
 def test_names_sort_as_numbers(counts: tuple[int, int]) -> None:
-    plan = make_plan(None, None, None, counts[0], counts[1], 10, 224, 0)
+    plan = Plan(
+        bg=None, fg=None, bg_depth=None, backgrounds=counts[0], foregrounds=counts[1],
+        placements=10, size=224, seed=0,
+    )  # fmt: skip
     backgrounds = [plan.bg_name(i) for i in range(min(plan.backgrounds, 2000))]
     assert backgrounds == sorted(backgrounds)
     last = plan.samples_per_bg - 1
@@ -234,15 +237,19 @@ def people(tmp_path: Path) -> Path:
 
 def test_photos_of_any_size_and_mode(photos: Path, people: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    info = compose(out, bg=photos, fg=people, placements=2, size=64, workers=1, progress=False)
-    assert (info["backgrounds"], info["foregrounds"], info["depth"]) == (7, 4, "prior")
-    assert info["sources"]["bg"][0] == "a.png"
+    compose(out, bg=photos, fg=people, placements=2, size=64, workers=1, progress=False)
+    metadata = json.loads((out / "dataset.json").read_text())
+    counts = metadata["backgrounds"], metadata["foregrounds"]
+    assert (*counts, metadata["depth"]) == (7, 4, "prior")
+    assert metadata["sources"]["bg"][0] == "a.png"
     for i in range(7):
         with Image.open(out / "bg" / f"bg_00{i + 1}.jpg") as image:
             assert (image.mode, image.size) == ("RGB", (64, 64))
 
 
-def test_a_finished_background_is_taken_byte_for_byte(people: Path, tmp_path: Path) -> None:
+def test_a_background_of_the_right_size_is_copied_byte_for_byte(
+    people: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "bg" / "street.jpg"
     save(path, np.random.default_rng(1).integers(0, 256, (64, 64, 3)))
     compose(tmp_path / "out", bg=path.parent, fg=people, placements=2, size=64, progress=False,
@@ -254,11 +261,11 @@ def test_given_depth_is_used(people: Path, tmp_path: Path) -> None:
     ramp = np.linspace(30, 220, 64)[:, None, None].repeat(64, 1).repeat(3, 2)
     save(tmp_path / "bg" / "street.png", ramp)
     save(tmp_path / "depth" / "street.png", ramp, "L")
-    info = compose(
+    metadata = compose(
         tmp_path / "out", bg=tmp_path / "bg", fg=people, bg_depth=tmp_path / "depth",
         placements=2, size=64, workers=1, progress=False,
     )  # fmt: skip
-    assert info["depth"] == "given"
+    assert metadata["depth"] == "given"
     depth = np.asarray(Image.open(tmp_path / "out/fg_bg_depth/bg_001/img_0001.jpg"))[..., 0]
     mask = np.asarray(Image.open(tmp_path / "out/fg_bg_mask/bg_001/img_0001.jpg")) > 127
     expected = np.broadcast_to((ramp[..., 0] - 30) * 255 / 190, (64, 64))
@@ -266,7 +273,7 @@ def test_given_depth_is_used(people: Path, tmp_path: Path) -> None:
 
 
 def refused(tmp_path: Path, match: str, **arguments) -> None:
-    """compose() raises one clear line and leaves no folder, hidden or not."""
+    """Check that compose() raises a one-line DataError and leaves no folder, even a hidden one."""
     before = sorted(p.name for p in tmp_path.iterdir())
     counts = {"backgrounds": None} if "bg" in arguments else {}
     counts |= {"foregrounds": None} if "fg" in arguments else {}
@@ -282,7 +289,7 @@ def test_too_few_files_are_refused(people: Path, tmp_path: Path) -> None:
     refused(tmp_path, match, fg=people, foregrounds=count + 1)
 
 
-def test_missing_empty_and_foreign_files_are_refused(people: Path, tmp_path: Path) -> None:
+def test_missing_empty_and_unrelated_files_are_refused(people: Path, tmp_path: Path) -> None:
     refused(tmp_path, "nowhere: found nothing", bg=tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     refused(tmp_path, "empty: found no files", fg=tmp_path / "empty")
@@ -292,14 +299,14 @@ def test_missing_empty_and_foreign_files_are_refused(people: Path, tmp_path: Pat
     (tmp_path / "notes" / "notes.txt").rename(tmp_path / "notes" / "fake.jpg")
     refused(tmp_path, "fake.jpg: found no readable image", bg=tmp_path / "notes")
     refused(tmp_path, "fake.jpg: found no readable", bg=tmp_path / "notes", workers=2)
-    whole = (people / "two.png").read_bytes()
+    complete = (people / "two.png").read_bytes()
     (tmp_path / "cut").mkdir()
-    (tmp_path / "cut" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "cut" / "cut.png").write_bytes(complete[: len(complete) // 2])
     refused(tmp_path, r"cut.png: ", fg=tmp_path / "cut")
 
 
 def speck() -> np.ndarray:
-    """What an eraser left: a pixel in nothing."""
+    """A single visible pixel in a large transparent image."""
     pixels = np.zeros((1200, 600, 4))
     pixels[600, 300] = 255
     return pixels
@@ -315,12 +322,12 @@ def speck() -> np.ndarray:
         (person_pixels(40, 90), "pixels wide when scaled"),
     ],
 )
-def test_bad_cutouts_are_refused(pixels: np.ndarray, match: str, tmp_path: Path) -> None:
+def test_unusable_cutouts_are_refused(pixels: np.ndarray, match: str, tmp_path: Path) -> None:
     save(tmp_path / "fg" / "person.png", pixels)
     refused(tmp_path, f"person.png.*{match}", fg=tmp_path / "fg")
 
 
-def test_bad_depth_maps_are_refused(people: Path, tmp_path: Path) -> None:
+def test_unusable_depth_maps_are_refused(people: Path, tmp_path: Path) -> None:
     save(tmp_path / "bg" / "street.png", np.zeros((64, 64, 3)))
     save(tmp_path / "depth" / "other.png", np.zeros((64, 64)))
     folders = {"bg": tmp_path / "bg", "bg_depth": tmp_path / "depth"}
@@ -331,7 +338,7 @@ def test_bad_depth_maps_are_refused(people: Path, tmp_path: Path) -> None:
     refused(tmp_path, "without bg", bg_depth=tmp_path / "depth")
 
 
-def test_bad_numbers_are_refused(tmp_path: Path) -> None:
+def test_numbers_out_of_range_are_refused(tmp_path: Path) -> None:
     refused(tmp_path, "even", placements=3)
     refused(tmp_path, "backgrounds is 0", backgrounds=0)
     refused(tmp_path, "size is 8", size=8)
@@ -356,9 +363,9 @@ def test_transparent_pixels_of_a_cutout_never_show(tmp_path: Path) -> None:
     assert (scaled[..., 1][scaled[..., 3] != 0] <= 41).all()
 
 
-@pytest.mark.parametrize("blow", ["interrupt", "kill a worker", "kill the parent"])
-def test_nothing_is_left_after_a_sudden_end(blow: str, tmp_path: Path) -> None:
-    """Ctrl-C or a dead worker: no folder, no process; a killed parent: no process."""
+@pytest.mark.parametrize("event", ["interrupt", "kill a worker", "kill the parent"])
+def test_nothing_is_left_after_a_sudden_end(event: str, tmp_path: Path) -> None:
+    """Ctrl-C or a dead worker leaves no folder and no process, a killed parent no process."""
     script = tmp_path / "run.py"
     script.write_text(
         textwrap.dedent("""
@@ -376,18 +383,18 @@ def test_nothing_is_left_after_a_sudden_end(blow: str, tmp_path: Path) -> None:
         start_new_session=True,
     )  # fmt: skip
     wait_for(lambda: any((tmp_path / "work").glob(".out.partial-*/bg/*.jpg")))
-    if blow == "interrupt":
+    if event == "interrupt":
         os.killpg(process.pid, signal.SIGINT)
     else:
-        victim = workers_of(process.pid)[0] if blow == "kill a worker" else process.pid
+        victim = workers_of(process.pid)[0] if event == "kill a worker" else process.pid
         os.kill(victim, signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
     wait_for(lambda: not group_members(process.pid))
-    if blow != "kill the parent":
+    if event != "kill the parent":
         assert list((tmp_path / "work").iterdir()) == []
-        assert errors.count("Traceback") <= 3  # of this script alone: cause, then DataError
-    if blow == "kill a worker":
+        assert errors.count("Traceback") <= 3  # only from this script: the cause, then DataError
+    if event == "kill a worker":
         assert "DataError: a worker process died" in errors
 
 
