@@ -1,20 +1,17 @@
-"""Depth maps of the composites from a monocular depth model, for a data set that has none.
+"""Estimates the depth maps of composites with a monocular depth model, for a data set without.
 
 Run ``python -m convert depth DATASET --model NAME_OR_PATH``. The model is any of Hugging Face
 `transformers` for depth estimation (extra `depth`), by its name on the hub or by its folder.
 
-A map is what the data set's own are: a gray JPEG stored as RGB, each image stretched to its own
-minimum and maximum, near dark and far bright.
+The maps have the form of those that `compose` writes: a gray JPEG stored as RGB, each stretched
+to its own minimum and maximum, dark near and bright far.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,42 +22,42 @@ from tqdm import tqdm
 
 from convert import jpeg
 from convert.errors import DataError, RecordError
-from convert.files import write_json
-from convert.source import DATASET, FOLDERS, list_backgrounds, list_jpegs
+from convert.files import publish_folder, temporary_folder, write_json
+from convert.source import DATASET, FOLDERS, list_backgrounds, list_jpegs, read_metadata
 
 QUALITY = 75
 METRIC_TYPES = ("depth_pro", "glpn", "zoedepth")
 """Values of a model's ``config.model_type`` that always mean metres."""
 
 Predictor = Callable[[list[np.ndarray]], list[np.ndarray]]
-"""Images uint8 (H, W, 3), RGB 0..255 -> as many float arrays (h, w), in the unit of the model."""
+"""Images uint8 (H, W, 3), RGB 0..255 -> as many float arrays (h, w), in the model's unit."""
 
 Predicts = Literal["inverse", "metric"]
-"""What a model's values grow with: nearness, in no unit (inverse), or distance (metric)."""
+"""What a model's values grow with: nearness, without a unit (inverse), or distance (metric)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DepthModel:
-    """A model in memory, and what its depth maps shall be known by."""
+    """A loaded model, and how `dataset.json` describes it."""
 
     name: str
     predict: Predictor
     predicts: Predicts
     library: str = ""
-    """Library and version that ran it."""
+    """Library and version that run it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Composites:
-    """The composites of a data set folder, which is ready to be given depth maps."""
+    """The composites of a data set folder that is ready to be given depth maps."""
 
     folder: Path
     names: tuple[str, ...]
-    """Sorted, like "bg_001/img_0001.jpg"."""
-    facts: dict[str, Any]
-    """What `dataset.json` says, empty where there is none."""
+    """In the order of samples, like "bg_001/img_0001.jpg"."""
+    metadata: dict[str, object]
+    """What `dataset.json` says, empty if there is none."""
     replace: bool
-    """There are depth maps already, to be replaced."""
+    """Whether existing depth maps are to be replaced."""
 
     def path(self, index: int) -> Path:
         """File of one composite."""
@@ -76,12 +73,12 @@ def estimate(
     device: str | None = None,
     force: bool = False,
     progress: bool = True,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # JSON has no narrower type
     """Write depth maps of a data set's composites with a model of `transformers`.
 
-    ``force``: replace depth maps that are there. See `load_model` for ``name``, ``predicts`` and
-    ``device``, `write_depth` for the rest and for what is returned. The data set is looked at
-    before a model is loaded. Raises DataError or RecordError as those do.
+    ``force``: replace existing depth maps. See `load_model` for ``name``, ``predicts`` and
+    ``device``, and `write_depth` for the other arguments and the result. The data set is checked
+    before the model is loaded. Raises DataError or RecordError as those do.
     """
     composites = list_composites(dataset, force=force)
     model = load_model(name, predicts=predicts, device=device)
@@ -89,10 +86,10 @@ def estimate(
 
 
 def list_composites(dataset: str | Path, *, force: bool = False) -> Composites:
-    """Composites of a data set with bg/ and fg_bg/; its masks are not looked at.
+    """List the composites of a data set with bg/ and fg_bg/; its masks are not needed.
 
-    Raises DataError for a missing or empty folder, one that belongs to no background, a file
-    that is no .jpg, an unreadable `dataset.json`, and depth maps that are there without ``force``.
+    Raises DataError for a missing or empty folder, a folder that belongs to no background, a file
+    that is no .jpg, an unreadable `dataset.json`, and existing depth maps without ``force``.
     """
     folder = Path(dataset)
     names = tuple(_names(folder))
@@ -100,12 +97,11 @@ def list_composites(dataset: str | Path, *, force: bool = False) -> Composites:
     replace = os.path.lexists(target)
     if replace and not force:
         raise DataError(f"{target}: found depth maps already; add --force to replace them")
-    facts = _read_facts(folder / DATASET)
-    return Composites(folder=folder, names=names, facts=facts, replace=replace)
+    metadata = read_metadata(folder)
+    return Composites(folder=folder, names=names, metadata=metadata, replace=replace)
 
 
 def _names(folder: Path) -> Iterator[str]:
-    """Composites in the order of samples, like "bg_001/img_0001.jpg"."""
     stems = [path.stem for path in list_backgrounds(folder)]
     groups = folder / FOLDERS["fg_bg"]
     for stem in stems:
@@ -113,52 +109,42 @@ def _names(folder: Path) -> Iterator[str]:
         if not group:
             raise DataError(f"{groups / stem}: found no images, expected at least 1")
         yield from (f"{stem}/{name}" for name in group)
-    found = {path.name for path in groups.iterdir() if path.is_dir()}
+    found = {path.name for path in groups.iterdir() if path.is_dir() and path.name[0] != "."}
     for name in sorted(found - set(stems)):
-        if name[0] != ".":
-            raise DataError(
-                f"{groups / name}: found a folder without a background, expected "
-                f"{folder / 'bg' / name}.jpg; add that or move the folder away"
-            )
-
-
-def _read_facts(path: Path) -> dict[str, Any]:
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(facts, dict):
-            raise ValueError("not an object")
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); mend or delete it") from None
-    return facts
+        raise DataError(
+            f"{groups / name}: found a folder without a background, expected "
+            f"{folder / 'bg' / name}.jpg; add that or move the folder away"
+        )
 
 
 def write_depth(
     composites: Composites, model: DepthModel, *, batch_size: int = 16, progress: bool = True
-) -> dict[str, Any]:
-    """Write the depth map of each composite; returns what `dataset.json` then holds.
+) -> dict[str, Any]:  # JSON has no narrower type
+    """Write the depth map of each composite; returns what `dataset.json` then says.
 
     Maps have the name and size of their composite. ``batch_size``: images given to the model at
-    once. All maps appear together at the end, and `dataset.json` says that depth is estimated
-    and by what. On any failure the data set is as it was.
+    once. All maps appear together at the end, and `dataset.json` then says that depth is estimated
+    and by which model. If anything fails, the data set does not change.
 
-    Raises RecordError for a composite that cannot be read or whose prediction is of no use, and
-    DataError where nothing can be written.
+    Raises RecordError for a composite that cannot be read or whose prediction is not finite, and
+    DataError if the maps cannot be written.
     """
-    count = len(composites.names)
+    count, target = len(composites.names), composites.folder / FOLDERS["depth"]
     about = {"name": model.name, "predicts": model.predicts, "library": model.library}
-    facts = composites.facts | {"depth": "estimated", "depth_model": about | {"images": count}}
-    with (
-        _work_folder(composites.folder / FOLDERS["depth"]) as work,
-        tqdm(total=count, desc="depth", unit="image", disable=not progress) as bar,
-    ):
-        for start in range(0, count, batch_size):
-            indices = range(start, min(start + batch_size, count))
-            _write_batch(composites, model, indices, work)
-            bar.update(len(indices))
-        _publish(work, composites, facts)
-    return facts
+    about_depth = {"depth": "estimated", "depth_model": about | {"images": count}}
+    metadata = composites.metadata | about_depth
+    with temporary_folder(target) as work:
+        with tqdm(total=count, desc="depth", unit="image", disable=not progress) as bar:
+            for start in range(0, count, batch_size):
+                indices = range(start, min(start + batch_size, count))
+                _write_batch(composites, model, indices, work)
+                bar.update(len(indices))
+        write_json(work / DATASET, metadata)
+        if os.path.lexists(target) and not composites.replace:
+            raise DataError(f"{target}: written meanwhile and kept; add --force to replace it")
+        publish_folder(work, target)
+        (target / DATASET).replace(composites.folder / DATASET)
+    return metadata
 
 
 def _write_batch(composites: Composites, model: DepthModel, indices: range, work: Path) -> None:
@@ -184,15 +170,15 @@ def _read(composites: Composites, index: int) -> np.ndarray:
     except OSError as error:
         reason = f"cannot be read ({error.strerror})"
     except ValueError as error:
-        reason = f"{error}; mend or replace the file"
+        reason = f"{error}; fix or replace the file"
     raise RecordError(index, "fg_bg", str(path), reason)
 
 
 def encode(depth: np.ndarray, predicts: Predicts, size: tuple[int, int]) -> bytes:
     """JPEG of a prediction, float (h, w), at ``size`` (H, W): 0 nearest, 255 farthest, RGB.
 
-    Inverse depth is turned round, not inverted: its scale and zero are unknown in all relative
-    models, so that 1 / x would not be distance either. A flat prediction becomes 0.
+    Inverse depth is negated, not inverted: relative models have an unknown scale and zero, so
+    1 / x would not be distance either. A flat prediction becomes 0.
     """
     image = Image.fromarray(np.asarray(depth, np.float32))
     if depth.shape != size:
@@ -208,10 +194,10 @@ def encode(depth: np.ndarray, predicts: Predicts, size: tuple[int, int]) -> byte
 def load_model(
     name: str, *, predicts: Predicts | None = None, device: str | None = None
 ) -> DepthModel:
-    """A depth model of `transformers`, by its name on the hub (fetched once) or its folder.
+    """Load a depth model of `transformers`, by its name on the hub (downloaded once) or its folder.
 
-    ``predicts``: None asks the model's configuration, which knows it for some metric models and
-    else counts as inverse. ``device``: as torch names it ("cpu", "cuda:1"); None: the first
+    ``predicts``: by default from the model's configuration, which states it for some metric
+    models; otherwise inverse. ``device``: as torch names it ("cpu", "cuda:1"), by default the first
     accelerator, or the CPU. The model's own processor scales the images to its input size.
 
     Raises DataError if `transformers` is not installed or the model cannot be loaded.
@@ -226,7 +212,7 @@ def load_model(
         ) from None
     try:
         run = pipeline("depth-estimation", model=name, device=device)
-    except Exception as error:  # many libraries, each with its own
+    except Exception as error:  # transformers passes on the exceptions of many libraries
         raise DataError(
             f"{name}: cannot be loaded as a depth model ({_one_line(error)}); expected a model "
             "for depth estimation of the Hugging Face hub, or the folder of one"
@@ -234,24 +220,24 @@ def load_model(
     return DepthModel(
         name=name,
         predict=_predictor(name, run),
-        predicts=predicts or _what_it_predicts(run.model.config),
+        predicts=predicts or _configured(run.model.config),
         library=f"transformers {transformers.__version__}",
     )
 
 
-def _what_it_predicts(config: Any) -> Predicts:
-    """What a model's configuration says of its values; inverse where it says nothing."""
-    metric = getattr(config, "depth_estimation_type", None) == "metric"
-    return "metric" if metric or config.model_type in METRIC_TYPES else "inverse"
+def _configured(config: Any) -> Predicts:  # transformers is optional and has no types
+    """What a model predicts by its configuration; inverse if that does not say."""
+    is_metric = getattr(config, "depth_estimation_type", None) == "metric"
+    return "metric" if is_metric or config.model_type in METRIC_TYPES else "inverse"
 
 
-def _predictor(name: str, run: Callable[..., Any]) -> Predictor:
+def _predictor(name: str, run: Callable[..., Any]) -> Predictor:  # a pipeline has no types
     """Predictor of a depth-estimation pipeline; its failures become a DataError."""
 
     def predict(images: list[np.ndarray]) -> list[np.ndarray]:
         try:
             found = run([Image.fromarray(image) for image in images], batch_size=len(images))
-            # Copied to the CPU: this waits for the GPU.
+            # Copying to the CPU waits for the GPU.
             maps = [one["predicted_depth"].float().cpu().numpy() for one in found]
         except Exception as error:
             raise DataError(
@@ -264,46 +250,6 @@ def _predictor(name: str, run: Callable[..., Any]) -> Predictor:
 
 
 def _one_line(error: Exception) -> str:
-    """An error of another library, in one line of bearable length."""
+    """Message of another library's exception in one line of at most 300 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else text[:300] + " ..."
-
-
-@contextmanager
-def _work_folder(target: Path) -> Iterator[Path]:
-    """A hidden sibling of ``target``, gone at the end; OSErrors of writing become a DataError."""
-    work = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    try:
-        work.mkdir()
-        yield work
-    except OSError as error:
-        raise DataError(
-            f"{target}: cannot be written ({error}); free some space, or mend the rights"
-        ) from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _publish(work: Path, composites: Composites, facts: dict[str, Any]) -> None:
-    """Put the depth maps and `dataset.json` in place: after the first line, renames alone."""
-    write_json(work / DATASET, facts)
-    target = composites.folder / FOLDERS["depth"]
-    old = work.with_name(f"{work.name}.old")
-    if composites.replace:
-        target.rename(old)
-    try:
-        work.rename(target)
-    except BaseException:
-        if composites.replace:
-            old.rename(target)
-        raise
-    (target / DATASET).replace(composites.folder / DATASET)
-    _remove(old)
-
-
-def _remove(path: Path) -> None:
-    """Remove a folder, or the link to one, if it is there."""
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    else:
-        shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Depth maps by a model: the data set's conventions, all or nothing, and a real tiny model."""
+"""Depth maps by a model: their form, all or nothing, and tiny real models."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def gray(data: bytes) -> np.ndarray:
-    """Luma of a depth map, which must be RGB and gray."""
+    """Luma of a depth map, which must be stored as RGB and be gray."""
     image = Image.open(io.BytesIO(data))
     pixels = np.asarray(image)
     assert image.mode == "RGB"
@@ -77,7 +77,7 @@ def bare(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def finished(bare: Path) -> Path:
-    """The same with depth maps, said to be true."""
+    """The same with depth maps that `dataset.json` calls true."""
     write_depth(list_composites(bare), fake(), progress=False)
     (bare / "dataset.json").write_text('{"depth": "true", "samples_per_fg": 3}')
     return bare
@@ -85,10 +85,10 @@ def finished(bare: Path) -> Path:
 
 def test_maps_are_a_data_set_that_can_be_packed(bare: Path) -> None:
     before = tree(bare)
-    facts = write_depth(list_composites(bare), fake(), batch_size=4, progress=False)
+    metadata = write_depth(list_composites(bare), fake(), batch_size=4, progress=False)
     source = read_source(bare)  # names and counts agree
     assert source.layout.samples == 6
-    assert source.metadata == facts
+    assert source.metadata == metadata
     assert {name: data for name, data in tree(bare).items() if name in before} == before
     assert {path.name for path in bare.iterdir()} == {
         *("bg", "fg_bg", "fg_bg_mask", "fg_bg_depth", "dataset.json")
@@ -99,14 +99,14 @@ def test_maps_are_a_data_set_that_can_be_packed(bare: Path) -> None:
         expected = (redness - redness.min()) * 255 / np.ptp(redness)
         found = gray(path.read_bytes()).astype(float)
         assert found.shape == (HEIGHT, WIDTH)
-        assert abs(found - expected).mean() < 3, "JPEG's loss alone"
+        assert abs(found - expected).mean() < 3, "more than the loss of JPEG"
 
 
-def test_dataset_json_says_what_depth_is(finished: Path) -> None:
+def test_dataset_json_describes_the_depth(finished: Path) -> None:
     composites = list_composites(finished, force=True)
-    facts = write_depth(composites, fake(predicts="inverse"), progress=False)
-    assert json.loads((finished / "dataset.json").read_text()) == facts
-    assert facts == {
+    metadata = write_depth(composites, fake(predicts="inverse"), progress=False)
+    assert json.loads((finished / "dataset.json").read_text()) == metadata
+    assert metadata == {
         "depth": "estimated",
         "samples_per_fg": 3,
         "depth_model": {
@@ -119,7 +119,7 @@ def test_dataset_json_says_what_depth_is(finished: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 4, 100])
-def test_model_sees_all_composites_in_order_whatever_the_batch(bare: Path, size: int) -> None:
+def test_model_sees_all_composites_in_order_with_any_batch_size(bare: Path, size: int) -> None:
     seen: list[np.ndarray] = []
     sizes: list[int] = []
 
@@ -155,7 +155,7 @@ def test_flat_and_small_predictions() -> None:
     assert large[:, -1].min() >= 252
 
 
-def test_jpeg_is_that_of_the_data_set(finished: Path, dataset: Path) -> None:
+def test_jpeg_has_the_form_of_composed_depth(finished: Path, dataset: Path) -> None:
     """Quantisation and subsampling are those of the maps that `compose` writes."""
     ours = JpegImageFile(next((finished / "fg_bg_depth").rglob("*.jpg")))
     theirs = JpegImageFile(next((dataset / "fg_bg_depth").rglob("*.jpg")))
@@ -190,7 +190,7 @@ def test_link_to_depth_maps_is_replaced_and_not_followed(finished: Path, tmp_pat
     ("spoil", "reason"),
     [
         (lambda path: path.write_bytes(b"no image"), "not a JPEG"),
-        (lambda path: path.write_bytes(path.read_bytes()[:400]), "mend or replace"),
+        (lambda path: path.write_bytes(path.read_bytes()[:400]), "fix or replace"),
         (lambda path: path.write_bytes(b""), "empty file"),
         (lambda path: Image.new("CMYK", (WIDTH, HEIGHT)).save(path), "a CMYK JPEG"),
         (lambda path: (path.unlink(), path.mkdir()), "cannot be read"),
@@ -198,7 +198,7 @@ def test_link_to_depth_maps_is_replaced_and_not_followed(finished: Path, tmp_pat
     ids=["other", "cut", "empty", "cmyk", "folder"],
 )
 @pytest.mark.parametrize("folder", ["bare", "finished"])
-def test_bad_composite_is_named_and_nothing_changes(
+def test_unreadable_composite_is_named_and_nothing_changes(
     request: pytest.FixtureRequest, folder: str, spoil, reason: str
 ) -> None:
     dataset = request.getfixturevalue(folder)
@@ -245,7 +245,7 @@ def test_full_disk_is_one_clear_error(finished: Path, monkeypatch: pytest.Monkey
 
     before, composites = tree(finished), list_composites(finished, force=True)
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(DataError, match=r"fg_bg_depth: cannot be written .*No space left"):
+    with pytest.raises(DataError, match=r"fg_bg_depth: No space left on device; fix that"):
         write_depth(composites, fake(), progress=False)
     assert tree(finished) == before
 
@@ -270,11 +270,11 @@ def test_failed_renaming_is_undone(
     assert tree(finished) == before
 
 
-def test_maps_that_came_meanwhile_are_kept(bare: Path) -> None:
+def test_maps_that_were_written_meanwhile_are_kept(bare: Path) -> None:
     composites = list_composites(bare)
     write_depth(composites, fake(), progress=False)
     before = tree(bare)
-    with pytest.raises(DataError, match="not empty"):
+    with pytest.raises(DataError, match="written meanwhile and kept"):
         write_depth(composites, fake(predicts="inverse"), progress=False)
     assert tree(bare) == before
 
@@ -295,7 +295,9 @@ def test_maps_that_came_meanwhile_are_kept(bare: Path) -> None:
     ],
     ids=["no-bg", "no-fg_bg", "empty-bg", "empty-group", "stray-group", "stray-file", "json"],
 )
-def test_bad_folder_is_refused_before_a_model_is_loaded(bare: Path, spoil, message: str) -> None:
+def test_unusable_folder_is_refused_before_a_model_is_loaded(
+    bare: Path, spoil, message: str
+) -> None:
     spoil(bare)
     before = tree(bare)
     with pytest.raises(DataError, match=message):
@@ -303,7 +305,7 @@ def test_bad_folder_is_refused_before_a_model_is_loaded(bare: Path, spoil, messa
     assert tree(bare) == before
 
 
-def test_without_transformers_one_line_says_what_to_install(
+def test_without_transformers_the_error_says_what_to_install(
     bare: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
@@ -321,7 +323,7 @@ needs_transformers = pytest.mark.skipif(
 
 
 def save_tiny_model(folder: Path, kind: str) -> None:
-    """A depth model of a few thousand random weights, with the processor that belongs to it."""
+    """Save a depth model with a few thousand random weights, and its image processor."""
     import transformers
 
     transformers.set_seed(0)
@@ -354,7 +356,7 @@ def save_tiny_model(folder: Path, kind: str) -> None:
 
 
 @needs_transformers
-@pytest.mark.slow  # importing transformers is what takes long
+@pytest.mark.slow  # importing transformers takes long
 @pytest.mark.parametrize(("kind", "predicts"), [("dpt", "inverse"), ("glpn", "metric")])
 def test_real_model_writes_all_maps(bare: Path, tmp_path: Path, kind: str, predicts: str) -> None:
     save_tiny_model(tmp_path / kind, kind)
@@ -371,14 +373,16 @@ def test_real_model_writes_all_maps(bare: Path, tmp_path: Path, kind: str, predi
     assert done.exit_code == 0, done.output
     turned = [gray(source.paths(index)[2].read_bytes()) for index in range(6)]
     assert all(abs(255.0 - a - b).mean() < 3 for a, b in zip(found, turned, strict=True)), (
-        "the same model, read the other way round"
+        "the same model with the opposite meaning of its values"
     )
 
 
 @needs_transformers
 @pytest.mark.slow
 @pytest.mark.parametrize("content", [None, '{"model_type": "vit"}', "no JSON"])
-def test_what_is_no_depth_model_is_refused(bare: Path, tmp_path: Path, content: str | None) -> None:
+def test_a_folder_without_a_depth_model_is_refused(
+    bare: Path, tmp_path: Path, content: str | None
+) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     if content is not None:
@@ -407,4 +411,4 @@ def test_failure_inside_a_pipeline_is_translated() -> None:
     ],
 )
 def test_kind_of_depth_comes_from_the_configuration(config: dict, predicts: str) -> None:
-    assert depth._what_it_predicts(type("Config", (), config)()) == predicts
+    assert depth._configured(type("Config", (), config)()) == predicts
