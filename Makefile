@@ -1,4 +1,4 @@
-# Every command sets up what it needs first; `make help` lists them.
+# Every target installs what it needs first. `make help` lists the targets.
 
 PYTHON ?=
 DALI ?= dali-cu13
@@ -11,13 +11,14 @@ export PYTHON DALI
 .PHONY: help install demo test lint format bench gpu-check clean
 
 help:
-	@echo "make install    build .venv (PYTHON=python3.12, DALI=dali-cu12, APT=no)"
-	@echo "make demo       data set, shards, training and evaluation in DEMO_DIR=$(DEMO_DIR)"
-	@echo "make test       all tests that can run here (ARGS='-k mask' is handed to pytest)"
-	@echo "make lint       ruff and mypy; 'make format' mends what ruff can"
-	@echo "make bench      all benchmarks on drawn data; RESULTS_DIR=$(RESULTS_DIR)/report.html"
-	@echo "make gpu-check  on a machine with a GPU: tests, parity, benchmarks, one report"
-	@echo "make clean      remove caches and the demo; .venv stays"
+	@echo "make install    Build .venv. Options: PYTHON=python3.12, DALI=dali-cu12, APT=no."
+	@echo "make demo       Draw a data set, pack it, train and evaluate, in DEMO_DIR=$(DEMO_DIR)."
+	@echo "make test       Run all tests that this machine can run. ARGS is passed to pytest."
+	@echo "make lint       Run ruff and mypy."
+	@echo "make format     Fix and format the code with ruff."
+	@echo "make bench      Run the benchmarks on drawn data; write $(RESULTS_DIR)/report.html."
+	@echo "make gpu-check  On a machine with a GPU: tests, pixel parity, benchmarks, one report."
+	@echo "make clean      Remove the demo, benchmark data and caches, but not .venv."
 
 install: .venv/.installed
 
@@ -25,14 +26,14 @@ install: .venv/.installed
 	@.ci/install
 	@touch $@
 
-# What is missing on this machine decides which loader the demo uses.
+# The demo and the benchmarks use FFCV, or DALI where FFCV is not installed.
 LOADER = $(shell test -e .venv/ffcv-missing && echo dali || echo ffcv)
 
-# In float32 (--amp off), so that the figures do not depend on the CPU's units.
-# The default folder is made anew each time; one that you name is never emptied.
+# Training is in float32 (--amp off), because `auto` depends on the CPU. The default folder is
+# removed first; a folder that you name must not exist.
 demo: install
 	@if [ "$(DEMO_DIR)" = demo ]; then rm -rf demo; fi
-	@if [ -e "$(DEMO_DIR)" ]; then echo "demo: $(DEMO_DIR) exists; name a new folder" >&2; exit 2; fi
+	@if [ -e "$(DEMO_DIR)" ]; then echo "demo: found $(DEMO_DIR), expected no such folder; choose another DEMO_DIR" >&2; exit 2; fi
 	$(RUN) -m convert compose $(DEMO_DIR)/data --backgrounds 12 --foregrounds 12 --placements 10
 	$(RUN) -m convert pack $(DEMO_DIR)/data $(DEMO_DIR)/shards
 	$(RUN) -m convert verify $(DEMO_DIR)/shards --source $(DEMO_DIR)/data
@@ -53,7 +54,7 @@ format: install
 	$(RUN) -m ruff check --fix
 	$(RUN) -m ruff format
 
-# Everything on drawn data, within 15 minutes on two cores that nobody else uses.
+# All benchmarks but the trainings, on drawn data: about 15 minutes on two idle cores.
 BENCH = $(RUN) -m benchmarks
 BENCH_DIR ?= bench
 BENCH_DATA = $(BENCH_DIR)/data
@@ -81,12 +82,12 @@ $(BENCH_DATA)/dataset.json: | .venv/.installed
 	@mkdir -p $(BENCH_DIR)
 	$(RUN) -m convert compose $(BENCH_DATA) --backgrounds 20 --foregrounds 10 --placements 20
 
-# Packing needs more of them: starting its workers takes a second.
+# Packing needs more samples, because starting its workers takes a second.
 $(BENCH_DIR)/data20k/dataset.json: | .venv/.installed
 	@mkdir -p $(BENCH_DIR)
 	$(RUN) -m convert compose $(BENCH_DIR)/data20k --backgrounds 20 --foregrounds 25
 
-# For a person at a machine with a GPU: is it right there, and how fast? GPU=cuda:1 picks one.
+# Checks correctness and speed on a GPU. GPU=cuda:1 selects the second one.
 GPU ?= cuda
 GPU_RESULTS ?= results-gpu
 gpu-check: install $(BENCH_SHARDS)/manifest.json

@@ -1,4 +1,4 @@
-"""Tests that need a GPU: skipped, with the reason, where there is none."""
+"""Tests that need a GPU. Without one they are skipped, with the reason."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark all tests of this folder, and skip them without a GPU."""
+    """Mark all tests of this folder as `gpu`, and skip them if there is no GPU."""
     for item in items:
         if "gpu" in item.path.parts:
             item.add_marker(pytest.mark.gpu)
