@@ -1,4 +1,4 @@
-"""The files around the code agree with each other: versions, CI, types of the packages."""
+"""The files around the code agree with each other: versions, CI, packages, documents."""
 
 from __future__ import annotations
 
@@ -37,3 +37,20 @@ def test_packages_are_marked_as_typed(package: str) -> None:
     setup.read(ROOT / "setup.cfg")
     assert "py.typed" in setup["options.package_data"][package].split()
     assert (ROOT / package / "py.typed").is_file()
+
+
+def test_figures_at_the_top_of_the_readme_are_in_its_tables() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    cells = {cell.strip() for line in lines if line.startswith("|") for cell in line.split("|")}
+    figures = re.findall(r"\*\*(\d[^*]*)\*\*", "\n".join(lines))
+    assert len(figures) >= 5
+    assert [figure for figure in figures if figure not in cells] == []
+
+
+def test_links_of_the_documents_lead_to_files() -> None:
+    broken = []
+    for document in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text()):
+            if "://" not in target and not (document.parent / target).is_file():
+                broken.append(f"{document.name}: {target}")
+    assert broken == []
