@@ -1,6 +1,6 @@
-"""Data flows one way; these tests walk the imports and fail where a layer reaches back.
+"""Data flows one way: these tests fail if a module imports from a later layer.
 
-Run alone with `python -m pytest tests/test_layering.py`. CONTRIBUTING.md has the rule in words.
+Run them alone with `python -m pytest tests/test_layering.py`. CONTRIBUTING.md explains the rule.
 """
 
 import ast
@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = ("convert", "loaders", "model", "train", "benchmarks")
 
-# What a file may not import, by the start of its path; the names cover their submodules.
+# Modules, with their submodules, that a file must not import, by the start of its path.
 FORBIDDEN = {
     "convert/": "torch torchvision torchmetrics kornia loaders model train benchmarks",
     "loaders/": "convert model train benchmarks",
@@ -24,7 +24,7 @@ FORBIDDEN = {
     "train.py": "convert benchmarks",
     "benchmarks/": "",
 }
-# Of what is forbidden above, the part that is open to a layer after all.
+# Exceptions to FORBIDDEN.
 ALLOWED = {
     "loaders/": (
         "convert.codecs convert.errors convert.layout convert.manifest convert.moments "
@@ -35,7 +35,7 @@ ALLOWED = {
     "loaders/engines/ffcv.py": "convert.beton",
     "loaders/engines/dali_stream.py": "convert.tarshards",
 }
-# Each engine is imported in one module, and wherever it is measured.
+# Only these files import an engine.
 ENGINES = {
     "ffcv": ("loaders/engines/ffcv.py", "benchmarks/"),
     "nvidia": ("loaders/engines/dali.py", "benchmarks/"),
@@ -43,9 +43,9 @@ ENGINES = {
 
 
 def imported_names(source: str, path: str) -> Iterator[tuple[int, str]]:
-    """Line and full dotted name of every import of a module: static, relative, by function.
+    """Line and full dotted name of every import: absolute, relative or by `import_module`.
 
-    `from a import b` counts as `a.b`: whether b is a module or not, that is what is reached for.
+    `from a import b` counts as `a.b`, whether b is a module or not.
     """
     package = path.removesuffix(".py").split("/")[:-1]
     for node in ast.walk(ast.parse(source)):
@@ -63,12 +63,12 @@ def imported_names(source: str, path: str) -> Iterator[tuple[int, str]]:
 
 
 def within(name: str, modules: str) -> bool:
-    """Whether a dotted name is one of the modules (separated by blanks) or lies in one."""
+    """Whether a dotted name is one of the modules (separated by spaces) or is inside one."""
     return any(name == m or name.startswith(m + ".") for m in modules.split())
 
 
 def violations(source: str, path: str) -> list[str]:
-    """One line for each import that the file at this path (relative, with /) may not have."""
+    """One line for each forbidden import of the file at this path (relative, with /)."""
     forbidden, allowed = (
         " ".join(names for start, names in table.items() if path.startswith(start))
         for table in (FORBIDDEN, ALLOWED)
@@ -77,14 +77,14 @@ def violations(source: str, path: str) -> list[str]:
     for line, name in imported_names(source, path):
         homes = ENGINES.get(name.split(".")[0])
         if within(name, forbidden) and not within(name, allowed):
-            found.append(f"{path}:{line}: imports {name}, which lies outside its layer")
+            found.append(f"{path}:{line}: imports {name}, which its layer must not")
         elif homes and not path.startswith(homes):
             found.append(f"{path}:{line}: imports {name}; only {', '.join(homes)} may")
     return found
 
 
 def layer_files() -> list[Path]:
-    """Every Python file of the program, tests aside."""
+    """Every Python file of the program, without the tests."""
     files = [ROOT / "train.py"]
     for layer in LAYERS:
         files += sorted((ROOT / layer).rglob("*.py"))
@@ -92,17 +92,17 @@ def layer_files() -> list[Path]:
 
 
 @pytest.mark.parametrize("file", layer_files(), ids=lambda file: str(file.relative_to(ROOT)))
-def test_no_file_imports_against_the_flow(file):
+def test_no_file_imports_from_a_later_layer(file):
     assert violations(file.read_text(), file.relative_to(ROOT).as_posix()) == []
 
 
 def test_every_python_file_belongs_to_a_layer():
-    strangers = {
+    others = {
         file.relative_to(ROOT).parts[0]
         for file in repository_files()
         if file.suffix == ".py" and "docs" not in file.parts
     } - {"convert", "loaders", "model", "train.py", "benchmarks", "tests"}
-    assert not strangers, f"no layer has a place for {sorted(strangers)}"
+    assert not others, f"these belong to no layer: {sorted(others)}"
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_every_python_file_belongs_to_a_layer():
         ("train.py", "if TYPE_CHECKING:\n    import ffcv"),
     ],
 )
-def test_checker_sees_a_violation(path, source):
+def test_checker_reports_a_violation(path, source):
     (line,) = violations(source, path)
     assert line.startswith(f"{path}:{len(source.splitlines())}: imports ")
 
@@ -154,7 +154,7 @@ def test_checker_sees_a_violation(path, source):
         ),
     ],
 )
-def test_checker_lets_the_flow_pass(path, source):
+def test_checker_accepts_allowed_imports(path, source):
     assert violations(source, path) == []
 
 
@@ -163,24 +163,24 @@ def test_checker_lets_the_flow_pass(path, source):
     [("convert.__main__", "torch"), ("loaders", "ffcv"), ("loaders", "nvidia.dali")],
 )
 def test_import_loads_only_what_it_needs(module, unwanted):
-    """The same rule at run time, where an import through a library would show."""
+    """The rule at run time, which also finds indirect imports."""
     code = f"import sys, {module}; sys.exit({unwanted!r} in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr or f"import {module} also loads {unwanted}"
 
 
 def repository_files() -> list[Path]:
-    """Files that git keeps, and new ones that it does not ignore."""
+    """Tracked files, and new ones that git does not ignore."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
         names = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"the list of files comes from git, which did not give it: {error}")
+        pytest.skip(f"git cannot list the files: {error}")
     files = (ROOT / name for name in names.decode().split("\0") if name)
     return [file for file in files if file.is_file()]
 
 
-# A home or working folder of one machine. "a/home/b" and "~/work/x" are not absolute.
+# A home or working folder of one machine. "a/home/b" and "~/work/x" are not absolute paths.
 MACHINE_PATH = re.compile(rb"(?<![\w.~$})/-])/(?:root|work|Users|home/\w+)/")
 
 
@@ -190,7 +190,7 @@ def test_no_file_names_a_path_of_one_machine():
         for file in repository_files()
         if (match := MACHINE_PATH.search(file.read_bytes()))
     }
-    assert not named, f"such a path works nowhere else: {named}"
+    assert not named, f"found paths of one machine, expected relative ones: {named}"
 
 
 def test_machine_path_is_recognised():
