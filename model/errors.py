@@ -1,4 +1,4 @@
-"""The error that a person can mend in a recipe, checkpoint, image or option."""
+"""The error that a user can fix: in a recipe, a checkpoint, an image or an option."""
 
 import click
 

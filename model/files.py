@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all; what keeps us from writing one is a ModelError."""
+"""Atomic writes and folder locks; whatever prevents a write is raised as ModelError."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from model.errors import ModelError
 
 
 def require_writable(path: Path) -> None:
-    """Raise ModelError unless a file can be made at this path, missing folders included."""
+    """Raise ModelError unless a file can be created at this path, missing folders included."""
     if path.is_dir():
         raise ModelError(f"{path}: found a folder, expected the name of a file to write")
-    # os.path.exists, which takes a folder that we may not look into for a missing one.
+    # os.path.exists treats a folder without permission to search it as missing.
     existing = next(parent for parent in path.absolute().parents if os.path.exists(parent))
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ModelError(f"{path}: cannot be written, as {existing} is no folder we may write to")
+        raise ModelError(f"{path}: cannot be written, because {existing} is not a writable folder")
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it. Raises ModelError where that fails."""
-    with _one_line(path):
+    """Make a folder and its missing parents. Raises ModelError if that fails."""
+    with _os_errors(path):
         path.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a folder, which is made; gone again if it is empty at the end.
+    """Lock a folder against other processes; make it first, and remove it if it stays empty.
 
-    The lock lies on the folder itself and ends with the process, whatever ends it. Raises
-    ModelError where another process has it; where there are no locks for folders, says so.
+    The lock is on the folder itself and ends with the process. Raises ModelError if another
+    process holds it. Prints a warning where the file system cannot lock folders.
     """
     require_writable(folder / "x")
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
@@ -55,17 +55,16 @@ def _lock(descriptor: int, folder: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ModelError(
-            f"{folder}: another process is at work in it; wait for its end, or name another folder"
+            f"{folder}: another process is using it; wait until it ends, or name another folder"
         ) from None
-    except OSError as error:
-        # Some network file systems lock no folders; that is no reason not to work on them.
-        warning = f"{folder}: cannot be locked ({error.strerror}); start nothing else in it"
+    except OSError as error:  # some network file systems do not lock folders
+        warning = f"{folder}: cannot be locked ({error.strerror}); start no other run in it"
         click.echo(f"Warning: {warning}", err=True)
 
 
 def replace_bytes(path: Path, content: bytes) -> None:
     """`replace_file` with this content."""
-    replace_file(path, lambda temporary: _write_bytes(temporary, content))
+    replace_file(path, lambda temporary: temporary.write_bytes(content))
 
 
 def replace_text(path: Path, content: str) -> None:
@@ -73,14 +72,14 @@ def replace_text(path: Path, content: str) -> None:
     replace_bytes(path, content.encode())
 
 
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file atomically and durably: temporary name, fsync, rename, fsync of the folder.
 
-    ``write`` gets the temporary path. After a crash there is the old file or the new one.
-    Raises ModelError where the disk is full, or the operating system refuses otherwise.
+    ``write`` gets the temporary path. After a crash either the old file or the new one exists.
+    Raises ModelError if the operating system reports an error, such as a full disk.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    with _one_line(path):
+    with _os_errors(path):
         try:
             write(temporary)
             _sync(temporary)
@@ -91,15 +90,12 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
 
 
 @contextmanager
-def _one_line(path: Path) -> Iterator[None]:
+def _os_errors(path: Path) -> Iterator[None]:
+    """Raise a ModelError that names the path in place of an OSError."""
     try:
         yield
     except OSError as error:
         raise ModelError(f"{path}: cannot be written: {error.strerror or error}") from None
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
 
 
 def _sync(path: Path) -> None:

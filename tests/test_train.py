@@ -311,7 +311,7 @@ def test_two_runs_in_one_folder_are_kept_apart(dataset: Path, recipe: str, tmp_p
     with locked(tmp_path / "run"):
         result = fit(dataset, tmp_path / "run", recipe)
     assert result.exit_code == 2
-    assert "another process is at work in it" in result.stderr
+    assert "another process is using it" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -43,7 +43,7 @@ def test_what_cannot_be_written_is_named_beforehand(tmp_path: Path) -> None:
     require_writable(tmp_path / "file")
     with pytest.raises(ModelError, match="found a folder, expected the name of a file"):
         require_writable(tmp_path)
-    with pytest.raises(ModelError, match="file is no folder we may write to"):
+    with pytest.raises(ModelError, match="file is not a writable folder"):
         require_writable(tmp_path / "file/folder/file")
     with pytest.raises(ModelError, match="file/folder: cannot be written: Not a directory"):
         make_folder(tmp_path / "file/folder")
@@ -69,7 +69,7 @@ def test_a_lock_keeps_others_out_and_leaves_nothing(tmp_path: Path) -> None:
     with locked(folder):
         assert folder.is_dir()
         other = locked(folder)
-        with pytest.raises(ModelError, match="run: another process is at work in it"):
+        with pytest.raises(ModelError, match="run: another process is using it"):
             other.__enter__()
     assert list(tmp_path.iterdir()) == []
     with locked(folder):
