@@ -1,7 +1,8 @@
-"""Metrics pooled over a data set: sums per sample on the device, one read-out at the end.
+"""Metrics of a whole data set, and the baselines that need no network.
 
-Sums, not averages of batch averages, so a figure does not change with the batch size. One
-row per sample, so that any grouping (background, person) can be read from the same table.
+A table on the device accumulates sums per sample and is read once at the end. A score is a ratio
+of sums, not a mean of batch means, so it does not depend on the batch size. With one row per
+sample, scores of any group (a background, a foreground) come from the same table.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.distributed import several
+from model.distributed import is_distributed
 
-COLUMNS = (
+SUM_COLUMNS = (
     "seen",
     "mask_pixels",
     "mask_bce",
@@ -33,63 +34,64 @@ COLUMNS = (
     "log",
     "log_square",
 )
+"""The sums that are kept of each sample, over its pixels; see `sample_sums`."""
 VALID_DEPTH = 0.05
-"""delta1 and SILog are ratios: they count pixels whose target is at least this."""
-RATIOS = {"mask_iou": ("intersection", "union"), "depth_rmse": ("depth_square", "depth_pixels")}
-"""Figure -> the two columns that it is a ratio of, or the root of one."""
-RESAMPLED = 2000
-"""Times that groups are drawn for an interval."""
+"""delta1 and SILog are ratios, so they count only pixels whose target is at least this."""
 LOWEST_DEPTH = 1e-3
-"""Predictions are raised to this before their logarithm."""
+"""Predictions are raised to this before their logarithm is taken."""
+RATIOS = {"mask_iou": ("intersection", "union"), "depth_rmse": ("depth_square", "depth_pixels")}
+"""Score -> its numerator and denominator; depth_rmse is the root of the ratio."""
+RESAMPLED = 2000
+"""Number of bootstrap draws for an interval."""
+DIFFERENCE_LEVELS = 40
+"""The difference rule: |fg_bg - bg| of some channel exceeds this, in levels of 0..255."""
+BASELINE_SAMPLES = 10_000
+"""Largest number of training samples for the means: 100 for each of 100 backgrounds."""
 
 
 def sample_sums(
     mask_logits: Tensor | None, depth: Tensor | None, mask: Tensor, depth_target: Tensor
 ) -> Tensor:
-    """Sums over the pixels of each sample; float64 (B, len(COLUMNS)), no host sync.
+    """Sums over the pixels of each sample; float64 (B, len(SUM_COLUMNS)), no host sync.
 
-    mask_logits, depth: float (B, 1, H, W), or None where that decoder did not run.
+    mask_logits, depth: float (B, 1, H, W), or None if that decoder did not run: its sums are 0.
     mask: float (B, 1, H, W), 0 or 1. depth_target: float (B, 1, H, W) in 0..1.
     """
-    batch = mask.shape[0]
-    pixels = float(mask[0].numel())
-    ones = torch.ones(batch, dtype=torch.float64, device=mask.device)
-    empty = torch.zeros_like(ones)
 
     def total(values: Tensor) -> Tensor:
         return values.flatten(1).sum(dim=1, dtype=torch.float64)
 
-    sums = [ones]
-    if mask_logits is None:
-        sums += [empty] * 4
-    else:
+    ones = torch.ones(len(mask), dtype=torch.float64, device=mask.device)
+    pixels = ones * mask[0].numel()
+    sums = {"seen": ones}
+    if mask_logits is not None:
         logits, found, truth = mask_logits.float(), mask_logits > 0, mask > 0.5
         bce = F.binary_cross_entropy_with_logits(logits, mask, reduction="none")
-        sums += [ones * pixels, total(bce), total(found & truth), total(found | truth)]
-    if depth is None:
-        sums += [empty] * 6
-    else:
+        sums |= {"mask_pixels": pixels, "mask_bce": total(bce)}
+        sums |= {"intersection": total(found & truth), "union": total(found | truth)}
+    if depth is not None:
         error = depth.float() - depth_target
         valid = depth_target >= VALID_DEPTH
         log = depth.float().clamp(min=LOWEST_DEPTH).log()
         log = (log - depth_target.clamp(min=VALID_DEPTH).log()) * valid
         # max(a / b, b / a) < 1.25 is |log a - log b| < log 1.25
         close = (log.abs() < float(np.log(1.25))) & valid
-        sums += [ones * pixels, total(error.abs()), total(error.square())]
-        sums += [total(valid), total(close), total(log), total(log.square())]
-        return torch.stack(sums, dim=1)
-    return torch.stack([*sums, empty], dim=1)
+        sums |= {"depth_pixels": pixels, "valid": total(valid), "within_125": total(close)}
+        sums |= {"depth_abs": total(error.abs()), "depth_square": total(error.square())}
+        sums |= {"log": total(log), "log_square": total(log.square())}
+    zeros = torch.zeros_like(ones)
+    return torch.stack([sums.get(name, zeros) for name in SUM_COLUMNS], dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Pooled figures; None where that decoder did not run.
+    """Scores over all pixels of a set; None if that decoder did not run.
 
-    mask_bce: nats per pixel. mask_iou: intersection over union of all pixels of the set,
-    threshold 0.5. depth_l1, depth_rmse: in 0..1; depth_rmse_x10 is the original's figure, on
-    values times 10. delta1: share of valid pixels whose ratio to the target is below 1.25.
-    silog: 100 x standard deviation of the log ratio within an image (Eigen et al. 2014 with
-    lambda 1), averaged over images. Valid are pixels with a target of at least VALID_DEPTH.
+    mask_bce: nats per pixel. mask_iou: intersection over union at a threshold of 0.5.
+    depth_l1, depth_rmse: in 0..1; depth_rmse_x10 is the original's score, on values times 10.
+    delta1: share of valid pixels whose ratio to the target is below 1.25. silog: 100 x standard
+    deviation of the log ratio within an image (Eigen et al. 2014 with lambda 1), averaged over
+    images. A pixel is valid if its target is at least VALID_DEPTH.
     """
 
     samples: int
@@ -107,37 +109,39 @@ class Scores:
 
 
 class SampleTable:
-    """Sums of every sample of a data set, accumulated on the device."""
+    """Sums of every sample of a data set, accumulated on the device.
+
+    ``samples`` is the size of the whole data set, because a row is addressed by its index.
+    """
 
     def __init__(self, samples: int, device: torch.device | str) -> None:
-        """``samples``: size of the whole data set, so that rows are found by index."""
-        self.rows = torch.zeros(samples, len(COLUMNS), dtype=torch.float64, device=device)
+        self.rows = torch.zeros(samples, len(SUM_COLUMNS), dtype=torch.float64, device=device)
 
     def add(self, index: Tensor, sums: Tensor) -> None:
         """Add `sample_sums` of a batch; ``index`` int64 (B,) on the device. No host sync."""
         self.rows.index_add_(0, index, sums)
 
     def collect(self) -> dict[str, np.ndarray]:
-        """Columns by name over the whole data set, of all ranks; "seen" is 1 where measured.
+        """Return the columns by name, summed over all ranks; "seen" is 1 for a measured sample.
 
-        A sample that was seen twice (ranks padded to equal length) counts once.
+        A sample that was seen twice (ranks are padded to equal length) counts once.
         """
         rows = self.rows.clone()
-        if several():
+        if is_distributed():
             dist.all_reduce(rows)
         table = rows.cpu().numpy()  # host sync: once per evaluation
         table = table / np.maximum(table[:, :1], 1)
-        return dict(zip(COLUMNS, table.T, strict=True))
+        return dict(zip(SUM_COLUMNS, table.T, strict=True))
 
 
 def pooled_scores(table: Mapping[str, np.ndarray], rows: np.ndarray | None = None) -> Scores:
-    """Figures over all measured samples, or over those that ``rows`` (bool or index) names."""
+    """Scores over all measured samples, or over those that ``rows`` (bool or index) selects."""
     chosen = {name: column if rows is None else column[rows] for name, column in table.items()}
     total = {name: float(column.sum()) for name, column in chosen.items()}
     figures: dict[str, float] = {}
     if total["mask_pixels"]:
         figures["mask_bce"] = total["mask_bce"] / total["mask_pixels"]
-        # no person anywhere and none found: perfect
+        # With no foreground in the targets and none predicted, the IoU is 1.
         union = total["union"]
         figures["mask_iou"] = total["intersection"] / union if union else 1.0
     if pixels := total["depth_pixels"]:
@@ -199,34 +203,25 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-DIFFERENCE_LEVELS = 40
-"""Of 255; the largest difference among the three channels must exceed it."""
-
-BASELINE_SAMPLES = 10_000
-"""Training samples that the means are taken from, at most: 100 for each of 100 backgrounds."""
-
-DECIDED = 10.0
-"""Logit that stands for a yes of the difference rule; only its sign matters to IoU."""
-
-
 def difference_logits(bg: Tensor, fg_bg: Tensor, size: int) -> Tensor:
-    """The difference rule as logits, -10 or 10; float32 (B, 1, size, size).
+    """Mask of the difference rule as logits, -10 or 10; float32 (B, 1, size, size).
 
-    bg, fg_bg: uint8 (B, 3, H, W), as decoded: the rule is about stored levels. Where ``size``
-    differs from H, a pixel is a yes if at least half of its area is.
+    bg, fg_bg: uint8 (B, 3, H, W), as decoded. At another size than H, a pixel counts as
+    foreground if at least half of its area does. Only the sign matters to the IoU.
     """
     levels = (fg_bg.short() - bg.short()).abs().amax(dim=1, keepdim=True)
     found = (levels > DIFFERENCE_LEVELS).float()
-    if found.shape[-1] != size or found.shape[-2] != size:
-        found = F.interpolate(found, size=(size, size), mode="area")
-    return torch.where(found >= 0.5, DECIDED, -DECIDED)
+    share = F.interpolate(found, size=(size, size), mode="area")
+    return torch.where(share >= 0.5, 10.0, -10.0)
 
 
 class TrainingMeans:
-    """Mean mask and mean depth map of a training split, per background and overall."""
+    """Mean mask and mean depth map of a training split, per background and overall.
+
+    group_starts: int64 (n_bg + 1,) on the device, the first sample of each background.
+    """
 
     def __init__(self, group_starts: Tensor, size: int) -> None:
-        """``group_starts``: int64 (n_bg + 1,) on the device; see the layout of the shards."""
         n_bg = group_starts.numel() - 1
         self.group_ends = group_starts[1:]
         zeros = partial(torch.zeros, dtype=torch.float64, device=group_starts.device)
@@ -242,7 +237,7 @@ class TrainingMeans:
         self.mask_sum += mask.sum(dtype=torch.float64)
 
     def prior_logit(self, like: Tensor) -> Tensor:
-        """Logit of the share of mask pixels, everywhere; float32 of the shape of ``like``."""
+        """Logit of the share of foreground pixels; float32, expanded to the shape of ``like``."""
         pixels = self.count.sum() * self.depth[0].numel()
         share = (self.mask_sum / pixels.clamp(min=1)).clamp(1e-6, 1 - 1e-6)
         return torch.logit(share).float().expand_as(like)
@@ -253,7 +248,7 @@ class TrainingMeans:
         return mean.float().expand(index.numel(), 1, -1, -1)
 
     def background_depth(self, index: Tensor) -> Tensor:
-        """Mean depth map of each sample's background; the overall one where it has none."""
+        """Mean depth map of each sample's background, or the overall one if it has none."""
         background = torch.bucketize(index, self.group_ends, right=True)
         count = self.count[background].view(-1, 1, 1, 1)
         own = self.depth[background].unsqueeze(1) / count.clamp(min=1)

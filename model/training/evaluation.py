@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from model.checkpoint import NetworkInfo
-from model.distributed import several
+from model.distributed import is_distributed
 from model.metrics import (
     SampleTable,
     Scores,
@@ -71,7 +71,7 @@ def make_report(
 
 def _shown(loader: Any, what: str) -> Iterable[Any]:
     """Batches of epoch 0, with a progress bar on a terminal, of one rank."""
-    hidden = True if several() and dist.get_rank() else None
+    hidden = True if is_distributed() and dist.get_rank() else None
     return tqdm(loader.epoch(0), total=len(loader), desc=what, disable=hidden, leave=False)
 
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from model.distributed import several
+from model.distributed import is_distributed
 
 READ_EVERY_S = 1.0
 """Reading the loss makes the host wait for the device: at most once in this time."""
@@ -145,7 +145,7 @@ class RunningMean:
     def read_all(self) -> float:
         """The mean of all ranks' samples; every rank must call it. A host sync."""
         sums = self.sums.clone()
-        if several():
+        if is_distributed():
             dist.all_reduce(sums)
         return self._mean(sums)
 
