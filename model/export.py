@@ -1,4 +1,4 @@
-"""Write a trained network as one file that runs without this project, checked against it."""
+"""Export a trained network to one file that runs without this project, and check that file."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ TOLERANCE = 1e-4
 """Largest accepted difference of a probability or depth from the network run eagerly."""
 
 INPUTS, OUTPUTS = ("bg", "fg_bg"), ("mask", "depth")
+ExportedModel = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 
 
 def export_network(predictor: Predictor, path: Path, pairs: Sequence[Pair] = ()) -> float:
-    """Write `.pt2` (torch.export) or `.onnx`; returns the largest difference found.
+    """Write `.pt2` (torch.export) or `.onnx`; return its largest difference from the network.
 
-    It is looked for on seeded images and on ``pairs``, resized as for a prediction.
+    The two are compared on seeded images and on ``pairs``, resized as for a prediction.
 
     Inputs bg and fg_bg: float32 (B, 3, S, S), RGB in 0..255, any B, S the size of training.
-    Outputs mask and depth: float32 (B, 1, S, S) in 0..1. Raises ModelError for another
-    suffix, a path that cannot be written, for `.onnx` without the extra, or if the file does
-    not reproduce the network; then no file is left.
+    Outputs mask and depth: float32 (B, 1, S, S) in 0..1. Raises ModelError, and leaves no file,
+    for another suffix, a path that cannot be written, `.onnx` without the extra `export`, or a
+    difference above TOLERANCE.
     """
     writers = {".pt2": _write_pt2, ".onnx": _write_onnx}
     if path.suffix not in writers:
@@ -40,10 +41,11 @@ def export_network(predictor: Predictor, path: Path, pairs: Sequence[Pair] = ())
     differences: list[float] = []
 
     def write(temporary: Path) -> None:
-        run = writers[path.suffix](predictor, temporary)
-        # Another batch size than the one it was traced with.
-        checks = [_images(3, predictor.size), *(_photos(pair, predictor.size) for pair in pairs)]
-        difference = max(_difference(run, predictor, images) for images in checks)
+        exported = writers[path.suffix](predictor, temporary)
+        # A batch of 3: it was traced with 2.
+        checks = [_seeded_images(3, predictor.size)]
+        checks += [_resized_images(pair, predictor.size) for pair in pairs]
+        difference = max(_difference(exported, predictor, images) for images in checks)
         if not difference <= TOLERANCE:
             raise ModelError(
                 f"{path}: differs from the network by {difference:g}, expected at most {TOLERANCE}"
@@ -54,24 +56,23 @@ def export_network(predictor: Predictor, path: Path, pairs: Sequence[Pair] = ())
     return differences[0]
 
 
-Run = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
-
-
 @torch.no_grad()
-def _difference(run: Run, predictor: Predictor, images: tuple[Tensor, Tensor]) -> float:
-    both = zip(run(*images), predictor(*images), strict=True)
-    return max((ours - theirs).abs().max().item() for ours, theirs in both)
+def _difference(
+    exported: ExportedModel, predictor: Predictor, images: tuple[Tensor, Tensor]
+) -> float:
+    both = zip(exported(*images), predictor(*images), strict=True)
+    return max(float((ours - theirs).abs().max()) for ours, theirs in both)
 
 
-def _photos(pair: Pair, size: int) -> tuple[Tensor, Tensor]:
-    """The user's images as a prediction takes them: float32 (1, 3, size, size) in 0..255."""
+def _resized_images(pair: Pair, size: int) -> tuple[Tensor, Tensor]:
+    """Read a pair of images; float32 (1, 3, size, size) in 0..255, each."""
     pixels = torch.from_numpy(np.stack(pair.read())).permute(0, 3, 1, 2)
     bg, fg_bg = resize(pixels, size).split(1)
     return bg, fg_bg
 
 
-def _images(batch: int, size: int) -> tuple[Tensor, Tensor]:
-    """Smooth seeded images with some noise, in 0..255: closer to photos than noise alone."""
+def _seeded_images(batch: int, size: int) -> tuple[Tensor, Tensor]:
+    """Smooth random images with some noise, in 0..255: closer to photos than noise alone."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(2 * batch, 3, 7, 7, generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bicubic")
@@ -83,18 +84,18 @@ def _images(batch: int, size: int) -> tuple[Tensor, Tensor]:
 def _exported(predictor: Predictor) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1)
     shapes = {name: {0: batch} for name in INPUTS}
-    return torch.export.export(predictor, _images(2, predictor.size), dynamic_shapes=shapes)
+    return torch.export.export(predictor, _seeded_images(2, predictor.size), dynamic_shapes=shapes)
 
 
-def _write_pt2(predictor: Predictor, path: Path) -> Run:
-    content = io.BytesIO()
+def _write_pt2(predictor: Predictor, path: Path) -> ExportedModel:
+    content = io.BytesIO()  # torch's own file writer reports a full disk without its reason
     torch.export.save(_exported(predictor), content)
     path.write_bytes(content.getvalue())
     with open(path, "rb") as file:
         return torch.export.load(file).module()
 
 
-def _write_onnx(predictor: Predictor, path: Path) -> Run:
+def _write_onnx(predictor: Predictor, path: Path) -> ExportedModel:
     try:
         import onnx  # noqa: F401
         import onnxruntime
@@ -108,7 +109,7 @@ def _write_onnx(predictor: Predictor, path: Path) -> Run:
         _exported(predictor), input_names=INPUTS, output_names=OUTPUTS, dynamo=True, verbose=False
     )
     if program is None:
-        raise ModelError(f"{path}: torch.onnx.export gave no program")
+        raise ModelError(f"{path}: torch.onnx.export returned no program")
     program.save(path, external_data=False)
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
 

@@ -1,25 +1,23 @@
-"""Pictures for people: predictions beside their targets, and the curves of a run.
+"""Pictures as PNG: predictions beside their targets, and the curves of a run.
 
-matplotlib is imported where it is used: it takes a second that a command line's help has not.
+matplotlib is imported in the functions, because its import takes a second.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from model.files import replace_bytes
+from model.files import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PANEL_INCHES = 1.9
-DEPTH_COLOURS = "magma"
 INK, MUTED, GRID = "#22262b", "#6b7280", "#e5e7eb"
 TRAIN_COLOUR, VALIDATION_COLOUR = "#0f766e", "#c2410c"
 
@@ -28,7 +26,7 @@ class Example(NamedTuple):
     """One sample and its prediction.
 
     bg, fg_bg: uint8 (H, W, 3). mask: float (S, S), probability. depth: float (S, S) in 0..1,
-    not clamped. target_mask, target_depth: float (S, S), or None where there is no truth.
+    not clamped. target_mask, target_depth: float (S, S), or None if there is no target.
     """
 
     bg: np.ndarray
@@ -38,52 +36,35 @@ class Example(NamedTuple):
     target_mask: np.ndarray | None = None
     target_depth: np.ndarray | None = None
 
-
-def _figure(width: float, height: float, **options: Any) -> Figure:
-    """An empty figure of this size in inches that needs no display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), facecolor="white", **options)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Figure, path: Path) -> None:
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=130)
-    replace_bytes(path, content.getvalue())
-
-
-def _columns(example: Example) -> list[tuple[str, np.ndarray, dict[str, Any]]]:
-    """(title, image, options of imshow) of each panel of a row."""
-    gray = {"cmap": "gray", "vmin": 0, "vmax": 1}
-    colours = {"cmap": DEPTH_COLOURS, "vmin": 0, "vmax": 1}
-    panels = [
-        ("bg", example.bg, {}),
-        ("fg_bg", example.fg_bg, {}),
-        ("target mask", example.target_mask, gray),
-        ("predicted mask", example.mask, gray),
-        ("target depth", example.target_depth, colours),
-        ("predicted depth", example.depth, colours),
-    ]
-    return [(title, image, options) for title, image, options in panels if image is not None]
+    def panels(self) -> list[tuple[str, np.ndarray, str | None]]:
+        """(title, image, colour map) of each picture in a row."""
+        every = [
+            ("bg", self.bg, None),
+            ("fg_bg", self.fg_bg, None),
+            ("target mask", self.target_mask, "gray"),
+            ("predicted mask", self.mask, "gray"),
+            ("target depth", self.target_depth, "magma"),
+            ("predicted depth", self.depth, "magma"),
+        ]
+        return [(title, image, colours) for title, image, colours in every if image is not None]
 
 
 def prediction_grid(path: Path, examples: Sequence[Example], title: str = "") -> None:
-    """A PNG with one row an example: images, target and predicted mask and depth."""
-    grid = [_columns(example) for example in examples]
+    """Write a PNG with one row per example: images, target and predicted mask and depth."""
+    from matplotlib.figure import Figure
+
+    grid = [example.panels() for example in examples]
     rows, columns = len(grid), len(grid[0])
     head = 0.62 if title else 0.34
     height = rows * PANEL_INCHES + head
-    figure = _figure(columns * PANEL_INCHES, height)
+    figure = Figure(figsize=(columns * PANEL_INCHES, height), facecolor="white")
     axes = figure.subplots(rows, columns, squeeze=False)
     figure.subplots_adjust(
         left=0.006, right=0.994, bottom=0.006, top=1 - head / height, wspace=0.03, hspace=0.03
     )
     for line, row in zip(axes, grid, strict=True):
-        for axis, (_, image, options) in zip(line, row, strict=True):
-            axis.imshow(image, interpolation="nearest", **options)
+        for axis, (_, image, colours) in zip(line, row, strict=True):
+            axis.imshow(image, interpolation="nearest", cmap=colours, vmin=0, vmax=1)
             axis.set_axis_off()
     for axis, (name, _, _) in zip(axes[0], grid[0], strict=True):
         axis.set_title(name, fontsize=10, color=INK, pad=5)
@@ -93,26 +74,26 @@ def prediction_grid(path: Path, examples: Sequence[Example], title: str = "") ->
     _save(figure, path)
 
 
-def curves(path: Path, history: Sequence[Mapping[str, Any]], title: str = "") -> None:
-    """A PNG of the run: training loss, mask IoU and depth RMSE over epochs."""
-    panels = (
-        ("training loss", "train_loss", TRAIN_COLOUR, True),
-        ("validation mask IoU", "mask_iou", VALIDATION_COLOUR, False),
-        ("validation depth RMSE", "depth_rmse", VALIDATION_COLOUR, True),
-    )
-    figure = _figure(11, 3.1, layout="constrained")
-    for axis, (name, key, colour, from_zero) in zip(figure.subplots(1, 3), panels, strict=True):
-        _curve(axis, history, key, colour)
-        axis.set_title(name, fontsize=10, color=INK, loc="left")
-        if from_zero:
-            axis.set_ylim(bottom=0)
+def curves(path: Path, history: Sequence[Mapping[str, float | None]], title: str = "") -> None:
+    """Write a PNG of the run: training loss, mask IoU and depth RMSE over epochs."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.1), facecolor="white", layout="constrained")
+    loss, iou, rmse = figure.subplots(1, 3)
+    _curve(loss, history, "train_loss", "training loss", TRAIN_COLOUR)
+    _curve(iou, history, "mask_iou", "validation mask IoU", VALIDATION_COLOUR)
+    _curve(rmse, history, "depth_rmse", "validation depth RMSE", VALIDATION_COLOUR)
+    for axis in (loss, rmse):
+        axis.set_ylim(bottom=0)
     if title:
         figure.suptitle(title, fontsize=10, color=MUTED)
     _save(figure, path)
 
 
-def _curve(axis: Axes, history: Sequence[Mapping[str, Any]], key: str, colour: str) -> None:
-    """One figure over the run's epochs, with a line where a new stage begins."""
+def _curve(
+    axis: Axes, history: Sequence[Mapping[str, float | None]], key: str, title: str, colour: str
+) -> None:
+    """Draw one column of the history over epochs, with a vertical line before each new stage."""
     from matplotlib.ticker import MaxNLocator
 
     points = [(n, row[key]) for n, row in enumerate(history, start=1) if row.get(key) is not None]
@@ -127,10 +108,14 @@ def _curve(axis: Axes, history: Sequence[Mapping[str, Any]], key: str, colour: s
             ha="right", fontsize=9, color=colour,
         )  # fmt: skip
     axis.margins(y=0.2)
+    axis.set_title(title, fontsize=10, color=INK, loc="left")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel("epoch", fontsize=9, color=MUTED)
     axis.grid(axis="y", color=GRID, linewidth=0.8)
     axis.tick_params(labelsize=8, colors=MUTED, length=0)
-    for side in ("top", "right", "left"):
-        axis.spines[side].set_visible(False)
+    axis.spines[["top", "right", "left"]].set_visible(False)
     axis.spines["bottom"].set_color(GRID)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    replace_file(path, lambda temporary: figure.savefig(temporary, format="png", dpi=130))

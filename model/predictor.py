@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import glob
-import io
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,104 +16,19 @@ from torch import Tensor, nn
 
 from model.checkpoint import NetworkInfo
 from model.errors import ModelError
-from model.files import make_folder, replace_bytes, require_writable
+from model.files import make_folder, replace_file, require_writable
 from model.losses import depth_values
 from model.pictures import Example, prediction_grid
 from model.unet import DualDecoderUNet
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
-
-
-class Pair(NamedTuple):
-    """One scene without and with the person, and what its results are called."""
-
-    name: str
-    bg: Path
-    fg_bg: Path
-
-    def read(self) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 (H, W, 3), RGB, each. Raises ModelError where they are not of one size."""
-        bg, fg_bg = read_image(self.bg), read_image(self.fg_bg)
-        if bg.shape != fg_bg.shape:
-            sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in (bg, fg_bg)]
-            raise ModelError(
-                f"{self.fg_bg} is {sizes[1]}, but {self.bg} is {sizes[0]}: expected the same scene "
-                "in one size"
-            )
-        return bg, fg_bg
-
-
-def find_images(pattern: str) -> list[Path]:
-    """The file itself, the images of a folder, or the files that match a pattern; by name.
-
-    Raises ModelError where there is none.
-    """
-    path = Path(pattern)
-    if path.is_dir():
-        found = [p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file()]
-    elif path.exists() or not glob.has_magic(pattern):
-        found = [path]
-    else:
-        found = [Path(p) for p in glob.glob(pattern, recursive=True) if Path(p).is_file()]
-    if not found:
-        raise ModelError(f"{pattern}: found no image; expected a file, a folder or a pattern")
-    return sorted(found)
-
-
-def pair_images(bg: str, fg_bg: str) -> list[Pair]:
-    """Pairs of images that two names, folders or patterns stand for (`find_images`).
-
-    One background goes with every image of the other side; several go by equal names, up to
-    the suffix. Raises ModelError where one has no counterpart or two have one name.
-    """
-    backgrounds, composites = _by_name(find_images(bg)), _by_name(find_images(fg_bg))
-    if len(backgrounds) == 1:
-        (alone,) = backgrounds.values()
-        return [Pair(name, alone, path) for name, path in composites.items()]
-    for name, path in composites.items():
-        if name not in backgrounds:
-            raise ModelError(
-                f"{path}: found no {name} among the {len(backgrounds)} backgrounds {bg}; expected "
-                "one of the same name, or one background for all"
-            )
-    return [Pair(name, backgrounds[name], path) for name, path in composites.items()]
-
-
-def _by_name(paths: list[Path]) -> dict[str, Path]:
-    named: dict[str, Path] = {}
-    for path in paths:
-        if path.stem in named:
-            raise ModelError(f"{path}: has the name of {named[path.stem]}; expected each name once")
-        named[path.stem] = path
-    return named
-
-
-def read_image(path: Path) -> np.ndarray:
-    """uint8 (H, W, 3), RGB, turned as its EXIF says. Raises ModelError if it is no image."""
-    try:
-        with Image.open(path) as image:
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except FileNotFoundError:
-        raise ModelError(f"{path}: no such file; expected an image") from None
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise ModelError(f"{path}: not a readable image: {error}") from None
-
-
-def write_gray(path: Path, pixels: np.ndarray) -> None:
-    """uint8 (H, W) as PNG."""
-    content = io.BytesIO()
-    Image.fromarray(pixels).save(content, format="PNG")
-    replace_bytes(path, content.getvalue())
-
-
-KINDS = ("mask", "depth", "side_by_side")
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 
 
 class Predictor(nn.Module):
     """Normalisation, network and final activation in one module, for use and for export.
 
-    It repeats the arithmetic of `loaders.Preprocess`, which needs a data set; a test holds
-    the two together.
+    It repeats the arithmetic of `loaders.Preprocess`, which needs a data set; a test compares
+    the two.
     """
 
     def __init__(self, network: DualDecoderUNet, info: NetworkInfo) -> None:
@@ -129,7 +44,7 @@ class Predictor(nn.Module):
             self.register_buffer(f"{name}_shift", (-mean / std).float().view(1, 3, 1, 1))
 
     def forward(self, bg: Tensor, fg_bg: Tensor) -> tuple[Tensor, Tensor]:
-        """Mask probability and depth, both float32 (B, 1, S, S) in 0..1.
+        """Return mask probability and depth, both float32 (B, 1, S, S) in 0..1.
 
         bg, fg_bg: uint8 or float (B, 3, S, S), RGB in 0..255, S the size of training.
         """
@@ -140,33 +55,26 @@ class Predictor(nn.Module):
 
     @torch.inference_mode()
     def predict_image(self, bg: np.ndarray, fg_bg: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mask probability and depth of one pair, float32 (H, W) in 0..1, in its own size.
+        """Return mask probability and depth of one pair, float32 (H, W) in 0..1, at its size.
 
         bg, fg_bg: uint8 (H, W, 3), RGB, of equal size.
         """
         device = self.get_buffer("bg_scale").device
         pair = torch.from_numpy(np.stack([bg, fg_bg])).to(device).permute(0, 3, 1, 2)
-        height, width = pair.shape[-2:]
-        small = resize(pair, self.size)
-        results = torch.cat(self(small[:1], small[1:]))
-        if (height, width) != (self.size, self.size):
-            results = F.interpolate(results, size=(height, width), mode="bilinear")
-        mask, depth = results[:, 0].cpu().numpy()  # host sync: once an image
+        results = torch.cat(self(*resize(pair, self.size).split(1)))
+        results = F.interpolate(results, size=pair.shape[-2:], mode="bilinear")
+        mask, depth = results[:, 0].cpu().numpy()  # host sync: once per image
         return mask, depth
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """uint8 (B, 3, H, W) -> float32 (B, 3, size, size) in 0..255, by the rule of training.
+    """uint8 (B, 3, H, W) -> float32 (B, 3, size, size) in 0..255, as in training.
 
     A smaller result takes the mean of each new pixel's area, a larger one is bilinear.
     """
-    height, width = images.shape[-2:]
-    values = images.float()
-    if (height, width) == (size, size):
-        return values
-    if size <= height and size <= width:
-        return F.interpolate(values, size=(size, size), mode="area")
-    return F.interpolate(values, size=(size, size), mode="bilinear", antialias=True)
+    if size <= min(images.shape[-2:]):
+        return F.interpolate(images.float(), size=(size, size), mode="area")
+    return F.interpolate(images.float(), size=(size, size), mode="bilinear", antialias=True)
 
 
 def predict_files(
@@ -174,19 +82,100 @@ def predict_files(
 ) -> Iterator[Path]:
     """Write NAME_mask.png (0 or 255), NAME_depth.png (8 bit gray) and NAME_side_by_side.png.
 
-    Into ``out``, in the size of each pair's images; yields each path when it is written. Raises
+    The files go to ``out``, at the size of each pair; yields each path once it is written. Raises
     ModelError for an unreadable image, two of unequal size, or a folder that cannot be written.
     """
     if out.exists() and not out.is_dir():
         raise ModelError(f"{out}: found a file, expected a folder for the results")
     for pair in pairs:
         bg, fg_bg = pair.read()
-        mask_path, depth_path, picture_path = (out / f"{pair.name}_{kind}.png" for kind in KINDS)
-        for path in (mask_path, depth_path, picture_path):
+        paths = [out / f"{pair.name}_{kind}.png" for kind in ("mask", "depth", "side_by_side")]
+        for path in paths:
             require_writable(path)
         mask, depth = predictor.predict_image(bg, fg_bg)
         make_folder(out)
-        write_gray(mask_path, (mask > threshold) * np.uint8(255))
-        write_gray(depth_path, np.round(depth * 255).astype(np.uint8))
-        prediction_grid(picture_path, [Example(bg=bg, fg_bg=fg_bg, mask=mask, depth=depth)])
-        yield from (mask_path, depth_path, picture_path)
+        _write_png(paths[0], (mask > threshold) * np.uint8(255))
+        _write_png(paths[1], np.round(depth * 255).astype(np.uint8))
+        prediction_grid(paths[2], [Example(bg=bg, fg_bg=fg_bg, mask=mask, depth=depth)])
+        yield from paths
+
+
+def _write_png(path: Path, pixels: np.ndarray) -> None:
+    """Write uint8 (H, W) as a gray PNG."""
+    replace_file(path, partial(Image.fromarray(pixels).save, format="PNG"))
+
+
+class Pair(NamedTuple):
+    """A background, the same scene with a foreground, and the name of their results."""
+
+    name: str
+    bg: Path
+    fg_bg: Path
+
+    def read(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return bg and fg_bg, uint8 (H, W, 3), RGB. Raises ModelError if their sizes differ."""
+        bg, fg_bg = _read_image(self.bg), _read_image(self.fg_bg)
+        if bg.shape != fg_bg.shape:
+            sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in (bg, fg_bg)]
+            raise ModelError(
+                f"{self.fg_bg} is {sizes[1]}, but {self.bg} is {sizes[0]}: expected the same scene "
+                "in one size"
+            )
+        return bg, fg_bg
+
+
+def pair_images(bg: str, fg_bg: str) -> list[Pair]:
+    """Pair the images that two file names, folders or patterns stand for (`find_images`).
+
+    One background is paired with every image of the other side. Several are paired by equal
+    names, without the suffix. Raises ModelError if a composite has no background of its name
+    or if two images of one side have one name.
+    """
+    backgrounds, composites = _by_name(find_images(bg)), _by_name(find_images(fg_bg))
+    if len(backgrounds) == 1:
+        (background,) = backgrounds.values()
+        return [Pair(name, background, path) for name, path in composites.items()]
+    for name, path in composites.items():
+        if name not in backgrounds:
+            raise ModelError(
+                f"{path}: found no {name} among the {len(backgrounds)} backgrounds {bg}; expected "
+                "one of the same name, or one background for all"
+            )
+    return [Pair(name, backgrounds[name], path) for name, path in composites.items()]
+
+
+def find_images(pattern: str) -> list[Path]:
+    """Return a file, the images of a folder, or the files that match a pattern, sorted.
+
+    Raises ModelError if there is none.
+    """
+    path = Path(pattern)
+    if path.is_dir():
+        found = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
+    elif path.exists() or not glob.has_magic(pattern):
+        found = [path]
+    else:
+        found = [Path(p) for p in glob.glob(pattern, recursive=True) if Path(p).is_file()]
+    if not found:
+        raise ModelError(f"{pattern}: found no image; expected a file, a folder or a pattern")
+    return sorted(found)
+
+
+def _by_name(paths: list[Path]) -> dict[str, Path]:
+    named: dict[str, Path] = {}
+    for path in paths:
+        if path.stem in named:
+            raise ModelError(f"{path}: has the name of {named[path.stem]}; expected each name once")
+        named[path.stem] = path
+    return named
+
+
+def _read_image(path: Path) -> np.ndarray:
+    """Return uint8 (H, W, 3), RGB, rotated as its EXIF data says."""
+    try:
+        with Image.open(path) as image:
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file; expected an image") from None
+    except (UnidentifiedImageError, OSError, ValueError) as error:
+        raise ModelError(f"{path}: not a readable image: {error}") from None
