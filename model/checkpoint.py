@@ -1,7 +1,7 @@
 """Weights and run state on disk: written atomically, read without running stored code.
 
-- `best.safetensors`: weights, with all that a prediction needs in the file's metadata.
-- `last.pt`: everything a run needs to go on; tensors and plain values only, so that
+- `best.safetensors`: the weights, and in the file's metadata all that a prediction needs.
+- `last.pt`: all that a run needs to resume. It has tensors and plain values only, so that
   `torch.load(weights_only=True)` reads it.
 """
 
@@ -25,8 +25,8 @@ from model.unet import DualDecoderUNet, rename_original
 
 FORMAT = "maskdepth-network"
 VERSION = 2
-METADATA = "maskdepth"
-"""Key of the safetensors metadata: JSON with format, version and info."""
+METADATA_KEY = "maskdepth"
+"""Key of the safetensors metadata that holds JSON with format, version and info."""
 
 
 class ChannelStatistics(NamedTuple):
@@ -38,11 +38,11 @@ class ChannelStatistics(NamedTuple):
 
 _PUBLISHED_BG = ChannelStatistics((0.5039, 0.5001, 0.4849), (0.2465, 0.2463, 0.2582))
 ORIGINAL_STATISTICS = {"bg": _PUBLISHED_BG, "fg_bg": _PUBLISHED_BG}
-"""What the original normalised with while it trained: fg_bg with the figures of bg, too."""
+"""Normalisation that the original trained with: it used the statistics of bg for fg_bg, too."""
 
 
 def channel_statistics(statistics: Mapping[str, Any]) -> dict[str, ChannelStatistics]:
-    """Mean and std of bg and fg_bg of a data set, as they are stored with the weights."""
+    """Return mean and std of bg and fg_bg of a data set, as stored with the weights."""
     return {
         name: ChannelStatistics(statistics[name].mean, statistics[name].std)
         for name in ("bg", "fg_bg")
@@ -51,57 +51,46 @@ def channel_statistics(statistics: Mapping[str, Any]) -> dict[str, ChannelStatis
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkInfo:
-    """What must be known of weights to use them."""
+    """What is needed to use the weights of a network, and how it was trained."""
 
     width: int
     """Channels at full size."""
     size: int
-    """Height and width of the input that it was trained for last."""
+    """Height and width of the network's input in the last stage of training."""
     depth_loss: str
-    """The loss that gave the depth output its meaning; see `model.losses.depth_values`."""
+    """The depth loss of training, for `model.losses.depth_values`."""
     statistics: dict[str, ChannelStatistics]
-    """Normalisation that it was trained with, of bg and fg_bg."""
+    """Normalisation of bg and fg_bg in training."""
     recipe: str = ""
     """Name of the recipe."""
     split: str = "random"
-    """How training and validation were told apart."""
+    """Name of the training and validation split."""
     split_seed: int = 42
     """Seed of the split."""
     validation: float = 0.3
     """Share of the validation split."""
     data: str = ""
-    """Fingerprint of the data set (`model.training.provenance`); empty where it is not known."""
-    scores: dict[str, Any] | None = None
-    """Validation figures at the time of writing."""
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> NetworkInfo:
-        """The inverse of `dataclasses.asdict`; raises TypeError, KeyError or ValueError."""
-        statistics = {
-            name: ChannelStatistics(*(tuple(float(v) for v in part) for part in pair))
-            for name, pair in value["statistics"].items()
-        }
-        if not {"bg", "fg_bg"} <= statistics.keys():
-            raise ValueError("statistics of bg and fg_bg are needed")
-        return cls(**{**value, "statistics": statistics})
+    """Fingerprint of the data set (`model.training.provenance`); empty if it is not known."""
+    scores: dict[str, float | None] | None = None
+    """Validation scores of these weights."""
 
 
 def save_network(path: Path, network: DualDecoderUNet, info: NetworkInfo) -> None:
-    """Weights and info as safetensors."""
-    # safetensors refuses channels_last tensors.
+    """Write weights and info as safetensors."""
+    # safetensors rejects channels_last tensors.
     tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
     about = {"format": FORMAT, "version": VERSION, "info": asdict(info)}
-    # One entry: safetensors writes several in an order that changes from run to run.
-    metadata = {METADATA: json.dumps(about)}
-    # Not save_file: it makes the file readable by its owner alone, whatever the umask says.
+    # In one entry, because safetensors writes several in an order that varies between runs.
+    metadata = {METADATA_KEY: json.dumps(about)}
+    # save_file would make the file readable by its owner only, regardless of the umask.
     replace_bytes(path, save(tensors, metadata))
 
 
 def load_network(path: str | Path) -> tuple[DualDecoderUNet, NetworkInfo]:
-    """A network in eval mode on the CPU, from `.safetensors` or the original's `.pth`.
+    """Load a network in eval mode on the CPU, from `.safetensors` or the original's `.pth`.
 
-    The original's file says neither size nor statistics: 224 and ORIGINAL_STATISTICS.
-    Raises ModelError for a missing or damaged file, foreign weights, or another version.
+    The original's file has neither size nor statistics; they are 224 and ORIGINAL_STATISTICS.
+    Raises ModelError for a missing or corrupt file, foreign weights, or another version.
     """
     path = Path(path)
     if not path.is_file():
@@ -110,9 +99,8 @@ def load_network(path: str | Path) -> tuple[DualDecoderUNet, NetworkInfo]:
         tensors, info = _read_safetensors(path)
     else:
         tensors = rename_original(_read_state_dict(path))
-        width = tensors["encoder.inc.0.weight"].shape[0]
         info = NetworkInfo(
-            width=width,
+            width=tensors["encoder.inc.0.weight"].shape[0],
             size=224,
             depth_loss="l1",
             statistics=ORIGINAL_STATISTICS,
@@ -130,7 +118,7 @@ def load_network(path: str | Path) -> tuple[DualDecoderUNet, NetworkInfo]:
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], NetworkInfo]:
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = (file.metadata() or {}).get(METADATA, "{}")
+            metadata = (file.metadata() or {}).get(METADATA_KEY, "{}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ModelError(f"checkpoint {path}: not a readable safetensors file: {error}") from None
@@ -142,14 +130,20 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], NetworkInfo]:
                 f"checkpoint {path}: found format {found[0]!r} version {found[1]!r} in its "
                 f"metadata, expected {FORMAT!r} version {VERSION}, as `train.py fit` writes it"
             )
-        return tensors, NetworkInfo.from_json(about["info"])
-    except (TypeError, KeyError, ValueError) as error:
-        raise ModelError(f"checkpoint {path}: damaged metadata: {error}") from None
+        statistics = {
+            name: ChannelStatistics(tuple(map(float, mean)), tuple(map(float, std)))
+            for name, (mean, std) in about["info"]["statistics"].items()
+        }
+        if not {"bg", "fg_bg"} <= statistics.keys():
+            raise ValueError("statistics of bg and fg_bg are needed")
+        return tensors, NetworkInfo(**{**about["info"], "statistics": statistics})
+    except (AttributeError, TypeError, KeyError, ValueError) as error:
+        raise ModelError(f"checkpoint {path}: invalid metadata: {error}") from None
 
 
 def _read_state_dict(path: Path) -> Mapping[str, Tensor]:
     value = _load_plain(path)
-    # Some people save {"state_dict": ...} or {"model_state_dict": ...}.
+    # Also accept {"state_dict": ...} and {"model_state_dict": ...}.
     for key in ("state_dict", "model_state_dict"):
         if isinstance(value, Mapping) and isinstance(value.get(key), Mapping):
             value = value[key]
@@ -161,40 +155,39 @@ def _read_state_dict(path: Path) -> Mapping[str, Tensor]:
     return value
 
 
-def _load_plain(path: Path) -> Any:
+def _load_plain(path: Path) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types, by what the bytes look like
+    except Exception as error:  # the type that torch raises depends on the bytes of the file
         reason = str(error).splitlines()[0][:200]
         raise ModelError(
-            f"{path}: not a file of tensors and plain values, or damaged ({reason}); "
-            "files that hold code are refused"
+            f"{path}: expected a file of tensors and plain values, found a corrupt file or one "
+            f"that holds code ({reason}); files that hold code are refused"
         ) from None
 
 
 class Position(NamedTuple):
-    """The next batch to train on: stage, epoch of the stage, batch of the epoch; from 0."""
+    """The next batch to train on: stage, epoch of the stage, batch of the epoch; each from 0."""
 
     stage: int = 0
     epoch: int = 0
     batch: int = 0
 
 
-def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """A run's whole state: tensors and plain values, and the random generators' state."""
+def save_state(path: Path, state: Mapping[str, object]) -> None:
+    """Write a run's state (tensors and plain values) with that of the random generators."""
     generators = [torch.get_rng_state()]
     if torch.cuda.is_available():
         generators += torch.cuda.get_rng_state_all()
-    # Through memory: of a full disk torch's own writer says nothing a person could use.
-    content = io.BytesIO()
+    content = io.BytesIO()  # torch's own file writer reports a full disk without its reason
     torch.save({**state, "generators": generators}, content)
     replace_bytes(path, content.getvalue())
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """The inverse of `save_state`; sets the random generators. Raises ModelError if damaged."""
+    """Read what `save_state` wrote and set the random generators. Raises ModelError."""
     state = _load_plain(path)
-    if not isinstance(state, dict) or "position" not in state or "generators" not in state:
+    if not isinstance(state, dict) or not {"position", "generators"} <= state.keys():
         raise ModelError(f"{path}: not the state of a run; expected what `train.py fit` writes")
     cpu, *cuda = state.pop("generators")
     torch.set_rng_state(cpu)

@@ -1,9 +1,9 @@
-"""Losses as pure functions of logits or raw output and target, one table per decoder.
+"""Losses as pure functions of a decoder's raw output and its target, one table per decoder.
 
-All take (B, 1, H, W) float tensors and return a scalar, the mean over the batch. Mask
-targets are exactly 0 or 1, depth targets lie in 0..1. In none does the host wait for the
-device. That is why SSIM and the edges are written out: kornia, against which they are tested,
-copies their small kernels to the device at every call.
+All take (B, 1, H, W) float tensors and return a scalar, the mean over the batch. Mask targets
+are exactly 0 or 1, depth targets are in 0..1. No loss makes the host wait for the device. For
+that reason SSIM and the Sobel gradients are implemented here and tested against kornia, which
+copies its small kernels to the device at every call.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ def mask_bce(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def mask_dice(logits: Tensor, target: Tensor) -> Tensor:
-    """1 - Dice of the person, soft, per image and then averaged (Milletari et al. 2016)."""
+    """1 - soft Dice of the foreground, per image and then averaged (Milletari et al. 2016)."""
     probability, over = logits.sigmoid(), (1, 2, 3)
     overlap = (probability * target).sum(over)
-    # Never 0, also where there is no person and none is found.
+    # Above 0 even if neither the target nor the prediction has a foreground.
     sizes = (probability + target).sum(over) + 1e-6
     return (1 - 2 * overlap / sizes).mean()
 
 
 def mask_bce_dice(logits: Tensor, target: Tensor) -> Tensor:
-    """BCE + Dice: the one says how sure a pixel is, the other counts whole people (IoU)."""
+    """BCE + Dice: BCE rates each pixel's probability, Dice the overlap of the regions (IoU)."""
     return mask_bce(logits, target) + mask_dice(logits, target)
 
 
@@ -62,20 +62,22 @@ def depth_ssim(depth: Tensor, target: Tensor) -> Tensor:
 def ssim_map(a: Tensor, b: Tensor) -> Tensor:
     """SSIM of each pixel at a data range of 1; float (B, 1, H, W), H and W above 5.
 
-    Wang et al. 2004, equation 13, with C1 = 0.01**2 and C2 = 0.03**2; borders are mirrored.
+    Wang et al. 2004, equation 13, with C1 = 0.01**2 and C2 = 0.03**2; borders are reflected.
     """
     moments = torch.cat([a, b, a * a, b * b, a * b], dim=1)
     mean_a, mean_b, square_a, square_b, product = _blur(moments).split(1, dim=1)
     var_a, var_b = square_a - mean_a.square(), square_b - mean_b.square()
     covariance = product - mean_a * mean_b
     above = (2 * mean_a * mean_b + 0.01**2) * (2 * covariance + 0.03**2)
-    return above / ((mean_a.square() + mean_b.square() + 0.01**2) * (var_a + var_b + 0.03**2))
+    below = (mean_a.square() + mean_b.square() + 0.01**2) * (var_a + var_b + 0.03**2)
+    ssim: Tensor = above / below
+    return ssim
 
 
 def _blur(images: Tensor) -> Tensor:
-    """Gaussian mean around each pixel of each channel, rows then columns."""
+    """Gaussian blur of each channel, rows then columns."""
     half, channels = SSIM_WINDOW // 2, images.shape[1]
-    # Made where the images are, out of nothing that would be copied there.
+    # Created on the device, so that nothing is copied to it.
     offsets = torch.arange(-half, half + 1, device=images.device, dtype=images.dtype)
     weights = torch.softmax(-offsets.square() / (2 * SSIM_SIGMA**2), dim=0)
     row = weights.view(1, 1, 1, -1).expand(channels, -1, -1, -1)
@@ -84,7 +86,7 @@ def _blur(images: Tensor) -> Tensor:
 
 
 def depth_bce(logits: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy with the depth as a probability; the output is its logit."""
+    """Binary cross-entropy with the depth as a probability; the output is the depth's logit."""
     return F.binary_cross_entropy_with_logits(logits, target)
 
 
@@ -94,9 +96,9 @@ def depth_edges(depth: Tensor, target: Tensor) -> Tensor:
 
 
 def gradients(images: Tensor) -> Tensor:
-    """Sobel gradients, divided by 8 so that a ramp's is its slope; (B, 2, H, W), x then y.
+    """Sobel gradients, divided by 8 so that a ramp gives its slope; (B, 2, H, W), x then y.
 
-    images: float (B, 1, H, W); borders are repeated.
+    images: float (B, 1, H, W); borders are replicated.
     """
     padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
     x = padded[..., 2:] - padded[..., :-2]
@@ -125,9 +127,9 @@ DEPTH_LOSSES: dict[str, Loss] = {
     "densedepth": depth_densedepth,
 }
 LOGIT_DEPTH = frozenset({"bce"})
-"""Depth losses that make the network's depth output a logit instead of the depth itself."""
+"""Depth losses with which the network's depth output is a logit instead of the depth itself."""
 
 
 def depth_values(output: Tensor, loss: str) -> Tensor:
-    """Depth as trained with the named loss: the sigmoid of a logit, else the output itself."""
+    """Depth from the raw output: its sigmoid if ``loss`` is in LOGIT_DEPTH, else itself."""
     return output.sigmoid() if loss in LOGIT_DEPTH else output

@@ -1,4 +1,4 @@
-"""What a device computes with: float32, TF32, bfloat16, float16 with scaling; compiled or not."""
+"""The device, its arithmetic (float32, TF32, bfloat16, scaled float16) and torch.compile."""
 
 from __future__ import annotations
 
@@ -12,31 +12,33 @@ from model.errors import ModelError
 
 AMP = ("auto", "off", "tf32", "bf16", "fp16")
 COMPILE = ("off", "default", "reduce-overhead", "max-autotune")
-"""Modes of torch.compile, and none."""
+"""Modes of torch.compile, or off."""
 BF16_UNITS = frozenset({"avx512_bf16", "amx_bf16"})
-"""What /proc/cpuinfo calls the units of a CPU that multiplies bfloat16 itself."""
+"""Flags in /proc/cpuinfo of CPUs with bfloat16 multiplication in hardware."""
 DEVICES = "expected auto, cpu, cuda or cuda:N"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
-    """dtype of autocast (None: no autocast), whether gradients need scaling, whether TF32."""
+    """The arithmetic of a training or evaluation step."""
 
     dtype: torch.dtype | None
+    """dtype of autocast; None for no autocast."""
     scale: bool
+    """Whether gradients need a scaler."""
     tf32: bool = False
-    """Whether a GPU may round the factors of float32 convolutions to 10 bits of mantissa."""
+    """Whether a GPU may round the factors of float32 products to 10 bits of mantissa."""
 
     def autocast(self, device_type: str) -> AbstractContextManager:
-        """Context of the forward pass."""
+        """Return the context manager for the forward pass."""
         if self.dtype is None:
             return nullcontext()
         return torch.autocast(device_type, dtype=self.dtype)
 
     def set_tf32(self) -> None:
-        """Allow or forbid TF32. torch's own default is neither: convolutions use it, products not.
+        """Allow or forbid TF32 in the whole process, and let cuDNN choose its fastest kernels.
 
-        A setting of the whole process. cuDNN may also try which of its kernels is fastest.
+        torch's default is neither: it allows TF32 in convolutions, not in matrix products.
         """
         torch.backends.cudnn.allow_tf32 = self.tf32
         torch.backends.cuda.matmul.allow_tf32 = self.tf32
@@ -53,14 +55,15 @@ def choose_precision(
     capability: tuple[int, int] | None,
     cpu_flags: frozenset[str] = frozenset(),
 ) -> Precision:
-    """The precision for `--amp` and a device.
+    """Return the precision for `--amp` and a device.
 
-    ``capability`` is that of CUDA, None on other devices; ``cpu_flags`` as in /proc/cpuinfo.
-    auto: bfloat16 on GPUs from 8.0 (A100) on and on CPUs with units for it; float16 with a
-    scaler on older GPUs (P100, T4), which emulate bfloat16; off on other CPUs, where it was
+    ``capability`` is the CUDA compute capability, None on other devices; ``cpu_flags`` are those
+    of /proc/cpuinfo.
+    auto is bfloat16 on GPUs from 8.0 (A100) and on CPUs with BF16_UNITS; float16 with a scaler
+    on older GPUs (P100, T4), which emulate bfloat16; off on other CPUs, where bfloat16 was
     measured 5 to 6 times slower than float32.
-    off is float32 to the last bit, tf32 float32 with the convolutions of GPUs from 8.0 on.
-    Raises ModelError for fp16 on a CPU, and for tf32 on what has none.
+    off is full float32; tf32 is float32 with TF32 convolutions and products.
+    Raises ModelError for fp16 on a CPU, and for tf32 on a device without it.
     """
     ampere = capability is not None and capability >= (8, 0)
     if request == "auto" and device_type == "cuda":
@@ -76,10 +79,10 @@ def choose_precision(
 
 
 def choose_compile(request: str, device_type: str, capability: tuple[int, int] | None) -> str:
-    """The mode for `--compile`, where the device can have it.
+    """Return the mode for `--compile` after checking that the device supports it.
 
-    Raises ModelError for a GPU that torch.compile's kernels (Triton) do not know, below 7.0 such
-    as P100, and for CUDA graphs on a CPU.
+    Raises ModelError for a GPU below capability 7.0 such as P100, which torch.compile's kernels
+    (Triton) do not support, and for CUDA graphs on a CPU.
     """
     if request != "off" and capability is not None and capability < (7, 0):
         raise ModelError(
@@ -94,9 +97,9 @@ def choose_compile(request: str, device_type: str, capability: tuple[int, int] |
 
 
 def choose_device(request: str) -> torch.device:
-    """The device for `--device`; auto is cuda where there is one.
+    """Return the device for `--device`; auto is cuda if available, otherwise cpu.
 
-    Raises ModelError for a name torch does not know, or a device that is not there.
+    Raises ModelError for a name that torch does not know, or a device that is not available.
     """
     if request == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -106,7 +109,7 @@ def choose_device(request: str) -> torch.device:
         raise ModelError(f"--device {request}: not a device; {DEVICES}") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ModelError(
-            f"--device {request}: found {torch.cuda.device_count()} CUDA devices here; "
+            f"--device {request}: found {torch.cuda.device_count()} CUDA devices; "
             "use --device cpu, or a CUDA build of torch on a machine with a GPU"
         )
     if device.type not in ("cpu", "cuda"):
@@ -115,24 +118,24 @@ def choose_device(request: str) -> torch.device:
 
 
 def precision_for(request: str, device: torch.device) -> Precision:
-    """`choose_precision` for a device that is there."""
+    """`choose_precision` for a device of this machine; also sets TF32 for the process."""
     precision = choose_precision(request, device.type, capability_of(device), cpu_flags())
     precision.set_tf32()
     return precision
 
 
 def require_compile(request: str, device: torch.device) -> None:
-    """`choose_compile` for a device that is there."""
+    """Raise ModelError unless a device of this machine supports the mode of `--compile`."""
     choose_compile(request, device.type, capability_of(device))
 
 
 def capability_of(device: torch.device) -> tuple[int, int] | None:
-    """Compute capability of a GPU; None of another device."""
+    """Compute capability of a GPU; None for another device."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
 
 
 def cpu_flags() -> frozenset[str]:
-    """What this machine's CPU can do, in the words of /proc/cpuinfo; empty where it is not."""
+    """Flags of this machine's CPU from /proc/cpuinfo; empty if that file does not exist."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

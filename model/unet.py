@@ -1,7 +1,7 @@
 """A UNet with one encoder and two decoders: mask and depth of a person on a background.
 
-At width 64 it has 6,242,050 parameters, layer for layer those of the original work, so
-weights trained with the original's names fit (`rename_original`).
+At width 64 it has 6,242,050 parameters. Its layers are those of the original work, so the
+original's weights fit once they are renamed (`rename_original`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PARTS = {"encoder": "encoder", "mask": "mask_decoder", "depth": "depth_decoder"}
 """Name of a part in recipes -> name of the child module."""
 
 DOWNSAMPLING = 8
-"""Height and width of an input must be multiples of this: three poolings by 2."""
+"""Height and width of an input must be multiples of this, because of three poolings by 2."""
 
 
 class DoubleConv(nn.Sequential):
@@ -40,7 +40,7 @@ class DoubleConv(nn.Sequential):
 
 
 class Encoder(nn.Module):
-    """Six channels in; four feature maps out, at full, half, quarter and eighth size."""
+    """Turns six channels into four feature maps, at full, half, quarter and eighth size."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -60,7 +60,10 @@ class Encoder(nn.Module):
 
 
 class Up(nn.Module):
-    """Bilinear x2, concatenate (skip first), DoubleConv with half the input's width inside."""
+    """Upsamples x2 (bilinear), concatenates after the skip, and applies a DoubleConv.
+
+    The DoubleConv has half of its input channels inside.
+    """
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
@@ -69,11 +72,12 @@ class Up(nn.Module):
 
     def forward(self, below: Tensor, skip: Tensor) -> Tensor:
         """(B, c, H/2, W/2) and the skip (B, c, H, W) -> (B, channels_out, H, W)."""
-        return self.conv(torch.cat([skip, self.up(below)], dim=1))
+        result: Tensor = self.conv(torch.cat([skip, self.up(below)], dim=1))
+        return result
 
 
 class Decoder(nn.Module):
-    """The encoder's four feature maps in, one full-size map out."""
+    """Turns the encoder's four feature maps into one map at full size."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -85,14 +89,15 @@ class Decoder(nn.Module):
     def forward(self, features: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
         """-> (B, 1, H, W), unbounded."""
         full, half, quarter, eighth = features
-        return self.outc(self.up3(self.up2(self.up1(eighth, quarter), half), full))
+        result: Tensor = self.outc(self.up3(self.up2(self.up1(eighth, quarter), half), full))
+        return result
 
 
 class DualDecoderUNet(nn.Module):
-    """Mask logits and depth from a background and the same scene with a person in it.
+    """Predicts mask logits and depth from a background and the same scene with a foreground.
 
-    ``width`` is the number of channels at full size; 64 is the original's. Parameters grow
-    with its square.
+    ``width`` is the number of channels at full size, 64 in the original. The number of
+    parameters grows with its square.
     """
 
     def __init__(self, width: int = 64) -> None:
@@ -108,13 +113,13 @@ class DualDecoderUNet(nn.Module):
     def forward(
         self, bg: Tensor, fg_bg: Tensor, decode: Decode = "both"
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Run the encoder and the decoders asked for; the other result is None.
+        """Run the encoder and the requested decoders; return (mask_logits, depth).
 
         bg, fg_bg: float (B, 3, H, W), normalised, H and W multiples of 8.
-        mask_logits: (B, 1, H, W); sigmoid gives the probability of the person.
-        depth: (B, 1, H, W); the raw output. Trained with L1 against targets in 0..1 it is
-        the depth itself, only not clamped; trained with BCE it is its logit (see
-        `model.losses.depth_values`, which makes 0..1 of both).
+        mask_logits: (B, 1, H, W); the sigmoid is the probability of the foreground.
+        depth: (B, 1, H, W); the raw output. Trained with BCE it is the logit of the depth,
+        otherwise the depth itself, not clamped (see `model.losses.depth_values`).
+        The result of a decoder that did not run is None.
         Raises ValueError for sizes that are not multiples of 8, or an unknown ``decode``.
         """
         if decode not in ("both", "mask", "depth"):
@@ -123,7 +128,7 @@ class DualDecoderUNet(nn.Module):
             raise ValueError(
                 f"height and width must be multiples of {DOWNSAMPLING}, found {tuple(bg.shape)}"
             )
-        # no_grad, not inference_mode: a trained decoder saves these features for backward.
+        # Not inference_mode: a decoder that trains saves these features for backward.
         with torch.no_grad() if "encoder" in self.frozen else nullcontext():
             features = self.encoder(torch.cat([bg, fg_bg], dim=1))
         mask_logits = self.mask_decoder(features) if decode != "depth" else None
@@ -131,10 +136,10 @@ class DualDecoderUNet(nn.Module):
         return mask_logits, depth
 
     def start_from_difference(self) -> DualDecoderUNet:
-        """Make half of the first filters see fg_bg minus bg; for weights that are still random.
+        """Make half of the first filters compute a difference of fg_bg and bg.
 
-        Their weights for bg become those for fg_bg with the other sign. What differs between
-        the two images is the person; else the network has to find that out first.
+        Their weights for bg become the negated weights for fg_bg, because the foreground is
+        where the two images differ. Call it before training, while the weights are random.
         """
         with torch.no_grad():
             filters = self.encoder.inc[0].get_parameter("weight")  # (width, 6, 3, 3), bg first
@@ -143,15 +148,16 @@ class DualDecoderUNet(nn.Module):
         return self
 
     def place(self, device: torch.device | str) -> DualDecoderUNet:
-        """Move to a device, with channels_last weights: faster there and here."""
-        # torch's stub does not know memory_format.
-        return self.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        """Move to a device, with channels_last weights, which are faster on CPUs and GPUs."""
+        # torch's type stub lacks memory_format.
+        self.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return self
 
     def freeze(self, *parts: str) -> DualDecoderUNet:
         """Freeze these parts (encoder, mask, depth) and no others.
 
-        Frozen parts take no gradient and stay in eval mode through every later `train()`,
-        so that their BatchNorm statistics do not drift either.
+        Frozen parts get no gradient. They stay in eval mode through every later `train()`,
+        so their BatchNorm statistics do not change either.
         """
         if unknown := set(parts) - set(PARTS):
             raise ValueError(f"no such part: {sorted(unknown)}; there are {list(PARTS)}")
@@ -161,19 +167,19 @@ class DualDecoderUNet(nn.Module):
         return self.train(self.training)
 
     def train(self, mode: bool = True) -> DualDecoderUNet:
-        """Set training mode, but leave frozen parts in eval mode."""
+        """Set the training mode, but keep frozen parts in eval mode."""
         super().train(mode)
         for name in self.frozen:
             self.get_submodule(PARTS[name]).eval()
         return self
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """What belongs into the optimiser: weight decay would shrink a frozen parameter."""
+        """Parameters for the optimiser; weight decay would shrink the frozen ones."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
 
 def original_name(name: str) -> str:
-    """The original work's name of one of our parameters or buffers."""
+    """Return the original work's name of one of our parameters or buffers."""
     part, layer, *rest = name.split(".")
     suffix = "_Depth" if part == "depth_decoder" else ""
     if layer == "outc":
@@ -188,10 +194,10 @@ def original_name(name: str) -> str:
 
 
 def rename_original(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under the original's names -> the same tensors under ours.
+    """Rename weights from the original's names to ours; the tensors are the same.
 
-    Accepts the `module.` prefix that DataParallel leaves, and `outc.weight` as well as
-    `outc.conv.weight`. Raises ModelError that lists missing and unexpected names.
+    Accepts DataParallel's `module.` prefix, and `outc.weight` for `outc.conv.weight`. Raises
+    ModelError that lists missing and unexpected names.
     """
     found = {name.removeprefix("module."): value for name, value in state_dict.items()}
     for plain in ("outc", "outc_Depth"):
@@ -203,8 +209,7 @@ def rename_original(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     missing, unexpected = sorted(names.keys() - found.keys()), sorted(found.keys() - names.keys())
     if missing or unexpected:
         raise ModelError(
-            "these are not the original's weights: "
-            f"{len(missing)} names missing {missing[:3]}, "
+            f"these are not the original's weights: {len(missing)} names missing {missing[:3]}, "
             f"{len(unexpected)} unexpected {unexpected[:3]}; expected {len(names)} such as "
             "'inc.double_conv.0.weight' and 'up1_Depth.conv.double_conv.0.weight'"
         )
