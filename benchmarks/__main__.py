@@ -222,6 +222,18 @@ def encode(dataset: Path, samples: int, repeats: int, json_path: Path | None) ->
 
 
 @main.command()
+@click.argument("dataset", type=_PATH)
+@_option("--samples", type=click.IntRange(1), default=1000)
+@_REPEATS
+@_JSON
+def luma(dataset: Path, samples: int, repeats: int, json_path: Path | None) -> None:
+    """Two ways to cut the depth maps of DATASET to their luma plane."""
+    from benchmarks.luma import run
+
+    write_result(run(dataset, samples=samples, repeats=repeats), json_path)
+
+
+@main.command()
 @click.argument("shards", type=_PATH)
 @_option("--samples", type=click.IntRange(1), default=1000)
 @_REPEATS

@@ -112,6 +112,7 @@ class Result(_Strict):
         "convert",
         "encode",
         "codecs",
+        "luma",
         "loader",
         "peers",
         "step",

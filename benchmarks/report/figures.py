@@ -62,6 +62,7 @@ _KINDS: dict[str, tuple[_Kind, ...]] = {
         ),
     ),
     "codecs": (_Kind(title="Lossless ways to store a mask", tables=(tables.codecs,)),),
+    "luma": (_Kind(title="Two ways to cut a depth map to its luma", tables=(tables.figures,)),),
     "loader": (
         _Kind(
             title="Loader: from shards to batches",

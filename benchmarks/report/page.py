@@ -26,6 +26,7 @@ _ORDER = (
     "convert",
     "encode",
     "codecs",
+    "luma",
     "simulation",
     "estimate",
     "parity",

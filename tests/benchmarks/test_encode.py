@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from benchmarks.__main__ import main
 from benchmarks.encode import WHOLE
 from benchmarks.harness.results import read_result
+from benchmarks.luma import gray_transform
+from convert.errors import DataError
 
 
 def test_steps_and_whole(dataset: Path, tmp_path: Path) -> None:
@@ -21,3 +24,16 @@ def test_steps_and_whole(dataset: Path, tmp_path: Path) -> None:
     assert len(found) == 12
     assert all(us > 0 for us in found.values())
     assert found[WHOLE] > found["decode fg_bg"]
+
+
+def test_luma_cuts_are_smaller_than_those_of_libjpeg_turbo(dataset: Path, tmp_path: Path) -> None:
+    try:
+        gray_transform()
+    except DataError as error:
+        pytest.skip(error.message)
+    out = tmp_path / "luma.json"
+    command = ["luma", str(dataset), "--samples", "5", "--repeats", "1", "--json", str(out)]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    ours, theirs = read_result(out).cases.values()
+    assert ours.figures["bytes"] < theirs.figures["bytes"] < theirs.figures["source_bytes"]
