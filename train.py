@@ -7,47 +7,37 @@ from __future__ import annotations
 
 import os
 
-# Before torch loads libgomp, whose threads spin while they wait for each other: beside other work
-# on the same cores steps took up to 4.6 times as long (docs/guide.md, "Threads").
+# Before torch loads libgomp, whose waiting threads spin by default: next to other work on the
+# same cores, steps took up to 4.6 times as long (docs/guide.md, "Threads").
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import importlib.util
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
-import numpy as np
 import torch
 from click.core import ParameterSource
+from torch import nn
 
-from loaders import (
-    ENGINES,
-    Commands,
-    Loader,
-    build_loader,
-    distributed_rank,
-    read_layout,
-    shard_formats,
-)
+from loaders import ENGINES, Commands, Loader, choose_engine, distributed_rank, open_pair
 from loaders.preprocess import Augment, Preprocess
 from loaders.split import SPLITS, split_indices
-from model.checkpoint import NetworkInfo, Position, channel_statistics, load_network
+from model.checkpoint import Checkpoint, Position, channel_statistics, load_network
+from model.contract import Batch, NoPhases, PhaseTimer, Preprocessor
 from model.distributed import joined, local_device, share_batch_norm, wrap_network
 from model.errors import ModelError
 from model.export import export_network
 from model.files import locked, make_folder, require_writable
+from model.losses import training_loss
 from model.metrics import BASELINE_SAMPLES
 from model.pictures import prediction_grid
 from model.precision import Precision, choose_device, precision_for, require_compile
 from model.predictor import Predictor, pair_images, predict_files
-from model.recipe import Stage, load_recipe
-from model.step import make_optimizer, training_step
+from model.recipe import Recipe, Stage, load_recipe
 from model.training import options as cli
-from model.training.config import RunConfig
+from model.training.config import DataConfig, RunConfig
 from model.training.evaluation import (
     Report,
     evaluate_network,
@@ -55,85 +45,107 @@ from model.training.evaluation import (
     training_means,
     validate,
 )
-from model.training.progress import EpochMeter, RunningMean
-from model.training.provenance import fingerprint, seen_in_training, seen_note
-from model.training.report import as_json, describe, meaningful, score_table
-from model.training.run import BEST, LAST, PREDICTIONS, Run, config_to_run
+from model.training.optimizer import make_optimizer
+from model.training.progress import Elapsed, EpochMeter, RunningLoss, require_finite_weights
+from model.training.provenance import count_seen_by, require_fingerprint, seen_note
+from model.training.report import EpochRow, as_json, defined_figures, epoch_line, score_table
+from model.training.reporter import Reporter, listing_skipped, open_reporter
+from model.training.run import BEST, PREDICTIONS, TENSORBOARD, Run, StageState, config_to_run
 from model.unet import DualDecoderUNet
 
 
-def fit_run(run: Run) -> None:
-    """Train the stages that are left, from the run's position on."""
-    stages = run.config.recipe.stages
-    precision = precision_for(run.config.amp, run.device)
-    for number, stage in enumerate(stages):
-        if number < run.position.stage:
-            continue
-        loaders = split_loaders(run.config, run.device, stage.batch_size)
-        with loaders as (training, validation):
-            run.say(f"stage {number + 1} of {len(stages)}: {stage}, {precision}")
-            fit_stage(run, stage, precision, training, validation)
+@dataclass(kw_only=True)
+class StageTrainer:
+    """Trains one stage of a recipe: owns everything that a step changes."""
+
+    network: DualDecoderUNet
+    recipe: Recipe
+    stage: Stage
+    preprocess: Preprocessor
+    precision: Precision
+    compile: str = "off"
+    phases: PhaseTimer = field(default_factory=NoPhases)
+    wrapped: nn.Module = field(init=False)
+    """The network as it is called: shared between ranks and compiled, where wanted."""
+    optimizer: torch.optim.Optimizer = field(init=False)
+    scaler: torch.amp.GradScaler = field(init=False)
+    running: RunningLoss = field(init=False)
+
+    def __post_init__(self) -> None:
+        device = next(self.network.parameters()).device
+        self.network.freeze(*self.stage.frozen)
+        self.wrapped = wrap_network(self.network, self.compile)
+        self.optimizer = make_optimizer(self.network, self.recipe, self.stage)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision.scale)
+        self.running = RunningLoss(device)
+
+    def step(self, batch: Batch, *, epoch: int, lr: float) -> None:
+        """Train on one batch. Does not name a device and does not make the host wait for it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        inputs = self.preprocess(batch, epoch)
+        self.phases.end("preprocess")
+        with self.precision.autocast(inputs.mask.device.type):
+            mask_logits, depth = self.wrapped(inputs.bg, inputs.fg_bg, decode=self.stage.decode)
+        self.phases.end("forward")
+        loss = training_loss(self.stage, inputs, mask_logits, depth)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.phases.end("loss and backward")
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.running.add(loss, len(batch.index))
+        self.phases.end("optimiser")
+
+    def check_finite(self, title: str, step: int) -> float:
+        """Mean loss of all ranks in this epoch; ModelError unless it and the weights are finite.
+
+        Every rank must call it after the same step. Three host syncs.
+        """
+        loss = self.running.read_all(title)
+        require_finite_weights(self.network, f"{title}, step {step}")
+        return loss
+
+    def state(self, elapsed: Elapsed) -> StageState:
+        """What `load_state` needs to continue."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "running": self.running.sums,
+            "elapsed": tuple(elapsed),
+        }
+
+    def load_state(self, state: StageState) -> None:
+        """Continue where `state` was taken."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"]:  # empty if the run did not scale gradients so far
+            self.scaler.load_state_dict(state["scaler"])
+        self.running.sums.copy_(state["running"])
 
 
-def fit_stage(
-    run: Run, stage: Stage, precision: Precision, training: Loader, validation: Loader
-) -> None:
-    """Train one stage's epochs, each followed by validation and a state on disk."""
-    recipe, network = run.config.recipe, run.network.freeze(*stage.frozen)
-    run.statistics = channel_statistics(training.statistics)
-    run.config = replace(run.config, data=fingerprint(training, run.config.split))
-    optimizer = make_optimizer(network, recipe, stage)
-    scaler = torch.amp.GradScaler(run.device.type, enabled=precision.scale)
-    running = RunningMean(run.device)
-    run.enter_stage(optimizer, scaler, running)
-    called = wrap_network(network, run.config.compile)
-    augment = Augment(
-        flip=recipe.flip, jitter=recipe.jitter, rgb_shift=recipe.rgb_shift, seed=run.config.seed
-    )
-    prepare = partial(Preprocess, training.backgrounds, training.statistics, size=stage.size)
-    plain, changed = prepare(), prepare(augment=augment if recipe.augments else None)
-    step = partial(
-        training_step, stage=stage, network=called, optimizer=optimizer, running=running,
-        precision=precision, scaler=scaler,
-    )  # fmt: skip
-    for epoch in range(run.position.epoch, stage.epochs):
-        called.train()
-        row = train_epoch(run, stage, epoch, training, changed, step)
-        scores = validate(
-            called, validation, plain, precision, recipe.depth_loss, stage.decode, run.show
-        )
-        run.finish_epoch(row, scores)
-        run.say(describe(run.history[-1]))
-
-
-def train_epoch(
-    run: Run,
-    stage: Stage,
-    epoch: int,
-    loader: Loader,
-    preprocess: Preprocess,
-    step: Callable[..., None],
-) -> dict[str, Any]:
-    """Train on the batches of an epoch that are left; returns its row of metrics.csv."""
-    number, _, start = run.position
-    # Counted over the whole run, so that every epoch has an order of its own.
-    passes = sum(earlier.epochs for earlier in run.config.recipe.stages[:number]) + epoch
+def train_epoch(run: Run, trainer: StageTrainer, loader: Loader, reporter: Reporter) -> EpochRow:
+    """Train on the remaining batches of the run's epoch; returns its row of metrics.csv."""
+    (number, epoch, start), stage, batches = run.position, trainer.stage, len(loader)
+    # Counted over all stages, so that every epoch of the run has its own order.
+    run_epoch = sum(earlier.epochs for earlier in run.config.recipe.stages[:number]) + epoch
     title = f"stage {number + 1}, epoch {epoch + 1} of {stage.epochs}"
-    batches, save_every, ranks = len(loader), run.config.save_every, run.config.world_size
+    ranks = run.config.world_size
+    trainer.wrapped.train()
     with EpochMeter(title, batches, start, run.elapsed, ranks=ranks, shown=run.first) as meter:
-        for done, batch in enumerate(meter.batches(loader.epoch(passes, start=start)), start + 1):
+        remaining = meter.batches(loader.epoch(run_epoch, start=start))
+        for done, batch in enumerate(remaining, start + 1):
             lr = stage.lr_at(epoch * batches + done - 1, stage.epochs * batches)
-            step(batch, preprocess=partial(preprocess, epoch=passes), lr=lr)
+            trainer.step(batch, epoch=run_epoch, lr=lr)
             run.steps += 1
-            if meter.step(len(batch.index)):
-                meter.show(run.read_loss(title))  # host sync: once a second
-                run.watch({"lr": lr, **meter.figures()})
-            if done % save_every == 0 and done < batches:  # host syncs: every save_every steps
-                run.check(title, done)
-                run.elapsed = meter.elapsed
-                run.save(Position(number, epoch, done))
-        loss = run.check(title, batches)  # host syncs: once an epoch
-    run.running.reset()
+            if meter.count(len(batch.index)):
+                meter.show(trainer.running.read(title))  # host sync: once per second
+                reporter.scalars(run.steps, {"lr": lr, **meter.figures()}, "training")
+            if done % run.config.save_every == 0 and done < batches:
+                trainer.check_finite(title, done)  # host syncs: every save_every steps
+                state = trainer.state(meter.elapsed)
+                run.save(Position(number, epoch, done), trainer.network, state)
+        loss = trainer.check_finite(title, batches)  # host syncs: once per epoch
+    trainer.running.reset()
     return {
         "stage": number + 1, "epoch": epoch + 1, "size": stage.size, "lr": lr, "train_loss": loss,
         "epoch_s": meter.epoch_s, "epoch_cpu_s": meter.epoch_cpu_s,
@@ -141,106 +153,79 @@ def train_epoch(
     }  # fmt: skip
 
 
-def default_engine(shards: str, device: torch.device) -> str:
-    """The loader for a folder and a device, where none is asked for.
+def fit_stage(
+    run: Run, trainer: StageTrainer, training: Loader, validation: Loader, reporter: Reporter
+) -> None:
+    """Train the remaining epochs of a stage; after each, validate and save the run."""
+    stage, depth_loss = trainer.stage, run.config.recipe.depth_loss
+    eval_preprocess = Preprocess(training.backgrounds, training.statistics, size=stage.size)
+    statistics = channel_statistics(training.statistics)
+    if run.stage_state is not None:
+        trainer.load_state(run.stage_state)
+        run.stage_state = None
+    for _ in range(run.position.epoch, stage.epochs):
+        row = train_epoch(run, trainer, training, reporter)
+        scores = validate(
+            trainer.wrapped, validation, eval_preprocess, trainer.precision, depth_loss,
+            stage.decode, partial(reporter.picture, run.steps),
+        )  # fmt: skip
+        run.finish_epoch(row, scores, trainer.network, statistics, trainer.state(Elapsed()))
+        reporter.scalars(run.steps, run.history[-1], "epoch")
+        reporter.line(epoch_line(run.history[-1]))
 
-    On a GPU DALI, which decodes there; on a CPU FFCV, where it is installed and the folder
-    has its file. DALI reads both formats.
-    """
-    if (Path(shards) / "fg_bg").is_dir():
-        return "reference"
-    ffcv = installed("ffcv") and "ffcv" in shard_formats(shards)
-    dali = installed("nvidia.dali")
-    return "ffcv" if ffcv and not (dali and device.type == "cuda") else "dali"
 
-
-def installed(module: str) -> bool:
-    """Whether a module can be found, without importing it."""
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package that it would lie in
-        return False
-
-
-@contextmanager
-def split_loaders(
-    config: RunConfig, device: torch.device, batch_size: int, *, means: bool = False
-) -> Iterator[tuple[Loader, Loader]]:
-    """Loaders of this rank's training and validation samples; closed at the end.
-
-    means: not all training samples, but BASELINE_SAMPLES.
-    Raises ModelError where the folder holds other data than the configuration names, or too
-    little for a step.
-    """
-    layout = read_layout(config.shards)
-    train, val = split_indices(
-        layout, config.split, seed=config.split_seed, validation=config.validation
+def fit_run(run: Run, network: DualDecoderUNet, device: torch.device, reporter: Reporter) -> None:
+    """Train the remaining stages of a run."""
+    recipe, data, world_size = run.config.recipe, run.config.data, run.config.world_size
+    rank = distributed_rank()[0] if world_size > 1 else 0
+    precision = precision_for(run.config.amp, device)
+    augment = Augment(
+        flip=recipe.flip, jitter=recipe.jitter, rgb_shift=recipe.rgb_shift, seed=data.seed
     )
-    if means:
-        train = np.sort(np.random.default_rng(0).permutation(train)[:BASELINE_SAMPLES])
-    open_loader = partial(
-        build_loader, config.loader, config.shards, batch_size=batch_size, seed=config.seed,
-        device=device, num_workers=config.workers, world_size=config.world_size,
-        max_bad=config.max_bad, check=config.check,
-        rank=distributed_rank()[0] if config.world_size > 1 else 0,
-    )  # fmt: skip
-    # Several ranks train on full steps alone: each has the same share in every gradient.
-    full = config.world_size > 1
-    with ExitStack() as stack:
-        training = stack.enter_context(
-            closing(open_loader(indices=train, shuffle=not means, drop_last=full))
+    for number in range(run.position.stage, len(recipe.stages)):
+        stage = recipe.stages[number]
+        pair = open_pair(
+            data, device=device, batch_size=stage.batch_size, rank=rank, world_size=world_size
         )
-        if not len(training):
-            raise ModelError(
-                f"{config.shards}: found {len(train)} samples for training, expected a batch of "
-                f"{batch_size} for each of {config.world_size} ranks"
-            )
-        validation = stack.enter_context(closing(open_loader(indices=val, shuffle=False)))
-        if config.data and config.data != (found := fingerprint(training, config.split)):
-            raise ModelError(
-                f"{config.shards}: found data with fingerprint {found[:12]}, expected that which "
-                f"the run was started with ({config.data[:12]}); name its folder, or a new RUN_DIR"
-            )
-        stack.callback(report_skipped, training, validation)
-        yield training, validation
-
-
-def report_skipped(*loaders: Loader) -> None:
-    """List the bad records that loaders skipped, each once, on standard error."""
-    faults = {fault.index: fault.message for loader in loaders for fault in loader.skipped}
-    if faults:
-        lines = "\n".join(f"  {message}" for message in faults.values())
-        click.echo(f"skipped {len(faults)} bad records:\n{lines}", err=True)
+        with pair as (training, validation), listing_skipped(training, validation):
+            found = require_fingerprint(data, run.config.fingerprint, training)
+            run.config = replace(run.config, fingerprint=found)
+            reporter.line(f"stage {number + 1} of {len(recipe.stages)}: {stage}, {precision}")
+            preprocess = Preprocess(
+                training.backgrounds, training.statistics, size=stage.size,
+                augment=augment if recipe.augments else None,
+            )  # fmt: skip
+            trainer = StageTrainer(
+                network=network, recipe=recipe, stage=stage, preprocess=preprocess,
+                precision=precision, compile=run.config.compile,
+            )  # fmt: skip
+            fit_stage(run, trainer, training, validation, reporter)
 
 
 def evaluate_checkpoint(
-    checkpoint: Path, config: RunConfig, device: torch.device, batch_size: int = 32
+    checkpoint: Checkpoint, data: DataConfig, amp: str, device: torch.device, expected: str = ""
 ) -> Report:
-    """Score a checkpoint on the validation split, in this process alone."""
-    config = replace(config, world_size=1)
-    network, info = load_network(checkpoint)
-    network.place(device)
-    precision = precision_for(config.amp, device)
-    with split_loaders(config, device, batch_size, means=True) as (training, validation):
+    """Score a network from a checkpoint on the validation split, in this process alone.
+
+    expected: fingerprint that the data must have; empty for any.
+    """
+    (network, info), precision = checkpoint, precision_for(amp, device)
+    pair = open_pair(
+        data, device=device, batch_size=32, shuffle=False, train_limit=BASELINE_SAMPLES
+    )
+    with pair as (training, validation), listing_skipped(training, validation):
+        require_fingerprint(data, expected, validation)
         # Normalised as in training, whatever the statistics of this data set are.
-        statistics: Any = info.statistics
-        preprocess = Preprocess(validation.backgrounds, statistics, size=info.size)
+        preprocess = Preprocess(validation.backgrounds, info.statistics, size=info.size)
         means = training_means(training, preprocess, info.size)
-        result = evaluate_network(
-            network, validation, preprocess, precision, info.depth_loss, means, info.size
+        evaluation = evaluate_network(
+            network.place(device), validation, preprocess, precision, info, means
         )
-        layout, seen = validation.layout, seen_by(info, config.split, validation)
-    return make_report(result, layout, config.split, info, seen)
-
-
-def seen_by(info: NetworkInfo, split: str, loader: Loader) -> dict[str, int] | None:
-    """What of a validation split a network was trained on; None where that is not known."""
-    if not info.data or info.data != fingerprint(loader, info.split):
-        return None
-    options: Any = {"seed": info.split_seed, "validation": info.validation}
-    train, _ = split_indices(loader.layout, info.split, **options)
-    _, validation = split_indices(loader.layout, split, **options)
-    return seen_in_training(loader.layout, train, validation)
+        split = partial(
+            split_indices, validation.layout, seed=info.split_seed, validation=info.validation
+        )
+        seen = count_seen_by(info, data.split, validation, split)
+        return make_report(evaluation, validation.layout, data.split, info, seen)
 
 
 # --- command line -----------------------------------------------------------------------
@@ -251,48 +236,48 @@ def main() -> None:
     """Train, evaluate, use and export the network."""
 
 
-def make_config(options: dict[str, Any]) -> RunConfig:
-    """The configuration for a command's options. Raises ModelError."""
-    device = choose_device(options["device"])
-    engine = options["loader"] or default_engine(options["shards"], device)
-    try:
-        return RunConfig(**{**options, "loader": engine})
-    except ValueError as error:
-        raise ModelError(str(error)) from None
-
-
 @main.command()
 @click.argument("shards")
-@click.argument("run_dir", type=cli.EXISTING)
+@click.argument("run_dir", type=cli.PATH)
 @cli.fit_options(SPLITS)
-@cli.running_options(ENGINES)
+@cli.data_options(ENGINES)
+@cli.amp_option
 @click.pass_context
-def fit(context: click.Context, run_dir: Path, resume: bool, **options: Any) -> None:
+def fit(context: click.Context, run_dir: Path, resume: bool, **options: object) -> None:
     """Train on SHARDS; write weights, figures and pictures to RUN_DIR."""
     rank, world_size = distributed_rank()
-    recipe = options["recipe"] = load_recipe(options["recipe"])
-    options |= {"width": options["width"] or recipe.width, "world_size": world_size}
+    first = rank == 0
+    recipe = load_recipe(str(options["recipe"]))
+    options |= {"recipe": recipe, "width": options["width"] or recipe.width}
+    options["world_size"] = world_size
+    if options["engine"] == "auto":
+        device = choose_device(str(options["device"]))
+        options["engine"] = choose_engine(str(options["shards"]), device)
     source = context.get_parameter_source
     given = {n: v for n, v in options.items() if source(n) is ParameterSource.COMMANDLINE}
     given["world_size"] = world_size
-    config = make_config(options)
-    with locked(run_dir) if rank == 0 else nullcontext():
-        config = config_to_run(config, given, run_dir, resume=resume, first=rank == 0)
-        device = local_device(choose_device(config.device), world_size)
+    config = RunConfig.from_options(options)
+    with locked(run_dir) if first else nullcontext():
+        config = config_to_run(config, given, run_dir, resume=resume, first=first)
+        device = local_device(choose_device(config.data.device), world_size)
         require_compile(config.compile, device)
-        torch.manual_seed(config.seed)
+        torch.manual_seed(config.data.seed)
         network = DualDecoderUNet(config.width).place(device)
         if config.recipe.from_difference:
             network.start_from_difference()
         if world_size > 1:
             share_batch_norm(network)
-        run = Run(config=config, folder=run_dir, device=device, network=network, first=rank == 0)
-        if resume and (run_dir / LAST).exists():
-            run.restore()
-        with joined(rank, world_size, device), run.on_board():
-            fit_run(run)
-        if run.first:
-            report = evaluate_checkpoint(run_dir / BEST, run.config, device)
+        run = Run(config=config, folder=run_dir, first=first)
+        if resume:
+            run.restore(network)
+        board = run_dir / TENSORBOARD if config.tensorboard else None
+        reporting = open_reporter(board, run.steps, shown=first)
+        with joined(rank, world_size, device), reporting as reporter:
+            fit_run(run, network, device, reporter)
+        if first:
+            config, best = run.config, load_network(run_dir / BEST)
+            expected = config.fingerprint
+            report = evaluate_checkpoint(best, config.data, config.amp, device, expected)
             prediction_grid(run_dir / PREDICTIONS, report.evaluation.examples, report.title)
             table = score_table(report.evaluation.rows, report.title, report.spread)
             click.echo(f"\n{table}\n\nwritten to {run_dir}")
@@ -300,27 +285,35 @@ def fit(context: click.Context, run_dir: Path, resume: bool, **options: Any) -> 
 
 @main.command()
 @click.argument("shards")
-@click.argument("checkpoint", type=cli.EXISTING)
+@click.argument("checkpoint", type=cli.PATH)
 @cli.option("--split", type=click.Choice(SPLITS), help="Default: the checkpoint's.")
 @cli.flag("--json", "json_", help="Print JSON instead of a table.")
-@cli.option("--picture", type=cli.EXISTING, help="Write predictions to this PNG.")
-@cli.running_options(ENGINES)
+@cli.option("--picture", type=cli.PATH, help="Write predictions to this PNG file.")
+@cli.data_options(ENGINES)
+@cli.amp_option
 def evaluate(
-    checkpoint: Path, split: str | None, json_: bool, picture: Path | None, **options: Any
+    checkpoint: Path,
+    split: str | None,
+    json_: bool,
+    picture: Path | None,
+    amp: str,
+    **options: object,
 ) -> None:
-    """Score CHECKPOINT on the validation split of SHARDS, beside the trivial baselines."""
+    """Score CHECKPOINT on the validation split of SHARDS, next to trivial baselines."""
     if picture:
         require_writable(picture)
-    _, info = load_network(checkpoint)
-    options |= {"recipe": load_recipe("original"), "width": info.width}
-    options |= {"split_seed": info.split_seed, "validation": info.validation}
-    config = make_config({**options, "split": split or info.split})
-    report = evaluate_checkpoint(checkpoint, config, choose_device(config.device))
-    rows, note = report.evaluation.rows, seen_note(config.split, info.split, report.seen)
+    loaded = load_network(checkpoint)
+    info = loaded[1]
+    split = split or info.split
+    options |= {"split": split, "split_seed": info.split_seed, "validation": info.validation}
+    data = DataConfig.from_options(options)
+    report = evaluate_checkpoint(loaded, data, amp, choose_device(data.device))
+    rows, note = report.evaluation.rows, seen_note(split, info.split, report.seen)
     if note:
         click.echo(f"Note: {note}", err=True)
     if json_:
-        scores = {"title": report.title, "scores": meaningful(rows), "spread": report.spread}
+        spread = {kind: group.as_dict() for kind, group in report.spread.items()}
+        scores = {"title": report.title, "scores": defined_figures(rows), "spread": spread}
         click.echo(as_json({**scores, "seen_in_training": report.seen, "note": note}))
     else:
         click.echo(score_table(rows, report.title, report.spread))
@@ -330,13 +323,13 @@ def evaluate(
 
 
 @main.command()
-@click.argument("checkpoint", type=cli.EXISTING)
+@click.argument("checkpoint", type=cli.PATH)
 @cli.image_options(required=True)
 @cli.option(
     "--threshold", type=click.FloatRange(0, 1), default=0.5, help="Of the mask's probability."
 )
 @cli.device_option
-@click.argument("out_dir", type=cli.EXISTING)
+@click.argument("out_dir", type=cli.PATH)
 def predict(
     checkpoint: Path, bg: str, fg_bg: str, threshold: float, device: str, out_dir: Path
 ) -> None:
@@ -347,8 +340,8 @@ def predict(
 
 
 @main.command()
-@click.argument("checkpoint", type=cli.EXISTING)
-@click.argument("out", type=cli.EXISTING)
+@click.argument("checkpoint", type=cli.PATH)
+@click.argument("out", type=cli.PATH)
 @cli.image_options(required=False)
 def export(checkpoint: Path, out: Path, bg: str | None, fg_bg: str | None) -> None:
     """Write CHECKPOINT as OUT: .pt2 (torch.export) or .onnx, pixels in, mask and depth out."""

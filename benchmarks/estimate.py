@@ -21,7 +21,7 @@ from benchmarks.harness.gpus import find_gpu
 from benchmarks.harness.results import CaseResult, Result, make_result
 from benchmarks.harness.steps import make_stage
 from loaders import Inputs
-from model.step import stage_loss
+from model.losses import training_loss
 from model.unet import DualDecoderUNet
 
 DEVICES = ("T4", "A100", "H100")
@@ -84,6 +84,6 @@ def work(kind: str, size: int, width: int) -> tuple[float, float]:
     optimizer = torch.optim.SGD(network.trained_parameters(), lr=1e-3, momentum=0.9)
     with FlopCounterMode(display=False) as flops, ByteCounter() as traffic:
         mask_logits, depth = network(inputs.bg, inputs.fg_bg, decode=stage.decode)
-        stage_loss(stage, mask_logits, depth, inputs).backward()
+        training_loss(stage, inputs, mask_logits, depth).backward()
         optimizer.step()
     return flops.get_total_flops() / _BATCH / 1e9, traffic.bytes / _BATCH / 1e6

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from benchmarks.harness.results import CaseResult, Result, make_result
 from convert.errors import DataError
+from model.checkpoint import load_network
 from model.metrics import Scores
 from model.precision import choose_device
 from model.training.config import read_config
@@ -49,7 +50,8 @@ def _score(folder: Path, device: str) -> CaseResult:
             f"{folder}: found {len(cpu_s)} epochs of {planned}; finish the run by "
             "`train.py fit --resume`"
         )
-    report = evaluate_checkpoint(folder / BEST, config, choose_device(device))
+    checkpoint = load_network(folder / BEST)
+    report = evaluate_checkpoint(checkpoint, config.data, config.amp, choose_device(device))
     rows = report.evaluation.rows
     figures = {name: _value(rows["network"], name) for name in NAMES} | {
         f"rule_{name}": _value(rows[rule], name) for name, rule in RULES.items()
@@ -59,7 +61,7 @@ def _score(folder: Path, device: str) -> CaseResult:
     return CaseResult.of(
         parameters={
             "recipe": config.recipe.name,
-            "split": config.split,
+            "split": config.data.split,
             "width": config.width,
             "size": config.recipe.stages[-1].size,
             "epochs": planned,

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +25,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.harness.results import NO_NETWORK, CaseResult, Result, make_result
 from loaders import Batch, Loader, Preprocess, build_loader, read_layout, split_indices
 from model import DualDecoderUNet
+from model.checkpoint import NetworkInfo
 from model.metrics import BASELINE_SAMPLES, SampleTable, pooled_scores, sample_sums
 from model.precision import Precision
 from model.recipe import Recipe, Stage, load_recipe
-from model.step import make_optimizer, predict_step, training_step
-from model.training.evaluation import evaluate_network, training_means
-from model.training.progress import RunningMean
+from model.training.evaluation import evaluate_network, predict_step, training_means
+from train import StageTrainer
 
 FLOAT32 = Precision(dtype=None, scale=False)
 
@@ -118,18 +117,16 @@ def train_stage(
     end: float,
 ) -> Iterator[float]:
     """Train from ``spent`` to ``end`` seconds of CPU time; yields the time after each step."""
-    network.freeze(*stage.frozen).train()
-    optimizer = make_optimizer(network, recipe, stage)
-    step = partial(
-        training_step, stage=stage, network=network, optimizer=optimizer, precision=FLOAT32,
-        preprocess=Preprocess(loader.backgrounds, loader.statistics, size=stage.size),
-        running=RunningMean("cpu"), scaler=torch.amp.GradScaler("cpu", enabled=False),
-    )  # fmt: skip
+    preprocess = Preprocess(loader.backgrounds, loader.statistics, size=stage.size)
+    trainer = StageTrainer(
+        network=network, recipe=recipe, stage=stage, preprocess=preprocess, precision=FLOAT32
+    )
+    network.train()
     begin = spent
     while spent < end:
         started = time.process_time()
         done = (spent - begin) / (end - begin)
-        step(next(batches), lr=stage.lr_at(int(done * 10_000), 10_000))
+        trainer.step(next(batches), epoch=0, lr=stage.lr_at(int(done * 10_000), 10_000))
         spent += time.process_time() - started
         yield spent
 
@@ -173,7 +170,8 @@ def baselines(data: Data) -> dict[str, float]:
         size = val.layout.height
         means = training_means(train, plain, size)
         untrained = DualDecoderUNet(1).eval()
-        found = evaluate_network(untrained, val, plain, FLOAT32, "l1", means, size)
+        info = NetworkInfo(width=1, size=size, depth_loss="l1", statistics={})
+        found = evaluate_network(untrained, val, plain, FLOAT32, info, means)
     iou, rmse = found.rows["difference"].mask_iou, found.rows["background_depth"].depth_rmse
     assert iou is not None
     assert rmse is not None

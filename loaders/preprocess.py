@@ -5,16 +5,15 @@ Gather the background, resize, augment, normalise, cast. The only place that nor
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from convert.errors import DataError
-from convert.moments import Statistics
 from loaders.backgrounds import Backgrounds
 from loaders.batch import Batch
 from loaders.fused import Fused
@@ -89,6 +88,15 @@ class Augment:
         return image
 
 
+class MeanAndStd(Protocol):
+    """Mean and standard deviation of each channel of a field, in 0..1."""
+
+    @property
+    def mean(self) -> tuple[float, ...]: ...
+    @property
+    def std(self) -> tuple[float, ...]: ...
+
+
 class Preprocess(nn.Module):
     """Batch -> Inputs; pure, so that it can be compiled, and runs where the batch is.
 
@@ -112,7 +120,7 @@ class Preprocess(nn.Module):
     def __init__(
         self,
         backgrounds: Backgrounds,
-        statistics: Statistics,
+        statistics: Mapping[str, MeanAndStd],
         *,
         size: int | None = None,
         dtype: torch.dtype = torch.float32,
@@ -222,7 +230,7 @@ class Preprocess(nn.Module):
         self._bank = bank.permute(0, 2, 3, 1).contiguous()
 
 
-def _scale_and_shift(statistics: Statistics, name: str) -> tuple[Tensor, Tensor]:
+def _scale_and_shift(statistics: Mapping[str, MeanAndStd], name: str) -> tuple[Tensor, Tensor]:
     """float32 (3,) each: (x - mean) / std is x * scale + shift, for x in 0..1."""
     mean = torch.tensor(statistics[name].mean, dtype=torch.float64)
     std = torch.tensor(statistics[name].std, dtype=torch.float64)

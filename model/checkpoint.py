@@ -86,7 +86,11 @@ def save_network(path: Path, network: DualDecoderUNet, info: NetworkInfo) -> Non
     replace_bytes(path, save(tensors, metadata))
 
 
-def load_network(path: str | Path) -> tuple[DualDecoderUNet, NetworkInfo]:
+Checkpoint = tuple[DualDecoderUNet, NetworkInfo]
+"""A trained network and what must be known of it."""
+
+
+def load_network(path: str | Path) -> Checkpoint:
     """Load a network in eval mode on the CPU, from `.safetensors` or the original's `.pth`.
 
     The original's file has neither size nor statistics; they are 224 and ORIGINAL_STATISTICS.

@@ -9,10 +9,13 @@ copies its small kernels to the device at every call.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from model.contract import Inputs
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -133,3 +136,27 @@ LOGIT_DEPTH = frozenset({"bce"})
 def depth_values(output: Tensor, loss: str) -> Tensor:
     """Depth from the raw output: its sigmoid if ``loss`` is in LOGIT_DEPTH, else itself."""
     return output.sigmoid() if loss in LOGIT_DEPTH else output
+
+
+class ChosenLosses(Protocol):
+    """Keys of `MASK_LOSSES` and `DEPTH_LOSSES`; a `model.recipe.Stage` has them."""
+
+    @property
+    def mask_loss(self) -> str: ...
+    @property
+    def depth_loss(self) -> str: ...
+
+
+def training_loss(
+    chosen: ChosenLosses, inputs: Inputs, mask_logits: Tensor | None, depth: Tensor | None
+) -> Tensor:
+    """Sum of the losses of the decoders that ran; a scalar, computed in float32.
+
+    mask_logits, depth: float (B, 1, S, S) of any precision; None where a decoder did not run.
+    """
+    terms = []
+    if mask_logits is not None:
+        terms.append(MASK_LOSSES[chosen.mask_loss](mask_logits.float(), inputs.mask))
+    if depth is not None:
+        terms.append(DEPTH_LOSSES[chosen.depth_loss](depth.float(), inputs.depth))
+    return torch.stack(terms).sum()

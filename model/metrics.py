@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -158,27 +158,46 @@ def pooled_scores(table: Mapping[str, np.ndarray], rows: np.ndarray | None = Non
     return Scores(samples=int(total["seen"]), **figures)
 
 
-def group_spread(table: Mapping[str, np.ndarray], group: np.ndarray) -> dict[str, Any]:
-    """How the scores vary between groups: worst, mean and best of each group's own figure.
+class FigureSpread(NamedTuple):
+    """Worst, mean and best of the groups' own figures, and the 95 % interval of the pooled one."""
 
-    "interval": where the pooled figure would lie with other groups (`bootstrap_interval`).
+    worst: float
+    mean: float
+    best: float
+    interval: tuple[float, float] | None
+
+
+class GroupSpread(NamedTuple):
+    """How mask_iou and depth_rmse vary between ``groups`` groups."""
+
+    groups: int
+    figures: dict[str, FigureSpread]
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain values: "groups", then each figure's by name."""
+        return {"groups": self.groups, **{n: f._asdict() for n, f in self.figures.items()}}
+
+
+def group_spread(table: Mapping[str, np.ndarray], group: np.ndarray) -> GroupSpread:
+    """How the scores vary between groups; see `bootstrap_interval` for the interval.
+
     group: int64 (samples,), the background or the person of each sample. Groups without a
     measured sample do not count.
     """
     seen = table["seen"] > 0
     each = [pooled_scores(table, seen & (group == name)) for name in np.unique(group[seen])]
-    spread: dict[str, Any] = {"groups": len(each)}
+    figures = {}
     for figure, low_is_good in (("mask_iou", False), ("depth_rmse", True)):
         values = [v for v in (getattr(scores, figure) for scores in each) if v is not None]
         if values:
             worst, best = (max, min) if low_is_good else (min, max)
-            spread[figure] = {
-                "worst": worst(values),
-                "mean": float(np.mean(values)),
-                "best": best(values),
-                "interval": bootstrap_interval(table, group, figure),
-            }
-    return spread
+            figures[figure] = FigureSpread(
+                worst=worst(values),
+                mean=float(np.mean(values)),
+                best=best(values),
+                interval=bootstrap_interval(table, group, figure),
+            )
+    return GroupSpread(groups=len(each), figures=figures)
 
 
 def bootstrap_interval(

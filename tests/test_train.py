@@ -8,7 +8,6 @@ import re
 import resource
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,11 +19,12 @@ from safetensors.torch import load_file
 import train
 from convert.manifest import read_manifest
 from convert.pack import pack
+from loaders import Batch, Preprocess
 from model.files import locked
-from model.step import training_step
-from model.training.progress import RunningMean
+from model.training.progress import RunningLoss
 from model.training.provenance import fingerprint
 from tests.tiny import BACKGROUNDS, SAMPLES, SIZE, make_dataset
+from train import StageTrainer
 
 RECIPE = """
 name = "tiny"
@@ -107,7 +107,7 @@ def test_fit_writes_a_run_and_a_table(finished: Path, dataset: Path) -> None:
     assert rows[0]["depth_rmse"] != ""
     config = json.loads((finished / "config.json").read_text())["config"]
     assert config["recipe"]["stages"][0]["trains"] == ["encoder", "depth"]
-    assert config["loader"] == "reference"
+    assert config["data"]["engine"] == "reference"
 
     result = run("evaluate", dataset, finished / "best.safetensors")
     assert result.exit_code == 0, result.output
@@ -152,16 +152,16 @@ def test_resume_gives_the_same_weights_bit_for_bit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Killed after some of 15 steps: before any state, in mid-epoch, in the second stage."""
-    real, done, limit = training_step, 0, steps
+    real, done, limit = StageTrainer.step, 0, steps
 
-    def counted(*arguments: Any, **options: Any) -> None:
+    def counted(self: StageTrainer, batch: Batch, *, epoch: int, lr: float) -> None:
         nonlocal done
         if done == limit:
             raise KeyboardInterrupt
         done += 1
-        real(*arguments, **options)
+        real(self, batch, epoch=epoch, lr=lr)
 
-    monkeypatch.setattr(train, "training_step", counted)
+    monkeypatch.setattr(StageTrainer, "step", counted)
     result = fit(dataset, tmp_path / "run", recipe, "--save-every", 2)
     assert result.exit_code == 1
     assert "Aborted" in result.output
@@ -256,14 +256,14 @@ def test_a_loss_that_is_not_finite_ends_the_run(
     dataset: Path, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However late the host looks, the step is the first whose loss was not finite."""
-    real, steps = RunningMean.add, 0
+    real, steps = RunningLoss.add, 0
 
-    def poisoned(self: RunningMean, mean: torch.Tensor, samples: int) -> None:
+    def poisoned(self: RunningLoss, mean: torch.Tensor, samples: int) -> None:
         nonlocal steps
         steps += 1
         real(self, mean * float("nan") if steps == 3 else mean, samples)
 
-    monkeypatch.setattr(RunningMean, "add", poisoned)
+    monkeypatch.setattr(RunningLoss, "add", poisoned)
     result = fit(dataset, tmp_path / "run", recipe)
     assert result.exit_code == 2
     assert "stage 1, epoch 1 of 2, step 3: the loss became nan" in result.stderr
@@ -339,7 +339,7 @@ def test_resume_without_a_run_says_that_it_starts_one(
 
     monkeypatch.setattr(train, "fit_run", ended)
     result = fit(dataset, tmp_path / "run", recipe, "--resume")
-    assert "no run to go on with yet; starting it" in result.stderr
+    assert "no run to resume yet; starting it" in result.stderr
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -356,15 +356,15 @@ def test_resume_with_other_data_is_refused(
     before = {path: path.read_bytes() for path in started.iterdir()}
     result = run("fit", moved, started, "--resume")
     assert result.exit_code == 2
-    expected = json.loads((started / "config.json").read_text())["config"]["data"]
-    assert f"expected that which the run was started with ({expected[:12]})" in result.stderr
+    expected = json.loads((started / "config.json").read_text())["config"]["fingerprint"]
+    assert f"expected the data that the run was started with ({expected[:12]})" in result.stderr
     assert {path: path.read_bytes() for path in started.iterdir()} == before
 
 
 def test_data_has_one_name_packed_or_not(dataset: Path, finished: Path, tmp_path: Path) -> None:
     pack(dataset, tmp_path / "shards", workers=0, progress=False)
     manifest = read_manifest(tmp_path / "shards")
-    expected = json.loads((finished / "config.json").read_text())["config"]["data"]
+    expected = json.loads((finished / "config.json").read_text())["config"]["fingerprint"]
     assert fingerprint(manifest, "random") == expected
 
 
@@ -414,47 +414,18 @@ def test_the_seed_decides_the_augmentation(
 ) -> None:
     seeds = []
 
-    def caught(*arguments: Any, preprocess: Any, **options: Any) -> None:
-        seeds.append(preprocess.func.augment.seed)
+    def caught(self: StageTrainer, batch: Batch, **options: object) -> None:
+        assert isinstance(self.preprocess, Preprocess)
+        assert self.preprocess.augment is not None
+        seeds.append(self.preprocess.augment.seed)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "training_step", caught)
+    monkeypatch.setattr(StageTrainer, "step", caught)
     fit(dataset, tmp_path / "run", recipe, "--seed", 7)
     assert seeds == [7]
 
 
-@pytest.mark.parametrize(
-    ("device", "installed", "formats", "engine"),
-    [
-        ("cpu", "ffcv nvidia.dali", "ffcv webdataset", "ffcv"),
-        ("cpu", "ffcv nvidia.dali", "webdataset", "dali"),
-        ("cpu", "nvidia.dali", "ffcv webdataset", "dali"),
-        ("cpu", "ffcv", "ffcv dali", "ffcv"),
-        ("cuda", "ffcv nvidia.dali", "ffcv webdataset", "dali"),
-        ("cuda", "ffcv nvidia.dali", "ffcv", "dali"),
-        ("cuda", "ffcv", "ffcv dali", "ffcv"),
-    ],
-)
-def test_default_engine(
-    device: str,
-    installed: str,
-    formats: str,
-    engine: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(train, "installed", lambda module: module in installed.split())
-    monkeypatch.setattr(train, "shard_formats", lambda shards: tuple(formats.split()))
-    assert train.default_engine(str(tmp_path), torch.device(device)) == engine
-
-
-def test_installed_looks_and_does_not_import() -> None:
-    assert train.installed("json")
-    assert not train.installed("no_such_package")
-    assert not train.installed("no_such_package.part")
-
-
-def test_bad_records_are_skipped_and_listed(
+def test_corrupt_records_are_skipped_and_listed(
     dataset: Path, recipe: str, tmp_path: Path, no_pictures: None
 ) -> None:
     broken = Path(shutil.copytree(dataset, tmp_path / "data"))
@@ -466,11 +437,11 @@ def test_bad_records_are_skipped_and_listed(
     going_on = fit(broken, tmp_path / "run", recipe, "--resume", "--max-bad", 1)
     assert going_on.exit_code == 0, going_on.output
     assert re.search(
-        rf"skipped 1 bad records:\n  record 3, fg_bg \(.*{image.name}\)", going_on.stderr
+        rf"skipped 1 corrupt records:\n  record 3, fg_bg \(.*{image.name}\)", going_on.stderr
     )
     scored = run("evaluate", broken, tmp_path / "run" / "best.safetensors", "--max-bad", 1)
     assert scored.exit_code == 0, scored.output
-    assert "skipped 1 bad records" in scored.stderr
+    assert "skipped 1 corrupt records" in scored.stderr
     refused = fit(broken, tmp_path / "other", recipe, "--check")
     assert refused.exit_code == 2
     assert "has no checksums" in refused.stderr

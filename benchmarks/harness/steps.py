@@ -1,14 +1,12 @@
 """One training step of a stage, ours and the original's way, as callables to be timed.
 
-Ours is `model.step.training_step` itself, timed through its seams: the preprocessing, the
-network and the scaler that it is given say when they are done.
+Ours is `train.StageTrainer.step` itself, which reports the end of each phase.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,13 +17,14 @@ from benchmarks.harness.phases import Phases
 from convert.errors import DataError
 from loaders import Backgrounds, Batch, Preprocess
 from loaders.batch import Loader
-from model.distributed import wrap_network
+from model.contract import NoPhases
+from model.losses import training_loss
 from model.metrics import SampleTable
 from model.precision import Precision
 from model.recipe import RECIPES, Stage
-from model.step import make_optimizer, measure, predict_step, stage_loss, training_step
-from model.training.progress import RunningMean
+from model.training.evaluation import measure, predict_step
 from model.unet import DualDecoderUNet
+from train import StageTrainer
 
 TRAINS = {"depth": ("encoder", "depth"), "mask": ("mask",), "joint": ("encoder", "mask", "depth")}
 """Name of a kind of stage -> the parts that train, as in the recipes."""
@@ -73,84 +72,45 @@ class Setup:
 
 
 class OurStep:
-    """A batch -> one step of training, as `train.py fit` does it.
+    """A batch -> one step of training by `train.StageTrainer`, as `train.py fit` runs it.
 
     compiled: through `torch.compile`.
     """
 
     def __init__(self, setup: Setup, *, compiled: bool = False) -> None:
         torch.manual_seed(0)
-        network = DualDecoderUNet(setup.width).place(setup.device)
-        self.network = network.freeze(*setup.stage.frozen)
-        self.called = wrap_network(network, "default" if compiled else "off")
-        self.preprocess = setup.preprocess()
-        self.scaler = torch.amp.GradScaler(setup.device.type, enabled=setup.precision.scale)
-        self._step = partial(
-            training_step,
+        self.trainer = StageTrainer(
+            network=DualDecoderUNet(setup.width).place(setup.device),
+            recipe=RECIPES["original"],
             stage=setup.stage,
-            optimizer=make_optimizer(network, RECIPES["original"], setup.stage),
-            running=RunningMean(setup.device),
+            preprocess=setup.preprocess(),
             precision=setup.precision,
-            lr=setup.stage.lr,
+            compile="default" if compiled else "off",
         )
-        self._setup = setup
-        layout = setup.backgrounds.layout
-        self._table = SampleTable(layout.samples, setup.device)
+        self._table = SampleTable(setup.backgrounds.layout.samples, setup.device)
 
     def __call__(self, batch: Batch, phases: Phases | None = None) -> None:
-        """One step; with ``phases``, their times are added."""
-        if not self.network.training:
-            self.network.train()
-        network: Any = self.called
-        preprocess: Any = self.preprocess
-        scaler: Any = self.scaler
-        if phases is not None:
-            preprocess = _ends(preprocess, "preprocess", phases)
-            network = _ends(network, "forward", phases)
-            scaler = _TimedScaler(scaler, phases)
-        self._step(batch, preprocess=preprocess, network=network, scaler=scaler)
-        if phases is not None:
-            phases.end("optimiser")
+        """One step; with ``phases``, the times of its phases are added to them."""
+        trainer = self.trainer
+        if not trainer.network.training:
+            trainer.wrapped.train()
+        trainer.phases = phases or NoPhases()
+        trainer.step(batch, epoch=0, lr=trainer.stage.lr)
 
     def evaluate(self, batch: Batch, phases: Phases) -> None:
         """What validation does with a batch."""
-        if self.network.training:
-            self.network.eval()
-        stage, network = self._setup.stage, self.called
-        inputs = self.preprocess(batch)
+        trainer = self.trainer
+        if trainer.network.training:
+            trainer.wrapped.eval()
+        inputs = trainer.preprocess(batch)
         phases.end("preprocess")
-        found = predict_step(inputs, network, self._setup.precision, stage.depth_loss, stage.decode)
+        stage = trainer.stage
+        found = predict_step(
+            inputs, trainer.wrapped, trainer.precision, stage.depth_loss, stage.decode
+        )
         phases.end("forward")
         self._table.add(batch.index, measure(found, inputs))
         phases.end("metrics")
-
-
-def _ends(call: Callable[..., Any], name: str, phases: Phases) -> Callable[..., Any]:
-    """The same call; what it took is phase ``name``."""
-
-    def timed(*args: Any, **options: Any) -> Any:
-        result = call(*args, **options)
-        phases.end(name)
-        return result
-
-    return timed
-
-
-class _TimedScaler:
-    """A scaler that says when backward is over: when it is asked for the step."""
-
-    def __init__(self, scaler: torch.amp.GradScaler, phases: Phases) -> None:
-        self._scaler, self._phases = scaler, phases
-
-    def scale(self, loss: torch.Tensor) -> torch.Tensor:
-        return self._scaler.scale(loss)
-
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
-        self._phases.end("loss and backward")
-        self._scaler.step(optimizer)
-
-    def update(self) -> None:
-        self._scaler.update()
 
 
 class OriginalStep:
@@ -183,11 +143,11 @@ class OriginalStep:
         with self._precision.autocast(inputs.mask.device.type):
             mask_logits, depth = self.network(inputs.bg, inputs.fg_bg, decode="both")
         trains = self._stage.trains
-        loss = stage_loss(
+        loss = training_loss(
             self._stage,
+            inputs,
             mask_logits if "mask" in trains else None,
             depth if "depth" in trains else None,
-            inputs,
         )
         loss.backward()
         self._optimizer.step()

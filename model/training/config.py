@@ -1,124 +1,176 @@
-"""The configuration of a training run: checked when built, saved with the run."""
+"""The configuration of a training run: checked when built and saved with the run."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 from model.errors import ModelError
 from model.files import replace_text
 from model.recipe import Recipe
 
-MAY_CHANGE = (
-    "shards", "loader", "device", "amp", "compile", "workers", "save_every", "tensorboard",
-    "max_bad", "check",
+CHANGEABLE = (
+    "shards", "engine", "device", "workers", "max_bad", "check",
+    "amp", "compile", "save_every", "tensorboard",
 )  # fmt: skip
-"""What a resumed run may set anew: where and how fast it runs; but for rounding not its results.
-
-An end at a bad record may be mended by `max_bad`. `loader` may not change to or from one with an
-order of its own (`OWN_ORDER`).
-The folder of the data may move or hold another format; `data` says what must be in it.
+"""Options that a resumed run may change: they decide where and how fast it runs and, but for
+rounding, not its results. The folder of the data may move or hold another format, because
+`RunConfig.fingerprint` identifies its content. `engine` may not change to or from `OWN_ORDER`.
 """
 
 OWN_ORDER = "dali-stream"
-"""The loader whose epochs have another order than those of all others."""
+"""The engine whose epochs have another order than those of all other engines."""
+
+OPTION_NAMES = {"engine": "loader"}
+"""Fields whose command line option has another name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which data is read, by which engine, and how it is split."""
+
+    shards: str
+    """Folder written by `pack`; for the reference engine the data set folder."""
+    engine: str = "ffcv"
+    """Engine that reads and decodes: ffcv, dali, dali-stream or reference."""
+    split: str = "random"
+    """What validation holds out: random samples, bg, fg or both."""
+    split_seed: int = 42
+    """Seed of the split; 42 is the original's."""
+    validation: float = 0.3
+    """Share of the samples (or groups) that is held out for validation, between 0 and 1."""
+    seed: int = 0
+    """Seed of the order of samples and, in training, of the first weights and the augmentation."""
+    device: str = "auto"
+    """Device of the batches: auto, cpu, cuda or cuda:N."""
+    workers: int | None = None
+    """Decoding threads; None means one per core."""
+    max_bad: int = 0
+    """Corrupt records that each loader may skip; above 0, `check` is on."""
+    check: bool = False
+    """Whether the checksum of every record is verified before it is decoded."""
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, object]) -> DataConfig:
+        """The configuration for options by name; raises ModelError for one out of range."""
+        try:
+            return cls(**options)  # type: ignore[arg-type]  # click has checked the types
+        except ValueError as error:
+            raise ModelError(str(error)) from None
+
+    def __post_init__(self) -> None:
+        _require_at_least(self, max_bad=0)
+        if self.workers is not None:
+            _require_at_least(self, workers=1)
+        if not 0 < self.validation < 1:
+            raise ValueError(f"validation must be between 0 and 1, found {self.validation}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be from 0 to 2**63 - 1, found {self.seed}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that decides what `train.py fit` does."""
 
-    shards: str
-    """Folder of `pack`; for the reference loader the data set folder."""
+    data: DataConfig
+    """The data, its split and the engine."""
     recipe: Recipe
-    """Stages, rates, losses."""
-    loader: str = "ffcv"
-    """Engine that reads: ffcv, dali, dali-stream or reference."""
-    split: str = "random"
-    """What validation has not seen: random samples, bg, fg or both."""
-    split_seed: int = 42
-    """Seed of the split; 42 is the original's."""
-    validation: float = 0.3
-    """Share of the samples (or groups) that is kept for validation."""
+    """Stages, learning rates and losses."""
     width: int = 64
-    """Channels at full size."""
-    seed: int = 0
-    """Seed of the first weights, of the order of samples and of their augmentation."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """Channels of the network at full size."""
     amp: str = "auto"
-    """auto, off, tf32, bf16 or fp16."""
+    """Mixed precision: auto, off, tf32, bf16 or fp16."""
     compile: str = "off"
     """off, or a mode of torch.compile: default, reduce-overhead (CUDA graphs), max-autotune."""
     tensorboard: bool = False
-    """Whether scalars and pictures go to RUN_DIR/tensorboard as well."""
+    """Whether scalars and pictures are also written to RUN_DIR/tensorboard."""
     world_size: int = 1
-    """Processes that train together; each takes a batch of the recipe's size."""
-    workers: int | None = None
-    """Threads or processes of the loader; None lets it choose."""
-    max_bad: int = 0
-    """Bad records that each loader may skip; above 0, `check` is on."""
-    check: bool = False
-    """Whether every record is held against its checksum before it is decoded."""
+    """Processes that train together; each takes batches of the recipe's size."""
     save_every: int = 500
-    """Steps between two states on disk within an epoch."""
-    data: str = ""
-    """Fingerprint of the data set (`model.training.provenance`); empty until it is open."""
+    """Steps between two saved states within an epoch."""
+    fingerprint: str = ""
+    """Fingerprint of the data set (`provenance.fingerprint`); empty until the data is open."""
 
     def __post_init__(self) -> None:
-        if self.width < 1:
-            raise ValueError(f"width must be at least 1, found {self.width}")
-        if not 0 < self.validation < 1:
-            raise ValueError(f"validation must be between 0 and 1, found {self.validation}")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed must be from 0 to 2**63 - 1, found {self.seed}")
-        if self.workers is not None and self.workers < 1:
-            raise ValueError(f"workers must be at least 1, found {self.workers}")
-        if self.max_bad < 0:
-            raise ValueError(f"max_bad must be at least 0, found {self.max_bad}")
-        if self.save_every < 1:
-            raise ValueError(f"save_every must be at least 1, found {self.save_every}")
+        _require_at_least(self, width=1, save_every=1)
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> RunConfig:
+    def from_options(cls, options: Mapping[str, object]) -> RunConfig:
+        """The configuration for options by name; raises ModelError for one out of range."""
+        data, rest = _split_options(options)
+        try:
+            return cls(data=DataConfig.from_options(data), **rest)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise ModelError(str(error)) from None
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, object]) -> RunConfig:
         """The inverse of `dataclasses.asdict`; raises TypeError, KeyError or ValueError."""
-        return cls(**{**value, "recipe": Recipe.from_json(value["recipe"])})
+        data, recipe = value["data"], value["recipe"]
+        if not isinstance(data, Mapping) or not isinstance(recipe, Mapping):
+            raise ValueError("data and recipe must be objects")
+        rest = {name: option for name, option in value.items() if name not in ("data", "recipe")}
+        return cls(data=DataConfig(**data), recipe=Recipe.from_json(recipe), **rest)  # type: ignore[arg-type]
+
+    def get_option(self, name: str) -> object:
+        """The value of an option, whether it belongs to the data or to the run."""
+        return getattr(self.data if name in _DATA_FIELDS else self, name)
+
+    def replace_options(self, options: Mapping[str, object]) -> RunConfig:
+        """A copy with some options changed."""
+        data, rest = _split_options(options)
+        return replace(self, data=replace(self.data, **data), **rest)  # type: ignore[arg-type]
+
+
+_DATA_FIELDS = frozenset(field.name for field in fields(DataConfig))
+
+
+def _split_options(options: Mapping[str, object]) -> tuple[dict[str, object], dict[str, object]]:
+    """The options of the data, and the others."""
+    data = {name: value for name, value in options.items() if name in _DATA_FIELDS}
+    return data, {name: value for name, value in options.items() if name not in data}
+
+
+def _require_at_least(config: DataConfig | RunConfig, **lowest: int) -> None:
+    for name, low in lowest.items():
+        if (found := getattr(config, name)) < low:
+            raise ValueError(f"{name} must be at least {low}, found {found}")
 
 
 def write_config(path: Path, config: RunConfig, versions: Mapping[str, str]) -> None:
-    """Save the configuration, with the versions of the libraries that ran it."""
+    """Save the configuration together with the versions of the libraries."""
     text = json.dumps({"config": asdict(config), "versions": dict(versions)}, indent=1) + "\n"
     replace_text(path, text)
 
 
 def read_config(path: Path) -> RunConfig:
-    """The configuration of an earlier run. Raises ModelError if it is damaged."""
+    """The configuration of an earlier run. Raises ModelError if the file is corrupt."""
     try:
         return RunConfig.from_json(json.loads(path.read_text(encoding="utf-8"))["config"])
     except (OSError, TypeError, KeyError, ValueError) as error:
-        raise ModelError(f"{path}: damaged configuration of a run: {error}") from None
+        raise ModelError(f"{path}: not the configuration of a run: {error}") from None
 
 
-def resumed_config(saved: RunConfig, given: Mapping[str, Any], where: Path) -> RunConfig:
-    """The saved configuration with the options given anew.
+def resumed_config(saved: RunConfig, given: Mapping[str, object], folder: Path) -> RunConfig:
+    """The saved configuration with the options that the resuming command line sets.
 
-    Raises ModelError if a given option would change what the run computes.
+    Raises ModelError if an option would change what the run computes.
     """
     if "world_size" in given and given["world_size"] != saved.world_size:
         raise ModelError(
-            f"{where} was started on {saved.world_size} ranks, now {given['world_size']}: an epoch "
-            "has other steps then; start as many, or use a new RUN_DIR"
+            f"{folder} was started on {saved.world_size} ranks, now {given['world_size']}: its "
+            "epochs would have other steps; start as many ranks, or use a new RUN_DIR"
         )
     for name, value in given.items():
-        before = getattr(saved, name)
-        reordered = name == "loader" and OWN_ORDER in (before, value)
-        if value != before and (name not in MAY_CHANGE or reordered):
-            shown = (before.name, value.name) if isinstance(value, Recipe) else (before, value)
+        before = saved.get_option(name)
+        reordered = name == "engine" and OWN_ORDER in (before, value)
+        if value != before and (name not in CHANGEABLE or reordered):
+            old, new = (v.name if isinstance(v, Recipe) else v for v in (before, value))
+            option = OPTION_NAMES.get(name, name).replace("_", "-")
             raise ModelError(
-                f"{where} was started with another --{name.replace('_', '-')} "
-                f"({shown[0]!r}, now {shown[1]!r}): leave the option out, or use a new RUN_DIR"
+                f"{folder} was started with another --{option} ({old!r}, now {new!r}): leave the "
+                "option out, or use a new RUN_DIR"
             )
-    return replace(saved, **{name: given[name] for name in MAY_CHANGE if name in given})
+    return saved.replace_options({name: given[name] for name in CHANGEABLE if name in given})

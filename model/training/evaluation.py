@@ -1,10 +1,10 @@
-"""Score a network on a validation set, beside what needs no network."""
+"""Scores a network on a validation set, next to baselines that need no network."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from model.checkpoint import NetworkInfo
+from model.contract import Batch, Inputs, Layout, Loader, Preprocessor
 from model.distributed import is_distributed
+from model.losses import depth_values
 from model.metrics import (
+    GroupSpread,
     SampleTable,
     Scores,
     TrainingMeans,
@@ -25,9 +28,40 @@ from model.metrics import (
 )
 from model.pictures import Example
 from model.precision import Precision
-from model.step import Prediction, Preprocess, measure, predict_step
 from model.training.report import ROWS
 from model.unet import Decode, DualDecoderUNet
+
+EXAMPLES = 6
+"""Samples shown in the picture of an evaluation."""
+
+
+class Prediction(NamedTuple):
+    """Mask logits, and depth in the units of the target; None where a decoder did not run."""
+
+    mask_logits: Tensor | None
+    depth: Tensor | None
+
+
+ShowPrediction = Callable[[Tensor, Tensor, Prediction, Inputs], None]
+"""Takes bg and fg_bg, uint8 (B, 3, H, W), the prediction for them and its targets."""
+
+
+@torch.inference_mode()
+def predict_step(
+    inputs: Inputs, network: nn.Module, precision: Precision, depth_loss: str, decode: Decode
+) -> Prediction:
+    """Float32 prediction for preprocessed inputs; no host sync. Put the network in eval mode."""
+    with precision.autocast(inputs.bg.device.type):
+        mask_logits, depth = network(inputs.bg, inputs.fg_bg, decode=decode)
+    return Prediction(
+        mask_logits=None if mask_logits is None else mask_logits.float(),
+        depth=None if depth is None else depth_values(depth.float(), depth_loss),
+    )
+
+
+def measure(prediction: Prediction, inputs: Inputs) -> Tensor:
+    """`sample_sums` of a prediction."""
+    return sample_sums(prediction.mask_logits, prediction.depth, inputs.mask, inputs.depth)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,24 +74,24 @@ class Evaluation:
 
 
 class Report(NamedTuple):
-    """Scores of a checkpoint on a validation split, and how they are to be read."""
+    """Scores of a checkpoint on a validation split, and how to read them."""
 
     evaluation: Evaluation
-    spread: dict[str, Any]
-    """How scores vary between groups, by bg and fg; see `model.metrics.group_spread`."""
+    spread: dict[str, GroupSpread]
+    """How the scores vary between groups, by bg and fg; see `metrics.group_spread`."""
     seen: dict[str, int] | None
-    """What of the split training has seen (`model.training.provenance`); None where not known."""
+    """How much of the split training has seen (`provenance.count_seen`); None if unknown."""
     title: str
 
 
 def make_report(
     evaluation: Evaluation,
-    layout: Any,
+    layout: Layout,
     split: str,
     info: NetworkInfo,
     seen: dict[str, int] | None,
 ) -> Report:
-    """The scores with their spread over backgrounds and, where it is known, over people."""
+    """The scores with their spread over backgrounds and, where known, over foregrounds."""
     samples = np.arange(layout.samples)
     spread = {"bg": group_spread(evaluation.table, layout.background_of(samples))}
     if layout.samples_per_fg is not None:
@@ -69,30 +103,30 @@ def make_report(
     return Report(evaluation, spread, seen, title)
 
 
-def _shown(loader: Any, what: str) -> Iterable[Any]:
-    """Batches of epoch 0, with a progress bar on a terminal, of one rank."""
+def _with_progress(loader: Loader, title: str) -> Iterable[Batch]:
+    """Batches of epoch 0, with a progress bar on a terminal, on the first rank."""
     hidden = True if is_distributed() and dist.get_rank() else None
-    return tqdm(loader.epoch(0), total=len(loader), desc=what, disable=hidden, leave=False)
+    return tqdm(loader.epoch(0), total=len(loader), desc=title, disable=hidden, leave=False)
 
 
 def validate(
     network: nn.Module,
-    loader: Any,
-    preprocess: Preprocess,
+    loader: Loader,
+    preprocess: Preprocessor,
     precision: Precision,
     depth_loss: str,
     decode: Decode,
-    show: Callable[..., None] | None = None,
+    show: ShowPrediction | None = None,
 ) -> Scores:
-    """The network's own scores over a loader, of all ranks; leaves the network in eval mode.
+    """The network's scores over a loader, of all ranks; leaves the network in eval mode.
 
-    show: takes the first samples (`model.training.board.Board.picture`).
+    show: called with the first batch.
     """
     network.eval()
     table = SampleTable(loader.layout.samples, loader.device)
-    for batch in _shown(loader, "validating"):
+    for batch in _with_progress(loader, "validating"):
         if not len(batch.index):
-            continue  # a last step with fewer samples than ranks
+            continue  # the last step has fewer samples than there are ranks
         inputs = preprocess(batch)
         prediction = predict_step(inputs, network, precision, depth_loss, decode)
         table.add(batch.index, measure(prediction, inputs))
@@ -103,11 +137,11 @@ def validate(
 
 
 @torch.inference_mode()
-def training_means(loader: Any, preprocess: Preprocess, size: int) -> TrainingMeans:
+def training_means(loader: Loader, preprocess: Preprocessor, size: int) -> TrainingMeans:
     """Means of the targets of the training samples that ``loader`` yields."""
     starts = torch.from_numpy(np.asarray(loader.layout.group_starts, dtype=np.int64))
     means = TrainingMeans(starts.to(loader.device), size)
-    for batch in _shown(loader, "means of the training targets"):
+    for batch in _with_progress(loader, "means of the training targets"):
         inputs = preprocess(batch)
         means.add(batch.index, inputs.mask, inputs.depth)
     return means
@@ -116,36 +150,37 @@ def training_means(loader: Any, preprocess: Preprocess, size: int) -> TrainingMe
 @torch.inference_mode()
 def evaluate_network(
     network: DualDecoderUNet,
-    loader: Any,
-    preprocess: Preprocess,
+    loader: Loader,
+    preprocess: Preprocessor,
     precision: Precision,
-    depth_loss: str,
+    info: NetworkInfo,
     means: TrainingMeans,
-    size: int,
-    examples: int = 6,
 ) -> Evaluation:
-    """Scores of the network and of the baselines, and some examples spread over the set.
+    """Scores of the network and of the baselines, and examples spread over the set.
 
-    loader: validation batches in order. means: of the training split, at the same size.
+    loader: validation batches in order. preprocess: to ``info.size``. means: of the training
+    split, at the same size.
     """
     network.eval()
     tables = {row: SampleTable(loader.layout.samples, loader.device) for row in ROWS}
-    wanted: set[int] | None = None
     shown: list[Example] = []
+    wanted: list[int] | None = None
     position = 0
-    for batch in _shown(loader, "evaluating"):
+    for batch in _with_progress(loader, "evaluating"):
         inputs = preprocess(batch)
-        prediction = predict_step(inputs, network, precision, depth_loss, "both")
+        prediction = predict_step(inputs, network, precision, info.depth_loss, "both")
         tables["network"].add(batch.index, measure(prediction, inputs))
         bg = loader.backgrounds.gather(batch.index)
-        for row, (logits, depth) in _baselines(batch, bg, inputs, means, size).items():
+        for row, (logits, depth) in _baselines(batch, bg, inputs, means, info.size).items():
             tables[row].add(batch.index, sample_sums(logits, depth, inputs.mask, inputs.depth))
         count = len(batch.index)
-        if wanted is None:  # spread over the full batches: the last may be smaller
+        if wanted is None:
+            # Spread over the full batches: the last one may be smaller.
             total = max(1, len(loader) - 1) * count
-            wanted = set(np.linspace(0, total - 1, 2 * examples + 1).astype(int)[1::2].tolist())
-        chosen = [p - position for p in sorted(wanted) if position <= p < position + count]
-        shown += [_example(batch, bg, inputs, prediction, number) for number in chosen]
+            middles = np.linspace(0, total - 1, 2 * EXAMPLES + 1)[1::2]
+            wanted = sorted(set(middles.astype(int).tolist()))
+        chosen = [place - position for place in wanted if position <= place < position + count]
+        shown += [_example(batch, bg, inputs, prediction, row) for row in chosen]
         position += count
     collected = {row: table.collect() for row, table in tables.items()}
     return Evaluation(
@@ -156,9 +191,9 @@ def evaluate_network(
 
 
 def _baselines(
-    batch: Any, bg: Tensor, inputs: Any, means: TrainingMeans, size: int
+    batch: Batch, bg: Tensor, inputs: Inputs, means: TrainingMeans, size: int
 ) -> dict[str, tuple[Tensor | None, Tensor | None]]:
-    """(mask logits, depth) of each baseline, in the form of a network's prediction."""
+    """(mask logits, depth) of each baseline, like a network's prediction."""
     return {
         "difference": (difference_logits(bg, batch.fg_bg, size), None),
         "prior": (means.prior_logit(inputs.mask), None),
@@ -167,15 +202,15 @@ def _baselines(
     }
 
 
-def _example(batch: Any, bg: Tensor, inputs: Any, prediction: Prediction, number: int) -> Example:
-    """One sample and its prediction, as host arrays. Host syncs: a handful an evaluation."""
+def _example(batch: Batch, bg: Tensor, inputs: Inputs, prediction: Prediction, row: int) -> Example:
+    """One sample and its prediction as host arrays; host syncs, a handful per evaluation."""
     if prediction.mask_logits is None or prediction.depth is None:
         raise ValueError("an example needs both decoders")
     return Example(
-        bg=bg[number].permute(1, 2, 0).cpu().numpy(),
-        fg_bg=batch.fg_bg[number].permute(1, 2, 0).cpu().numpy(),
-        mask=prediction.mask_logits[number, 0].sigmoid().cpu().numpy(),
-        depth=prediction.depth[number, 0].cpu().numpy(),
-        target_mask=inputs.mask[number, 0].cpu().numpy(),
-        target_depth=inputs.depth[number, 0].cpu().numpy(),
+        bg=bg[row].permute(1, 2, 0).cpu().numpy(),
+        fg_bg=batch.fg_bg[row].permute(1, 2, 0).cpu().numpy(),
+        mask=prediction.mask_logits[row, 0].sigmoid().cpu().numpy(),
+        depth=prediction.depth[row, 0].cpu().numpy(),
+        target_mask=inputs.mask[row, 0].cpu().numpy(),
+        target_depth=inputs.depth[row, 0].cpu().numpy(),
     )

@@ -1,49 +1,49 @@
-"""Options of the command line of training that several commands share, or that are many."""
+"""Command line options of training that several commands share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import click
 
 from model.precision import AMP, COMPILE
 from model.recipe import RECIPES
 
-EXISTING = click.Path(path_type=Path)
+Command = TypeVar("Command", bound=Callable[..., object])
+Decorator = Callable[[Command], Command]
+
+PATH = click.Path(path_type=Path)
 option = partial(click.option, show_default=True)
 flag = partial(click.option, is_flag=True, show_default=False)
 
-RECIPE_HELP = f"{', '.join(RECIPES)}, or a .toml or .json file."
-LOADER_HELP = (
-    "Default: reference for a data set folder; of shards dali on a GPU, ffcv on a CPU, or the "
-    "one that is installed and in the folder."
+ENGINE_HELP = (
+    "Engine that reads SHARDS. auto: reference for a data set folder; for shards dali on a GPU "
+    "and ffcv on a CPU, or the one that is installed and that the folder has files for."
 )
-VALIDATION_HELP = "Share of the samples, or of the groups, to validate on."
-AMP_HELP = "auto: bf16 where the device has it, fp16 on older GPUs, off on other CPUs."
-COMPILE_HELP = "A mode of torch.compile; reduce-overhead uses CUDA graphs."
-RESUME_HELP = "Go on with the run in RUN_DIR; on a CPU with the same results, bit for bit."
 MAX_BAD_HELP = (
-    "Bad records that each loader may skip, for the next good one, before one ends the run; above "
-    "0, --check is on."
+    "Corrupt records that each loader may skip before one ends the run; the next valid record "
+    "takes its place. Above 0, --check is on."
 )
-CHECK_HELP = "Hold every record against its checksum before it is decoded."
-BOARD_HELP = "Write scalars and pictures for TensorBoard to RUN_DIR/tensorboard."
-PAIR_HELP = "A photo, a folder of them, or a pattern such as 'photos/*.jpg'"
-BG_HELP = f"{PAIR_HELP}: without the person; one for all, or with the names of --fg-bg."
-FG_BG_HELP = f"{PAIR_HELP}: the same with the person."
-
-Decorator = Callable[[Any], Any]
+IMAGES_HELP = "A photo, a folder of photos, or a pattern such as 'photos/*.jpg'"
+BG_HELP = f"{IMAGES_HELP}: without the person; one for all, or with the names of --fg-bg."
+FG_BG_HELP = f"{IMAGES_HELP}: the same scene with the person."
 
 device_option = option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
+amp_option = option(
+    "--amp",
+    type=click.Choice(AMP),
+    default="auto",
+    help="auto: bf16 where the device supports it, fp16 on older GPUs, off on other CPUs.",
+)
 
 
-def _all(*decorators: Decorator) -> Decorator:
-    """Several options as one decorator, in this order in the help."""
+def _combine(*decorators: Decorator) -> Decorator:
+    """Several options as one decorator, in the order of the help."""
 
-    def decorate(command: Any) -> Any:
+    def decorate(command: Command) -> Command:
         for decorator in reversed(decorators):
             command = decorator(command)
         return command
@@ -51,39 +51,58 @@ def _all(*decorators: Decorator) -> Decorator:
     return decorate
 
 
-def running_options(engines: Sequence[str]) -> Decorator:
-    """Options that say where a command runs and what it reads with."""
-    return _all(
-        option("--loader", type=click.Choice(engines), help=LOADER_HELP),
+def data_options(engines: Sequence[str]) -> Decorator:
+    """How SHARDS are read; the fields of `config.DataConfig`."""
+    return _combine(
+        option(
+            "--loader", "--engine", "engine", type=click.Choice(("auto", *engines)),
+            default="auto", help=ENGINE_HELP,
+        ),
         device_option,
-        option("--amp", type=click.Choice(AMP), default="auto", help=AMP_HELP),
         option("--workers", type=click.IntRange(min=1), help="Decoding threads of the loader."),
         option("--max-bad", type=click.IntRange(min=0), default=0, help=MAX_BAD_HELP),
-        flag("--check", help=CHECK_HELP),
-    )
+        flag("--check", help="Verify the checksum of every record before it is decoded."),
+    )  # fmt: skip
 
 
 def fit_options(splits: Sequence[str]) -> Decorator:
-    """Options of a new run, and how it is watched."""
-    seed, steps = click.IntRange(0, 2**63 - 1), click.IntRange(min=1)
-    width_help, save_help = "Default: the recipe's.", "Steps between two states within an epoch."
-    seed_help = "Of first weights, order and augmentation."
-    return _all(
-        option("--recipe", default="original", help=RECIPE_HELP),
-        option("--split", type=click.Choice(splits), default="random", help="What is held out."),
-        option("--validation", type=float, default=0.3, help=VALIDATION_HELP),
-        option("--width", type=click.IntRange(min=1), help=width_help),
-        option("--seed", type=seed, default=0, help=seed_help),
-        option("--save-every", type=steps, default=500, help=save_help),
-        option("--compile", type=click.Choice(COMPILE), default="off", help=COMPILE_HELP),
-        flag("--tensorboard", help=BOARD_HELP),
-        flag("--resume", help=RESUME_HELP),
-    )
+    """A new run, and how it is watched."""
+    return _combine(
+        option(
+            "--recipe", default="original", help=f"{', '.join(RECIPES)}, or a .toml or .json file."
+        ),
+        option(
+            "--split", type=click.Choice(splits), default="random",
+            help="What validation holds out.",
+        ),
+        option(
+            "--validation", type=float, default=0.3,
+            help="Share of the samples, or of the groups, to hold out for validation.",
+        ),
+        option("--width", type=click.IntRange(min=1), help="Default: the recipe's."),
+        option(
+            "--seed", type=click.IntRange(0, 2**63 - 1), default=0,
+            help="Seed of the first weights, the order and the augmentation.",
+        ),
+        option(
+            "--save-every", type=click.IntRange(min=1), default=500,
+            help="Steps between two saved states within an epoch.",
+        ),
+        option(
+            "--compile", type=click.Choice(COMPILE), default="off",
+            help="Mode of torch.compile; reduce-overhead uses CUDA graphs.",
+        ),
+        flag("--tensorboard", help="Write scalars and pictures to RUN_DIR/tensorboard."),
+        flag(
+            "--resume",
+            help="Resume the run in RUN_DIR; on a CPU with the same results, bit for bit.",
+        ),
+    )  # fmt: skip
 
 
 def image_options(*, required: bool) -> Decorator:
     """Pairs of images; see `model.predictor.pair_images`."""
-    return _all(
+    return _combine(
         click.option("--bg", required=required, help=BG_HELP),
         click.option("--fg-bg", required=required, help=FG_BG_HELP),
     )

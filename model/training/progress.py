@@ -1,11 +1,12 @@
-"""What a person sees while an epoch runs: loss, samples per second, time spent waiting."""
+"""Progress of training: loss, samples per second, share of the time spent waiting for data."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,13 +14,77 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model.distributed import is_distributed
+from model.errors import ModelError
+from model.unet import DualDecoderUNet
 
 READ_EVERY_S = 1.0
-"""Reading the loss makes the host wait for the device: at most once in this time."""
+"""Reading the loss makes the host wait for the device: at most once per this many seconds."""
+
+T = TypeVar("T")
+
+
+class RunningLoss:
+    """Mean training loss per sample, accumulated on the device until it is read."""
+
+    def __init__(self, device: torch.device | str) -> None:
+        # Sum of the losses, number of samples, number of steps while the sum was finite.
+        self.sums = torch.zeros(3, dtype=torch.float64, device=device)
+
+    def add(self, mean: Tensor, samples: int) -> None:
+        """Add the mean loss of a batch, a scalar tensor on the device. No host sync."""
+        self.sums[0] += mean.detach().double() * samples
+        self.sums[1] += samples
+        self.sums[2] += self.sums[0].isfinite()  # once infinite or NaN, the sum stays so
+
+    def read(self, title: str) -> float:
+        """Mean over this rank's samples so far; NaN before the first. A host sync.
+
+        Raises ModelError that names the first step whose loss was not finite.
+        """
+        return self._mean(self.sums, title)
+
+    def read_all(self, title: str) -> float:
+        """Mean over the samples of all ranks; every rank must call it. Otherwise as `read`."""
+        sums = self.sums.clone()
+        if is_distributed():
+            dist.all_reduce(sums)
+        return self._mean(sums, title)
+
+    def reset(self) -> None:
+        """Start at zero. No host sync."""
+        self.sums.zero_()
+
+    def _mean(self, sums: Tensor, title: str) -> float:
+        total, samples, _ = sums.tolist()
+        mean = total / samples if samples else math.nan
+        if samples and not math.isfinite(mean):
+            # Counted on the device in every step, however seldom the host reads the loss.
+            raise not_finite("loss", mean, f"{title}, step {int(self.sums[2].item()) + 1}")
+        return mean
+
+
+def require_finite_weights(network: DualDecoderUNet, where: str) -> None:
+    """Raise ModelError if a weight or buffer is not finite. A host sync.
+
+    No run can resume from such weights, and the loss shows them only one step later.
+    """
+    largest = torch.stack(
+        [values.abs().amax().double() for values in network.state_dict().values()]
+    ).amax()
+    if not math.isfinite(largest.item()):
+        raise not_finite("largest weight", largest.item(), where)
+
+
+def not_finite(what: str, value: float, where: str) -> ModelError:
+    """The error for a training that diverged, with what to do about it."""
+    return ModelError(
+        f"{where}: the {what} became {value}; "
+        "lower the recipe's lr in a new RUN_DIR, or continue with --resume --amp off"
+    )
 
 
 class Elapsed(NamedTuple):
-    """What an epoch has taken so far: seconds of wall time, of CPU time, of waiting; samples."""
+    """What an epoch has taken so far: seconds of wall time, CPU time and waiting, and samples."""
 
     wall_s: float = 0.0
     cpu_s: float = 0.0
@@ -28,10 +93,10 @@ class Elapsed(NamedTuple):
 
 
 class EpochMeter:
-    """Progress bar of an epoch, on a terminal only; measures the wait for data everywhere.
+    """Measures an epoch and shows a progress bar on a terminal.
 
-    The wait is the time the host stood still for the next batch, as a share of the epoch's
-    wall time: near 0 the network is the limit, near 1 the loader is.
+    The wait is the time in which the host waited for the next batch, as a share of the epoch's
+    wall time: near 0 the network is the bottleneck, near 1 the loader is.
     """
 
     def __init__(
@@ -39,20 +104,21 @@ class EpochMeter:
         title: str,
         batches: int,
         done: int = 0,
-        before: Elapsed = Elapsed(),  # noqa: B008  # a constant
+        before: Elapsed | None = None,
         *,
         ranks: int = 1,
         shown: bool = True,
     ) -> None:
-        """Goes on from ``done`` batches, which took ``before``, where the run is resumed.
+        """Start after ``done`` of ``batches``, which took ``before`` in an interrupted run.
 
-        ranks: processes that train as many samples as this one. shown: on this one.
+        ranks: processes that each train on as many samples. shown: whether to show the bar.
         """
-        hidden = None if shown else True
+        before = before or Elapsed()
+        hidden = None if shown else True  # None: shown on a terminal only
         self.bar = tqdm(total=batches, initial=done, desc=title, unit="batch", disable=hidden)
         self.ranks, self.shown = ranks, shown
         self.samples, self.wait_s = before.samples, before.wait_s
-        self.loss = float("nan")
+        self.loss = math.nan
         self.last_read = time.perf_counter()
         self.started = self.last_read - before.wall_s
         self.cpu_started = time.process_time() - before.cpu_s
@@ -68,8 +134,8 @@ class EpochMeter:
     ) -> None:
         self.bar.close()
 
-    def batches(self, source: Iterable[Any]) -> Iterator[Any]:
-        """The batches of a loader; the time that each took to come counts as waiting."""
+    def batches(self, source: Iterable[T]) -> Iterator[T]:
+        """The batches of a loader; the time until each arrives counts as waiting."""
         iterator = iter(source)
         while True:
             before = time.perf_counter()
@@ -80,14 +146,14 @@ class EpochMeter:
             self.wait_s += time.perf_counter() - before
             yield batch
 
-    def step(self, samples: int) -> bool:
+    def count(self, samples: int) -> bool:
         """Count a batch. True when it is time to read the loss and call `show`."""
         self.samples += samples * self.ranks
         self.bar.update()
         return self.shown and time.perf_counter() - self.last_read >= READ_EVERY_S
 
     def show(self, loss: float) -> None:
-        """Put the loss, the rate and the wait beside the bar."""
+        """Show the loss, the rate and the wait next to the bar."""
         self.last_read = time.perf_counter()
         self.loss = loss
         self.bar.set_postfix_str(
@@ -95,70 +161,31 @@ class EpochMeter:
         )
 
     def figures(self) -> dict[str, float]:
-        """What `show` showed last, by name."""
+        """The values that `show` showed last, by name."""
         rate, wait = self.samples_per_s, self.wait_share
         return {"loss": self.loss, "samples_per_s": rate, "data_wait": wait}
 
     @property
     def elapsed(self) -> Elapsed:
-        """For a run that goes on from here."""
+        """What the epoch has taken so far, for a run that resumes here."""
         return Elapsed(self.epoch_s, self.epoch_cpu_s, self.wait_s, self.samples)
 
     @property
     def epoch_s(self) -> float:
-        """Seconds that the epoch has run; what a killed process did after its last save is lost."""
+        """Wall time in seconds, without what a killed process did after its last save."""
         return time.perf_counter() - self.started
 
     @property
     def epoch_cpu_s(self) -> float:
-        """CPU time of the process in them, all threads; loading and training, no validation."""
+        """CPU time of the process in seconds, all threads: loading and training, no validation."""
         return time.process_time() - self.cpu_started
 
     @property
     def samples_per_s(self) -> float:
-        """Samples trained on per second of wall time, by all ranks."""
+        """Training samples per second of wall time, of all ranks."""
         return self.samples / max(self.epoch_s, 1e-9)
 
     @property
     def wait_share(self) -> float:
         """Share of the wall time spent waiting for data, in 0..1."""
         return self.wait_s / max(self.epoch_s, 1e-9)
-
-
-class RunningMean:
-    """Mean of a value per sample, kept on the device until it is read."""
-
-    def __init__(self, device: torch.device | str) -> None:
-        # sum of the values, samples, steps until the sum was not finite any more
-        self.sums = torch.zeros(3, dtype=torch.float64, device=device)
-
-    def add(self, mean: Tensor, samples: int) -> None:
-        """Add a batch's mean (scalar tensor on the device). No host sync."""
-        self.sums[0] += mean.detach().double() * samples
-        self.sums[1] += samples
-        self.sums[2] += self.sums[0].isfinite()  # once it is not, it never is again
-
-    def read(self) -> float:
-        """The mean of this rank's samples so far; NaN before the first. A host sync."""
-        return self._mean(self.sums)
-
-    def read_all(self) -> float:
-        """The mean of all ranks' samples; every rank must call it. A host sync."""
-        sums = self.sums.clone()
-        if is_distributed():
-            dist.all_reduce(sums)
-        return self._mean(sums)
-
-    @property
-    def finite_steps(self) -> int:
-        """Steps since `reset` before the first whose value was not finite. A host sync."""
-        return int(self.sums[2].item())
-
-    def reset(self) -> None:
-        """Start anew. No host sync."""
-        self.sums.zero_()
-
-    @staticmethod
-    def _mean(sums: Tensor) -> float:
-        total, samples, _ = sums.tolist()
-        return total / samples if samples else float("nan")

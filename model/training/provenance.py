@@ -1,44 +1,50 @@
-"""What a network was trained on: which data set, and what of a validation split it has seen."""
+"""Which data set a network was trained on, and how much of a validation split it has seen."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
-BY_BACKGROUND, BY_PERSON = ("bg", "both"), ("fg", "both")
-"""Splits that promise backgrounds, or people, that training has not shown."""
+from model.checkpoint import NetworkInfo
+from model.contract import DataSummary, Layout
+from model.errors import ModelError
+from model.training.config import DataConfig
+
+SplitIndices = Callable[[str], tuple[np.ndarray, np.ndarray]]
+
+HOLD_OUT_BACKGROUNDS, HOLD_OUT_FOREGROUNDS = ("bg", "both"), ("fg", "both")
+"""Splits whose validation samples show backgrounds, or foregrounds, unseen in training."""
 
 
-def fingerprint(loader: Any, split: str) -> str:
-    """Name of the data of a loader by its content: 64 hex digits, the same for every loader.
+def fingerprint(data: DataSummary, split: str) -> str:
+    """Identifies a data set by its content: 64 hex digits, the same with every engine.
 
-    Of the image size, the number of samples of each background, and the exact sums of all
-    pixels of bg, fg_bg, mask and depth. How many samples show one person counts only where
-    the split goes by people: it may be told later, by packing again.
+    Covers the image size, the number of samples of each background, and the exact sums of all
+    pixels of bg, fg_bg, mask and depth. The number of samples per foreground counts only if
+    the split holds out foregrounds: packing again may set it later.
     """
-    layout = loader.layout
-    content: dict[str, Any] = {
+    layout = data.layout
+    content: dict[str, object] = {
         "size": [layout.height, layout.width],
         "group_starts": np.asarray(layout.group_starts).tolist(),
         "moments": {
             name: [moments.values, list(moments.sums), list(moments.squares)]
-            for name, moments in sorted(loader.statistics.items())
+            for name, moments in sorted(data.statistics.items())
         },
     }
-    if split in BY_PERSON:
+    if split in HOLD_OUT_FOREGROUNDS:
         content["samples_per_fg"] = layout.samples_per_fg
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def seen_in_training(layout: Any, train: np.ndarray, validation: np.ndarray) -> dict[str, int]:
+def count_seen(layout: Layout, train: np.ndarray, validation: np.ndarray) -> dict[str, int]:
     """How many samples, backgrounds and people of ``validation`` are also in ``train``.
 
-    train, validation: int64, indices of samples. "people" is left out where the data set
-    does not say who is in which sample.
+    train, validation: int64, indices of samples. "people" is missing where the data set does
+    not say which samples show one foreground.
     """
     groups = {"samples": (train, validation)}
     groups["backgrounds"] = layout.background_of(train), layout.background_of(validation)
@@ -47,18 +53,50 @@ def seen_in_training(layout: Any, train: np.ndarray, validation: np.ndarray) -> 
     return {name: len(np.intersect1d(*both)) for name, both in groups.items()}
 
 
+def count_seen_by(
+    info: NetworkInfo, split: str, data: DataSummary, split_indices: SplitIndices
+) -> dict[str, int] | None:
+    """`count_seen` of a validation split by a network; None if it was trained on other data.
+
+    split_indices: training and validation samples of a split by its name.
+    """
+    if not info.data or info.data != fingerprint(data, info.split):
+        return None
+    train, _ = split_indices(info.split)
+    _, validation = split_indices(split)
+    return count_seen(data.layout, train, validation)
+
+
+def require_fingerprint(config: DataConfig, expected: str, data: DataSummary) -> str:
+    """The fingerprint of the data. Raises ModelError unless it is the expected one, if any."""
+    found = fingerprint(data, config.split)
+    if expected not in ("", found):
+        raise ModelError(
+            f"{config.shards}: found data with fingerprint {found[:12]}, expected the data that "
+            f"the run was started with ({expected[:12]}); give its folder, or a new RUN_DIR"
+        )
+    return found
+
+
 def seen_note(split: str, trained_split: str, seen: Mapping[str, int] | None) -> str | None:
-    """One line where validation by ``split`` is not as new as its name says; None if it is."""
+    """One line if the validation split holds out less than its name promises, else None.
+
+    seen: from `count_seen`; None if it is unknown.
+    """
     if seen is None:
         return (
             "whether the validation samples were seen in training is not known: the checkpoint "
             "was trained on other data, or does not say on which"
         )
-    new = {"samples": True, "backgrounds": split in BY_BACKGROUND, "people": split in BY_PERSON}
-    broken = [f"{count} of its {name}" for name, count in seen.items() if count and new[name]]
-    if not broken:
+    held_out = {
+        "samples": True,
+        "backgrounds": split in HOLD_OUT_BACKGROUNDS,
+        "people": split in HOLD_OUT_FOREGROUNDS,
+    }
+    leaked = [f"{count} of its {name}" for name, count in seen.items() if count and held_out[name]]
+    if not leaked:
         return None
     return (
         f"the validation samples of split {split} were seen in training (split {trained_split}): "
-        f"{', '.join(broken)}; so these scores are not those of new data"
+        f"{', '.join(leaked)}; so these scores are not those of new data"
     )

@@ -32,7 +32,8 @@ def test_timing_changes_nothing(dataset: Path, kind: str) -> None:
     for _ in range(2):
         plain(batch)
         timed(batch, laps)
-    weights = zip(plain.network.parameters(), timed.network.parameters(), strict=True)
+    networks = (step.trainer.network for step in (plain, timed))
+    weights = zip(*(network.parameters() for network in networks), strict=True)
     assert all(torch.equal(ours, theirs) for ours, theirs in weights)
     assert set(laps.totals_s()) == {"preprocess", "forward", "loss and backward", "optimiser"}
 

@@ -14,12 +14,12 @@ import torch
 from loaders import Backgrounds, Batch, Layout, Preprocess
 from model import DualDecoderUNet
 from model.checkpoint import ChannelStatistics
-from model.distributed import wrap_network
 from model.metrics import SampleTable
 from model.precision import capability_of, choose_compile, precision_for
 from model.recipe import RECIPES, Stage
-from model.step import make_optimizer, measure, predict_step, training_step
-from model.training.progress import RunningMean
+from model.training.evaluation import measure, predict_step
+from model.training.progress import RunningLoss
+from train import StageTrainer
 
 SAMPLES, SIZE = 4, 64
 FAST = RECIPES["fast"]
@@ -50,19 +50,19 @@ def preprocess_of(batch: Batch) -> Preprocess:
 
 def make_step(
     stage: Stage, batch: Batch, amp: str, compile_mode: str
-) -> tuple[Callable[[], None], RunningMean]:
-    """A step of training on a new network, and the mean of its losses."""
+) -> tuple[Callable[[], None], RunningLoss]:
+    """A step of training on a new network, and its running loss."""
     torch.manual_seed(0)
-    network = DualDecoderUNet(8).place("cuda").freeze(*stage.frozen).train()
-    precision = precision_for(amp, torch.device("cuda"))
-    running = RunningMean("cuda")
-    step = partial(
-        training_step, batch, stage=stage, preprocess=preprocess_of(batch),
-        network=wrap_network(network, compile_mode), optimizer=make_optimizer(network, FAST, stage),
-        running=running, precision=precision,
-        scaler=torch.amp.GradScaler("cuda", enabled=precision.scale), lr=0.01,
-    )  # fmt: skip
-    return step, running
+    trainer = StageTrainer(
+        network=DualDecoderUNet(8).place("cuda"),
+        recipe=FAST,
+        stage=stage,
+        preprocess=preprocess_of(batch),
+        precision=precision_for(amp, torch.device("cuda")),
+        compile=compile_mode,
+    )
+    trainer.wrapped.train()
+    return partial(trainer.step, batch, epoch=0, lr=0.01), trainer.running
 
 
 @contextmanager
@@ -113,5 +113,5 @@ def test_compiled_steps_are_those_of_eager(batch: Batch, mode: str) -> None:
             step, running = make_step(stage, batch, "off", compile_mode)
             for _ in range(5):
                 step()
-            losses.append(running.read())
+            losses.append(running.read("here"))
         assert losses[0] == pytest.approx(losses[1], rel=1e-3)

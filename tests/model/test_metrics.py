@@ -9,6 +9,7 @@ from torch import Tensor
 from torchmetrics.classification import BinaryJaccardIndex
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError
 
+from model import ModelError
 from model.metrics import (
     VALID_DEPTH,
     SampleTable,
@@ -18,7 +19,7 @@ from model.metrics import (
     pooled_scores,
     sample_sums,
 )
-from model.training.progress import RunningMean
+from model.training.progress import RunningLoss
 
 SAMPLES = 11
 
@@ -106,15 +107,17 @@ def test_group_spread_orders_worst_and_best(outputs: tuple[Tensor, ...]) -> None
     group = np.arange(SAMPLES) // 4
     spread = group_spread(table, group)
     each = [pooled_scores(table, group == g).mask_iou for g in range(3)]
-    assert spread["groups"] == 3
-    assert spread["mask_iou"]["worst"] == min(v for v in each if v is not None)
-    assert spread["depth_rmse"]["worst"] >= spread["depth_rmse"]["best"]
+    assert spread.groups == 3
+    assert spread.figures["mask_iou"].worst == min(v for v in each if v is not None)
+    assert spread.figures["depth_rmse"].worst >= spread.figures["depth_rmse"].best
 
 
 def test_interval_is_that_of_resampled_groups(outputs: tuple[Tensor, ...]) -> None:
     table = _table(outputs, 4).collect()
     group = np.arange(SAMPLES) // 3
-    low, high = group_spread(table, group)["mask_iou"]["interval"]
+    interval = group_spread(table, group).figures["mask_iou"].interval
+    assert interval is not None
+    low, high = interval
     random = np.random.default_rng(5)
     drawn = []
     for _ in range(3000):
@@ -123,33 +126,33 @@ def test_interval_is_that_of_resampled_groups(outputs: tuple[Tensor, ...]) -> No
     assert (low, high) == pytest.approx(np.percentile(drawn, (2.5, 97.5)), abs=0.01)
     assert low < (pooled_scores(table).mask_iou or 0.0) < high
     # One group says nothing of others.
-    assert group_spread(table, np.zeros(SAMPLES))["depth_rmse"]["interval"] is None
+    assert group_spread(table, np.zeros(SAMPLES)).figures["depth_rmse"].interval is None
 
 
 def test_metrics_run_on_meta(outputs: tuple[Tensor, ...]) -> None:
     table = SampleTable(SAMPLES, "meta")
     sums = sample_sums(*(tensor.to("meta") for tensor in outputs))
     table.add(torch.arange(SAMPLES, device="meta"), sums)
-    running = RunningMean("meta")
+    running = RunningLoss("meta")
     running.add(torch.zeros((), device="meta"), 4)
 
 
-def test_running_mean_weighs_by_samples() -> None:
-    running = RunningMean("cpu")
-    assert np.isnan(running.read())
+def test_running_loss_weighs_by_samples() -> None:
+    running = RunningLoss("cpu")
+    assert np.isnan(running.read("here"))
     running.add(torch.tensor(1.0), 3)
     running.add(torch.tensor(5.0), 1)
-    assert running.read() == 2.0
+    assert running.read("here") == 2.0
     running.reset()
-    assert np.isnan(running.read())
+    assert np.isnan(running.read("here"))
 
 
-def test_running_mean_counts_the_steps_until_the_first_bad_one() -> None:
-    running = RunningMean("cpu")
+def test_running_loss_names_the_first_step_that_is_not_finite() -> None:
+    running = RunningLoss("cpu")
     for value in (1.0, 2.0, float("inf"), 1.0, float("-inf"), 1.0):
         running.add(torch.tensor(value), 2)
-    assert running.finite_steps == 2
-    assert not np.isfinite(running.read())
+    with pytest.raises(ModelError, match="epoch 1, step 3: the loss became"):
+        running.read("epoch 1")
 
 
 def test_difference_rule_uses_the_largest_channel() -> None:

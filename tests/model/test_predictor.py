@@ -46,7 +46,7 @@ def test_same_result_as_through_preprocess(predictor: Predictor, stored: tuple[i
     bg, fg_bg = (torch.from_numpy(_pixels(*stored, seed=s)).permute(2, 0, 1)[None] for s in (0, 1))
     layout = Layout(height=height, width=width, group_starts=np.array([0, 1]), samples_per_fg=None)
     gray = torch.zeros(1, 1, *stored, dtype=torch.uint8)
-    preprocess = Preprocess(Backgrounds(bg, layout), INFO.statistics, size=32)  # type: ignore[arg-type]
+    preprocess = Preprocess(Backgrounds(bg, layout), INFO.statistics, size=32)
     inputs = preprocess(Batch(fg_bg, gray, gray, torch.zeros(1, dtype=torch.int64)))
     with torch.no_grad():
         mask_logits, depth = predictor.network(inputs.bg, inputs.fg_bg)

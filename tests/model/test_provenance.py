@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
 
 from convert.moments import Moments
 from loaders import Layout, split_indices
-from model.training.provenance import fingerprint, seen_in_training, seen_note
+from model.training.provenance import count_seen, fingerprint, seen_note
 
 MOMENTS = Moments(values=100, sums=(5000,), squares=(300_000,), scale=255)
 # 4 backgrounds, each with 3 people of 2 samples.
@@ -22,7 +22,7 @@ class Data:
     """What a loader says of its data."""
 
     layout: Layout = LAYOUT
-    statistics: dict[str, Moments] | None = None
+    statistics: dict[str, Moments] = field(default_factory=dict)
 
 
 SAME = Data(LAYOUT, {"mask": MOMENTS, "depth": MOMENTS})
@@ -47,10 +47,10 @@ def test_people_count_where_the_split_goes_by_them(split: str, equal: bool) -> N
 
 def test_what_training_has_seen_is_counted() -> None:
     train, validation = np.array([0, 1, 6, 8]), np.array([1, 9, 10, 14])
-    seen = seen_in_training(LAYOUT, train, validation)
+    seen = count_seen(LAYOUT, train, validation)
     assert seen == {"samples": 1, "backgrounds": 2, "people": 2}
     unknown = replace(LAYOUT, samples_per_fg=None)
-    assert seen_in_training(unknown, train, validation) == {"samples": 1, "backgrounds": 2}
+    assert count_seen(unknown, train, validation) == {"samples": 1, "backgrounds": 2}
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_what_training_has_seen_is_counted() -> None:
 def test_a_split_that_is_not_new_is_told(trained: str, split: str, note: str | None) -> None:
     train, _ = split_indices(LAYOUT, trained, seed=42, validation=0.3)
     _, validation = split_indices(LAYOUT, split, seed=42, validation=0.3)
-    found = seen_note(split, trained, seen_in_training(LAYOUT, train, validation))
+    found = seen_note(split, trained, count_seen(LAYOUT, train, validation))
     if note is None:
         assert found is None
     else:

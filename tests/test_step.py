@@ -1,4 +1,4 @@
-"""The training step: on the meta device for every recipe, and what it leaves alone."""
+"""The training step: every recipe on the meta device, and which weights a stage changes."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from loaders import Backgrounds, Batch, Inputs, Layout, Preprocess
-from model import DualDecoderUNet, ModelError
+from model import DualDecoderUNet
 from model.checkpoint import ChannelStatistics
+from model.losses import training_loss
 from model.metrics import SampleTable
-from model.precision import COMPILE, Precision, choose_compile, choose_device, choose_precision
+from model.precision import Precision
 from model.recipe import RECIPES, Recipe, Stage
-from model.step import make_optimizer, measure, predict_step, stage_loss, training_step
-from model.training.progress import RunningMean
+from model.training.evaluation import measure, predict_step
+from model.training.optimizer import make_optimizer
+from train import StageTrainer
 
 STATISTICS = {
     "bg": ChannelStatistics((0.5, 0.4, 0.3), (0.2, 0.25, 0.3)),
     "fg_bg": ChannelStatistics((0.4, 0.4, 0.4), (0.2, 0.2, 0.2)),
 }
 OFF = Precision(dtype=None, scale=False)
-UNSCALED = torch.amp.GradScaler("cpu", enabled=False)
 EVERY = ("encoder", "mask", "depth")
 STAGES = [
     pytest.param(recipe, stage, id=f"{recipe.name}-{number}")
@@ -68,20 +69,28 @@ def _batch(device: str, samples: int = 2, size: int = 224) -> tuple[Batch, Backg
     return batch, Backgrounds(pixels(2, 3), layout)
 
 
+def make_trainer(
+    network: DualDecoderUNet, recipe: Recipe, stage: Stage, preprocess: Preprocess
+) -> StageTrainer:
+    """A trainer in float32, with the network in training mode."""
+    trainer = StageTrainer(
+        network=network, recipe=recipe, stage=stage, preprocess=preprocess, precision=OFF
+    )
+    network.train()
+    return trainer
+
+
 @pytest.mark.parametrize(("recipe", "stage"), STAGES)
 def test_every_stage_runs_on_meta(recipe: Recipe, stage: Stage) -> None:
     """meta fails where a tensor is made on another device, or a value is read on the host."""
     batch, backgrounds = _batch("meta")
-    preprocess = Preprocess(backgrounds, STATISTICS, size=stage.size)  # type: ignore[arg-type]
-    network = DualDecoderUNet(64).place("meta").freeze(*stage.frozen).train()
-    optimizer = make_optimizer(network, recipe, stage)
+    preprocess = Preprocess(backgrounds, STATISTICS, size=stage.size)
+    network = DualDecoderUNet(64).place("meta")
+    trainer = make_trainer(network, recipe, stage, preprocess)
     with NoHostTensors():
-        training_step(
-            batch, stage=stage, preprocess=preprocess, network=network, optimizer=optimizer,
-            running=RunningMean("meta"), precision=OFF, scaler=UNSCALED, lr=0.1,
-        )  # fmt: skip
+        trainer.step(batch, epoch=0, lr=0.1)
     trained = {part for part in ("encoder", "mask", "depth") if part in stage.trains}
-    moved = {id(p) for p in optimizer.state}
+    moved = {id(p) for p in trainer.optimizer.state}
     assert moved == {id(p) for p in network.trained_parameters()}
     assert set(network.frozen) == {"encoder", "mask", "depth"} - trained
 
@@ -113,114 +122,25 @@ def test_mask_stage_changes_the_mask_decoder_alone() -> None:
     torch.manual_seed(0)
     stage = Stage(size=16, batch_size=2, lr=0.1, trains=("mask",))
     batch, backgrounds = _batch("cpu", size=32)
-    network = DualDecoderUNet(2).freeze(*stage.frozen).train()
+    network = DualDecoderUNet(2)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    optimizer = make_optimizer(network, RECIPES["original"], stage)
-    running = RunningMean("cpu")
-    preprocess = Preprocess(backgrounds, STATISTICS, size=16)  # type: ignore[arg-type]
+    preprocess = Preprocess(backgrounds, STATISTICS, size=16)
+    trainer = make_trainer(network, RECIPES["original"], stage, preprocess)
     for _ in range(3):
-        network.train()
-        training_step(
-            batch, stage=stage, preprocess=preprocess, network=network, optimizer=optimizer,
-            running=running, precision=OFF, scaler=UNSCALED, lr=0.1,
-        )  # fmt: skip
+        trainer.step(batch, epoch=0, lr=0.1)
     after = network.state_dict()
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"mask_decoder"}
-    assert running.read() > 0
+    assert trainer.running.read("here") > 0
 
 
 def test_joint_loss_is_the_sum() -> None:
-    stage = Stage(size=16, batch_size=2, lr=0.1, trains=("encoder", "mask", "depth"))
+    stage = Stage(size=16, batch_size=2, lr=0.1, trains=EVERY)
     ones = torch.ones(1, 1, 8, 8)
     inputs = Inputs(bg=ones, fg_bg=ones, mask=ones, depth=ones)
-    total = stage_loss(stage, 0 * ones, 0.25 * ones, inputs).item()
-    assert total == pytest.approx(np.log(2) + 0.75)
-    assert stage_loss(stage, None, 0.25 * ones, inputs).item() == pytest.approx(0.75)
-
-
-@pytest.mark.parametrize(
-    ("request_", "device", "capability", "dtype", "scale"),
-    [
-        ("auto", "cpu", None, None, False),
-        ("auto", "cuda", (6, 0), torch.float16, True),  # P100
-        ("auto", "cuda", (7, 5), torch.float16, True),  # T4
-        ("auto", "cuda", (8, 0), torch.bfloat16, False),  # A100
-        ("auto", "cuda", (9, 0), torch.bfloat16, False),  # H100
-        ("off", "cuda", (9, 0), None, False),
-        ("fp16", "cuda", (9, 0), torch.float16, True),
-        ("bf16", "cpu", None, torch.bfloat16, False),
-        ("tf32", "cuda", (8, 0), None, False),
-    ],
-)
-def test_precision(
-    request_: str,
-    device: str,
-    capability: tuple[int, int] | None,
-    dtype: torch.dtype | None,
-    scale: bool,
-) -> None:
-    expected = Precision(dtype=dtype, scale=scale, tf32=request_ == "tf32")
-    assert choose_precision(request_, device, capability) == expected
-
-
-@pytest.mark.parametrize(
-    ("flags", "dtype"),
-    [
-        ("fpu sse2 avx2", None),  # emulates bfloat16
-        ("avx2 avx512f avx512_bf16", torch.bfloat16),
-        ("avx512f amx_bf16 amx_tile", torch.bfloat16),
-    ],
-)
-def test_precision_of_a_cpu(flags: str, dtype: torch.dtype | None) -> None:
-    found = choose_precision("auto", "cpu", None, frozenset(flags.split()))
-    assert found == Precision(dtype=dtype, scale=False)
-
-
-GPUS = {"P100": (6, 0), "T4": (7, 5), "A100": (8, 0), "H100": (9, 0)}
-
-
-@pytest.mark.parametrize("gpu", GPUS)
-@pytest.mark.parametrize("mode", COMPILE)
-def test_compile_on_gpus(gpu: str, mode: str) -> None:
-    if gpu == "P100" and mode != "off":
-        with pytest.raises(ModelError, match=r"found a GPU of compute capability 6\.0, expected 7"):
-            choose_compile(mode, "cuda", GPUS[gpu])
-    else:
-        assert choose_compile(mode, "cuda", GPUS[gpu]) == mode
-
-
-def test_compile_on_a_cpu() -> None:
-    assert choose_compile("default", "cpu", None) == "default"
-    with pytest.raises(ModelError, match="CUDA graphs need a GPU"):
-        choose_compile("reduce-overhead", "cpu", None)
-
-
-def test_tf32_is_set_and_never_left_to_chance() -> None:
-    kept = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    try:
-        for request_ in ("tf32", "off", "bf16"):
-            choose_precision(request_, "cuda", (8, 0)).set_tf32()
-            assert torch.backends.cudnn.allow_tf32 is (request_ == "tf32")
-            assert torch.backends.cuda.matmul.allow_tf32 is (request_ == "tf32")
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = kept
-
-
-def test_impossible_devices_are_named() -> None:
-    with pytest.raises(ModelError, match="fp16 needs a GPU"):
-        choose_precision("fp16", "cpu", None)
-    for capability in ((6, 0), (7, 5)):
-        with pytest.raises(ModelError, match="tf32 needs a GPU of compute capability"):
-            choose_precision("tf32", "cuda", capability)
-    for name in ("gpu", "nonsense", "", "cuda:-1", "cuda:99999999999999999999"):
-        with pytest.raises(ModelError, match="not a device; expected auto, cpu, cuda or cuda:N"):
-            choose_device(name)
-    for name in ("meta", "mps"):
-        with pytest.raises(ModelError, match=f"found type {name}; expected auto, cpu, cuda or cud"):
-            choose_device(name)
-    with pytest.raises(ModelError, match="CUDA devices"):
-        choose_device("cuda:99")
+    both = training_loss(stage, inputs, 0 * ones, 0.25 * ones)
+    assert both.item() == pytest.approx(np.log(2) + 0.75)
+    assert training_loss(stage, inputs, None, 0.25 * ones).item() == pytest.approx(0.75)
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
@@ -243,3 +163,20 @@ def test_a_first_step_that_overflows_leaves_no_trace(nesterov: bool) -> None:
             scaler.update(1.0)
         weights.append([parameter.detach().clone() for parameter in network.trained_parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+def test_phases_are_marked_in_order() -> None:
+    """What a benchmark times by its own `PhaseTimer`."""
+    ended: list[str] = []
+
+    class Recorder:
+        def end(self, name: str) -> None:
+            ended.append(name)
+
+    stage = Stage(size=16, batch_size=2, lr=0.1, trains=("mask",))
+    batch, backgrounds = _batch("cpu", size=32)
+    preprocess = Preprocess(backgrounds, STATISTICS, size=16)
+    trainer = make_trainer(DualDecoderUNet(1), RECIPES["original"], stage, preprocess)
+    trainer.phases = Recorder()
+    trainer.step(batch, epoch=0, lr=0.1)
+    assert ended == ["preprocess", "forward", "loss and backward", "optimiser"]

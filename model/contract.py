@@ -1,0 +1,139 @@
+"""The data that the model layer takes, as Protocols: it never imports the loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Batch(Protocol):
+    """One batch of stored pixels on the loader's device.
+
+    fg_bg: uint8 (B, 3, H, W). mask: uint8 (B, 1, H, W), 0 or 1. depth: uint8 (B, 1, H, W).
+    index: int64 (B,), the samples.
+    """
+
+    @property
+    def fg_bg(self) -> Tensor: ...
+    @property
+    def mask(self) -> Tensor: ...
+    @property
+    def depth(self) -> Tensor: ...
+    @property
+    def index(self) -> Tensor: ...
+
+
+class Inputs(Protocol):
+    """A preprocessed batch: what the network takes and its targets.
+
+    bg, fg_bg: float (B, 3, S, S), normalised. mask: float32 (B, 1, S, S), 0 or 1.
+    depth: float32 (B, 1, S, S), 0..1.
+    """
+
+    @property
+    def bg(self) -> Tensor: ...
+    @property
+    def fg_bg(self) -> Tensor: ...
+    @property
+    def mask(self) -> Tensor: ...
+    @property
+    def depth(self) -> Tensor: ...
+
+
+class Preprocessor(Protocol):
+    """Batch -> Inputs on the same device; ``epoch`` of the run decides the augmentation."""
+
+    def __call__(self, batch: Batch, epoch: int = 0) -> Inputs: ...
+
+
+class Layout(Protocol):
+    """Which sample shows which background and which foreground."""
+
+    @property
+    def height(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def samples(self) -> int: ...
+    @property
+    def group_starts(self) -> np.ndarray: ...
+    @property
+    def samples_per_fg(self) -> int | None: ...
+    def background_of(self, index: np.ndarray) -> np.ndarray: ...
+    def foreground_of(self, index: np.ndarray) -> np.ndarray: ...
+
+
+class Moments(Protocol):
+    """Exact sums of one field over a data set; mean and std of each channel in 0..1."""
+
+    @property
+    def values(self) -> int: ...
+    @property
+    def sums(self) -> tuple[int, ...]: ...
+    @property
+    def squares(self) -> tuple[int, ...]: ...
+    @property
+    def mean(self) -> tuple[float, ...]: ...
+    @property
+    def std(self) -> tuple[float, ...]: ...
+
+
+class DataSummary(Protocol):
+    """The layout and the statistics of a data set, as a loader or a manifest has them."""
+
+    @property
+    def layout(self) -> Layout: ...
+    @property
+    def statistics(self) -> Mapping[str, Moments]: ...
+
+
+class Backgrounds(Protocol):
+    """All backgrounds, resident on the device."""
+
+    def gather(self, index: Tensor) -> Tensor:
+        """The background of each sample: uint8 (B, 3, H, W)."""
+        ...
+
+
+class SkippedRecord(Protocol):
+    """A corrupt record that another one has replaced, and what is wrong with it."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def message(self) -> str: ...
+
+
+class Skipping(Protocol):
+    """A loader that skips corrupt records."""
+
+    @property
+    def skipped(self) -> Sequence[SkippedRecord]: ...
+
+
+class Loader(DataSummary, Protocol):
+    """Batches in the order of an epoch."""
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def backgrounds(self) -> Backgrounds: ...
+    def __len__(self) -> int: ...
+    def epoch(self, n: int, start: int = 0) -> Iterator[Batch]: ...
+
+
+class PhaseTimer(Protocol):
+    """Notified at the end of each phase of a training step, so that a benchmark can time it."""
+
+    def end(self, name: str) -> None: ...
+
+
+class NoPhases:
+    """A `PhaseTimer` that measures nothing."""
+
+    def end(self, name: str) -> None:
+        """Ignore the phase."""
