@@ -1,4 +1,4 @@
-"""A UNet with one encoder and two decoders: mask and depth of a person on a background.
+"""A UNet with one encoder and two decoders: mask and depth of a composite.
 
 At width 64 it has 6,242,050 parameters. Its layers are those of the original work, so the
 original's weights fit once they are renamed (`rename_original`).
@@ -60,10 +60,7 @@ class Encoder(nn.Module):
 
 
 class Up(nn.Module):
-    """Upsamples x2 (bilinear), concatenates after the skip, and applies a DoubleConv.
-
-    The DoubleConv has half of its input channels inside.
-    """
+    """Upsamples x2 (bilinear), concatenates the skip in front, and applies a DoubleConv."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
