@@ -1,4 +1,4 @@
-"""Files on disk: what comes back is what was saved, and nothing stored is executed."""
+"""Checkpoints on disk: a round trip keeps every value, and stored code is never run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ INFO = NetworkInfo(
 )
 
 
-def test_network_and_back(tmp_path: Path) -> None:
+def test_network_round_trip(tmp_path: Path) -> None:
     network = DualDecoderUNet(2).place("cpu")
     save_network(tmp_path / "best.safetensors", network, INFO)
     loaded, info = load_network(tmp_path / "best.safetensors")
@@ -50,7 +50,7 @@ def test_network_and_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_original_pth(tmp_path: Path, wrapped: bool) -> None:
+def test_load_original_weights(tmp_path: Path, wrapped: bool) -> None:
     network = DualDecoderUNet(3)
     weights = {original_name(name): value for name, value in network.state_dict().items()}
     torch.save({"state_dict": weights} if wrapped else weights, tmp_path / "theirs.pth")
@@ -61,10 +61,10 @@ def test_original_pth(tmp_path: Path, wrapped: bool) -> None:
 
 
 class Malicious:
-    """Runs a command when it is unpickled by a careless reader."""
+    """Runs a command when it is unpickled without weights_only."""
 
     def __reduce__(self) -> tuple:
-        """Make a file in the working directory."""
+        """Make a folder in the working directory."""
         return os.mkdir, ("owned",)
 
 
@@ -79,10 +79,10 @@ def test_stored_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert not Path("owned").exists()
 
 
-def test_wrong_files_are_named(tmp_path: Path) -> None:
+def test_an_error_names_the_file_and_the_fault(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such file"):
         load_network(tmp_path / "none.safetensors")
-    path = tmp_path / "bad.safetensors"
+    path = tmp_path / "invalid.safetensors"
     path.write_bytes(b"not a checkpoint")
     with pytest.raises(ModelError, match="not a readable safetensors file"):
         load_network(path)
@@ -102,7 +102,7 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
         load_network(path)
 
 
-def test_state_restores_the_generator(tmp_path: Path) -> None:
+def test_state_restores_the_random_generator(tmp_path: Path) -> None:
     torch.manual_seed(4)
     save_state(tmp_path / "last.pt", {"position": (1, 2, 3), "history": [{"loss": 0.5}]})
     expected = torch.rand(3)

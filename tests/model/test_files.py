@@ -1,4 +1,4 @@
-"""Writing: the whole file or the old one, readable as the umask says, and one line of reason."""
+"""Atomic writes that respect the umask, folder locks, and errors of one line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077])
-def test_a_file_is_as_readable_as_the_umask_says(umask: int, tmp_path: Path) -> None:
+def test_a_file_has_the_mode_of_the_umask(umask: int, tmp_path: Path) -> None:
     before = os.umask(umask)
     try:
         replace_text(tmp_path / "file", "text")
@@ -37,7 +37,7 @@ def test_a_file_is_as_readable_as_the_umask_says(umask: int, tmp_path: Path) -> 
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o666 & ~umask
 
 
-def test_what_cannot_be_written_is_named_beforehand(tmp_path: Path) -> None:
+def test_paths_that_cannot_be_written_are_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     require_writable(tmp_path / "new/folder/file")
     require_writable(tmp_path / "file")
@@ -51,10 +51,10 @@ def test_what_cannot_be_written_is_named_beforehand(tmp_path: Path) -> None:
         replace_text(tmp_path / "file/x", "")
 
 
-def test_a_folder_that_cannot_be_locked_is_told(
+def test_a_folder_that_cannot_be_locked_gives_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As on some network file systems: work goes on, but not silently."""
+    """Some network file systems do not lock folders: the run continues with a warning."""
 
     def refuse(*arguments: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -64,7 +64,7 @@ def test_a_folder_that_cannot_be_locked_is_told(
         assert "run: cannot be locked (No locks available)" in capsys.readouterr().err
 
 
-def test_a_lock_keeps_others_out_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_lock_excludes_others_and_leaves_no_empty_folder(tmp_path: Path) -> None:
     folder = tmp_path / "a/run"
     with locked(folder):
         assert folder.is_dir()

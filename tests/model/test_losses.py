@@ -1,4 +1,4 @@
-"""Losses against plain arithmetic in numpy or float64 torch."""
+"""Losses compared with numpy, kornia and torchmetrics."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def test_mask_losses(sample: tuple[Tensor, Tensor, Tensor]) -> None:
     dice = 1 - 2 * (p * t).sum(each) / (p.sum(each) + t.sum(each))
     expected = {"bce": bce, "dice": dice.mean(), "l1": np.abs(p - t).mean()}
     expected["bce+dice"] = bce + dice.mean()
-    classes, person = torch.cat([torch.zeros_like(raw), raw], dim=1), torch.tensor([0.0, 1.0])
-    theirs = dice_loss(classes, mask[:, 0].long(), weight=person, ignore_index=None).item()
+    classes, weight = torch.cat([torch.zeros_like(raw), raw], dim=1), torch.tensor([0.0, 1.0])
+    theirs = dice_loss(classes, mask[:, 0].long(), weight=weight, ignore_index=None).item()
     assert losses.mask_dice(raw, mask).item() == pytest.approx(theirs, rel=1e-5)
     for name, value in expected.items():
         assert losses.MASK_LOSSES[name](raw, mask).item() == pytest.approx(value, rel=1e-5)
 
 
-def test_ssim_is_halved_and_against_the_target(sample: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_ssim_loss_equals_that_of_kornia(sample: tuple[Tensor, Tensor, Tensor]) -> None:
     raw, mask, depth = sample
     for loss, output, shown, target in (
         (losses.mask_ssim, raw, raw.sigmoid(), mask),
@@ -57,7 +57,7 @@ def test_ssim_is_halved_and_against_the_target(sample: tuple[Tensor, Tensor, Ten
         torch.testing.assert_close(ours, image[inside], rtol=0, atol=2e-3)
 
 
-def test_gradients_are_those_of_kornia(sample: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_gradients_equal_those_of_kornia(sample: tuple[Tensor, Tensor, Tensor]) -> None:
     raw, _, _ = sample
     torch.testing.assert_close(losses.gradients(raw), spatial_gradient(raw)[:, 0])
 
@@ -70,8 +70,8 @@ def test_depth_l1_and_bce(sample: tuple[Tensor, Tensor, Tensor]) -> None:
     assert losses.depth_bce(raw, depth).item() == pytest.approx(bce, rel=1e-5)
 
 
-def test_edges_are_those_of_a_ramp() -> None:
-    """A ramp of slope s along x has a Sobel gradient of s (kornia's is normalised)."""
+def test_edge_loss_of_a_ramp() -> None:
+    """A ramp of slope s along x has a normalised Sobel gradient of s."""
     ramp = torch.arange(16.0).expand(1, 1, 16, 16) / 16
     edges = losses.depth_edges(ramp, torch.zeros_like(ramp)).item()
     inner = 14 / 16 * (1 / 16) + 2 / 16 * (0.5 / 16)  # replicated border: half the slope
@@ -93,7 +93,7 @@ def test_densedepth_compares_with_the_target(sample: tuple[Tensor, Tensor, Tenso
     ("table", "name"),
     [("mask", n) for n in losses.MASK_LOSSES] + [("depth", n) for n in losses.DEPTH_LOSSES],
 )
-def test_every_loss_falls_on_the_way_down(table: str, name: str) -> None:
+def test_every_loss_decreases_along_its_gradient(table: str, name: str) -> None:
     loss = {"mask": losses.MASK_LOSSES, "depth": losses.DEPTH_LOSSES}[table][name]
     generator = torch.Generator().manual_seed(5)
     output = torch.randn(2, 1, 16, 16, generator=generator).requires_grad_()
@@ -115,7 +115,7 @@ def test_an_empty_mask_gives_finite_losses() -> None:
         assert torch.autograd.grad(value, logits)[0].isfinite().all()
 
 
-def test_depth_values_undo_the_logit() -> None:
+def test_depth_values_of_a_logit_are_its_sigmoid() -> None:
     raw = torch.tensor([-1.0, 0.0, 2.0])
     assert torch.equal(losses.depth_values(raw, "l1"), raw)
     assert torch.equal(losses.depth_values(raw, "bce"), raw.sigmoid())

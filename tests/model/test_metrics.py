@@ -1,4 +1,4 @@
-"""Pooled metrics against torchmetrics and numpy, and their independence of batching."""
+"""Pooled metrics compared with torchmetrics and numpy, and independent of the batches."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def outputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     logits = 3 * torch.randn(SAMPLES, 1, 16, 16, generator=generator)
     target = torch.rand(SAMPLES, 1, 16, 16, generator=generator)
     depth = target + 0.1 * torch.randn(SAMPLES, 1, 16, 16, generator=generator)
-    # Very unequal masks: a mean of per-image IoU is then far from the pooled figure.
+    # Very unequal masks, so that a mean of IoUs per image is far from the pooled IoU.
     share = torch.linspace(0, 0.9, SAMPLES).view(-1, 1, 1, 1)
     mask = (torch.rand(SAMPLES, 1, 16, 16, generator=generator) < share).float()
     return logits, depth, mask, target
@@ -44,7 +44,7 @@ def _table(outputs: tuple[Tensor, ...], batch: int, order: Tensor | None = None)
     return table
 
 
-def test_pooled_figures_equal_torchmetrics(outputs: tuple[Tensor, ...]) -> None:
+def test_pooled_scores_equal_torchmetrics(outputs: tuple[Tensor, ...]) -> None:
     logits, depth, mask, target = outputs
     jaccard, rmse, l1 = BinaryJaccardIndex(), MeanSquaredError(squared=False), MeanAbsoluteError()
     for index in torch.arange(SAMPLES).split(3):
@@ -62,7 +62,7 @@ def test_pooled_figures_equal_torchmetrics(outputs: tuple[Tensor, ...]) -> None:
     assert scores.mask_bce == pytest.approx(bce.mean(), rel=1e-6)
 
 
-def test_ratio_figures_equal_numpy(outputs: tuple[Tensor, ...]) -> None:
+def test_ratio_scores_equal_numpy(outputs: tuple[Tensor, ...]) -> None:
     _, depth, _, target = outputs
     scores = pooled_scores(_table(outputs, 4).collect())
     d, t = np.maximum(depth.double().numpy(), 1e-3), target.double().numpy()
@@ -75,9 +75,9 @@ def test_ratio_figures_equal_numpy(outputs: tuple[Tensor, ...]) -> None:
 
 def test_batch_size_and_order_do_not_matter(outputs: tuple[Tensor, ...]) -> None:
     order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(0))
-    whole = _table(outputs, SAMPLES).rows
-    torch.testing.assert_close(_table(outputs, 1, order).rows, whole, rtol=1e-7, atol=1e-7)
-    torch.testing.assert_close(_table(outputs, 4).rows, whole, rtol=1e-7, atol=1e-7)
+    expected = _table(outputs, SAMPLES).rows
+    torch.testing.assert_close(_table(outputs, 1, order).rows, expected, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(_table(outputs, 4).rows, expected, rtol=1e-7, atol=1e-7)
 
 
 def test_a_sample_seen_twice_counts_once(outputs: tuple[Tensor, ...]) -> None:
@@ -86,7 +86,7 @@ def test_a_sample_seen_twice_counts_once(outputs: tuple[Tensor, ...]) -> None:
     assert pooled_scores(once).as_dict() == pytest.approx(pooled_scores(twice).as_dict())
 
 
-def test_a_decoder_that_did_not_run_has_no_figures(outputs: tuple[Tensor, ...]) -> None:
+def test_a_decoder_that_did_not_run_has_no_scores(outputs: tuple[Tensor, ...]) -> None:
     logits, depth, mask, target = outputs
     table = SampleTable(SAMPLES, "cpu")
     table.add(torch.arange(SAMPLES), sample_sums(None, depth, mask, target))
@@ -112,7 +112,7 @@ def test_group_spread_orders_worst_and_best(outputs: tuple[Tensor, ...]) -> None
     assert spread.figures["depth_rmse"].worst >= spread.figures["depth_rmse"].best
 
 
-def test_interval_is_that_of_resampled_groups(outputs: tuple[Tensor, ...]) -> None:
+def test_interval_equals_that_of_resampled_groups(outputs: tuple[Tensor, ...]) -> None:
     table = _table(outputs, 4).collect()
     group = np.arange(SAMPLES) // 3
     interval = group_spread(table, group).figures["mask_iou"].interval
@@ -125,7 +125,7 @@ def test_interval_is_that_of_resampled_groups(outputs: tuple[Tensor, ...]) -> No
         drawn.append(pooled_scores(table, rows).mask_iou or 0.0)
     assert (low, high) == pytest.approx(np.percentile(drawn, (2.5, 97.5)), abs=0.01)
     assert low < (pooled_scores(table).mask_iou or 0.0) < high
-    # One group says nothing of others.
+    # One group gives no interval over groups.
     assert group_spread(table, np.zeros(SAMPLES)).figures["depth_rmse"].interval is None
 
 
@@ -137,7 +137,7 @@ def test_metrics_run_on_meta(outputs: tuple[Tensor, ...]) -> None:
     running.add(torch.zeros((), device="meta"), 4)
 
 
-def test_running_loss_weighs_by_samples() -> None:
+def test_running_loss_is_weighted_by_samples() -> None:
     running = RunningLoss("cpu")
     assert np.isnan(running.read("here"))
     running.add(torch.tensor(1.0), 3)
@@ -172,7 +172,7 @@ def test_training_means_are_per_background() -> None:
     depth = torch.rand(6, 1, 4, 4, generator=generator)
     mask = (depth > 0.5).float()
     means = TrainingMeans(torch.tensor([0, 2, 5, 6]), size=4)
-    index = torch.tensor([0, 1, 2, 4])  # nothing of the last background
+    index = torch.tensor([0, 1, 2, 4])  # no sample of the last background
     for part in index.split(3):
         means.add(part, mask[part], depth[part])
     torch.testing.assert_close(

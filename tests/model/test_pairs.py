@@ -1,4 +1,4 @@
-"""Images by file, folder and pattern, and who belongs to whom."""
+"""Finding images by file, folder and pattern, and pairing them."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def test_files_folders_and_patterns(photos: Path) -> None:
         "bg": ["a.jpg", "b.jpg", "c.JPG"],
         "bg/[ab].jpg": ["a.jpg", "b.jpg"],
         "**/a.*": ["a.jpg", "a.png"],
-        "bg/none.jpg": ["none.jpg"],  # reading it says that it is not there
+        "bg/none.jpg": ["none.jpg"],  # reading it reports that it does not exist
     }
     for pattern, expected in names.items():
         assert [path.name for path in find_images(str(photos / pattern))] == expected
-    (photos / "bg/[1].jpg").touch()  # a file of this name comes before the pattern
+    (photos / "bg/[1].jpg").touch()  # a file of this name takes precedence over the pattern
     assert [path.name for path in find_images(str(photos / "bg/[1].jpg"))] == ["[1].jpg"]
     for pattern in ("bg/*.webp", "empty"):
         (photos / "empty").mkdir(exist_ok=True)
@@ -37,7 +37,7 @@ def test_files_folders_and_patterns(photos: Path) -> None:
             find_images(str(photos / pattern))
 
 
-def test_pairs_go_by_name_or_share_one_background(photos: Path) -> None:
+def test_images_are_paired_by_name_or_share_one_background(photos: Path) -> None:
     bg, fg_bg = photos / "bg", photos / "fg_bg"
     assert pair_images(str(bg), str(fg_bg)) == [
         Pair("a", bg / "a.jpg", fg_bg / "a.png"),
@@ -49,7 +49,7 @@ def test_pairs_go_by_name_or_share_one_background(photos: Path) -> None:
     assert [pair.name for pair in shared] == ["a", "b", "c"]
 
 
-def test_what_has_no_counterpart_is_named(photos: Path) -> None:
+def test_an_image_without_counterpart_is_named(photos: Path) -> None:
     (photos / "fg_bg/d.png").touch()
     with pytest.raises(ModelError, match=r"d\.png: found no d among the 3 backgrounds"):
         pair_images(str(photos / "bg"), str(photos / "fg_bg"))

@@ -1,4 +1,4 @@
-"""Prediction and export: the same pixels in as in training, the input's size out."""
+"""Prediction and export: preprocessing as in training, results at the size of the input."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def _pixels(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("stored", [(32, 32), (64, 64), (80, 48), (24, 24), (24, 96)])
-def test_same_result_as_through_preprocess(predictor: Predictor, stored: tuple[int, int]) -> None:
+def test_same_result_as_preprocess_and_network(
+    predictor: Predictor, stored: tuple[int, int]
+) -> None:
     height, width = stored
     bg, fg_bg = (torch.from_numpy(_pixels(*stored, seed=s)).permute(2, 0, 1)[None] for s in (0, 1))
     layout = Layout(height=height, width=width, group_starts=np.array([0, 1]), samples_per_fg=None)
@@ -70,14 +72,14 @@ def test_results_have_the_size_of_the_input(predictor: Predictor, tmp_path: Path
 
 
 def test_unequal_or_unreadable_images_are_named(predictor: Predictor, tmp_path: Path) -> None:
-    good, other, bad = tmp_path / "a.png", tmp_path / "b.png", tmp_path / "c.png"
-    Image.fromarray(_pixels(40, 40)).save(good)
+    valid, other, text = tmp_path / "a.png", tmp_path / "b.png", tmp_path / "c.png"
+    Image.fromarray(_pixels(40, 40)).save(valid)
     Image.fromarray(_pixels(40, 48)).save(other)
-    bad.write_text("not an image")
+    text.write_text("not an image")
     for bg, fg_bg, message in (
-        (good, other, "48x40, but .* is 40x40"),
-        (good, bad, r"c\.png: not a readable image"),
-        (tmp_path / "none.png", good, "no such file"),
+        (valid, other, "48x40, but .* is 40x40"),
+        (valid, text, r"c\.png: not a readable image"),
+        (tmp_path / "none.png", valid, "no such file"),
     ):
         with pytest.raises(ModelError, match=message):
             list(predict_files(predictor, pair_images(str(bg), str(fg_bg)), tmp_path / "out"))
@@ -108,10 +110,10 @@ def test_onnx_reproduces_the_network(predictor: Predictor, tmp_path: Path) -> No
         torch.testing.assert_close(torch.from_numpy(ours), theirs, rtol=1e-3, atol=1e-4)
 
 
-def test_export_is_checked_on_the_images_given(
+def test_export_is_checked_on_the_given_images(
     predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file that is wrong on one of them alone is not kept."""
+    """A file that is wrong on one of these images only is an error."""
     Image.fromarray(np.full((40, 40, 3), 255, dtype=np.uint8)).save(tmp_path / "white.png")
     pairs = pair_images(str(tmp_path / "white.png"), str(tmp_path / "white.png"))
     real = predictor.forward
@@ -127,7 +129,7 @@ def test_export_is_checked_on_the_images_given(
         export_network(predictor, tmp_path / "net.pt2", pairs)
 
 
-@pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"{PHOTOS} is not here: real photos")
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"{PHOTOS} with real photos does not exist")
 def test_export_on_real_photos(predictor: Predictor, tmp_path: Path) -> None:
     names = zip(
         sorted((PHOTOS / "bg").iterdir()), sorted((PHOTOS / "fg_bg").iterdir()), strict=True

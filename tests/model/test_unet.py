@@ -1,4 +1,4 @@
-"""The network: its size, its names, what runs, and what stays frozen."""
+"""The network: its parameters, their names, which parts run, and freezing."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class _Out(nn.Module):
 
 
 class Original(nn.Module):
-    """The original's module layout, written from the description of it and not from ours."""
+    """The original's module layout, written from its description, independent of ours."""
 
     def __init__(self, w: int = 64) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ def test_parameter_counts() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_original_weights_give_the_original_result(prefix: str) -> None:
+def test_original_weights_give_the_result_of_the_original(prefix: str) -> None:
     torch.manual_seed(0)
     original = Original(4).train()
     images = _images()
@@ -117,7 +117,7 @@ def test_original_layout_fits_at_full_width() -> None:
         DualDecoderUNet(64).load_state_dict(weights, assign=True)
 
 
-def test_foreign_weights_are_named() -> None:
+def test_missing_and_unexpected_weights_are_named() -> None:
     weights = Original(2).state_dict()
     weights.pop("inc.double_conv.0.weight")
     weights["head.weight"] = torch.zeros(1)
@@ -137,7 +137,7 @@ def test_decode(decode: str, ran: tuple[int, int]) -> None:
             assert result.shape == (2, 1, 32, 32)
 
 
-def test_wrong_arguments_are_named() -> None:
+def test_invalid_arguments_are_named() -> None:
     net = DualDecoderUNet(2)
     with pytest.raises(ValueError, match="multiples of 8"):
         net(torch.zeros(1, 3, 30, 32), torch.zeros(1, 3, 30, 32))
@@ -149,7 +149,7 @@ def test_wrong_arguments_are_named() -> None:
         DualDecoderUNet(0)
 
 
-GFLOP = {  # per sample at 224: forward and backward of what each stage trains
+GFLOP = {  # per sample at 224: forward and backward of a stage with these parts
     ("encoder", "mask", "depth"): 228,
     ("encoder", "depth"): 139,
     ("mask",): 98,
@@ -157,8 +157,8 @@ GFLOP = {  # per sample at 224: forward and backward of what each stage trains
 
 
 @pytest.mark.parametrize("trains", GFLOP)
-def test_only_what_is_needed_runs(trains: tuple[str, ...]) -> None:
-    """A quarter of the work at 112. Mask stage: the encoder runs forward only."""
+def test_flops_of_a_stage(trains: tuple[str, ...]) -> None:
+    """Counted at 112, a quarter of 224. In the mask stage the encoder runs forward only."""
     with torch.device("meta"):
         net = DualDecoderUNet(64).freeze(*set(PARTS) - set(trains))
         images = torch.zeros(2, 1, 3, 112, 112)
@@ -166,7 +166,7 @@ def test_only_what_is_needed_runs(trains: tuple[str, ...]) -> None:
     with FlopCounterMode(display=False) as counter:
         outputs = net(images[0], images[1], decode=decode)
         torch.stack([o.mean() for o in outputs if o is not None]).sum().backward()
-    # 98 and 139 are rounded to whole GFLOP: 1 % of them is about that rounding.
+    # The values above are rounded to whole GFLOP, an error of up to 0.5 %.
     assert counter.get_total_flops() * 4 / 1e9 == pytest.approx(GFLOP[trains], rel=0.01)
 
 
@@ -182,7 +182,7 @@ def test_forward_flops() -> None:
     assert by_module["DualDecoderUNet.depth_decoder"] / 1e9 == pytest.approx(29.6, rel=0.01)
 
 
-def test_frozen_parts_do_not_change_by_a_bit() -> None:
+def test_frozen_parts_do_not_change() -> None:
     torch.manual_seed(0)
     net = DualDecoderUNet(4).freeze("encoder", "depth")
     before = {name: value.clone() for name, value in net.state_dict().items()}
@@ -190,7 +190,7 @@ def test_frozen_parts_do_not_change_by_a_bit() -> None:
     for mode in (True, False, True):
         net.eval()
         net.train(mode)
-        net.train()  # the call that thaws BatchNorm elsewhere
+        net.train()  # in other networks this call unfreezes BatchNorm
         logits, _ = net(*_images(), decode="mask")
         optimizer.zero_grad()
         logits.mean().backward()
@@ -203,7 +203,7 @@ def test_frozen_parts_do_not_change_by_a_bit() -> None:
     assert not net.encoder.training
 
 
-def test_a_start_from_the_difference_sees_none_in_equal_images() -> None:
+def test_filters_that_start_from_the_difference_give_0_for_equal_images() -> None:
     torch.manual_seed(0)
     net = DualDecoderUNet(6).start_from_difference()
     same = _images()[0]
@@ -218,7 +218,7 @@ def _bias(net: DualDecoderUNet) -> Tensor:
     return net.encoder.inc[0].get_parameter("bias").detach().view(-1, 1, 1)
 
 
-def test_freeze_replaces_the_earlier_choice() -> None:
+def test_freeze_replaces_an_earlier_freeze() -> None:
     net = DualDecoderUNet(2).train()
     net.freeze("encoder", "mask")
     net.freeze("depth")
