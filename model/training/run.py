@@ -140,7 +140,7 @@ class Run:
     ) -> None:
         """Record an epoch: best weights, state, metrics.csv and curves.png.
 
-        statistics: what bg and fg_bg are normalised with.
+        statistics: what bg and fg_bg are normalised with. stage_state: with no time elapsed.
         """
         number, epoch, _ = self.position
         stage = self.config.recipe.stages[number]
@@ -158,7 +158,7 @@ class Run:
         self.elapsed = Elapsed()
         finished = epoch + 1 == stage.epochs
         after = Position(number + 1) if finished else Position(number, epoch + 1)
-        self.save(after, network, {**stage_state, "elapsed": tuple(self.elapsed)})
+        self.save(after, network, stage_state)
         self._write_reports()
 
     def _is_best(self, stage: Stage, score: float) -> bool:
