@@ -54,3 +54,11 @@ def test_links_of_the_documents_lead_to_files() -> None:
             if "://" not in target and not (document.parent / target).is_file():
                 broken.append(f"{document.name}: {target}")
     assert broken == []
+
+
+def test_contributing_names_files_that_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    paths = re.findall(r"`((?:[\w.]+/)+[\w.]*|\w+\.(?:py|cfg|txt))`", text)
+    assert len(paths) > 20
+    missing = {path for path in paths if not (ROOT / path).exists()}
+    assert missing - {".venv/ffcv-missing"} == set()
