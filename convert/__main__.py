@@ -100,7 +100,7 @@ def pack(
     **options: object,
 ) -> None:
     """Convert DATASET to SHARDS."""
-    from convert.inspect import remarks
+    from convert.inspect import count_lines
     from convert.manifest import FORMATS
     from convert.pack import PackConfig
     from convert.pack import pack as run
@@ -118,7 +118,7 @@ def pack(
     click.echo(f"{shards}: {manifest.layout.samples} samples")
     for name, file in manifest.files.items():
         click.echo(f"  {name:28} {file.bytes:>15,} bytes")
-    for line in remarks(manifest):
+    for line in count_lines(manifest):
         click.echo(f"  {line}")
 
 

@@ -1,7 +1,7 @@
 """Writes the FFCV file: fields verbatim, source order, readable by stock FFCV.
 
-Layout (docs/format.md has it in full): header, field descriptors, one row of metadata a
-sample, pages of data in which no sample crosses a page border, allocation table.
+`Structure` describes the layout (in full in docs/format.md): header, field descriptors, one row
+of metadata a sample, pages of data that no sample crosses, allocation table.
 """
 
 from __future__ import annotations
@@ -47,44 +47,98 @@ _TYPES = {"image": (2, _IMAGE), "bytes": (3, _BYTES), "int": (1, _INT)}
 
 
 def field_kinds(codecs: dict[str, str]) -> dict[str, str]:
-    """FFCV's kind of each field in file order: an image where the codec stores a JPEG."""
+    """FFCV's kind of each field in file order: an image if the codec stores a JPEG."""
     kinds = {name: "bytes" if codecs[name] == "runs" else "image" for name in FIELDS}
     return {**kinds, "index": "int"}
 
 
-def metadata_dtype(codecs: dict[str, str]) -> np.dtype:
-    """One row of metadata: fields f0, f1, ... in file order, aligned as FFCV does."""
-    kinds = field_kinds(codecs).values()
-    return np.dtype([(f"f{i}", _TYPES[kind][1]) for i, kind in enumerate(kinds)], align=True)
+@dataclass(frozen=True, kw_only=True)
+class Structure:
+    """Sizes, positions and tables of an FFCV file, from its samples and codecs."""
+
+    layout: Layout
+    codecs: dict[str, str]
+
+    @property
+    def metadata(self) -> np.dtype:
+        """A row of metadata: fields f0, f1, ... in file order, aligned as FFCV does."""
+        kinds = field_kinds(self.codecs).values()
+        return np.dtype([(f"f{i}", _TYPES[kind][1]) for i, kind in enumerate(kinds)], align=True)
+
+    @property
+    def rows_at(self) -> int:
+        """First byte of the metadata."""
+        return HEADER.itemsize + DESCRIPTOR.itemsize * len(field_kinds(self.codecs))
+
+    @property
+    def data_at(self) -> int:
+        """First byte of the data, at a page border."""
+        return _align(self.rows_at + self.metadata.itemsize * self.layout.samples)
+
+    def header(self, allocations_at: int = 0) -> bytes:
+        """Header and field descriptors. allocations_at: 0 as long as the file is unfinished."""
+        kinds = field_kinds(self.codecs)
+        header = np.zeros(1, HEADER)
+        header["version"], header["num_fields"], header["page_size"] = VERSION, len(kinds), PAGE
+        header["num_samples"] = self.layout.samples
+        header["alloc_table_ptr"] = allocations_at
+        descriptors = np.zeros(len(kinds), DESCRIPTOR)
+        for row, (name, kind) in zip(descriptors, kinds.items(), strict=True):
+            row["type_id"] = _TYPES[kind][0]
+            row["name"][: len(name)] = np.frombuffer(name.encode("ascii"), np.uint8)
+        return header.tobytes() + descriptors.tobytes()
+
+    def rows(self, start: int, records: np.ndarray) -> np.ndarray:
+        """Rows of metadata of the samples from ``start`` on, whose places are ``records``."""
+        rows = np.zeros(len(records), self.metadata)
+        for i, (name, kind) in enumerate(field_kinds(self.codecs).items()):
+            column = rows[f"f{i}"]
+            if kind == "int":
+                column[:] = np.arange(start, start + len(records))
+            elif kind == "image":
+                column["mode"], column["data_ptr"] = _JPEG, records[name]["offset"]
+                column["width"], column["height"] = self.layout.width, self.layout.height
+            else:
+                column["ptr"], column["size"] = records[name]["offset"], records[name]["size"]
+        return rows
+
+    @staticmethod
+    def allocations(start: int, records: np.ndarray) -> np.ndarray:
+        """Rows of the allocation table of the samples from ``start`` on, one for each field."""
+        table = np.zeros((len(records), len(FIELDS)), ALLOCATION)
+        table["sample_id"] = np.arange(start, start + len(records))[:, None]
+        for column, name in enumerate(FIELDS):
+            table["ptr"][:, column] = records[name]["offset"]
+            table["size"][:, column] = records[name]["size"]
+        return table
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beton:
-    """An FFCV file that is put together from parts by several processes at a time.
+class BetonWriter:
+    """An FFCV file that several processes assemble from parts.
 
-    `create` it, `write` each part where `begins` says, then `finish` it.
+    `create` it, `write` each part at the position that `positions` gives, then `finish` it.
     folder: where the parts are.
     """
 
     path: Path
     folder: Path
-    layout: Layout
-    codecs: dict[str, str]
+    structure: Structure
 
     def create(self) -> None:
-        """The file, unfinished, and its per-record index beside it, empty."""
-        create_array(self._index, RECORD, (self.layout.samples,))
-        self.path.write_bytes(_header(self.layout.samples, 0, self.codecs))
+        """Create the unfinished file, and its empty per-record index beside it."""
+        create_array(self._index, RECORD, (self._samples,))
+        self.path.write_bytes(self.structure.header())
 
-    def begins(self, parts: list[Part]) -> Iterator[tuple[Part, int]]:
-        """Each part, and the byte from which on its data lies. parts: all, in sample order."""
-        at = self._data_at
+    def positions(self, parts: list[Part]) -> Iterator[tuple[Part, int]]:
+        """Each part, and the first byte that its data may take. parts: all, in sample order."""
+        at = self.structure.data_at
         for part in parts:
             yield part, at
             at = _end(_placed(read_records(part, self.folder), at))
 
     def write(self, part: Part, at: int) -> None:
-        """Copy a part's data to byte ``at``; its rows of metadata and index follow from that."""
+        """Copy a part's data to byte ``at``, and write its rows of metadata and index."""
         data = read_data(part, self.folder)
         records = read_records(part, self.folder)
         placed = _placed(records, at)
@@ -92,47 +146,42 @@ class Beton:
             for target, piece in _pieces(memoryview(data), records, placed):
                 file.seek(target)
                 file.write(piece)
-            rows = _metadata_rows(part, placed, self.layout, self.codecs)
-            file.seek(self._rows_at + part.start * rows.itemsize)
+            rows = self.structure.rows(part.start, placed)
+            file.seek(self.structure.rows_at + part.start * rows.itemsize)
             file.write(rows.tobytes())
         with open(self._index, "r+b") as file:
-            # Not through a map: on some network file systems that writes whole pages, a neighbour's
-            # rows among them.
-            file.seek(-(self.layout.samples - part.start) * RECORD.itemsize, os.SEEK_END)
+            # Not through a map: on some network file systems that writes complete pages, with the
+            # rows of neighbouring parts in them.
+            file.seek(-(self._samples - part.start) * RECORD.itemsize, os.SEEK_END)
             file.write(placed.tobytes())
 
     def finish(self) -> None:
-        """The allocation table, as the index says, and last the pointer to it.
+        """Write the allocation table from the index, and last the pointer to it.
 
         Without the pointer stock FFCV opens the file and reads nonsense; our readers refuse it.
         """
-        samples = self.layout.samples
-        end = _end(self._read_index(samples - 1, samples))
+        end = _end(self._read_index(self._samples - 1, self._samples))
         with open(self.path, "r+b") as file:
             file.seek(end)
-            for start in range(0, samples, _ROWS):
+            for start in range(0, self._samples, _ROWS):
                 rows = self._read_index(start, start + _ROWS)
-                file.write(_allocations(start, rows).tobytes())
+                file.write(self.structure.allocations(start, rows).tobytes())
             file.seek(0)
-            file.write(_header(samples, end, self.codecs))
+            file.write(self.structure.header(end))
 
     def _read_index(self, start: int, stop: int) -> np.ndarray:
-        # Not through a map: what is read of one counts as memory until it is closed.
-        stop = min(stop, self.layout.samples)
-        at = self._index.stat().st_size - (self.layout.samples - start) * RECORD.itemsize
+        # Not through a map: the pages read of one count as memory until it is closed.
+        stop = min(stop, self._samples)
+        at = self._index.stat().st_size - (self._samples - start) * RECORD.itemsize
         return np.fromfile(self._index, RECORD, stop - start, offset=at)
+
+    @property
+    def _samples(self) -> int:
+        return self.structure.layout.samples
 
     @property
     def _index(self) -> Path:
         return self.path.with_name(INDEX)
-
-    @property
-    def _rows_at(self) -> int:
-        return HEADER.itemsize + DESCRIPTOR.itemsize * len(field_kinds(self.codecs))
-
-    @property
-    def _data_at(self) -> int:
-        return _align(self._rows_at + metadata_dtype(self.codecs).itemsize * self.layout.samples)
 
 
 def _align(position: int) -> int:
@@ -148,17 +197,8 @@ def _placed(records: np.ndarray, at: int) -> np.ndarray:
     """A part's records with offsets in the file, from ``at`` on; no sample crosses a page."""
     placed = records.copy()
     sizes = np.stack([records[name]["size"] for name in FIELDS], axis=1).astype(np.int64)
-    begins = _begins(sizes.sum(axis=1), at)
-    offsets = begins[:, None] + np.cumsum(sizes, axis=1) - sizes
-    for column, name in enumerate(FIELDS):
-        placed[name]["offset"] = offsets[:, column]
-    return placed
-
-
-def _begins(totals: np.ndarray, at: int) -> np.ndarray:
-    """Where each sample begins, a new page wherever the current one has no room for it."""
-    begins = np.empty(len(totals), np.int64)
-    for row, total in enumerate(totals.tolist()):
+    starts = np.empty(len(records), np.int64)
+    for row, total in enumerate(sizes.sum(axis=1).tolist()):
         if total > PAGE:
             raise DataError(
                 f"a sample of {total:,} bytes is larger than a page of the FFCV file ({PAGE:,}); "
@@ -166,16 +206,19 @@ def _begins(totals: np.ndarray, at: int) -> np.ndarray:
             )
         if at // PAGE != (at + total - 1) // PAGE:
             at = _align(at)
-        begins[row] = at
+        starts[row] = at
         at += total
-    return begins
+    offsets = starts[:, None] + np.cumsum(sizes, axis=1) - sizes
+    for column, name in enumerate(FIELDS):
+        placed[name]["offset"] = offsets[:, column]
+    return placed
 
 
 def _pieces(
     data: memoryview, records: np.ndarray, placed: np.ndarray
 ) -> Iterator[tuple[int, memoryview]]:
-    """A part's data in as many pieces as there are pages, and where each belongs."""
-    # A part's fields lie back to back, here as there; only a new page makes a gap.
+    """A part's data split at the pages of the file, each piece with its position there."""
+    # Fields are contiguous in the part and in the file; only a new page leaves a gap.
     origin = records[FIELDS[0]]["offset"].astype(np.int64)
     target = placed[FIELDS[0]]["offset"].astype(np.int64)
     first = np.flatnonzero(np.diff(target - origin, prepend=-1))
@@ -184,49 +227,11 @@ def _pieces(
         yield int(target[row]), data[begin:end]
 
 
-def _header(samples: int, allocations_at: int, codecs: dict[str, str]) -> bytes:
-    kinds = field_kinds(codecs)
-    header = np.zeros(1, HEADER)
-    header["version"], header["num_fields"], header["page_size"] = VERSION, len(kinds), PAGE
-    header["num_samples"], header["alloc_table_ptr"] = samples, allocations_at
-    descriptors = np.zeros(len(kinds), DESCRIPTOR)
-    for row, (name, kind) in zip(descriptors, kinds.items(), strict=True):
-        row["type_id"] = _TYPES[kind][0]
-        row["name"][: len(name)] = np.frombuffer(name.encode("ascii"), np.uint8)
-    return header.tobytes() + descriptors.tobytes()
-
-
-def _metadata_rows(
-    part: Part, placed: np.ndarray, layout: Layout, codecs: dict[str, str]
-) -> np.ndarray:
-    rows = np.zeros(len(placed), metadata_dtype(codecs))
-    for i, (name, kind) in enumerate(field_kinds(codecs).items()):
-        column = rows[f"f{i}"]
-        if kind == "int":
-            column[:] = np.arange(part.start, part.stop)
-        elif kind == "image":
-            column["mode"], column["data_ptr"] = _JPEG, placed[name]["offset"]
-            column["width"], column["height"] = layout.width, layout.height
-        else:
-            column["ptr"], column["size"] = placed[name]["offset"], placed[name]["size"]
-    return rows
-
-
-def _allocations(start: int, placed: np.ndarray) -> np.ndarray:
-    """Rows of the allocation table of the samples from ``start`` on."""
-    table = np.zeros((len(placed), len(FIELDS)), ALLOCATION)
-    table["sample_id"] = np.arange(start, start + len(placed))[:, None]
-    for column, name in enumerate(FIELDS):
-        table["ptr"][:, column] = placed[name]["offset"]
-        table["size"][:, column] = placed[name]["size"]
-    return table
-
-
 def check_structure(shards: Shards) -> Iterator[str]:
-    """What stock FFCV does not look at: header, metadata and allocation table, by our index."""
+    """Problems of what stock FFCV does not check: header, metadata and allocation table."""
     file, path = shards.files[0], shards.folder / shards.names[0]
-    codecs, samples = shards.manifest.codecs, len(shards)
-    kinds = field_kinds(codecs)
+    structure = Structure(layout=shards.manifest.layout, codecs=shards.manifest.codecs)
+    samples = len(shards)
     header = file[: HEADER.itemsize].view(HEADER)[0]
     pointer = int(header["alloc_table_ptr"])
     expected = pointer + samples * len(FIELDS) * ALLOCATION.itemsize
@@ -235,20 +240,19 @@ def check_structure(shards: Shards) -> Iterator[str]:
         return
     if int(header["num_samples"]) != samples or file.size != expected:
         yield (
-            f"{path}: header tells of {header['num_samples']} samples and {expected} bytes, "
+            f"{path}: the header gives {header['num_samples']} samples and {expected} bytes, "
             f"expected {samples} samples and {file.size} bytes"
         )
         return
-    at = HEADER.itemsize + len(kinds) * DESCRIPTOR.itemsize
-    if file[:at].tobytes() != _header(samples, pointer, codecs):
+    if file[: structure.rows_at].tobytes() != structure.header(pointer):
         yield f"{path}: header or field descriptors differ from what pack writes"
-    dtype = metadata_dtype(codecs)
-    rows = file[at : at + samples * dtype.itemsize].view(dtype)
+    rows = file[structure.rows_at :][: samples * structure.metadata.itemsize]
+    rows = rows.view(structure.metadata)
     table = file[pointer:].view(ALLOCATION).reshape(samples, len(FIELDS))
     for column, name in enumerate(FIELDS):
-        records = shards.records[name]
-        key = "data_ptr" if kinds[name] == "image" else "ptr"
-        wrong = rows[f"f{column}"][key] != records["offset"]
+        records, cells = shards.records[name], rows[f"f{column}"]
+        key = "data_ptr" if "data_ptr" in (cells.dtype.names or ()) else "ptr"
+        wrong = cells[key] != records["offset"]
         wrong |= table["ptr"][:, column] != records["offset"]
         wrong |= table["size"][:, column] != records["size"]
         for index in np.flatnonzero(wrong):

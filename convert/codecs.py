@@ -1,7 +1,7 @@
 """How a field is stored: pure functions from source bytes to stored bytes and back, lossless.
 
-One table, `CODECS`: a new codec is one entry. Every encoder decodes its source in full, so a
-broken image never reaches a shard, and hands the pixels on for the statistics.
+A new codec is one entry of `CODECS`. Every encoder decodes its source completely, so that a
+corrupt image never reaches a shard, and returns the pixels for the statistics.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _COLOUR_TOLERANCE = 16
 
 
 class Encoded(NamedTuple):
-    """A stored field, its pixels, and remarks of the conversion in numbers.
+    """A stored field, its pixels, and what was counted while encoding it.
 
-    pixels: uint8, (H, W, 3) for RGB and (H, W) otherwise; a mask is 0 or 1. They last until
-        the next image is encoded on this thread (`jpeg.kept_pixels`).
+    pixels: uint8, (H, W, 3) for RGB and (H, W) otherwise; a mask is 0 or 1. Valid until this
+        thread encodes the next image (`jpeg.kept_pixels`).
     """
 
     data: bytes
@@ -42,8 +42,8 @@ class Codec:
     """One way to store a field.
 
     encode: source JPEG, height, width -> Encoded; ValueError with the reason if the source is
-        bad or of another size.
-    decode: stored bytes, height, width -> pixels as in `Encoded`; ValueError if damaged.
+        corrupt or of another size.
+    decode: stored bytes, height, width -> pixels as in `Encoded`; ValueError if corrupt.
     suffix: ending of the member in a tar shard.
     """
 
@@ -52,17 +52,10 @@ class Codec:
     suffix: str
 
 
-def _sized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    if pixels.shape[:2] != (height, width):
-        found = f"{pixels.shape[1]}x{pixels.shape[0]}"
-        raise ValueError(f"decodes to {found} pixels, expected {width}x{height}")
-    return pixels
-
-
 def _header(source: bytes, height: int, width: int) -> jpeg.JpegHeader:
     """Header of a JPEG that every engine decodes the same way; ValueError with the reason.
 
-    Asked before anything is decoded: a few bytes can claim a picture of gigabytes.
+    Checked before decoding, because a few bytes can claim an image of gigabytes.
     """
     header = jpeg.read_header(source)
     if header.refusal:
@@ -84,20 +77,16 @@ def _decode_gray(source: bytes, height: int, width: int) -> np.ndarray:
 
 
 def encode_rgb(source: bytes, height: int, width: int) -> Encoded:
-    """Verbatim: the stored bytes are the source bytes."""
+    """Store the source bytes verbatim."""
     _header(source, height, width)
     return Encoded(source, _decode_rgb(source, height, width), {})
 
 
-def decode_rgb(data: bytes, height: int, width: int) -> np.ndarray:
-    """uint8 (H, W, 3), 0..255."""
-    return _sized(jpeg.decode_rgb(data), height, width)
-
-
 def encode_luma(source: bytes, height: int, width: int) -> Encoded:
-    """The luma plane of a gray image stored as RGB, cut out without touching a coefficient.
+    """Store the luma plane of a gray image saved as RGB, without changing a coefficient.
 
-    Verbatim, and counted, where the image cannot be cut: not baseline, or a trace of colour.
+    An image that cannot be cut, because it is not baseline or has a trace of colour, is stored
+    verbatim and counted.
     """
     if _header(source, height, width).components == 1:
         return Encoded(source, _decode_gray(source, height, width), {})
@@ -105,22 +94,22 @@ def encode_luma(source: bytes, height: int, width: int) -> Encoded:
         cut = cut_to_luma(source)
     except NotReducible:
         return Encoded(source, _gray(source, height, width), {"depth_stored_verbatim": 1})
-    # The source's data was read to its end by the cut. That the cut decodes to the same pixels is
-    # proven by tests, and by `verify --source`.
+    # The cut has read the source's data to its end. Tests, and `verify --source`, prove that the
+    # result decodes to the same pixels.
     return Encoded(cut, _decode_gray(cut, height, width), {})
 
 
 def encode_gray(source: bytes, height: int, width: int) -> Encoded:
-    """Verbatim: a gray image, one or three components."""
+    """Store a gray image, of one or three components, verbatim."""
     _header(source, height, width)
     return Encoded(source, _gray(source, height, width), {})
 
 
 def _gray(source: bytes, height: int, width: int) -> np.ndarray:
-    """Luma plane of a gray image stored as RGB.
+    """Luma plane of a gray image of three components.
 
-    Raises ValueError for a colour image: it is no mask, and a colour-mapped depth map has no
-    depth in its luma.
+    Raises ValueError for a colour image: it is not a mask, and the luma of a colour-mapped depth
+    map is not depth.
     """
     rgb = _decode_rgb(source, height, width)
     spread = int((rgb.max(axis=2) - rgb.min(axis=2)).max())
@@ -132,16 +121,10 @@ def _gray(source: bytes, height: int, width: int) -> np.ndarray:
     return _decode_gray(source, height, width)
 
 
-def decode_gray(data: bytes, height: int, width: int) -> np.ndarray:
-    """uint8 (H, W), 0..255: the luma plane."""
-    return _sized(jpeg.decode_gray(data), height, width)
-
-
 def _mask(source: bytes, height: int, width: int) -> tuple[np.ndarray, dict[str, int]]:
-    one = _header(source, height, width).components == 1
-    gray = (_decode_gray if one else _gray)(source, height, width)
-    ambiguous = threshold_mask(gray)
-    return gray, {"mask_ambiguous_pixels": ambiguous}
+    has_one_component = _header(source, height, width).components == 1
+    gray = (_decode_gray if has_one_component else _gray)(source, height, width)
+    return gray, {"mask_ambiguous_pixels": threshold_mask(gray)}
 
 
 @numba.njit(nogil=True, cache=True)
@@ -159,15 +142,32 @@ def threshold_mask(gray: np.ndarray) -> int:
 
 
 def encode_runs(source: bytes, height: int, width: int) -> Encoded:
-    """Run lengths of the mask thresholded at 128: see `pack_runs`."""
+    """Store the run lengths of the mask thresholded at 128: see `pack_runs`."""
     mask, counts = _mask(source, height, width)
     return Encoded(pack_runs(mask), mask, counts)
 
 
 def encode_mask_jpeg(source: bytes, height: int, width: int) -> Encoded:
-    """Verbatim: a mask JPEG, thresholded at 128 when decoded."""
+    """Store a mask JPEG verbatim; decoding thresholds it at 128."""
     mask, counts = _mask(source, height, width)
     return Encoded(source, mask, counts)
+
+
+def _sized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    if pixels.shape[:2] != (height, width):
+        found = f"{pixels.shape[1]}x{pixels.shape[0]}"
+        raise ValueError(f"decodes to {found} pixels, expected {width}x{height}")
+    return pixels
+
+
+def decode_rgb(data: bytes, height: int, width: int) -> np.ndarray:
+    """uint8 (H, W, 3), 0..255."""
+    return _sized(jpeg.decode_rgb(data), height, width)
+
+
+def decode_gray(data: bytes, height: int, width: int) -> np.ndarray:
+    """uint8 (H, W), 0..255: the luma plane."""
+    return _sized(jpeg.decode_gray(data), height, width)
 
 
 def decode_mask_jpeg(data: bytes, height: int, width: int) -> np.ndarray:
@@ -178,14 +178,14 @@ def decode_mask_jpeg(data: bytes, height: int, width: int) -> np.ndarray:
 def pack_runs(mask: np.ndarray) -> bytes:
     """Run lengths of a binary image, row by row, as bytes.
 
-    Runs alternate between 0 and 1 and begin with a (maybe empty) run of 0. A run of n
+    Runs alternate between 0 and 1 and begin with a (possibly empty) run of 0. A run of n
     pixels is n // 255 bytes of 255 and one byte n % 255: every byte below 255 ends a run.
-    So byte i ends at pixel cumsum(bytes)[i], which a GPU unpacks with two prefix sums.
+    So byte i ends at pixel cumsum(bytes)[i], and a GPU unpacks runs with two prefix sums.
 
     mask: uint8, 0 or 1, any shape.
     """
     flat = np.ascontiguousarray(mask).reshape(-1)
-    # Every pixel a run of its own, behind an empty one, is the longest that it can get.
+    # The longest result: an empty run, then every pixel a run of its own.
     out = np.empty(flat.size + 1, np.uint8)
     return out[: _pack_runs(flat, out)].tobytes()
 

@@ -1,4 +1,4 @@
-"""A shard folder in words, for a person."""
+"""Describes a shard folder in a table of text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from convert.manifest import Manifest
 
 
 def table(manifest: Manifest) -> str:
-    """Several lines: size, codecs, statistics, files and remarks of the conversion."""
+    """Several lines: size, codecs, statistics, files and what was counted while packing."""
     layout = manifest.layout
     per_bg = f"{layout.samples_per_bg} samples each" if layout.samples_per_bg else "unequal groups"
     lines = [
@@ -21,14 +21,12 @@ def table(manifest: Manifest) -> str:
         codec = manifest.codecs.get(name, "raw")
         mean, std = (" ".join(f"{v:.4f}" for v in values) for values in (moments.mean, moments.std))
         lines.append(f"{name:8} {codec:12} {mean:23} {std}")
-    lines.append("")
-    lines += [f"{name:28} {file.bytes:>15,} bytes" for name, file in manifest.files.items()]
-    lines.append("")
-    return "\n".join(lines + remarks(manifest))
+    files = [f"{name:28} {file.bytes:>15,} bytes" for name, file in manifest.files.items()]
+    return "\n".join([*lines, "", *files, "", *count_lines(manifest)])
 
 
-def remarks(manifest: Manifest) -> list[str]:
-    """What the conversion counted, a line each."""
+def count_lines(manifest: Manifest) -> list[str]:
+    """What was counted while packing, one line each."""
     lines = []
     source = manifest.counts["source_bytes"]
     for name, form in manifest.formats.items():
@@ -43,5 +41,4 @@ def remarks(manifest: Manifest) -> list[str]:
         f"({100 * unclear / pixels:.3f} %)"
     )
     verbatim = manifest.counts.get("depth_stored_verbatim", 0)
-    lines.append(f"depth maps stored with their chroma: {verbatim:,}")
-    return lines
+    return [*lines, f"depth maps stored with their chroma: {verbatim:,}"]

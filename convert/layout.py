@@ -14,26 +14,21 @@ FIELDS = ("fg_bg", "mask", "depth")
 MASK_THRESHOLD = 128
 """A mask pixel whose gray value is at least this is 1, else 0."""
 
+_PLACE = [("file", "<u4"), ("size", "<u4"), ("offset", "<u8"), ("crc32c", "<u4")]
+RECORD = np.dtype([(field, _PLACE) for field in FIELDS])
+"""One row of a per-record index: where each stored field is, and its CRC32C.
 
-RECORD = np.dtype(
-    [
-        (field, [("file", "<u4"), ("size", "<u4"), ("offset", "<u8"), ("crc32c", "<u4")])
-        for field in FIELDS
-    ]
-)
-"""One row of a per-record index: where each stored field lies, and its CRC32C.
-
-``file`` counts through the shard files of the format in name order (always 0 for FFCV).
+``file`` counts the shard files of the format in name order (always 0 for FFCV).
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Which sample belongs to which background and person; index arithmetic, no look-ups.
+    """The background and the foreground of each sample, by index arithmetic.
 
     ``group_starts`` is int64 (n_bg + 1): samples ``group_starts[b]`` to
     ``group_starts[b + 1] - 1`` show background ``b``. ``samples_per_fg`` is the number of
-    neighbouring samples that show one person, or None where that is not known.
+    neighbouring samples that show one foreground, or None if that is not known.
     """
 
     height: int
@@ -48,7 +43,7 @@ class Layout:
 
     @cached_property
     def samples_per_bg(self) -> int | None:
-        """Samples of each background, or None where the groups are of unequal size."""
+        """Samples of each background, or None if the groups are of unequal size."""
         sizes = np.diff(self.group_starts)
         return int(sizes[0]) if (sizes == sizes[0]).all() else None
 
@@ -60,9 +55,9 @@ class Layout:
         return np.searchsorted(self.group_starts, index, side="right") - 1
 
     def foreground_of(self, index: np.ndarray) -> np.ndarray:
-        """Person of each sample, flips included; int64, same shape as ``index``.
+        """Foreground of each sample, the same when flipped; int64, same shape as ``index``.
 
-        Raises DataError where the data set does not say how many samples show one person.
+        Raises DataError if the data set does not say how many samples show one foreground.
         """
         if self.samples_per_fg is None:
             raise DataError(

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from convert import tarshards
 from convert.beton import INDEX as BETON_INDEX
 from convert.beton import NAME as BETON
-from convert.beton import Beton
+from convert.beton import BetonWriter, Structure
 from convert.codecs import CODECS
 from convert.errors import DataError, RecordError
 from convert.files import sync
@@ -41,6 +41,7 @@ from convert.manifest import (
 )
 from convert.moments import Accumulator, Moments
 from convert.parts import (
+    SAMPLES_PER_PART,
     Part,
     PartSummary,
     create_array,
@@ -110,17 +111,19 @@ def pack(
     resume: bool = False,
     force: bool = False,
     progress: bool = True,
+    part_size: int = SAMPLES_PER_PART,
 ) -> Manifest:
     """Convert a data set folder once; the same bytes for any number of workers.
 
     workers: processes (None: one a core; 0: work in this process).
     scheduler: address of a Dask scheduler whose workers do the work instead.
-    resume: go on where a killed or interrupted run of the same job stopped.
+    resume: continue a killed or interrupted run of the same job.
     force: replace a finished folder of the same name, or what an unfinished run left.
+    part_size: largest number of samples of a part; the result does not depend on it.
 
-    A bad source file ends the run with a RecordError that names it, and nothing is left
-    behind (with ``resume``, what was done). After a kill, a full disk or a dead worker, finished
-    parts stay in `SHARDS.partial` for ``resume``. Raises DataError for every user's mistake.
+    A corrupt source file ends the run with a RecordError that names it; what was done is removed,
+    or kept with ``resume``. After a kill, a full disk or a dead worker, finished parts stay in
+    `SHARDS.partial` for ``resume``. Raises DataError for mistakes in arguments and files.
     """
     config = config or PackConfig()
     dataset, shards = Path(dataset), Path(shards)
@@ -133,11 +136,12 @@ def pack(
     with work_folder(shards, job, resume=resume, force=force) as work, pool as executor:
         if not (work / MANIFEST).exists():  # else an earlier run had only to clean up
             (work / _PARTS).mkdir(exist_ok=True)
-            bank = _write_backgrounds(source, work)
-            remarks = _write_parts(source, config, work, executor, progress)
-            remarks.statistics = {"bg": bank, **remarks.statistics}
-            _assemble(source, config, remarks, work, executor, progress)
-        # What cannot be removed is in the way of nobody: no reason to withhold what is done.
+            background_moments = _write_backgrounds(source, work)
+            parts = list(split_parts(source.layout, part_size))
+            summary = _write_parts(source, config, parts, work, executor, progress)
+            summary.statistics = {"bg": background_moments, **summary.statistics}
+            _assemble(source, config, parts, summary, work, executor, progress)
+        # A failed cleanup must not fail a finished conversion.
         shutil.rmtree(work / _PARTS, ignore_errors=True)
     if (shards / _PARTS).exists():
         click.echo(f"{shards / _PARTS}: could not be removed; delete it", err=True)
@@ -160,10 +164,14 @@ def _job(source: Source, config: PackConfig) -> dict[str, object]:
 
 
 def _write_parts(
-    source: Source, config: PackConfig, work: Path, executor: Executor, progress: bool
+    source: Source,
+    config: PackConfig,
+    parts: list[Part],
+    work: Path,
+    executor: Executor,
+    progress: bool,
 ) -> PartSummary:
     folder = work / _PARTS
-    parts = list(split_parts(source.layout))
     missing = [part for part in parts if not is_finished(part, source, folder)]
     hidden = None if progress else True  # None: shown on a terminal only
     with tqdm(total=source.layout.samples, unit=" samples", disable=hidden) as bar:
@@ -192,7 +200,7 @@ def _write_backgrounds(source: Source, work: Path) -> Moments:
         try:
             pixels = CODECS["jpeg"].encode(path.read_bytes(), layout.height, layout.width).pixels
         except (OSError, ValueError) as error:
-            raise RecordError(number, "bg", str(path), f"{error}; mend or replace it") from None
+            raise RecordError(number, "bg", str(path), f"{error}; fix or replace it") from None
         bank[number] = pixels
         sums = Accumulator(3, 255)
         sums.add(pixels)
@@ -206,22 +214,21 @@ def _write_backgrounds(source: Source, work: Path) -> Moments:
 def _assemble(
     source: Source,
     config: PackConfig,
-    remarks: PartSummary,
+    parts: list[Part],
+    summary: PartSummary,
     work: Path,
     executor: Executor,
     progress: bool,
 ) -> None:
     """Parts -> shard files, their indices and hashes, and last the manifest."""
-    parts = list(split_parts(source.layout))
-    beton = Beton(
-        path=work / BETON, folder=work / _PARTS, layout=source.layout, codecs=config.codecs
-    )
+    structure = Structure(layout=source.layout, codecs=config.codecs)
+    beton = BetonWriter(path=work / BETON, folder=work / _PARTS, structure=structure)
     orders: list[np.ndarray] = []
     tasks: list[Iterable[Task]] = []
     formats: dict[str, Format] = {}
     if "ffcv" in config.formats:
         beton.create()
-        tasks.append((beton.write, place) for place in beton.begins(parts))
+        tasks.append((beton.write, place) for place in beton.positions(parts))
         formats["ffcv"] = Format(files=(BETON,), index=BETON_INDEX)
     if "webdataset" in config.formats:
         orders = _shard_orders(source.layout.samples, config)
@@ -241,10 +248,10 @@ def _assemble(
         layout=source.layout,
         backgrounds=tuple(path.name for path in source.bg),
         codecs=config.codecs,
-        statistics=remarks.statistics,
+        statistics=summary.statistics,
         formats=formats,
         files=files,
-        counts=dict(sorted(remarks.counts.items())),
+        counts=dict(sorted(summary.counts.items())),
         provenance=_provenance(source, config),
     )
     write_manifest(work, manifest)

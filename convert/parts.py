@@ -1,9 +1,9 @@
-"""The unit of work of `pack`: a run of samples of one background, read, checked and encoded.
+"""The unit of work of `pack`: consecutive samples of one background, read, checked and encoded.
 
-A part is three files: `part-000012.bin` (the stored fields back to back), `.npy` (where each
-lies, with its CRC32C) and `.json` (sums and counts), written last, when the others are on the
-disk: a part without it is unfinished. Both formats are put together from parts, so a source file
-is read once.
+A part is three files: `part-000012.bin` (the stored fields, contiguous), `.npy` (the place and
+CRC32C of each) and `.json` (sums and counts). The last is written when the others are on the
+disk; a part without it is unfinished. Both formats are assembled from parts, so that each source
+file is read once.
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ from convert.moments import Accumulator, Moments, Statistics
 from convert.source import Source
 
 SAMPLES_PER_PART = 1000
-"""About 12 MB a part: small enough to share work evenly, large enough to be read in a gulp."""
+"""About 12 MB a part: small enough to share work evenly, large enough to read efficiently."""
 
 _WRITE_BYTES = 1 << 20
-"""Fields are of some kilobytes: written one by one, each would be a system call."""
+"""Buffer size; fields have some kilobytes, and each would otherwise be a system call."""
 
 _OPEN_FILES = 256
-"""Parts a process keeps open: a limit of 1,024 files is usual, and millions of samples have more
-parts."""
+"""Parts that a process keeps open; the usual limit is 1,024 files, and there may be more parts."""
 
 _SCALES = {"fg_bg": (3, 255), "mask": (1, 1), "depth": (1, 255)}
 
@@ -53,7 +52,7 @@ class Part:
 
 @dataclass(kw_only=True)
 class PartSummary:
-    """What a part, or all of them, told of its samples."""
+    """Statistics and counts of one part, or of all."""
 
     statistics: Statistics = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
@@ -64,7 +63,7 @@ class PartSummary:
             self.counts[name] = self.counts.get(name, 0) + number
 
     def add(self, other: PartSummary) -> None:
-        """Take in another part's remarks; the order does not matter, all sums are integers."""
+        """Add another part; the order does not matter, as all sums are integers."""
         self.count(other.counts)
         for name, moments in other.statistics.items():
             known = self.statistics.get(name)
@@ -86,8 +85,8 @@ def new_accumulators() -> dict[str, Accumulator]:
 
 
 def write_part(source: Source, codecs: dict[str, str], part: Part, folder: Path) -> None:
-    """Encode one part's samples into ``folder``; RecordError names a bad source file."""
-    remarks = PartSummary()
+    """Encode one part's samples into ``folder``; RecordError names a corrupt source file."""
+    summary = PartSummary()
     accumulators = new_accumulators()
     group = int(source.layout.background_of(np.asarray(part.start)))
     first = int(source.layout.group_starts[group])
@@ -110,30 +109,30 @@ def write_part(source: Source, codecs: dict[str, str], part: Part, folder: Path)
                 offset += size
                 source_bytes += len(raw)
                 accumulators[name].add(encoded.pixels)
-                remarks.count(encoded.counts)
-    remarks.count({"source_bytes": source_bytes})
+                summary.count(encoded.counts)
+    summary.count({"source_bytes": source_bytes})
     records = np.empty(part.stop - part.start, RECORD)
     for name, rows in places.items():
         records[name] = rows
     with replace_file(part.path(folder, "npy")) as file:
         np.save(file, records)
-    remarks.statistics = {name: a.moments for name, a in accumulators.items()}
+    summary.statistics = {name: a.moments for name, a in accumulators.items()}
     write_json(
         part.path(folder, "json"),
         {
             "stamps": stamps.hexdigest(),
             "crc32c": crc,
-            "statistics": {name: m.to_json() for name, m in remarks.statistics.items()},
-            "counts": remarks.counts,
+            "statistics": {name: m.to_json() for name, m in summary.statistics.items()},
+            "counts": summary.counts,
         },
     )
 
 
 def is_finished(part: Part, source: Source, folder: Path) -> bool:
     """Whether a part was written, from files that are still the same by size and time."""
-    if not _is_whole(part, folder):
+    if not _is_complete(part, folder):
         return False
-    told = json.loads(part.path(folder, "json").read_text())["stamps"]
+    recorded = json.loads(part.path(folder, "json").read_text())["stamps"]
     stamps = hashlib.sha256()
     for index in range(part.start, part.stop):
         for name, path in zip(FIELDS, source.paths(index), strict=True):
@@ -142,51 +141,51 @@ def is_finished(part: Part, source: Source, folder: Path) -> bool:
             except OSError as error:
                 reason = f"cannot be read ({error.strerror})"
                 raise RecordError(index, name, str(path), reason) from None
-    return told == stamps.hexdigest()
+    return recorded == stamps.hexdigest()
 
 
-def _is_whole(part: Part, folder: Path) -> bool:
-    """Whether a part's files are there, as long as they were written."""
+def _is_complete(part: Part, folder: Path) -> bool:
+    """Whether a part's files exist with the sizes that they were written with."""
     if not part.path(folder, "json").exists():
         return False
     try:
         last = read_records(part, folder)[part.stop - part.start - 1][FIELDS[-1]]
         size = part.path(folder, "bin").stat().st_size
-    except Exception:  # a disk that lost a file's end; NumPy fails in many ways
+    except Exception:  # the disk lost the end of a file; NumPy fails in many ways
         return False
     return size == int(last["offset"]) + int(last["size"])
 
 
-def _stamp(facts: os.stat_result) -> bytes:
-    return f"{facts.st_size} {facts.st_mtime_ns}\n".encode()
+def _stamp(status: os.stat_result) -> bytes:
+    return f"{status.st_size} {status.st_mtime_ns}\n".encode()
 
 
 def _read(index: int, name: str, path: str) -> tuple[bytes, bytes]:
     """A file's bytes and its stamp."""
-    # Plain system calls: a file object costs more of them, a million times.
+    # Plain system calls, because a file object makes more of them for each of a million files.
     try:
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            facts = os.fstat(descriptor)
-            data = os.read(descriptor, facts.st_size)
-            while len(data) < facts.st_size and (more := os.read(descriptor, facts.st_size)):
+            status = os.fstat(descriptor)
+            data = os.read(descriptor, status.st_size)
+            while len(data) < status.st_size and (more := os.read(descriptor, status.st_size)):
                 data += more
         finally:
             os.close(descriptor)
     except OSError as error:
         raise RecordError(index, name, path, f"cannot be read ({error.strerror})") from None
-    return data, _stamp(facts)
+    return data, _stamp(status)
 
 
 def _encode(raw: bytes, codec: str, index: int, name: str, path: str, layout: Layout) -> Encoded:
     try:
         return CODECS[codec].encode(raw, layout.height, layout.width)
     except ValueError as error:
-        raise RecordError(index, name, path, f"{error}; mend or replace the file") from None
+        raise RecordError(index, name, path, f"{error}; fix or replace the file") from None
 
 
 def read_summary(part: Part, folder: Path) -> PartSummary:
-    """What a finished part says."""
+    """Statistics and counts of a finished part."""
     value = json.loads(part.path(folder, "json").read_text())
     return PartSummary(
         statistics={name: Moments.from_json(m) for name, m in value["statistics"].items()},
@@ -207,18 +206,18 @@ def read_data(part: Part, folder: Path) -> bytes:
 
 
 class PartFiles:
-    """Stored fields of finished parts, read with plain system calls: no pages stay mapped."""
+    """Stored fields of finished parts, read by system calls so that no pages stay mapped."""
 
     def __init__(self, parts: list[Part], folder: Path) -> None:
         self._parts, self._folder = parts, folder
         self._descriptors: dict[int, int] = {}
 
     def __enter__(self) -> PartFiles:
-        """Files are opened as they are needed and closed at the end of the block."""
+        """Open files as they are needed, until the end of the block."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close all."""
+        """Close all files."""
         for descriptor in self._descriptors.values():
             os.close(descriptor)
 
@@ -253,9 +252,9 @@ def check_crc(data: bytes, expected: int, part: Part, folder: Path) -> None:
 
 
 def create_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
-    """A new memory-mapped `.npy` file whose space on the disk is there.
+    """Create a memory-mapped `.npy` file and reserve its space on the disk.
 
-    Raises OSError where it is not: writing to a map of missing space would kill the process.
+    Raises OSError if there is not enough: writing to a map of missing space kills the process.
     """
     array = np.lib.format.open_memmap(path, "w+", dtype, shape)
     with open(path, "r+b") as file:

@@ -1,4 +1,4 @@
-"""A contact sheet of a shard folder, for a person to look at."""
+"""Draws a contact sheet of a shard folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def contact_sheet(shards: str | Path, rows: int = 8) -> Image.Image:
     """bg, fg_bg, mask and depth of ``rows`` evenly spread samples, one sample a line."""
     opened = Shards(shards)
     layout = opened.manifest.layout
-    # Middles of equal stretches: their ends would show the same first and last person each time.
+    # The middles of equal stretches; their ends would always show the same foregrounds.
     middles = (np.arange(rows) + 0.5) * len(opened) / rows
     indices = np.unique(middles.astype(np.int64))
     wide, high = layout.width + _GAP, layout.height + _GAP + _TITLE

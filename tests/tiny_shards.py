@@ -12,9 +12,10 @@ from pathlib import Path
 import crc32c
 import numpy as np
 
+from benchmarks.harness.repeated import write_shared
 from convert import beton, tarshards
 from convert.codecs import pack_runs
-from convert.layout import FIELDS, RECORD, Layout
+from convert.layout import RECORD, Layout
 from convert.manifest import BACKGROUNDS, Format, Manifest, ShardFile, write_manifest
 from convert.moments import Moments
 from tests.pictures import jpeg_bytes
@@ -49,7 +50,7 @@ def write_tiny_shards(
         form, files = "webdataset", _write_tars(folder, layout.samples, samples_per_shard)
         index = tarshards.INDEX
     else:
-        form, files, index = "ffcv", _write_beton(folder, layout.samples), beton.INDEX
+        form, files, index = "ffcv", _write_beton(folder, layout), beton.INDEX
     gray = Moments(values=4, sums=(2,), squares=(2,), scale=1)
     colour = Moments(values=4, sums=(2, 2, 2), squares=(2, 2, 2), scale=255)
     manifest = Manifest(
@@ -92,35 +93,12 @@ def _write_tars(folder: Path, samples: int, samples_per_shard: int) -> tuple[str
     return tuple(tarshards.shard_name(number) for number in range(len(orders)))
 
 
-def _write_beton(folder: Path, samples: int) -> tuple[str, ...]:
-    metadata = np.zeros(samples, beton.metadata_dtype(STORED_AS))
-    rows_at = beton.HEADER.itemsize + beton.DESCRIPTOR.itemsize * (len(FIELDS) + 1)
-    data_at = -(-(rows_at + metadata.nbytes) // beton.PAGE) * beton.PAGE
+def _write_beton(folder: Path, layout: Layout) -> tuple[str, ...]:
     variants = np.zeros(VARIANTS, RECORD)
     data = b""
     for row in range(VARIANTS):
         for name, stored in stored_fields(row).items():
-            place = (0, len(stored), data_at + len(data), crc32c.crc32c(stored))
-            variants[name][row] = place
+            variants[name][row] = (0, len(stored), len(data), crc32c.crc32c(stored))
             data += stored
-    records = np.resize(variants, samples)
-    np.save(folder / beton.INDEX, records)
-    table = np.zeros((samples, len(FIELDS)), beton.ALLOCATION)
-    table["sample_id"] = np.arange(samples)[:, None]
-    for column, name in enumerate(FIELDS):
-        table["ptr"][:, column] = records[name]["offset"]
-        table["size"][:, column] = records[name]["size"]
-        cells = metadata[f"f{column}"]
-        if STORED_AS[name] == "runs":
-            cells["ptr"], cells["size"] = records[name]["offset"], records[name]["size"]
-        else:
-            cells["width"] = cells["height"] = SIDE
-            cells["data_ptr"] = records[name]["offset"]
-    metadata[f"f{len(FIELDS)}"] = np.arange(samples)
-    with open(folder / beton.NAME, "wb") as file:
-        file.write(beton._header(samples, data_at + len(data), STORED_AS))
-        file.write(metadata.tobytes())
-        file.seek(data_at)
-        file.write(data)
-        file.write(table.tobytes())
+    write_shared(folder, layout, STORED_AS, np.resize(variants, layout.samples), data)
     return (beton.NAME,)

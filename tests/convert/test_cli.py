@@ -98,7 +98,7 @@ def test_non_image(copy: Path, tmp_path: Path) -> None:
     path = copy / "fg_bg" / "bg_002" / "img_0005.jpg"
     path.write_text("not a picture")
     result = run("pack", copy, tmp_path / "shards", "--workers", 0)
-    expect_one_line(result, str(path), "record 22, fg_bg", "not a JPEG", "mend or replace")
+    expect_one_line(result, str(path), "record 22, fg_bg", "not a JPEG", "fix or replace")
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 

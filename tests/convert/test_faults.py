@@ -45,18 +45,18 @@ SERVER = """
 import os, sys, threading, traceback
 from pathlib import Path
 from tqdm import tqdm
-from convert import parts
 from convert.pack import PackConfig, pack
 
 # Its own lock lies in memory that forks share: one killed while holding it would stop all others.
 tqdm.set_lock(threading.RLock())
 tqdm.monitor_interval = 0
-parts.split_parts.__defaults__ = (3,)
 dataset, target = map(Path, sys.argv[1:])
 
 def run():
     config = PackConfig(samples_per_shard=40)
-    pack(dataset, target, config=config, workers=0, resume=True, progress=False)
+    pack(
+        dataset, target, config=config, workers=0, resume=True, progress=False, part_size=3
+    )
 
 run()
 print("ready", flush=True)

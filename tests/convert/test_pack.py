@@ -39,23 +39,19 @@ def test_same_bytes_for_any_number_of_workers(dataset: Path, shards: Path, tmp_p
     assert tree(tmp_path / "two") == tree(shards)
 
 
-def test_part_size_does_not_show(
-    dataset: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(parts.split_parts, "__defaults__", (7,))
+def test_part_size_does_not_show(dataset: Path, shards: Path, tmp_path: Path) -> None:
     config = PackConfig(samples_per_shard=40)
-    pack(dataset, tmp_path / "small", config=config, workers=0, progress=False)
+    pack(dataset, tmp_path / "small", config=config, workers=0, progress=False, part_size=7)
     assert tree(tmp_path / "small") == tree(shards)
 
 
 def test_more_parts_than_files_may_be_open(
     dataset: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts.split_parts, "__defaults__", (7,))
     monkeypatch.setattr(parts, "_OPEN_FILES", 2)
     config = PackConfig(samples_per_shard=40)
     before = len(os.listdir("/proc/self/fd"))
-    pack(dataset, tmp_path / "small", config=config, workers=0, progress=False)
+    pack(dataset, tmp_path / "small", config=config, workers=0, progress=False, part_size=7)
     assert tree(tmp_path / "small") == tree(shards)
     assert len(os.listdir("/proc/self/fd")) == before
 

@@ -243,7 +243,7 @@ FOLDER_FAULTS: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "FFCV file empty": ("ffcv", cut(BETON, 0), "has 0 bytes, expected"),
     "FFCV file cut in its allocation table": ("ffcv", cut(BETON, -24), "expected .* bytes"),
     "FFCV file without pointer": ("ffcv", overwritten(BETON, 16, bytes(8)), "unfinished"),
-    "FFCV file, pointer": ("ffcv", overwritten(BETON, 16, b"\xff" * 8), "header tells of"),
+    "FFCV file, pointer": ("ffcv", overwritten(BETON, 16, b"\xff" * 8), "the header gives"),
     "FFCV file, number of samples": ("ffcv", overwritten(BETON, 8, b"\x09"), "tells of 9 samples"),
     "FFCV file, version": ("ffcv", overwritten(BETON, 0, b"\x07"), "header or field descriptors"),
     "FFCV file, metadata": ("ffcv", overwritten(BETON, 5300, bytes(40)), "disagree"),
