@@ -5,17 +5,20 @@ python -m benchmarks codecs SHARDS
 
 from __future__ import annotations
 
-import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
+from statistics import fmean
 from typing import NamedTuple
 
+import click
 import numpy as np
 import simplejpeg
 
+from benchmarks.harness.images import spread_indices
+from benchmarks.harness.options import REPEATS, SHARDS, command, option
 from benchmarks.harness.results import CaseResult, Result, make_result
+from benchmarks.harness.timing import summarize, time_cpu
 from convert.codecs import decode_mask_jpeg, decode_runs, pack_runs
 from convert.shards import Shards
 
@@ -58,13 +61,18 @@ CANDIDATES = {
 }
 
 
-def run(folder: Path, *, samples: int, repeats: int) -> Result:
-    """Bytes and CPU microseconds of each candidate, on evenly spread masks of a shard folder."""
-    shards = Shards(folder)
-    indices = np.unique(np.linspace(0, len(shards) - 1, samples).astype(int)).tolist()
-    masks = [shards.decode(index, "mask") for index in indices]
+@command(
+    SHARDS,
+    option("--samples", type=click.IntRange(1), default=1000, help="Evenly spread over SHARDS."),
+    REPEATS,
+)
+def codecs(shards: Path, samples: int, repeats: int) -> Result:
+    """Lossless ways to store the masks of SHARDS: bytes and decoding time."""
+    opened = Shards(shards)
+    indices = spread_indices(len(opened), samples)
+    masks = [opened.decode(index, "mask") for index in indices]
     cases = {name: _case(name, one, masks, repeats) for name, one in CANDIDATES.items()}
-    arguments = {"shards": folder.name, "samples": len(indices), "repeats": repeats}
+    arguments = {"shards": shards.name, "samples": len(indices), "repeats": repeats}
     return make_result("codecs", arguments, cases)
 
 
@@ -74,18 +82,10 @@ def _case(name: str, candidate: Candidate, masks: list[np.ndarray], repeats: int
         if not np.array_equal(candidate.decode(data, *mask.shape), mask):
             raise AssertionError(f"{name} does not return the mask")
     height, width = masks[0].shape
-    times = []
-    for _ in range(repeats):
-        started = time.process_time()
-        for data in stored:
-            candidate.decode(data, height, width)
-        times.append((time.process_time() - started) / len(stored) * 1e6)
+    cpu_us = time_cpu(
+        lambda: [candidate.decode(data, height, width) for data in stored], len(stored), repeats
+    )
     return CaseResult.of(
         parameters={"on_a_gpu": candidate.on_a_gpu},
-        figures={
-            "bytes": float(np.mean([len(data) for data in stored])),
-            "median_decode_cpu_us": median(times),
-            "lowest_decode_cpu_us": min(times),
-            "highest_decode_cpu_us": max(times),
-        },
+        figures={"bytes": fmean(map(len, stored))} | summarize(cpu_us, "decode_cpu_us"),
     )

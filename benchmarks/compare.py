@@ -5,69 +5,78 @@ python -m benchmarks compare BEFORE AFTER --threshold 0.1
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import click
+
+from benchmarks.harness.options import PATH, option
 from benchmarks.harness.results import CaseResult, Result, read_result, read_results
 from convert.errors import DataError
 
 MEASURES = ("samples_per_s", "cpu_us_per_sample")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Change:
-    """One figure of one case: medians, and by what share it became worse (below 0: better)."""
+class Change(NamedTuple):
+    """Medians of one case, and by what share it became worse (below 0: better)."""
 
+    worse: float
     case: str
-    measure: str
     before: float
     after: float
-    worse: float
 
-    def __str__(self) -> str:
-        word = "worse" if self.worse > 0 else "better"
-        return (
-            f"{self.case}: {self.measure} {self.before:,.4g} -> {self.after:,.4g}, "
-            f"{abs(self.worse):.1%} {word}"
+
+@click.command()
+@click.argument("before", type=PATH)
+@click.argument("after", type=PATH)
+@option("--threshold", type=click.FloatRange(0), default=0.1, help="Share that is too much.")
+@option("--measure", type=click.Choice(MEASURES), default=MEASURES[0])
+def compare(before: Path, after: Path, threshold: float, measure: str) -> None:
+    """What got slower from BEFORE to AFTER, files or folders; exit 1 past the threshold."""
+    changes = find_changes(before, after, measure)
+    for change in changes:
+        word = "worse" if change.worse > 0 else "better"
+        click.echo(
+            f"{change.case}: {measure} {change.before:,.4g} -> {change.after:,.4g}, "
+            f"{abs(change.worse):.1%} {word}"
         )
+    too_much = sum(change.worse > threshold for change in changes)
+    if too_much:
+        click.echo(f"{too_much} of {len(changes)} became worse by over {threshold:.0%}")
+        raise SystemExit(1)
 
 
-def compare(before: Path, after: Path, measure: str = "samples_per_s") -> list[Change]:
+def find_changes(before: Path, after: Path, measure: str) -> list[Change]:
     """Changes of all cases that both have, the worst first; files, or folders of files.
 
     Raises DataError where they have nothing in common or come from different devices.
     """
     old, new = _load(before), _load(after)
     changes = []
-    for name in sorted(old.keys() & new.keys()):
-        _same_device(name, old[name], new[name])
+    for name in old.keys() & new.keys():
+        _require_same_device(name, old[name], new[name])
         for case in old[name].cases.keys() & new[name].cases.keys():
-            change = _change(f"{name}: {case}", measure, old[name].cases[case],
-                             new[name].cases[case])  # fmt: skip
-            if change is not None:
-                changes.append(change)
+            first, second = (_median(one[name].cases[case], measure) for one in (old, new))
+            if first is not None and second is not None:
+                worse = 1 - second / first if measure == "samples_per_s" else second / first - 1
+                changes.append(Change(worse, f"{name}: {case}", first, second))
     if not changes:
         raise DataError(f"{before} and {after} have no timed case in common")
     return sorted(changes, key=lambda change: (-change.worse, change.case))
+
+
+def _median(case: CaseResult, measure: str) -> float | None:
+    spread = case.samples_per_s if measure == "samples_per_s" else case.cpu_us_per_sample
+    return None if spread is None else spread.median
 
 
 def _load(path: Path) -> dict[str, Result]:
     return read_results(path) if path.is_dir() else {(one := read_result(path)).benchmark: one}
 
 
-def _same_device(name: str, old: Result, new: Result) -> None:
-    devices = [(one.machine.gpu or one.machine.cpu, one.machine.cores) for one in (old, new)]
-    if devices[0] != devices[1]:
-        raise DataError(
-            f"{name}: measured on {devices[0][0]} ({devices[0][1]} cores) and on "
-            f"{devices[1][0]} ({devices[1][1]} cores); expected one machine"
-        )
-
-
-def _change(case: str, measure: str, old: CaseResult, new: CaseResult) -> Change | None:
-    first, second = getattr(old, measure), getattr(new, measure)
-    if first is None or second is None:
-        return None
-    ratio = second.median / first.median
-    worse = 1 - ratio if measure == "samples_per_s" else ratio - 1
-    return Change(case=case, measure=measure, before=first.median, after=second.median, worse=worse)
+def _require_same_device(name: str, old: Result, new: Result) -> None:
+    first, second = (
+        f"{one.machine.gpu or one.machine.cpu} ({one.machine.cores} cores)" for one in (old, new)
+    )
+    if first != second:
+        raise DataError(f"{name}: measured on {first} and on {second}; expected one machine")

@@ -1,87 +1,110 @@
-"""How fast data is converted: ours, stock FFCV's writer, and the floor no converter can beat.
+"""How fast data is converted: ours, stock FFCV's writer, and reading and decoding alone.
 
 python -m benchmarks convert DATASET
 """
 
 from __future__ import annotations
 
+import importlib.util
+import multiprocessing
 import shutil
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+import click
 import numpy as np
 import simplejpeg
-from PIL import Image
 
+from benchmarks.harness.options import DATASET, REPEATS, command, option
+from benchmarks.harness.progress import print_progress
 from benchmarks.harness.results import CaseResult, Result, make_result
-from benchmarks.harness.timing import Case, run_interleaved
-from convert.manifest import read_manifest
+from benchmarks.harness.timing import Repeat, interleave, time_once
+from benchmarks.peers.ffcv import WriteBeton
+from benchmarks.peers.source import Files
+from convert.manifest import Manifest
 from convert.pack import PackConfig, pack
 from convert.source import Source, read_source
-from convert.workers import run_all, worker_pool
+from convert.workers import available_cores, run_all, worker_pool
 
 OURS = "ours, FFCV file"
 _CHUNK = 1000
+_FFCV_QUALITY = 90  # FFCV's default
 
 
-def run(dataset: Path, *, repeats: int, workers: int, say: Any) -> Result:
-    """Time packing ``dataset``, after a round that is not counted."""
+@command(DATASET, REPEATS, option("--workers", type=click.IntRange(1), default=available_cores()))
+def convert(dataset: Path, repeats: int, workers: int) -> Result:
+    """Packing DATASET against stock FFCV's writer and against reading and decoding alone."""
     source = read_source(dataset)
-    with tempfile.TemporaryDirectory(prefix="maskdepth-bench-") as folder:
-        target = Path(folder)
-        cases = [
-            Case(name=OURS, run=partial(_ours, dataset, target, ("ffcv",), workers)),
-            Case(name="ours, both formats", run=partial(_ours, dataset, target, None, workers)),
-            Case(name="floor: read and decode", run=partial(_floor, source, workers)),
-        ]
-        stock = _stock_ffcv(source, target / "stock.beton", workers)
-        if stock is not None:
-            cases.append(stock)
+    with tempfile.TemporaryDirectory(prefix="maskdepth-bench-") as name:
+        folder = Path(name)
+        cases: dict[str, Callable[[], object]] = {
+            OURS: partial(_pack, dataset, folder, PackConfig(formats=("ffcv",)), workers),
+            "ours, both formats": partial(_pack, dataset, folder, PackConfig(), workers),
+            "floor: read and decode": partial(_read_and_decode, source, workers),
+        }
+        if importlib.util.find_spec("ffcv") is None:
+            print_progress("stock FFCV: skipped, FFCV is not installed")
         else:
-            say("stock FFCV: skipped, FFCV is not installed")
-        found = run_interleaved(
-            cases, repeats, report=lambda name, r: say(f"{name}: {r.samples_per_s:,.0f} samples/s")
+            files = Files(dataset, np.arange(source.layout.samples))
+            files.paths(0)  # lists the folder outside the clock; the writer's processes inherit it
+            write = WriteBeton(files, workers, _FFCV_QUALITY)
+            cases["stock FFCV DatasetWriter, 4 RGB JPEG fields"] = partial(
+                write, folder / "stock.beton"
+            )
+        found = interleave(
+            {name: partial(_time, work, source) for name, work in cases.items()}, repeats
         )
-        sizes = _sizes(dataset, target, workers)
-    arguments = {"dataset": dataset.name, "repeats": repeats, "workers": workers}
-    arguments["samples"] = source.layout.samples
+        sizes = _sizes(source, _pack(dataset, folder, PackConfig(), workers))
+    arguments = {
+        "dataset": dataset.name, "repeats": repeats, "workers": workers,
+        "samples": source.layout.samples,
+    }  # fmt: skip
     results = {name: CaseResult.of(repeats) for name, repeats in found.items()}
     return make_result("convert", arguments, results, ours=(OURS,), sizes=sizes)
 
 
-def _ours(dataset: Path, target: Path, formats: tuple[str, ...] | None, workers: int) -> int:
-    shutil.rmtree(target / "shards", ignore_errors=True)
-    config = PackConfig() if formats is None else PackConfig(formats=formats)
-    manifest = pack(dataset, target / "shards", config=config, workers=workers, progress=False)
-    return manifest.layout.samples
+def _time(work: Callable[[], object], source: Source) -> Repeat:
+    """Time work on all samples; its processes have ended before the next case is timed."""
+
+    def run() -> int:
+        work()
+        return source.layout.samples
+
+    repeat = time_once(run)
+    for child in multiprocessing.active_children():
+        child.join()
+    return repeat
 
 
-def _sizes(dataset: Path, target: Path, workers: int) -> dict[str, float]:
+def _pack(dataset: Path, folder: Path, config: PackConfig, workers: int) -> Manifest:
+    shards = folder / "shards"
+    shutil.rmtree(shards, ignore_errors=True)
+    return pack(dataset, shards, config=config, workers=workers, progress=False)
+
+
+def _sizes(source: Source, manifest: Manifest) -> dict[str, float]:
     """Stored bytes of each format over the source's apparent bytes, backgrounds in both."""
-    _ours(dataset, target, None, workers)
-    manifest = read_manifest(target / "shards")
-    backgrounds = sum(path.stat().st_size for path in read_source(dataset).bg)
-    source = manifest.counts["source_bytes"] + backgrounds
-    bank = manifest.files["backgrounds.npy"].bytes
-    stored: dict[str, float] = {"source_bytes": source}
+    source_bytes = manifest.counts["source_bytes"] + sum(path.stat().st_size for path in source.bg)
+    stored: dict[str, float] = {"source_bytes": source_bytes}
     for name, form in manifest.formats.items():
-        total = bank + sum(manifest.files[file].bytes for file in (*form.files, form.index))
-        stored[f"{name}_bytes"] = total
-        stored[f"{name}_share_of_source"] = total / source
+        files = ("backgrounds.npy", *form.files, form.index)
+        stored[f"{name}_bytes"] = total = sum(manifest.files[file].bytes for file in files)
+        stored[f"{name}_share_of_source"] = total / source_bytes
     return stored
 
 
-def _floor(source: Source, workers: int) -> int:
+def _read_and_decode(source: Source, workers: int) -> None:
     """Read every file and decode it once with libjpeg-turbo, nothing else."""
     samples = source.layout.samples
     tasks = [(source, at, min(at + _CHUNK, samples)) for at in range(0, samples, _CHUNK)]
     with worker_pool(workers) as executor:
-        return sum(run_all(executor, _decode_some, tasks))
+        for _ in run_all(executor, _decode_some, tasks):
+            pass
 
 
-def _decode_some(source: Source, start: int, stop: int) -> int:
+def _decode_some(source: Source, start: int, stop: int) -> None:
     height, width = source.layout.height, source.layout.width
     rgb = np.empty((height, width, 3), np.uint8)
     gray = np.empty((height, width, 1), np.uint8)
@@ -90,37 +113,3 @@ def _decode_some(source: Source, start: int, stop: int) -> int:
         simplejpeg.decode_jpeg(fg_bg.read_bytes(), "RGB", buffer=rgb)
         simplejpeg.decode_jpeg(mask.read_bytes(), "GRAY", buffer=gray)
         simplejpeg.decode_jpeg(depth.read_bytes(), "GRAY", buffer=gray)
-    return stop - start
-
-
-class _Images:
-    """What one would hand to stock FFCV: four decoded RGB images a sample."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-
-    def __len__(self) -> int:
-        return self._source.layout.samples
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
-        group = int(self._source.layout.background_of(np.asarray(index)))
-        paths = (self._source.bg[group], *self._source.paths(index))
-        return tuple(np.asarray(Image.open(path).convert("RGB")) for path in paths)
-
-
-def _stock_ffcv(source: Source, path: Path, workers: int) -> Case | None:
-    """FFCV's `DatasetWriter` as its documentation uses it: four JPEG fields."""
-    try:
-        from ffcv.fields import RGBImageField
-        from ffcv.writer import DatasetWriter
-    except ImportError:
-        return None
-
-    def write() -> int:
-        names = ("bg", "fg_bg", "mask", "depth")
-        fields = {name: RGBImageField(write_mode="jpg") for name in names}
-        writer = DatasetWriter(str(path), fields, num_workers=workers)
-        writer.from_indexed_dataset(_Images(source))
-        return source.layout.samples
-
-    return Case(name="stock FFCV DatasetWriter, 4 RGB JPEG fields", run=write)

@@ -13,9 +13,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import click
 import crc32c
 import numpy as np
 
+from benchmarks.harness.options import DATASET, REPEATS, command, option
 from benchmarks.harness.results import CaseResult, Result, make_result
 from convert import jpeg
 from convert.codecs import pack_runs, threshold_mask
@@ -40,8 +42,16 @@ class _Clock:
         return result
 
 
-def run(dataset: Path, *, samples: int, repeats: int) -> Result:
-    """CPU microseconds a sample of each step, after a round that is not counted."""
+@command(
+    DATASET,
+    option("--samples", type=click.IntRange(1), default=1000, help="Of the first background."),
+    REPEATS,
+)
+def encode(dataset: Path, samples: int, repeats: int) -> Result:
+    """CPU time of each step of packing, on the first samples of DATASET.
+
+    A first round is not counted.
+    """
     source = read_source(dataset)
     samples = min(samples, int(source.layout.group_starts[1]))
     rounds = [_round(source, samples) for _ in range(repeats + 1)][1:]

@@ -1,15 +1,14 @@
-"""What the arithmetic allows on GPUs that were not measured: FLOPs and bytes, no more.
+"""Upper limits on GPUs that were not measured, from FLOPs and bytes alone.
 
 A step of each stage runs on torch's meta device. Time is FLOPs over the GPU's peak rate plus the
 bytes that each operation reads and writes over its memory's rate: kernels run one after another,
-and nothing is fused. Real kernels reach a part of the peaks: these are limits.
+and nothing is fused. Real kernels reach only a part of these peaks.
 
 python -m benchmarks estimate
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +17,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness.gpus import find_gpu
+from benchmarks.harness.options import command, width_option
+from benchmarks.harness.progress import print_progress
 from benchmarks.harness.results import CaseResult, Result, make_result
 from benchmarks.harness.steps import make_stage
 from loaders import Inputs
@@ -30,7 +31,7 @@ _PCIE_GB_S = 12.0  # PCIe 3.0 x16, as a T4 has; the others have more
 
 
 class ByteCounter(TorchDispatchMode):
-    """Adds up the bytes that every operation reads and writes; views cost nothing."""
+    """Adds up the bytes that every operation reads and writes; views move none."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,8 +50,9 @@ class ByteCounter(TorchDispatchMode):
         return found
 
 
-def run(width: int, say: Callable[[str], None]) -> Result:
-    """Every stage at both sizes on each GPU."""
+@command(width_option(64))
+def estimate(width: int) -> Result:
+    """What FLOPs and bytes allow on a T4, an A100 and an H100: limits, never measured."""
     cases = {}
     for size in (112, 224):
         for kind in ("depth", "mask"):
@@ -69,7 +71,7 @@ def run(width: int, say: Callable[[str], None]) -> Result:
                 case = f"{name}, {kind} {size}"
                 parameters: dict[str, str | float] = {"gpu": name, "stage": kind, "size": size}
                 cases[case] = CaseResult(parameters=parameters, figures=figures)
-                say(f"{case}: at most {1 / step_s:,.0f} samples/s")
+                print_progress(f"{case}: at most {1 / step_s:,.0f} samples/s")
     return make_result("estimate", {"width": width}, cases)
 
 

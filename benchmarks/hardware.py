@@ -6,17 +6,15 @@ python -m benchmarks hardware DATASET SHARDS --device cuda
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from benchmarks.harness.contender import Contender, Unavailable, race
-from benchmarks.harness.images import Scale, allowed_levels, read_truth
-from benchmarks.harness.loading import Loading
-from benchmarks.harness.results import CaseResult, Result, make_result
-from benchmarks.loader import some_samples
+from benchmarks.harness.images import Scale, allowed_levels, read_truth, some_samples
+from benchmarks.harness.options import DATASET, SHARDS, Loading, command, loading_options
+from benchmarks.harness.results import Result, make_result
 from benchmarks.peers.dali import open_dali
 from benchmarks.peers.source import Files, WriteTars
 from convert.errors import DataError
@@ -25,17 +23,19 @@ from convert.shards import Shards
 LOADS = (0.0, 0.25, 0.5, 0.65, 0.8, 0.9, 1.0)
 
 
-def run(dataset: Path, shards: Path, loading: Loading, say: Callable[[str], None]) -> Result:
-    """Three images a sample with resident backgrounds; stock DALI, so that nothing else counts.
+@command(DATASET, SHARDS, loading_options)
+def hardware(dataset: Path, shards: Path, loading: Loading) -> Result:
+    """DALI's hw_decoder_load from 0 to 1, on a GPU.
 
-    Raises DataError on a CPU, where the setting has no effect.
+    Stock DALI decodes three images a sample and gathers resident backgrounds, so that nothing of
+    this project counts.
     """
     if torch.device(loading.device).type != "cuda":
         raise DataError(f"device {loading.device}: only a GPU has a JPEG decoder to share with")
     opened = Shards(shards)
-    everything = np.arange(len(opened))
+    samples = np.arange(len(opened))
     with tempfile.TemporaryDirectory(prefix="maskdepth-hardware-") as folder:
-        field = [
+        contenders = [
             Contender(
                 name=f"hw_decoder_load {load:g}",
                 opens=open_dali,
@@ -43,9 +43,9 @@ def run(dataset: Path, shards: Path, loading: Loading, say: Callable[[str], None
                     **loading.options, "shards": shards, "resident": True, "normalise": False,
                     "load": load,
                 },
-                convert=WriteTars(Files(dataset, everything), loading.threads),
+                convert=WriteTars(Files(dataset, samples), loading.threads),
                 store=Path(folder) / "tars",
-                expected=everything,
+                expected=samples,
                 scale=Scale(),
                 levels=allowed_levels(loading.device, 0.0),
                 threads=loading.threads,
@@ -54,9 +54,10 @@ def run(dataset: Path, shards: Path, loading: Loading, say: Callable[[str], None
             for load in LOADS
         ]  # fmt: skip
         truth = read_truth(opened, some_samples(len(opened)))
-        found = race(field, truth, loading.repeats, optional=True, say=say)
+        found = race(contenders, truth, loading.repeats, optional=True)
     if not found.repeats:
         raise Unavailable(f"hw_decoder_load: no value could be measured: {found.skipped}")
-    cases = {name: CaseResult.of(one) for name, one in found.repeats.items()}
     arguments = loading.arguments(dataset=dataset.name)
-    return make_result("hardware", arguments, cases, device=loading.device, skipped=found.skipped)
+    return make_result(
+        "hardware", arguments, found.cases, device=loading.device, skipped=found.skipped
+    )

@@ -5,56 +5,46 @@ python -m benchmarks loader SHARDS
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks.harness.contender import Contender, Isolated, race
-from benchmarks.harness.images import Truth, read_truth
-from benchmarks.harness.loading import Loading
+from benchmarks.harness.images import read_truth, some_samples
+from benchmarks.harness.options import SHARDS, Loading, command, loading_options
 from benchmarks.harness.ours import floor_contender, our_contenders, skipped_engines
+from benchmarks.harness.progress import print_progress
 from benchmarks.harness.resources import drop_cache
 from benchmarks.harness.results import CaseResult, Result, make_result
 from convert.shards import Shards
 
-COMPARED = 256
 
+@command(SHARDS, loading_options)
+def loader(shards: Path, loading: Loading) -> Result:
+    """Our engines on SHARDS beside the floor: libjpeg-turbo alone on the same bytes.
 
-def run(shards: Path, loading: Loading, say: Callable[[str], None]) -> Result:
-    """Time whole shuffled epochs: uint8, then floats of `Preprocess`, and one with a cold cache."""
+    Times complete shuffled epochs: uint8, normalised floats, and one with a cold cache.
+    """
     opened = Shards(shards)
     truth = read_truth(opened, some_samples(len(opened)))
     ours = our_contenders(shards, loading)
     floats = our_contenders(shards, loading, normalise=True)
     contenders = [*ours, *floats, floor_contender(shards, loading.threads)]
-    found = race(contenders, truth, loading.repeats, say=say)
-    cases = {
-        name: CaseResult.of(found.repeats[name], figures=found.figures[name])
-        for name in found.repeats
-    }
+    cases = race(contenders, truth, loading.repeats).cases
     for contender in ours:
-        cases[f"{contender.name}, cold cache"] = _cold(contender, truth, opened, say)
-    arguments = loading.arguments(shards=shards.name, samples=len(opened))
-    names, skipped = [one.name for one in (*ours, *floats)], skipped_engines(shards)
+        name = f"{contender.name}, cold cache"
+        cases[name] = _cold_case(contender, opened)
+        print_progress(f"{name}: {cases[name].repeats[0].samples_per_s:,.1f} samples/s")
     return make_result(
-        "loader", arguments, cases, device=loading.device, ours=tuple(names), skipped=skipped
+        "loader",
+        loading.arguments(shards=shards.name, samples=len(opened)),
+        cases,
+        device=loading.device,
+        ours=tuple(contender.name for contender in (*ours, *floats)),
+        skipped=skipped_engines(shards),
     )
 
 
-def some_samples(samples: int) -> np.ndarray:
-    """Samples to compare pixel by pixel: spread by a seed, int64, ascending."""
-    chosen = np.random.default_rng(0).permutation(samples)[:COMPARED]
-    return np.sort(chosen)
-
-
-def _cold(
-    contender: Contender, truth: Truth, opened: Shards, say: Callable[[str], None]
-) -> CaseResult:
-    """The first epoch of a fresh process, after the kernel was asked to forget the shards."""
-    files = [opened.folder / file for file in opened.manifest.files]
-    dropped = drop_cache(files)
+def _cold_case(contender: Contender, opened: Shards) -> CaseResult:
+    """The first epoch of a new process, after the kernel was asked to forget the shards."""
+    dropped = drop_cache([opened.folder / file for file in opened.manifest.files])
     with Isolated(contender) as isolated:
-        repeat = isolated.run()
-    say(f"{contender.name}, cold cache: {repeat.samples_per_s:,.0f} samples/s")
-    return CaseResult.of([repeat], figures={"dropped_bytes": float(dropped)})
+        return CaseResult.of([isolated.run()], figures={"dropped_bytes": float(dropped)})

@@ -6,14 +6,17 @@ python -m benchmarks luma DATASET
 from __future__ import annotations
 
 import ctypes
-import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 
+import click
 import numpy as np
 
+from benchmarks.harness.images import spread_indices
+from benchmarks.harness.options import DATASET, REPEATS, command, option
 from benchmarks.harness.results import CaseResult, Result, make_result
+from benchmarks.harness.timing import summarize, time_cpu
 from convert import jpeg
 from convert.errors import DataError
 from convert.jpeg.luma import cut_to_luma
@@ -61,10 +64,15 @@ def gray_transform() -> Callable[[bytes], bytes]:
     return run
 
 
-def run(dataset: Path, *, samples: int, repeats: int) -> Result:
-    """Bytes and CPU microseconds a map, of evenly spread depth maps; pixels are compared."""
+@command(
+    DATASET,
+    option("--samples", type=click.IntRange(1), default=1000, help="Evenly spread over DATASET."),
+    REPEATS,
+)
+def luma(dataset: Path, samples: int, repeats: int) -> Result:
+    """Two ways to cut the depth maps of DATASET to their luma plane; pixels are compared."""
     source = read_source(dataset)
-    indices = np.unique(np.linspace(0, source.layout.samples - 1, samples).astype(int)).tolist()
+    indices = spread_indices(source.layout.samples, samples)
     maps = [source.paths(index)[2].read_bytes() for index in indices]
     ways = {"cut_to_luma": cut_to_luma, f"tjTransform of {LIBRARY}": gray_transform()}
     cases = {name: _case(name, way, maps, repeats) for name, way in ways.items()}
@@ -76,12 +84,6 @@ def _case(name: str, way: Callable[[bytes], bytes], maps: list[bytes], repeats: 
     for one, cut in zip(maps, cuts, strict=True):
         if not np.array_equal(jpeg.decode_gray(cut), jpeg.decode_gray(one)):
             raise AssertionError(f"{name} changes pixels")
-    cpu_us = []
-    for _ in range(repeats):
-        started = time.thread_time()
-        for one in maps:
-            way(one)
-        cpu_us.append((time.thread_time() - started) / len(maps) * 1e6)
+    cpu_us = time_cpu(lambda: [way(one) for one in maps], len(maps), repeats)
     figures = {"bytes": fmean(map(len, cuts)), "source_bytes": fmean(map(len, maps))}
-    figures |= {"median_cpu_us": median(cpu_us), "lowest_cpu_us": min(cpu_us)}
-    return CaseResult.of(figures=figures | {"highest_cpu_us": max(cpu_us)})
+    return CaseResult.of(figures=figures | summarize(cpu_us, "cpu_us"))

@@ -5,23 +5,23 @@ python -m benchmarks parity SHARDS --device cuda
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.harness.contender import Isolated, Unavailable
-from benchmarks.harness.images import read_truth
-from benchmarks.harness.loading import Loading
+from benchmarks.harness.images import read_truth, some_samples
+from benchmarks.harness.options import SHARDS, Loading, command, loading_options
 from benchmarks.harness.ours import our_contenders
+from benchmarks.harness.progress import print_progress
 from benchmarks.harness.results import CaseResult, Result, make_result
-from benchmarks.loader import some_samples
 from convert.shards import Shards
 
 
-def run(shards: Path, loading: Loading, say: Callable[[str], None]) -> Result:
-    """One epoch of each engine, as uint8 and as floats. Raises Unavailable where one is wrong.
+@command(SHARDS, loading_options)
+def parity(shards: Path, loading: Loading) -> Result:
+    """Pixels on a device against those that the CPU decodes one by one; exit 2 if they differ.
 
-    Where a CPU decodes not one level of difference is allowed, where a GPU does
-    `benchmarks.harness.images.GPU_LEVELS`; masks are equal on both.
+    Checks one epoch of each engine, as uint8 and as floats. Pixels that a CPU decodes must be
+    equal, those that a GPU decodes may differ by 8 of 255 levels; masks are equal on both.
     """
     opened = Shards(shards)
     truth = read_truth(opened, some_samples(len(opened)))
@@ -34,6 +34,7 @@ def run(shards: Path, loading: Loading, say: Callable[[str], None]) -> Result:
             except Unavailable as error:
                 raise Unavailable(f"{contender.name} on {loading.device}: {error}") from None
             cases[contender.name] = CaseResult(figures=figures)
-            say(f"{contender.name}: {figures['largest_difference_levels']:.3g} levels at most")
+            largest = figures["largest_difference_levels"]
+            print_progress(f"{contender.name}: at most {largest:.3g} levels")
     arguments = {"shards": shards.name, "compared": len(truth.index), "device": loading.device}
     return make_result("parity", arguments, cases, device=loading.device)

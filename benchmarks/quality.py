@@ -1,4 +1,4 @@
-"""What finished runs reach on their validation splits, beside the rules that need no network.
+"""What finished runs reach on their validation splits, beside baselines without a network.
 
 python -m benchmarks quality RUN_DIR ...
 """
@@ -6,9 +6,12 @@ python -m benchmarks quality RUN_DIR ...
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import click
+
+from benchmarks.harness.options import DEVICE, PATH, command
+from benchmarks.harness.progress import print_progress
 from benchmarks.harness.results import CaseResult, Result, make_result
 from convert.errors import DataError
 from model.checkpoint import load_network
@@ -20,14 +23,15 @@ from train import evaluate_checkpoint
 
 NAMES = ("mask_bce", "mask_iou", "depth_l1", "depth_rmse")
 RULES = {"mask_iou": "difference", "depth_rmse": "background_depth"}
-"""Figure -> the rule that stands beside it."""
+"""Score -> the baseline that it is compared with."""
 
 
-def run(runs: Sequence[Path], *, device: str, say: Callable[[str], None]) -> Result:
-    """Score the best weights of each run on the split that it was trained with.
+@command(click.argument("runs", type=PATH, nargs=-1, required=True, metavar="RUN_DIR..."), DEVICE)
+def quality(runs: tuple[Path, ...], device: str) -> Result:
+    """Scores of finished runs of `train.py fit`, beside the baselines that need no network.
 
-    Shards are looked for where the run found them. Raises DataError where a folder holds no
-    finished run, or two folders have one name.
+    Scores the best weights of each run on the split that it was trained with, on the shards
+    where the run found them.
     """
     names = [folder.resolve().name for folder in runs]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -37,7 +41,9 @@ def run(runs: Sequence[Path], *, device: str, say: Callable[[str], None]) -> Res
     for name, folder in zip(names, runs, strict=True):
         cases[name] = _score(folder, device)
         figures = cases[name].figures
-        say(f"{name}: mask IoU {figures['mask_iou']:.4f}, depth RMSE {figures['depth_rmse']:.4f}")
+        print_progress(
+            f"{name}: mask IoU {figures['mask_iou']:.4f}, depth RMSE {figures['depth_rmse']:.4f}"
+        )
     return make_result("quality", {"device": device}, cases, device=device)
 
 

@@ -12,16 +12,26 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.harness.options import (
+    ENGINE,
+    SHARDS,
+    batch_size_option,
+    command,
+    option,
+    width_option,
+)
+from benchmarks.harness.progress import print_progress
 from benchmarks.harness.results import NO_NETWORK, CaseResult, Result, make_result
 from loaders import Batch, Loader, Preprocess, build_loader, read_layout, split_indices
 from model import DualDecoderUNet
@@ -178,10 +188,21 @@ def baselines(data: Data) -> dict[str, float]:
     return {"mask_iou": iou, "depth_rmse": rmse}
 
 
-def run(
+@command(
+    SHARDS,
+    option("--recipe", "names", multiple=True, default=("original", "joint", "fast")),
+    option("--minutes", type=click.FloatRange(0, min_open=True), default=4,
+           help="CPU time of each."),
+    width_option(12),
+    batch_size_option(4),
+    option("--points", type=click.IntRange(1), default=8, help="How often each is scored."),
+    option("--samples", type=click.IntRange(1), default=100, help="Of validation."),
+    option("--threads", type=click.IntRange(1), default=1),
+    ENGINE,
+)  # fmt: skip
+def recipes(
     shards: Path,
-    *,
-    names: Sequence[str],
+    names: tuple[str, ...],
     minutes: float,
     width: int,
     batch_size: int,
@@ -189,12 +210,8 @@ def run(
     samples: int,
     threads: int,
     engine: str,
-    say: Callable[[str], None],
 ) -> Result:
-    """Train each recipe on the random split of SHARDS for the same CPU time.
-
-    Cases: a recipe at a time, as often as it is scored, and the rules without a network.
-    """
+    """Recipes trained on SHARDS for the same CPU time: mask IoU and depth RMSE over minutes."""
     train, val = split_indices(read_layout(shards), "random")
     chosen = np.sort(val)[np.linspace(0, len(val) - 1, min(samples, len(val)), dtype=int)]
     data = Data(shards=shards, engine=engine, train=train, scored=chosen, batch_size=batch_size)
@@ -205,7 +222,7 @@ def run(
         for point in follow(recipe, data, width=width, budget_s=60 * minutes, points=points):
             title, case = f"{recipe.name}, {point.cpu_s / 60:.2f} min", point.case(recipe.name)
             scores = (f"{figure} {value:.4f}" for figure, value in case.figures.items())
-            say(f"{title}: {', '.join(scores)}")
+            print_progress(f"{title}: {', '.join(scores)}")
             cases[title] = case
     arguments = {
         "shards": shards.name, "minutes": minutes, "width": width, "batch_size": batch_size,

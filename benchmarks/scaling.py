@@ -8,116 +8,114 @@ from __future__ import annotations
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
+import click
 import numpy as np
 import psutil
 
 from benchmarks.harness.contender import Contender, race
 from benchmarks.harness.images import read_truth
-from benchmarks.harness.loading import Loading
+from benchmarks.harness.options import SHARDS, Loading, command, loading_options, option
 from benchmarks.harness.ours import ENGINES, missing_engines, our_contenders
+from benchmarks.harness.progress import print_progress
 from benchmarks.harness.repeated import write_repeated
 from benchmarks.harness.results import CaseResult, Result, make_result
 from convert.dataset.compose import compose
 from convert.pack import pack
 from convert.shards import Shards
-from loaders import build_loader
+from loaders import Loader, build_loader
 
 BATCH_SIZES = (16, 64, 256)
 IMAGE_SIZES = (112, 224, 448)
-_MIB = 2**20
 _BATCHES = 40  # of 64, for each number of records
 
 
-def run(
-    shards: Path,
-    loading: Loading,
-    *,
-    samples: int,
-    records: Sequence[int],
-    say: Callable[[str], None],
-) -> Result:
-    """Each axis on its own, the others at their defaults; both engines.
+@command(
+    SHARDS,
+    option("--samples", type=click.IntRange(40), default=2000, help="Composed at each image size."),
+    option(
+        "--records", type=click.IntRange(100), multiple=True,
+        default=(1_000, 10_000, 100_000, 400_000), help="Numbers of records to open.",
+    ),
+    loading_options,
+)  # fmt: skip
+def scaling(shards: Path, loading: Loading, samples: int, records: tuple[int, ...]) -> Result:
+    """Rates of our engines against threads, batch size, image size and number of records.
 
-    samples: composed for each image size. records: numbers of records to open.
+    Each axis is measured with the other options at their values.
     """
     cases: dict[str, CaseResult] = {}
-
-    def add(axis: str, value: int, contenders: list[Contender]) -> list[Contender]:
-        """Contenders of one point of an axis, without pixels to compare."""
-        renamed = []
-        for contender in contenders:
-            name = f"{contender.name}, {axis} {value}"
-            parameters: dict[str, str | float] = {"axis": axis, "value": float(value)}
-            cases[name] = CaseResult(parameters={**parameters, "engine": contender.name})
-            renamed.append(replace(contender, name=name, scale=None))
-        return renamed
-
     counts = sorted({1, loading.threads, *(2**n for n in range(10) if 2**n < loading.threads)})
-    for axis, values in (("threads", counts), ("batch size", BATCH_SIZES)):
-        field = []
-        for value in values:
-            varied = (
-                replace(loading, threads=value)
-                if axis == "threads"
-                else replace(loading, batch_size=value)
-            )
-            field += add(axis, value, our_contenders(shards, varied))
-        _time(cases, field, shards, loading.repeats, say)
+    loadings = {
+        "threads": {count: replace(loading, threads=count) for count in counts},
+        "batch size": {size: replace(loading, batch_size=size) for size in BATCH_SIZES},
+    }
+    for axis, points in loadings.items():
+        contenders = {value: our_contenders(shards, varied) for value, varied in points.items()}
+        cases |= _race_axis(axis, contenders, shards, loading.repeats)
     with tempfile.TemporaryDirectory(prefix="maskdepth-scaling-") as name:
         folder = Path(name)
-        field = []
-        for size in IMAGE_SIZES:
-            packed = _composed(folder, size, samples)
-            field += add("image size", size, our_contenders(packed, loading))
-        _time(cases, field, shards, loading.repeats, say)
+        contenders = {
+            size: our_contenders(_compose(folder, size, samples), loading) for size in IMAGE_SIZES
+        }
+        cases |= _race_axis("image size", contenders, shards, loading.repeats)
         for count in records:
-            cases |= _opened(shards, folder / f"repeated-{count}", count, loading, say)
+            cases |= _open_records(shards, folder / f"repeated-{count}", count, loading)
     arguments = loading.arguments(shards=shards.name, samples=samples)
     return make_result("scaling", arguments, cases, device=loading.device)
 
 
-def _time(
-    cases: dict[str, CaseResult],
-    field: list[Contender],
-    shards: Path,
-    repeats: int,
-    say: Callable[[str], None],
-) -> None:
-    """Put the repeats of these contenders into their cases."""
-    truth = read_truth(Shards(shards), np.arange(1))
-    found = race(field, truth, repeats, say=say)
-    for name, measured in found.repeats.items():
-        cases[name] = CaseResult.of(measured, cases[name].parameters)
+def _race_axis(
+    axis: str, contenders: dict[int, list[Contender]], shards: Path, repeats: int
+) -> dict[str, CaseResult]:
+    """Cases of the contenders at each value of an axis, without pixels to compare."""
+    points = {
+        f"{contender.name}, {axis} {value}": (value, contender)
+        for value, some in contenders.items()
+        for contender in some
+    }
+    renamed = [replace(one, name=name, scale=None) for name, (_, one) in points.items()]
+    found = race(renamed, read_truth(Shards(shards), np.arange(1)), repeats)
+    return {
+        name: CaseResult.of(
+            found.repeats[name],
+            {"axis": axis, "value": float(value), "engine": contender.name},
+        )
+        for name, (value, contender) in points.items()
+    }
 
 
-def _composed(folder: Path, size: int, samples: int) -> Path:
-    """Drawn composites of one image size, packed."""
+def _compose(folder: Path, size: int, samples: int) -> Path:
+    """Drawn composites of one image size, packed; returns the shard folder."""
     dataset, packed = folder / f"data-{size}", folder / f"shards-{size}"
-    people = max(1, samples // 40)
-    compose(dataset, backgrounds=4, foregrounds=people, placements=10, size=size, progress=False)
+    foregrounds = max(1, samples // 40)
+    compose(
+        dataset, backgrounds=4, foregrounds=foregrounds, placements=10, size=size, progress=False
+    )
     pack(dataset, packed, progress=False)
     return packed
 
 
-def _opened(
-    shards: Path, folder: Path, count: int, loading: Loading, say: Callable[[str], None]
+def _open_records(
+    shards: Path, folder: Path, count: int, loading: Loading
 ) -> dict[str, CaseResult]:
-    """Opening a folder of so many records, in a fresh process for each engine."""
+    """Cases of opening a folder of so many records, in a new process for each engine."""
     samples = write_repeated(shards, folder, count)
+    missing = missing_engines(shards)
     found = {}
-    for engine in (name for name in ENGINES if name not in missing_engines(shards)):
+    for engine in ENGINES:
+        if engine in missing:
+            continue
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=context) as pool:
             figures = pool.submit(_open, engine, shards, folder, loading).result()
         name = f"ours, {engine.upper()}"
-        say(f"{name}, {samples} records: first batch after {figures['first_batch_s']:.2f} s")
+        first = figures["first_batch_s"]
+        print_progress(f"{name}, {samples} records: first batch after {first:.2f} s")
         found[f"{name}, records {samples}"] = CaseResult(
             parameters={"axis": "records", "value": float(samples), "engine": name},
             figures=figures,
@@ -126,21 +124,26 @@ def _opened(
 
 
 def _open(engine: str, warm: Path, folder: Path, loading: Loading) -> dict[str, float]:
-    """Seconds to the first batch, memory that the loader adds, and the rate of what follows."""
-    options: dict[str, Any] = {
-        "device": loading.device, "num_workers": loading.threads, "rank": 0, "world_size": 1
-    }  # fmt: skip
-    with build_loader(engine, warm, **options) as loader:  # imports, compiled kernels
+    """Seconds to the first batch, memory that the loader adds, and the rate of later batches."""
+
+    def open_loader(shards: Path) -> Loader:
+        return build_loader(
+            engine, shards, device=loading.device, num_workers=loading.threads, rank=0, world_size=1
+        )
+
+    with open_loader(warm) as loader:  # imports modules, compiles kernels
         next(iter(loader.epoch(0)))
     this = psutil.Process()
     before, began = this.memory_info().rss, time.perf_counter()
-    with build_loader(engine, folder, **options) as loader:
+    with open_loader(folder) as loader:
         batches = iter(loader.epoch(0))
         next(batches)
         first_batch_s = time.perf_counter() - began
-        added_mib = (this.memory_info().rss - before) / _MIB
+        added_mib = (this.memory_info().rss - before) / 2**20
         began, cpu = time.perf_counter(), time.process_time()
         seen = sum(len(batch.index) for batch in islice(batches, _BATCHES))
         wall_s, cpu_s = time.perf_counter() - began, time.process_time() - cpu
-    rates = {"samples_per_s": seen / wall_s, "cpu_us_per_sample": cpu_s / seen * 1e6}
-    return {"first_batch_s": first_batch_s, "added_mib": added_mib, **(rates if seen else {})}
+    figures = {"first_batch_s": first_batch_s, "added_mib": added_mib}
+    if seen:
+        figures |= {"samples_per_s": seen / wall_s, "cpu_us_per_sample": cpu_s / seen * 1e6}
+    return figures

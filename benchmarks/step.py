@@ -9,19 +9,41 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import click
+
+from benchmarks.harness.options import (
+    DEVICE,
+    ENGINE,
+    REPEATS,
+    SHARDS,
+    batch_size_option,
+    command,
+    option,
+    width_option,
+)
 from benchmarks.harness.results import CaseResult, Result, make_result
 from benchmarks.harness.steps import OriginalStep, OurStep, Setup, gflop_per_sample, make_stage
 from benchmarks.harness.timing import Repeat, interleave, time_once
 from convert.errors import DataError
 from loaders import Batch, build_loader
-from model.precision import precision_for
+from model.precision import AMP, precision_for
 
 KINDS = ("depth", "mask")
 
 
-def run(
+@command(
+    SHARDS,
+    REPEATS,
+    option("--steps", type=click.IntRange(1), default=2, help="In each repeat."),
+    width_option(64),
+    option("--size", type=click.IntRange(8), default=112),
+    batch_size_option(4),
+    ENGINE,
+    DEVICE,
+    option("--amp", type=click.Choice(AMP), default="off", help="For both ways; off: float32."),
+)
+def step(
     shards: Path,
-    *,
     repeats: int,
     steps: int,
     width: int,
@@ -30,13 +52,17 @@ def run(
     engine: str,
     device: str,
     amp: str,
-    say: Callable[[str], None],
 ) -> Result:
-    """Time ``steps`` steps on batches that are there already, ours and the original's in turn."""
-    options = {"batch_size": batch_size, "device": device, "rank": 0, "world_size": 1}
-    cases: dict[str, Callable[[], Repeat]] = {}
-    gflop: dict[str, float] = {}
-    with build_loader(engine, shards, drop_last=True, **options) as loader:  # type: ignore[arg-type]
+    """A training step of the depth and the mask stage, ours and the original's way.
+
+    Times steps on batches that are loaded before, ours and the original's in turn.
+    """
+    measures: dict[str, Callable[[], Repeat]] = {}
+    parameters: dict[str, dict[str, str | float]] = {}
+    figures: dict[str, dict[str, float]] = {}
+    with build_loader(
+        engine, shards, batch_size=batch_size, drop_last=True, device=device, rank=0, world_size=1
+    ) as loader:
         batches = [batch for _, batch in zip(range(steps), loader.epoch(0), strict=False)]
         if not batches:
             raise DataError(
@@ -49,31 +75,23 @@ def run(
                 "ours": OurStep(setup),
                 "original's way": OriginalStep(setup),
             }
-            for way, step in ways.items():
+            for way, train in ways.items():
                 name = f"{kind} stage, {way}"
-                gflop[name] = gflop_per_sample(step, batches[0])
-                work = partial(_steps, step, batches)
-                cases[name] = partial(time_once, work, device=loader.device)
-        found = interleave(
-            cases, repeats, report=lambda name, one: say(f"{name}: {one.samples_per_s:,.2f}/s")
-        )
+                parameters[name] = {"stage": kind}
+                figures[name] = {"gflop_per_sample": gflop_per_sample(train, batches[0])}
+                work = partial(_train_on, batches, train)
+                measures[name] = partial(time_once, work, device=loader.device)
+        found = interleave(measures, repeats)
     arguments = {
         "shards": shards.name, "repeats": repeats, "steps": len(batches), "width": width,
         "size": size, "batch_size": batch_size, "device": device, "amp": amp,
     }  # fmt: skip
-    results = {
-        name: CaseResult.of(
-            found[name],
-            parameters={"stage": name.split()[0]},
-            figures={"gflop_per_sample": gflop[name]},
-        )
-        for name in cases
-    }
+    cases = {name: CaseResult.of(found[name], parameters[name], figures[name]) for name in measures}
     ours = tuple(f"{kind} stage, ours" for kind in KINDS)
-    return make_result("step", arguments, results, device=device, ours=ours)
+    return make_result("step", arguments, cases, device=device, ours=ours)
 
 
-def _steps(step: Callable[[Batch], None], batches: list[Batch]) -> int:
+def _train_on(batches: list[Batch], train: Callable[[Batch], None]) -> int:
     for batch in batches:
-        step(batch)
+        train(batch)
     return sum(len(batch.index) for batch in batches)

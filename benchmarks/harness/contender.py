@@ -1,14 +1,13 @@
-"""A way to load the data, in a process of its own: opened, checked, and timed when asked.
+"""A way to load the data, in its own process: opened, checked, and timed on request.
 
-A process each, because engines change what others rely on: stock FFCV alters numba's types and
-sets torch's threads, and DALI, OpenMP and fork do not always agree.
+Each has its own process because engines change what others rely on: stock FFCV alters numba's
+types and sets torch's threads, and DALI, OpenMP and fork do not always agree.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,10 +22,13 @@ import numpy as np
 import torch
 
 from benchmarks.harness.images import Images, Scale, Truth, check
+from benchmarks.harness.progress import print_progress
+from benchmarks.harness.results import CaseResult
 from benchmarks.harness.timing import Repeat, interleave, time_once
+from convert.errors import DataError
 
 Epochs = Callable[[int], Iterable[Images | int]]
-"""Number of an epoch -> its batches; an int is a batch that only counts."""
+"""Number of an epoch -> its batches; an int is the size of a batch whose images are not kept."""
 
 _PATIENCE_S = 600.0
 
@@ -37,11 +39,11 @@ class Contender:
 
     opens: context manager that yields `Epochs`; called with ``options``, and with ``store`` if
         there is a ``convert``.
-    convert: writes the files that it reads into ``store``, unless they are there; not timed with
-        the loading.
+    convert: writes the files that it reads into ``store``, unless they exist; its time is not
+        part of the loading.
     expected: int64, the samples of an epoch.
     scale, levels, mask_share: see `images.check`; scale None: delivers no images.
-    device: where the images shall be; those that come on the CPU are copied, as a user would.
+    device: where the images are needed; those delivered on the CPU are copied, as a user would.
     """
 
     name: str
@@ -57,46 +59,45 @@ class Contender:
     device: str = "cpu"
 
 
-class Unavailable(Exception):
-    """A contender that cannot run here, and why."""
+class Unavailable(DataError):
+    """A contender that cannot run here, or is wrong, and why."""
 
 
 def _serve(pipe: Connection, contender: Contender) -> None:
-    """The process of a contender: answer requests until the pipe is closed."""
+    """The process of a contender: answer requests until the pipe is closed.
+
+    A request is the truth to check an epoch with, or None to time one. An answer is a pair:
+    whether it succeeded, and what was found or why it failed.
+    """
     os.dup2(2, 1)  # libraries that print must not disturb the results on standard output
     try:
         with ExitStack() as stack:
             torch.set_num_threads(contender.threads)
-            facts = _convert(contender)
-            where = {} if contender.store is None else {"store": contender.store}
-            opened = stack.enter_context(contender.opens(**contender.options, **where))
-            epochs = partial(_delivered, opened, torch.device(contender.device))
-            pipe.send((True, facts))
-            _answer(pipe, contender, epochs)
+            converted = _convert(contender)
+            store = {} if contender.store is None else {"store": contender.store}
+            epochs = stack.enter_context(contender.opens(**contender.options, **store))
+            pipe.send((True, converted))
+            device, number = torch.device(contender.device), 0
+            while True:
+                truth: Truth | None = pipe.recv()
+                batches = _on_device(epochs, device, number)
+                if truth is None:
+                    count = partial(_count_samples, batches)
+                    pipe.send((True, time_once(count, device=device)))
+                else:
+                    pipe.send((True, _check(contender, batches, truth)))
+                number += 1
     except EOFError:
-        return  # the parent is done with this contender
+        return  # the parent has closed the pipe
     except BaseException as error:
         traceback.print_exc()
-        # The last line: a worker's error carries its whole traceback.
+        # The last line: a worker's error carries its complete traceback.
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        pipe.send(
-            (False, lines[-1] if ":" in lines[-1] else f"{type(error).__name__}: {lines[-1]}")
-        )
+        reason = lines[-1] if ":" in lines[-1] else f"{type(error).__name__}: {lines[-1]}"
+        pipe.send((False, reason))
 
 
-def _answer(pipe: Connection, contender: Contender, epochs: Epochs) -> None:
-    number = 0
-    while True:
-        request, truth = pipe.recv()
-        if request == "check":
-            answer: Any = _check(contender, epochs(number), truth)
-        else:
-            answer = time_once(partial(_walk_epoch, epochs, number), device=contender.device)
-        number += 1
-        pipe.send((True, answer))
-
-
-def _delivered(epochs: Epochs, device: torch.device, number: int) -> Iterator[Images | int]:
+def _on_device(epochs: Epochs, device: torch.device, number: int) -> Iterator[Images | int]:
     """The batches of an epoch on the device; copies do not wait where the memory is pinned."""
     for batch in epochs(number):
         if isinstance(batch, Images):
@@ -106,109 +107,99 @@ def _delivered(epochs: Epochs, device: torch.device, number: int) -> Iterator[Im
 
 
 def _convert(contender: Contender) -> dict[str, float]:
-    if contender.convert is None or contender.store is None:
-        return {}
-    if contender.store.exists():
-        return {}  # an earlier contender reads the same files
-    started = time.perf_counter()
-    contender.convert(contender.store)
-    convert_s = time.perf_counter() - started
     store = contender.store
+    # The store exists where an earlier contender reads the same files.
+    if contender.convert is None or store is None or store.exists():
+        return {}
+    started = time.perf_counter()
+    contender.convert(store)
+    convert_s = time.perf_counter() - started
     files = [path for path in (store, *store.rglob("*")) if path.is_file()]
     return {"convert_s": convert_s, "bytes": float(sum(path.stat().st_size for path in files))}
 
 
 def _check(contender: Contender, batches: Iterable[Any], truth: Truth) -> dict[str, float]:
     if contender.scale is None:
-        _walk(batches)
+        _count_samples(batches)
         return {}
-    return check(
-        batches,
-        contender.expected,
-        truth,
-        contender.scale,
-        contender.levels,
-        contender.mask_share,
-    )
+    allowed = contender.levels, contender.mask_share
+    return check(batches, contender.expected, truth, contender.scale, *allowed)
 
 
-def _walk_epoch(epochs: Epochs, number: int) -> int:
-    return _walk(epochs(number))
-
-
-def _walk(batches: Iterable[Images | int]) -> int:
-    """Take all batches and keep none; returns how many samples came."""
-    samples = 0
-    for batch in batches:
-        samples += len(batch.index) if isinstance(batch, Images) else batch
-    return samples
+def _count_samples(batches: Iterable[Images | int]) -> int:
+    """Take all batches and keep none."""
+    return sum(len(batch.index) if isinstance(batch, Images) else batch for batch in batches)
 
 
 class Isolated:
-    """The parent's end of a contender's process. Raises Unavailable for whatever goes wrong."""
+    """The parent's end of a contender's process. Raises Unavailable for every failure.
+
+    converted: seconds and bytes of the files that it wrote for itself, if any.
+    """
 
     def __init__(self, contender: Contender) -> None:
         context = multiprocessing.get_context("spawn")
-        self.name = contender.name
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, contender))
         self._process.start()
         theirs.close()
-        self.facts: dict[str, float] = self._answer()
+        self.converted: dict[str, float] = self._answer()
 
     def check(self, truth: Truth) -> dict[str, float]:
         """Compare one epoch with the truth; doubles as a warm-up."""
-        self._pipe.send(("check", truth))
-        return self._answer()
+        self._pipe.send(truth)
+        found: dict[str, float] = self._answer()
+        return found
 
     def run(self) -> Repeat:
         """Time one epoch."""
-        self._pipe.send(("run", None))
-        return self._answer()
+        self._pipe.send(None)
+        repeat: Repeat = self._answer()
+        return repeat
 
     def _answer(self) -> Any:
         try:
             if not self._pipe.poll(_PATIENCE_S):
                 raise Unavailable(f"no answer within {_PATIENCE_S:g} s")
-            good, answer = self._pipe.recv()
+            succeeded, answer = self._pipe.recv()
         except (EOFError, ConnectionError):
             self._process.join()
             raise Unavailable(f"its process ended with code {self._process.exitcode}") from None
-        if not good:
+        if not succeeded:
             raise Unavailable(answer)
         return answer
 
-    def close(self) -> None:
-        """End the process: politely, then not."""
+    def __enter__(self) -> Isolated:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ask the process to end, then kill it."""
         self._pipe.close()
         self._process.join(5)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
 
-    def __enter__(self) -> Isolated:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
 
 @dataclass(frozen=True, kw_only=True)
 class Race:
-    """What a comparison found, by name of the contender."""
+    """What a comparison found, by name of the contender; skipped: why it was not timed."""
 
     repeats: dict[str, list[Repeat]]
     figures: dict[str, dict[str, float]]
     skipped: dict[str, str]
 
+    @property
+    def cases(self) -> dict[str, CaseResult]:
+        """Of the contenders that were timed."""
+        return {
+            name: CaseResult.of(repeats, figures=self.figures[name])
+            for name, repeats in self.repeats.items()
+        }
+
 
 def race(
-    contenders: Sequence[Contender],
-    truth: Truth,
-    repeats: int,
-    *,
-    optional: bool = False,
-    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
+    contenders: Sequence[Contender], truth: Truth, repeats: int, *, optional: bool = False
 ) -> Race:
     """Open and check all contenders, then time an epoch of each in turn, ``repeats`` times.
 
@@ -220,25 +211,21 @@ def race(
     running: dict[str, Isolated] = {}
     with ExitStack() as stack:
         for contender in contenders:
+            name = contender.name
             try:
-                isolated = Isolated(contender)
-                stack.enter_context(isolated)
+                isolated = stack.enter_context(Isolated(contender))
                 found = isolated.check(truth)
             except Unavailable as error:
                 if not optional:
-                    raise Unavailable(f"{contender.name}: {error}") from None
-                skipped[contender.name] = str(error)
-                say(f"{contender.name}: skipped, {skipped[contender.name]}")
+                    raise Unavailable(f"{name}: {error}") from None
+                skipped[name] = str(error)
+                print_progress(f"{name}: skipped, {error}")
                 continue
-            running[contender.name] = isolated
-            figures[contender.name] = {**isolated.facts, **found}
-            say(f"{contender.name}: right ({len(truth.index)} samples compared)")
-        timed = interleave(
-            {name: isolated.run for name, isolated in running.items()},
-            repeats,
-            warmup=0,  # the check was one
-            report=lambda name, one: say(f"{name}: {one.samples_per_s:,.0f} samples/s"),
-        )
+            running[name] = isolated
+            figures[name] = {**isolated.converted, **found}
+            print_progress(f"{name}: correct ({len(truth.index)} samples compared)")
+        measures = {name: isolated.run for name, isolated in running.items()}
+        timed = interleave(measures, repeats, warmup=0)  # the check was a warm-up
     return Race(repeats=timed, figures=figures, skipped=skipped)
 
 

@@ -1,4 +1,4 @@
-"""What every contender delivers, and whether it is right: compared with the truth, then timed."""
+"""What every contender delivers, and whether it is correct."""
 
 from __future__ import annotations
 
@@ -10,8 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convert.moments import Statistics
 from convert.shards import Shards
 from loaders.backgrounds import Backgrounds
+
+GPU_LEVELS = 8.0
+"""nvJPEG's inverse DCT is not libjpeg's: it differs by a few levels where colours are upsampled."""
+
+MeanStd = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation of each channel, or of all channels."""
 
 
 class Images(NamedTuple):
@@ -41,40 +48,56 @@ class Truth:
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How a contender's values become 0..255: value * std + mean, per channel where it is a list.
+    """How a contender's values become 0..255: value * std + mean.
 
-    mask: which value of the mask, after scaling, is the threshold.
+    depth: the std of depth, whose mean is 0. mask_threshold: the lowest value, as delivered, of
+    the foreground in a mask.
     """
 
-    bg: tuple[tuple[float, ...], tuple[float, ...]] = ((0.0,), (1.0,))
-    fg_bg: tuple[tuple[float, ...], tuple[float, ...]] = ((0.0,), (1.0,))
+    bg: MeanStd = ((0.0,), (1.0,))
+    fg_bg: MeanStd = ((0.0,), (1.0,))
     depth: float = 1.0
     mask_threshold: float = 128.0
 
 
+def normalised_scale(statistics: Statistics, mask_threshold: float) -> Scale:
+    """Scale of images that are normalised by the statistics of a shard folder."""
+    bg, fg_bg = (
+        (tuple(255 * mean for mean in one.mean), tuple(255 * std for std in one.std))
+        for one in (statistics["bg"], statistics["fg_bg"])
+    )
+    return Scale(bg=bg, fg_bg=fg_bg, depth=255.0, mask_threshold=mask_threshold)
+
+
+class WrongImages(ValueError):
+    """A contender does not deliver what it should, and must not be timed."""
+
+
+def some_samples(samples: int) -> np.ndarray:
+    """At most 256 samples to compare pixel by pixel: a seeded choice, int64, ascending."""
+    return np.sort(np.random.default_rng(0).permutation(samples)[:256])
+
+
+def spread_indices(samples: int, wanted: int) -> list[int]:
+    """At most ``wanted`` samples, spread evenly."""
+    indices: list[int] = np.unique(np.linspace(0, samples - 1, wanted).astype(int)).tolist()
+    return indices
+
+
 def read_truth(shards: Shards, indices: np.ndarray) -> Truth:
     """Decode samples of a shard folder one by one."""
-    fields: dict[str, list[np.ndarray]] = {"fg_bg": [], "mask": [], "depth": []}
-    for index in indices.tolist():
-        for name, images in fields.items():
-            image = shards.decode(index, name)
-            images.append(np.atleast_3d(image).transpose(2, 0, 1))
-    bank = Backgrounds.from_numpy(shards.backgrounds, shards.manifest.layout)
-    bg = bank.gather(torch.from_numpy(indices)).numpy()
-    return Truth(index=indices, bg=bg, **{name: np.stack(value) for name, value in fields.items()})
-
-
-GPU_LEVELS = 8.0
-"""nvJPEG's inverse DCT is not libjpeg's: a few levels off where colours are upsampled."""
+    fields = {}
+    for name in ("fg_bg", "mask", "depth"):
+        images = [np.atleast_3d(shards.decode(index, name)) for index in indices.tolist()]
+        fields[name] = np.stack(images).transpose(0, 3, 1, 2)
+    backgrounds = Backgrounds.from_numpy(shards.backgrounds, shards.manifest.layout)
+    bg = backgrounds.gather(torch.from_numpy(indices)).numpy()
+    return Truth(index=indices, bg=bg, **fields)
 
 
 def allowed_levels(device: str, on_cpu: float) -> float:
     """Largest allowed difference of what DALI decodes on a device, in 0..255."""
     return max(on_cpu, GPU_LEVELS) if torch.device(device).type == "cuda" else on_cpu
-
-
-class Wrong(ValueError):
-    """A contender does not deliver what it should; not timed then."""
 
 
 def check(
@@ -90,11 +113,12 @@ def check(
     expected: the samples that the epoch must visit, each at least once.
     levels: largest allowed difference of bg, fg_bg and depth, in 0..255.
     mask_share: largest allowed share of mask pixels that differ.
-    Raises Wrong.
+    Raises WrongImages.
     """
     rows = {int(sample): row for row, sample in enumerate(truth.index)}
+    scales = {"bg": scale.bg, "fg_bg": scale.fg_bg, "depth": ((0.0,), (scale.depth,))}
     seen: list[np.ndarray] = []
-    found, wrong, pixels = 0.0, 0, 0
+    largest, wrong, pixels = 0.0, 0, 0
     for images in batches:
         index = images.index.cpu().numpy()
         seen.append(index.copy())
@@ -102,33 +126,25 @@ def check(
             if sample not in rows:
                 continue
             row = rows[sample]
-            for name, shift_scale in (("bg", scale.bg), ("fg_bg", scale.fg_bg)):
-                found = max(
-                    found, _levels(images, name, at, getattr(truth, name)[row], shift_scale)
-                )
-            depth = images.depth[at, :1].double().cpu().numpy() * scale.depth
-            found = max(found, float(np.abs(depth - truth.depth[row]).max()))
+            for name, moments in scales.items():
+                found, right = getattr(images, name)[at], getattr(truth, name)[row]
+                largest = max(largest, _difference(found, right, moments))
             mask = images.mask[at, :1].cpu().numpy() >= scale.mask_threshold
             wrong += int((mask != truth.mask[row]).sum())
             pixels += mask.size
     missing = np.setdiff1d(expected, np.concatenate(seen) if seen else [])
     if len(missing) or not pixels:
-        raise Wrong(f"{len(missing)} of {len(expected)} samples never came")
-    if found > levels or wrong > mask_share * pixels:
-        raise Wrong(
-            f"images differ by up to {found:.3g} levels, allowed {levels:g}; "
+        raise WrongImages(f"{len(missing)} of {len(expected)} samples are missing")
+    if largest > levels or wrong > mask_share * pixels:
+        raise WrongImages(
+            f"images differ by up to {largest:.3g} levels, allowed {levels:g}; "
             f"{wrong} of {pixels} mask pixels differ, allowed {mask_share * pixels:g}"
         )
-    return {"largest_difference_levels": found, "mask_pixels_that_differ": wrong / pixels}
+    return {"largest_difference_levels": largest, "mask_pixels_that_differ": wrong / pixels}
 
 
-def _levels(
-    images: Images,
-    name: str,
-    at: int,
-    truth: np.ndarray,
-    shift_scale: tuple[tuple[float, ...], tuple[float, ...]],
-) -> float:
-    mean, std = (np.array(values).reshape(-1, 1, 1) for values in shift_scale)
-    image = getattr(images, name)[at].double().cpu().numpy() * std + mean
-    return float(np.abs(image - truth).max())
+def _difference(image: Tensor, truth: np.ndarray, moments: MeanStd) -> float:
+    """Largest difference in 0..255 over the channels of the truth; both (C, H, W)."""
+    mean, std = (np.array(values).reshape(-1, 1, 1) for values in moments)
+    scaled = image[: len(truth)].double().cpu().numpy() * std + mean
+    return float(np.abs(scaled - truth).max())

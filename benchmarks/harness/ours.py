@@ -1,4 +1,4 @@
-"""This project's loaders as contenders, and the floor that no loader can beat."""
+"""This project's loaders as contenders, and the floor: JPEG decoding alone."""
 
 from __future__ import annotations
 
@@ -12,16 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness.contender import Contender, Epochs
-from benchmarks.harness.images import Images, Scale, allowed_levels
-from benchmarks.harness.loading import Loading
+from benchmarks.harness.images import Images, Scale, allowed_levels, normalised_scale
+from benchmarks.harness.options import Loading
 from benchmarks.harness.results import FLOAT
-from convert.moments import Statistics
 from convert.shards import Shards
 from loaders import Preprocess, build_loader
-from loaders.engines import is_installed
+from loaders.engines import REGISTRY, is_installed
 
-ENGINES = {"ffcv": "ffcv", "dali": "nvidia.dali"}
-"""Name of an engine -> the module that it needs."""
+ENGINES = ("ffcv", "dali")
 _ACCURATE_DCT = 4096  # TJFLAG_ACCURATEDCT of turbojpeg.h: what exact pixels need
 _RGB, _GRAY = 0, 6
 _CHUNK = 64
@@ -31,7 +29,7 @@ _CHUNK = 64
 def open_ours(
     engine: str, shards: Path, batch_size: int, threads: int, device: str, normalise: bool
 ) -> Iterator[Epochs]:
-    """uint8 bg, fg_bg, mask and depth on the device; or what `Preprocess` makes of them."""
+    """Yield epochs of uint8 bg, fg_bg, mask and depth on the device, or of normalised floats."""
     options = {"batch_size": batch_size, "num_workers": threads, "device": device}
     with build_loader(engine, shards, rank=0, world_size=1, **options) as loader:  # type: ignore[arg-type]
         prepare = Preprocess(loader.backgrounds, loader.statistics)
@@ -47,19 +45,11 @@ def open_ours(
         yield epoch
 
 
-def normalised(statistics: Statistics) -> Scale:
-    """Scale of what `Preprocess` gives."""
-    moments = {}
-    for name in ("bg", "fg_bg"):
-        mean, std = statistics[name].mean, statistics[name].std
-        moments[name] = (tuple(255 * m for m in mean), tuple(255 * s for s in std))
-    return Scale(**moments, depth=255.0, mask_threshold=0.5)
-
-
 def our_contenders(shards: Path, loading: Loading, *, normalise: bool = False) -> list[Contender]:
-    """Each of our engines that is installed; see `missing_engines`."""
+    """Each of our engines that can be measured; see `missing_engines`."""
     manifest = Shards(shards).manifest
-    scale = normalised(manifest.statistics) if normalise else Scale(mask_threshold=1)
+    exact = 0.01 if normalise else 0.0
+    missing = missing_engines(shards)
     return [
         Contender(
             name=f"ours, {engine.upper()}{FLOAT if normalise else ''}",
@@ -68,31 +58,31 @@ def our_contenders(shards: Path, loading: Loading, *, normalise: bool = False) -
                 **loading.options, "engine": engine, "shards": shards, "normalise": normalise
             },
             expected=np.arange(manifest.layout.samples),
-            scale=scale,
-            levels=_levels(engine, loading.device, normalise),
+            scale=(
+                normalised_scale(manifest.statistics, mask_threshold=0.5)
+                if normalise
+                else Scale(mask_threshold=1)
+            ),
+            # FFCV's engine decodes on the CPU for any device, DALI's on the device.
+            levels=exact if engine == "ffcv" else allowed_levels(loading.device, exact),
             threads=loading.threads,
             device=loading.device,
         )
         for engine in ENGINES
-        if engine not in missing_engines(shards)
+        if engine not in missing
     ]  # fmt: skip
 
 
-def _levels(engine: str, device: str, normalise: bool) -> float:
-    """FFCV's engine decodes on the CPU, whatever the device; DALI's where the batches are."""
-    exact = 0.01 if normalise else 0.0
-    return exact if engine == "ffcv" else allowed_levels(device, exact)
-
-
 def missing_engines(shards: Path) -> dict[str, str]:
-    """Engines that cannot be measured, and why: not installed, or not in the folder."""
+    """Engines that cannot be measured, and why."""
     reasons = {}
-    for engine, module in ENGINES.items():
+    for engine in ENGINES:
+        needs = REGISTRY[engine].needs
         # DALI's engine reads either format.
         if engine == "ffcv" and engine not in Shards(shards).manifest.formats:
             reasons[engine] = "the folder holds no files of this format"
-        if not is_installed(module):
-            reasons[engine] = f"{module} is not installed"
+        if not is_installed(needs):
+            reasons[engine] = f"{needs} is not installed"
     return reasons
 
 
@@ -103,9 +93,9 @@ def skipped_engines(shards: Path) -> dict[str, str]:
 
 @contextmanager
 def open_floor(shards: Path, threads: int) -> Iterator[Epochs]:
-    """Decode each stored JPEG once with the system's libjpeg-turbo, into memory that is warm.
+    """Decode each stored JPEG once with the system's libjpeg-turbo, into the same warm memory.
 
-    No order, no batch, no tensor, no checks of return codes; masks, which are no JPEGs, are
+    There is no order, batch, tensor or check of return codes. Masks, which are not JPEGs, are
     left out.
     """
     opened = Shards(shards)
@@ -144,7 +134,7 @@ def _decode_chunk(shards: Shards, files: list[int], start: int) -> int:
 
 
 def floor_contender(shards: Path, threads: int) -> Contender:
-    """The floor as a contender; it runs on the CPU, whatever the device."""
+    """The floor as a contender; it runs on the CPU for any device."""
     return Contender(
         name="floor: libjpeg-turbo alone",
         opens=open_floor,

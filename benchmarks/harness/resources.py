@@ -1,19 +1,19 @@
-"""What a piece of work costs beside time: CPU seconds and memory of the process tree, cache."""
+"""CPU seconds and memory of the process tree, and the page cache of files."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 
-_GIB = 2**30
-_SAMPLING_S, _CLOSELY_S = 0.02, 3.0
+_SAMPLING_S = 0.02
+_CLOSELY_EVERY = 150  # samplings: 3 s
 
 
 def cpu_s() -> float:
@@ -26,46 +26,37 @@ def cpu_s() -> float:
         try:
             times = child.cpu_times()
         except psutil.Error:
-            continue  # ended meanwhile, and counted above once its parent has waited for it
+            continue  # it has ended: RUSAGE_CHILDREN counts it once its parent has waited for it
         total += times.user + times.system + times.children_user + times.children_system
     return total
 
 
 class Peak:
-    """Largest memory seen so far, in GiB."""
+    """Largest memory of this process and its children seen so far."""
 
     def __init__(self) -> None:
         self._resident = self._shared = 0
 
     @property
     def gib(self) -> float:
-        """Of this process and its children, where pages that a child shares count once."""
-        return (self._resident - self._shared) / _GIB
+        """Resident GiB, where pages that a child shares with others count once."""
+        return (self._resident - self._shared) / 2**30
 
-    def look(self) -> None:
-        """Sum what is resident: a few microseconds a process."""
-        self._resident = max(self._resident, _sum(psutil.Process().memory_info().rss, _resident))
+    def look(self, *, closely: bool = False) -> None:
+        """Sum the resident memory, a few microseconds a process.
 
-    def look_closely(self) -> None:
-        """Find what children share with others: 10 ms a child, as the kernel walks its pages."""
-        self._shared = max(self._shared, _sum(0, _shared))
-
-
-def _sum(own: int, figure: Callable[[psutil.Process], int]) -> int:
-    total = own
-    for child in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):  # ended meanwhile
-            total += figure(child)
-    return total
-
-
-def _resident(process: psutil.Process) -> int:
-    return process.memory_info().rss
-
-
-def _shared(process: psutil.Process) -> int:
-    memory = process.memory_full_info()
-    return memory.rss - memory.uss
+        closely: also sum what children share with others: 10 ms a child, as the kernel walks its
+        pages.
+        """
+        this = psutil.Process()
+        resident, shared = this.memory_info().rss, 0
+        for child in this.children(recursive=True):
+            with suppress(psutil.Error):  # it has ended
+                resident += child.memory_info().rss
+                if closely:
+                    memory = child.memory_full_info()
+                    shared += memory.rss - memory.uss
+        self._resident, self._shared = max(self._resident, resident), max(self._shared, shared)
 
 
 @contextmanager
@@ -77,12 +68,10 @@ def peak_memory() -> Iterator[Peak]:
     peak, done = Peak(), threading.Event()
 
     def watch() -> None:
-        closely = time.monotonic() + _CLOSELY_S
-        while not done.wait(_SAMPLING_S):
-            peak.look()
-            if time.monotonic() >= closely:
-                peak.look_closely()
-                closely = time.monotonic() + _CLOSELY_S
+        for number in itertools.count(1):
+            if done.wait(_SAMPLING_S):
+                return
+            peak.look(closely=number % _CLOSELY_EVERY == 0)
 
     peak.look()
     thread = threading.Thread(target=watch, daemon=True)
@@ -92,8 +81,7 @@ def peak_memory() -> Iterator[Peak]:
     finally:
         done.set()
         thread.join()
-        peak.look()
-        peak.look_closely()
+        peak.look(closely=True)
 
 
 def drop_cache(files: Iterable[Path]) -> int:

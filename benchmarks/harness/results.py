@@ -1,6 +1,6 @@
-"""A result: what was run, on what, with which versions, and every raw repeat; checked JSON.
+"""A result: what was run, on what, with which versions, and every raw repeat.
 
-The models below are the schema; `docs/benchmarks.md` describes it in words.
+The models below are the schema of its JSON; `docs/benchmarks.md` describes it in words.
 """
 
 from __future__ import annotations
@@ -9,15 +9,27 @@ import statistics
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from benchmarks.harness.machine import commit, describe_machine, versions
-from benchmarks.harness.timing import Repeat, ratios
+from benchmarks.harness.timing import Repeat
 from convert.errors import DataError
 
 SCHEMA = 3
+
+Benchmark = Literal[
+    "peers", "loader", "step", "epoch", "quality", "recipes", "scaling", "convert", "encode",
+    "codecs", "luma", "simulation", "estimate", "parity", "hardware",
+]  # fmt: skip
+"""Names of the benchmarks, in the order in which a report shows them."""
+
+FLOAT = ", float"
+"""End of the name of a case that delivers normalised floats; the others deliver uint8."""
+
+NO_NETWORK = "no network"
+"""Name of the case that holds the scores of the baselines of `model.metrics`."""
 
 
 class _Strict(BaseModel):
@@ -25,7 +37,7 @@ class _Strict(BaseModel):
 
 
 class Machine(_Strict):
-    """Where it ran. gpu and driver are None where device is "cpu"."""
+    """Where a result was measured; gpu and driver are None where device is "cpu"."""
 
     cpu: str
     cores: int
@@ -44,23 +56,15 @@ class Spread(_Strict):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of at least one value."""
+        """Summarize at least one value."""
         return cls(median=statistics.median(values), lowest=min(values), highest=max(values))
-
-
-FLOAT = ", float"
-"""End of the name of a case that delivers normalised floats; the others deliver uint8."""
-
-NO_NETWORK = "no network"
-"""Name of the case that holds the scores of the rules of `model.metrics`."""
 
 
 class CaseResult(_Strict):
     """One thing measured.
 
-    parameters: what it was measured with, where that varies between the cases of a result.
-    repeats: the raw runs; empty for what is not timed. samples_per_s and cpu_us_per_sample
-    follow from them, and a file in which they do not is refused.
+    parameters: those that vary between the cases of a result. repeats: the raw runs; empty where
+    nothing was timed. samples_per_s and cpu_us_per_sample must follow from the repeats.
     figures: other numbers of the case, each with its unit in its name.
     """
 
@@ -103,28 +107,12 @@ def _spreads(repeats: Sequence[Repeat]) -> dict[str, Spread | None]:
 class Result(_Strict):
     """One run of one benchmark.
 
-    ours: the cases that are this project's own; the others are compared with the fastest.
+    ours: the cases of this project; all cases are compared with the fastest of them.
     skipped: what was not measured, and why. sizes: bytes and shares, by name.
     """
 
     schema_version: Literal[3] = 3
-    benchmark: Literal[
-        "convert",
-        "encode",
-        "codecs",
-        "luma",
-        "loader",
-        "peers",
-        "step",
-        "epoch",
-        "scaling",
-        "recipes",
-        "quality",
-        "simulation",
-        "estimate",
-        "parity",
-        "hardware",
-    ]
+    benchmark: Benchmark
     created: str
     commit: str
     arguments: dict[str, str]
@@ -139,13 +127,13 @@ class Result(_Strict):
     def _known(self) -> Result:
         unknown = set(self.ours) - set(self.cases)
         if unknown:
-            raise ValueError(f"ours names {sorted(unknown)}, which are no cases")
+            raise ValueError(f"ours names {sorted(unknown)}, which are not cases")
         return self
 
     def best(self, beside: str) -> str | None:
-        """The fastest of our cases with the parameters and output of case ``beside``, or None.
+        """Name of our fastest case with the parameters and pixel type of case ``beside``, or None.
 
-        Who delivers floats, as its name says at the end, is compared with who does.
+        The end of a name, `FLOAT`, states the type.
         """
         rates = {
             name: rate.median
@@ -157,44 +145,49 @@ class Result(_Strict):
         return max(rates, key=lambda name: rates[name]) if rates else None
 
     def faster_by(self, name: str) -> Spread | None:
-        """Rate of our fastest over that of a case, round by round; None where there is none.
+        """Rate of our fastest case over that of a case, round by round; None without either.
 
-        Of the medians where the two were not timed in the same rounds.
+        It is the ratio of the medians where the two were not timed in the same rounds.
         """
         base = self.best(name)
-        if base is None or not self.cases[name].repeats:
+        if base is None:
             return None
         ours, theirs = self.cases[base], self.cases[name]
-        if len(ours.repeats) == len(theirs.repeats):
-            return Spread.of(ratios(ours.repeats, theirs.repeats))
-        assert ours.samples_per_s is not None
-        assert theirs.samples_per_s is not None
-        return Spread.of([ours.samples_per_s.median / theirs.samples_per_s.median])
+        if ours.samples_per_s is None or theirs.samples_per_s is None:
+            return None
+        if len(ours.repeats) != len(theirs.repeats):
+            return Spread.of([ours.samples_per_s.median / theirs.samples_per_s.median])
+        rounds = zip(ours.repeats, theirs.repeats, strict=True)
+        return Spread.of([ours.samples_per_s / theirs.samples_per_s for ours, theirs in rounds])
 
 
 def make_result(
-    benchmark: str,
-    arguments: Mapping[str, Any],
+    benchmark: Benchmark,
+    arguments: Mapping[str, object],
     cases: Mapping[str, CaseResult],
     *,
     device: str = "cpu",
-    **more: Any,
+    ours: tuple[str, ...] = (),
+    skipped: Mapping[str, str] | None = None,
+    sizes: Mapping[str, float] | None = None,
 ) -> Result:
     """A result of this run, on this machine, at this commit."""
     return Result(
-        benchmark=benchmark,  # type: ignore[arg-type]
+        benchmark=benchmark,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         commit=commit(),
         arguments={name: str(value) for name, value in arguments.items()},
         machine=Machine.model_validate(describe_machine(device)),
         versions=versions(),
         cases=dict(cases),
-        **more,
+        ours=ours,
+        skipped=dict(skipped or {}),
+        sizes=dict(sizes or {}),
     )
 
 
 def read_result(path: Path) -> Result:
-    """A result from its file. Raises DataError where it is not one."""
+    """Read a result from its file. Raises DataError where it is not valid."""
     try:
         return Result.model_validate_json(path.read_bytes())
     except OSError as error:
@@ -208,39 +201,8 @@ def read_result(path: Path) -> Result:
 
 
 def read_results(folder: Path) -> dict[str, Result]:
-    """All results of a folder, by file name without its end; DataError if there is none."""
+    """Read all results of a folder, by file name without suffix; DataError if there are none."""
     paths = sorted(folder.glob("*.json")) if folder.is_dir() else []
     if not paths:
         raise DataError(f"{folder}: no results (*.json) here; run `python -m benchmarks` first")
     return {path.stem: read_result(path) for path in paths}
-
-
-def table(result: Result) -> str:
-    """The timed cases of a result, a line each, for a terminal."""
-    machine = result.machine
-    where = machine.gpu or f"{machine.cores} cores of {machine.cpu}"
-    lines = [f"{result.benchmark} on {where}, commit {result.commit}"]
-    timed = {name: case for name, case in result.cases.items() if case.repeats}
-    if timed:
-        lines.append(f"{'':44}{'samples/s':>11}{'CPU us/sample':>15}{'best of ours is':>17}")
-    for name, case in timed.items():
-        assert case.samples_per_s is not None
-        assert case.cpu_us_per_sample is not None
-        faster = result.faster_by(name)
-        ratio = "" if faster is None else f"{faster.median:15.2f} x"
-        lines.append(
-            f"{name:44}{case.samples_per_s.median:11,.1f}"
-            f"{case.cpu_us_per_sample.median:15,.0f}{ratio}"
-        )
-    for name, case in result.cases.items():
-        lines += [f"{name}: {what} {value:,.6g}" for what, value in case.figures.items()]
-    lines += [f"{name}: skipped, {why}" for name, why in result.skipped.items()]
-    return "\n".join(lines)
-
-
-def write_result(result: Result, path: Path | None) -> None:
-    """Print the table; with ``path`` write the JSON too."""
-    print(table(result))
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(result.model_dump_json(indent=1) + "\n")

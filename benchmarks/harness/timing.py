@@ -1,36 +1,22 @@
-"""One way to time everything: warm-up, interleaved repeats, wall and CPU time, peak memory.
+"""How everything is timed: interleaved repeats, wall and CPU time, peak memory.
 
-Works on any device: a GPU is waited for before a clock is read. Phases inside a step are timed by
-`benchmarks.harness.phases`.
+Works on any device: a GPU is synchronized before a clock is read. `benchmarks.harness.phases`
+times the phases of a step.
 """
 
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
+from benchmarks.harness.progress import print_progress
 from benchmarks.harness.resources import cpu_s, peak_memory
-
-_GIB = 2**30
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """Something to time.
-
-    run: does the work once and returns how many samples it handled.
-    prepare: called before each run, outside the clock.
-    """
-
-    name: str
-    run: Callable[[], int]
-    prepare: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,37 +46,26 @@ class Repeat:
         return self.cpu_s / self.samples * 1e6
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait for everything that was started on the device; nothing to do on a CPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def time_once(
-    run: Callable[[], int],
-    *,
-    prepare: Callable[[], None] = lambda: None,
-    device: torch.device | str = "cpu",
-) -> Repeat:
-    """Time one run."""
+def time_once(run: Callable[[], int], *, device: torch.device | str = "cpu") -> Repeat:
+    """Time one call of ``run``, which returns the number of samples that it processed."""
     device = torch.device(device)
     on_gpu = device.type == "cuda"
-    prepare()
     gc.collect()
-    synchronize(device)
     if on_gpu:
+        torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
     with peak_memory() as peak:
         cpu, wall = cpu_s(), time.perf_counter()
         samples = run()
-        synchronize(device)
+        if on_gpu:
+            torch.cuda.synchronize(device)
         wall, cpu = time.perf_counter() - wall, cpu_s() - cpu
     return Repeat(
         samples=samples,
         wall_s=wall,
         cpu_s=cpu,
         peak_gib=peak.gib,
-        peak_device_gib=torch.cuda.max_memory_allocated(device) / _GIB if on_gpu else None,
+        peak_device_gib=torch.cuda.max_memory_allocated(device) / 2**30 if on_gpu else None,
     )
 
 
@@ -98,12 +73,11 @@ def interleave(
     cases: Mapping[str, Callable[[], Repeat]],
     repeats: int,
     warmup: int = 1,
-    report: Callable[[str, Repeat], None] = lambda name, repeat: None,
 ) -> dict[str, list[Repeat]]:
     """Take ``repeats`` measurements of every case in turn, A B C A B C, after ``warmup`` rounds.
 
-    A machine that others use drifts; cases timed in turn drift together, so that the ratio
-    of two cases of one round is fair.
+    Prints the rate of each. The speed of a machine that others use drifts, for all cases of a
+    round alike: the ratio of two cases within a round is fair.
     """
     found: dict[str, list[Repeat]] = {name: [] for name in cases}
     for number in range(warmup + repeats):
@@ -111,35 +85,27 @@ def interleave(
             repeat = measure()
             if number >= warmup:
                 found[name].append(repeat)
-                report(name, repeat)
+                print_progress(f"{name}: {repeat.samples_per_s:,.1f} samples/s")
     return found
 
 
-def run_interleaved(
-    cases: Sequence[Case],
-    repeats: int,
-    warmup: int = 1,
-    report: Callable[[str, Repeat], None] = lambda name, repeat: None,
-) -> dict[str, list[Repeat]]:
-    """`interleave` of cases that run in this process."""
-
-    def measure(case: Case) -> Callable[[], Repeat]:
-        def once() -> Repeat:
-            repeat = time_once(case.run, prepare=case.prepare)
-            for child in multiprocessing.active_children():
-                child.join()
-            return repeat
-
-        return once
-
-    return interleave({case.name: measure(case) for case in cases}, repeats, warmup, report)
+def median(repeats: Sequence[Repeat], what: Literal["samples_per_s", "wall_s"]) -> float:
+    """Median of one figure of the repeats."""
+    values: list[float] = [getattr(repeat, what) for repeat in repeats]
+    return statistics.median(values)
 
 
-def median(repeats: Sequence[Repeat], what: str) -> float:
-    """Median of one figure of the repeats, by its name."""
-    return statistics.median(getattr(repeat, what) for repeat in repeats)
+def time_cpu(work: Callable[[], object], samples: int, repeats: int) -> list[float]:
+    """CPU microseconds a sample of this thread, for each of ``repeats`` calls of ``work``."""
+    times = []
+    for _ in range(repeats):
+        began = time.thread_time()
+        work()
+        times.append((time.thread_time() - began) / samples * 1e6)
+    return times
 
 
-def ratios(ours: Sequence[Repeat], theirs: Sequence[Repeat]) -> list[float]:
-    """Our samples/s over theirs, round by round."""
-    return [a.samples_per_s / b.samples_per_s for a, b in zip(ours, theirs, strict=True)]
+def summarize(values: Sequence[float], name: str) -> dict[str, float]:
+    """Median and range of the values, as figures of a case."""
+    median, lowest, highest = statistics.median(values), min(values), max(values)
+    return {f"median_{name}": median, f"lowest_{name}": lowest, f"highest_{name}": highest}

@@ -11,8 +11,9 @@ import torch
 from torch.utils.dlpack import from_dlpack
 
 from benchmarks.harness.contender import Epochs
-from benchmarks.harness.images import Images, Scale
+from benchmarks.harness.images import Images, MeanStd, normalised_scale
 from benchmarks.peers.source import FIELDS
+from convert.moments import Statistics
 from convert.shards import Shards
 from loaders.backgrounds import Backgrounds
 
@@ -30,7 +31,7 @@ def open_dali(
     normalise: bool,
     load: float | None = None,
 ) -> Iterator[Epochs]:
-    """Shuffled in a window, as DALI can.
+    """Yield epochs that are shuffled in a window, as DALI can.
 
     resident: the backgrounds are kept on the device and gathered, as ours are, not read.
     normalise: by `crop_mirror_normalize`, with the statistics of the shard folder.
@@ -38,13 +39,13 @@ def open_dali(
     """
     opened = Shards(shards)
     names = FIELDS[1:] if resident else FIELDS
-    moments = _moments(opened) if normalise else None
+    moments = _moments(opened.manifest.statistics) if normalise else None
     paths = sorted(store.glob("*.tar"))
     decoder: dict[str, Any] = {} if load is None else {"hw_decoder_load": load}
     pipeline = _pipeline(paths, names, batch_size, threads, device, moments, decoder)
     pipeline.build()
     layout = opened.manifest.layout
-    bank = _bank(opened, device, moments) if resident else None
+    backgrounds = _backgrounds(opened, device, moments) if resident else None
     batches = -(-layout.samples // batch_size)
 
     def epoch(number: int) -> Iterator[Images]:
@@ -58,35 +59,23 @@ def open_dali(
                 fields = {name: field.permute(0, 3, 1, 2) for name, field in fields.items()}
             index = index[:left].flatten().to(device)
             left -= batch_size
-            if bank is not None:
+            if backgrounds is not None:
                 group = torch.div(index, layout.samples_per_bg or 1, rounding_mode="floor")
-                fields["bg"] = bank.index_select(0, group)
+                fields["bg"] = backgrounds.index_select(0, group)
             yield Images(index=index, **fields)
 
     yield epoch
 
 
-Moments = dict[str, tuple[list[float], list[float]]]
-
-
-def _moments(opened: Shards) -> Moments:
+def _moments(statistics: Statistics) -> dict[str, MeanStd]:
     """Mean and std in 0..255, by field."""
-    found: Moments = {"mask": ([0.0], [255.0]), "depth": ([0.0], [255.0])}
-    for name in ("bg", "fg_bg"):
-        statistics = opened.manifest.statistics[name]
-        found[name] = ([255 * m for m in statistics.mean], [255 * s for s in statistics.std])
-    return found
+    scale = normalised_scale(statistics, mask_threshold=128 / 255)
+    unit = ((0.0,), (255.0,))
+    return {"bg": scale.bg, "fg_bg": scale.fg_bg, "mask": unit, "depth": unit}
 
 
-def normalised(shards: Path) -> Scale:
-    """Scale of what comes out with ``normalise``."""
-    moments = _moments(Shards(shards))
-    bg, fg_bg = ((tuple(mean), tuple(std)) for mean, std in (moments["bg"], moments["fg_bg"]))
-    return Scale(bg=bg, fg_bg=fg_bg, depth=255.0, mask_threshold=128 / 255)
-
-
-def _bank(opened: Shards, device: str, moments: Moments | None) -> torch.Tensor:
-    """(n_bg, 3, H, W), normalised once where that is asked for."""
+def _backgrounds(opened: Shards, device: str, moments: dict[str, MeanStd] | None) -> torch.Tensor:
+    """(n_bg, 3, H, W), normalised once where there are moments."""
     images = Backgrounds.from_numpy(opened.backgrounds, opened.manifest.layout, device).images
     if moments is None:
         return images
@@ -100,13 +89,13 @@ def _pipeline(
     batch_size: int,
     threads: int,
     device: str,
-    moments: Moments | None,
+    moments: dict[str, MeanStd] | None,
     decoder: dict[str, Any],
 ) -> Any:
     from nvidia.dali import fn, pipeline_def, types
 
     on_gpu = torch.device(device).type == "cuda"
-    if on_gpu:  # the same pixels as everybody's; DALI's default on a GPU repeats chroma pixels
+    if on_gpu:  # as all others interpolate chroma; DALI's default on a GPU repeats its pixels
         decoder = {**decoder, "jpeg_fancy_upsampling": True}
 
     @pipeline_def
@@ -128,7 +117,7 @@ def _pipeline(
             if moments is not None:
                 mean, std = moments[name]
                 image = fn.crop_mirror_normalize(
-                    image, dtype=types.FLOAT, output_layout="CHW", mean=mean, std=std
+                    image, dtype=types.FLOAT, output_layout="CHW", mean=list(mean), std=list(std)
                 )
             decoded.append(image)
         return (*decoded, fn.reinterpret(index, dtype=types.INT64))

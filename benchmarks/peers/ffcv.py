@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ from PIL import Image
 from benchmarks.harness.contender import Epochs
 from benchmarks.peers.source import FIELDS, Files, to_images
 
-# The source's own: FFCV encodes again, and a higher one would make it slower.
-JPEG_QUALITY = 65
+SOURCE_QUALITY = 65
+"""JPEG quality of the source. FFCV encodes again, and a higher quality would make it slower."""
 
 
 class _Pixels:
-    """What FFCV's writer takes: four RGB arrays and the index."""
+    """What FFCV's writer takes: four decoded RGB images and the index of a sample."""
 
     def __init__(self, files: Files) -> None:
         self._files = files
@@ -36,26 +37,25 @@ class _Pixels:
 
 @dataclass(frozen=True)
 class WriteBeton:
-    """FFCV's writer as its documentation uses it."""
+    """FFCV's `DatasetWriter` as its documentation uses it: four JPEG fields, and the index."""
 
     files: Files
     workers: int
+    jpeg_quality: int = SOURCE_QUALITY
 
     def __call__(self, store: Path) -> None:
         from ffcv.fields import IntField, RGBImageField
         from ffcv.writer import DatasetWriter
 
-        image = {
-            name: RGBImageField(write_mode="jpg", jpeg_quality=JPEG_QUALITY) for name in FIELDS
-        }
-        fields = {**image, "index": IntField()}
+        image = partial(RGBImageField, write_mode="jpg", jpeg_quality=self.jpeg_quality)
+        fields = {**{name: image() for name in FIELDS}, "index": IntField()}
         writer = DatasetWriter(str(store), fields, num_workers=self.workers)
         writer.from_indexed_dataset(_Pixels(self.files))
 
 
 @contextmanager
 def open_ffcv(store: Path, batch_size: int, threads: int, device: str) -> Iterator[Epochs]:
-    """Random order, uint8; FFCV itself copies to a GPU."""
+    """Yield epochs of uint8 in random order; FFCV itself copies to a GPU."""
     from ffcv.fields.basics import IntDecoder
     from ffcv.fields.rgb_image import SimpleRGBImageDecoder
     from ffcv.loader import Loader, OrderOption

@@ -23,8 +23,8 @@ class WriteChunks:
     def __call__(self, store: Path) -> None:
         from litdata import optimize
 
-        # `optimize` empties its cache folders when it begins and ends. Unless they are named they
-        # are `data` and `chunks` in the system's folder for temporary files: a user's own, too.
+        # `optimize` empties its cache folders when it begins and ends. By default they are `data`
+        # and `chunks` in the system's folder for temporary files, where a user may have files.
         for name in ("DATA_OPTIMIZER_CACHE_FOLDER", "DATA_OPTIMIZER_DATA_CACHE_FOLDER"):
             os.environ[name] = str(store.with_name(f"{store.name}-{name.lower()}"))
         optimize(
@@ -40,17 +40,10 @@ class WriteChunks:
 
 
 @contextmanager
-def open_litdata(store: Path, batch_size: int, workers: int, pin_memory: bool) -> Iterator[Epochs]:
-    """Shuffled by chunk and within chunks, as `StreamingDataset` does."""
+def open_litdata(store: Path, loader_options: dict[str, Any]) -> Iterator[Epochs]:
+    """Yield epochs that are shuffled by chunk and within chunks, as `StreamingDataset` does."""
     from litdata import StreamingDataLoader, StreamingDataset
 
     dataset = StreamingDataset(str(store), shuffle=True, drop_last=False, seed=0)
-    loader = StreamingDataLoader(
-        dataset,
-        batch_size=batch_size,
-        num_workers=workers,
-        persistent_workers=True,
-        pin_memory=pin_memory,
-        collate_fn=decode_stored,
-    )
+    loader = StreamingDataLoader(dataset, collate_fn=decode_stored, **loader_options)
     yield lambda number: loader

@@ -1,9 +1,10 @@
-"""The original work's way: Pillow in a `torch.utils.data.Dataset`, two worker processes."""
+"""The original's way: Pillow in a `torch.utils.data.Dataset`, in worker processes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -32,14 +33,7 @@ class PillowImages(Dataset):
 
 
 @contextmanager
-def open_pillow(files: Files, batch_size: int, workers: int, pin_memory: bool) -> Iterator[Epochs]:
-    """Shuffled batches; the workers live on from epoch to epoch."""
-    loader: DataLoader = DataLoader(
-        PillowImages(files),
-        batch_size=batch_size,
-        shuffle=True,
-        num_workers=workers,
-        persistent_workers=True,
-        pin_memory=pin_memory,
-    )
+def open_pillow(files: Files, loader_options: dict[str, Any]) -> Iterator[Epochs]:
+    """Yield epochs of shuffled batches."""
+    loader: DataLoader = DataLoader(PillowImages(files), shuffle=True, **loader_options)
     yield lambda number: (Images(*batch) for batch in loader)

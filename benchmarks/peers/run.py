@@ -1,4 +1,4 @@
-"""The same job with what one would use otherwise, in one run, in turn, each checked first.
+"""The same job with other libraries, in one run, in turn, each checked first.
 
 python -m benchmarks peers DATASET SHARDS
 """
@@ -6,21 +6,33 @@ python -m benchmarks peers DATASET SHARDS
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import torch
 
 from benchmarks.harness.contender import Contender, race
-from benchmarks.harness.images import Scale, Truth, allowed_levels
-from benchmarks.harness.loading import Loading
+from benchmarks.harness.images import (
+    Scale,
+    Truth,
+    allowed_levels,
+    normalised_scale,
+    some_samples,
+)
+from benchmarks.harness.options import (
+    DATASET,
+    SHARDS,
+    Loading,
+    command,
+    loading_options,
+    option,
+)
 from benchmarks.harness.ours import floor_contender, our_contenders, skipped_engines
-from benchmarks.harness.results import CaseResult, Result, make_result
-from benchmarks.loader import some_samples
-from benchmarks.peers.dali import normalised, open_dali
+from benchmarks.harness.results import FLOAT, Result, make_result
+from benchmarks.peers.dali import open_dali
 from benchmarks.peers.ffcv import WriteBeton, open_ffcv
 from benchmarks.peers.litdata import WriteChunks, open_litdata
 from benchmarks.peers.pillow import open_pillow
@@ -28,131 +40,118 @@ from benchmarks.peers.source import Files, WriteTars
 from benchmarks.peers.spdl import open_spdl
 from benchmarks.peers.streaming import WriteMDS, open_streaming
 from benchmarks.peers.webdataset import open_webdataset
+from convert.manifest import read_manifest
 from loaders.engines.reference import ReferenceLoader
 from loaders.options import LoaderOptions
 
-PILLOW = "Pillow + DataLoader, 4 images, float"
-STOCK_FFCV = "stock FFCV, 4 RGB JPEG fields"
-DALI_4 = "stock DALI webdataset, 4 images"
-DALI_3 = "stock DALI, 3 images, bg resident"
-DALI_FLOAT = "stock DALI, 3 images, bg resident, float"
 # FFCV encodes the JPEGs again, and decodes with its fast DCT; FFmpeg's decoder differs from
 # libjpeg-turbo in the last bits of the DCT and in how it upsamples chroma.
 _LOSSY: dict[str, Any] = {"levels": 160, "mask_share": 1e-3}
 
 
-def run(
-    dataset: Path,
-    shards: Path,
-    loading: Loading,
-    *,
-    slow_share: int,
-    only: tuple[str, ...] = (),
-    say: Callable[[str], None],
+@command(
+    DATASET,
+    SHARDS,
+    option("--slow-share", type=click.IntRange(1), default=8, help="Pillow reads 1 in so many."),
+    option("--only", multiple=True, help="Part of the name of a contender; may be repeated."),
+    loading_options,
+)
+def peers(
+    dataset: Path, shards: Path, loading: Loading, slow_share: int, only: tuple[str, ...]
 ) -> Result:
-    """Time shuffled epochs of everybody.
+    """Our engines on SHARDS beside other libraries on files made from DATASET.
 
-    only: parts of names; others than those are left out.
-    slow_share: those that decode with Pillow read every ``slow_share``-th sample only, so that
-        an epoch of theirs takes about as long as one of ours.
+    Contenders that decode with Pillow read every SLOW_SHARE-th sample only, so that their epochs
+    take about as long as the others.
     """
+    samples = read_manifest(shards).layout.samples
     ours = our_contenders(shards, loading)
     floats = our_contenders(shards, loading, normalise=True)
     with tempfile.TemporaryDirectory(prefix="maskdepth-peers-") as folder:
-        field = _Field(dataset, shards, Path(folder), loading, slow_share)
-        contenders = [*ours, *floats, floor_contender(shards, loading.threads), *field.all()]
-        contenders = [one for one in contenders if chosen(one.name, only)]
-        truth = _truth(dataset, slow_share)
-        found = race(contenders, truth, loading.repeats, optional=True, say=say)
-    cases = {
-        name: CaseResult.of(found.repeats[name], figures=found.figures[name])
-        for name in found.repeats
-    }
-    arguments = loading.arguments(
-        dataset=dataset.name, samples=len(field.everything), slow_share=slow_share
-    )
-    names = tuple(one.name for one in (*ours, *floats) if one.name in cases)
-    skipped = {**skipped_engines(shards), **found.skipped}
+        others = peer_contenders(dataset, shards, Path(folder), loading, slow_share)
+        contenders = [*ours, *floats, floor_contender(shards, loading.threads), *others]
+        chosen = [
+            contender
+            for contender in contenders
+            if not only or any(part.lower() in contender.name.lower() for part in only)
+        ]
+        found = race(chosen, _read_truth(dataset, slow_share), loading.repeats, optional=True)
     return make_result(
-        "peers", arguments, cases, device=loading.device, ours=names, skipped=skipped
+        "peers",
+        loading.arguments(dataset=dataset.name, samples=samples, slow_share=slow_share),
+        found.cases,
+        device=loading.device,
+        ours=tuple(one.name for one in (*ours, *floats) if one.name in found.repeats),
+        skipped={**skipped_engines(shards), **found.skipped},
     )
 
 
-def chosen(name: str, only: tuple[str, ...]) -> bool:
-    """Whether a contender's name contains one of the parts asked for; all do if there are none."""
-    return not only or any(part.lower() in name.lower() for part in only)
-
-
-def _truth(dataset: Path, slow_share: int) -> Truth:
-    """Some of the samples that everybody reads, decoded by Pillow one by one."""
+def _read_truth(dataset: Path, slow_share: int) -> Truth:
+    """Some of the samples that all contenders read, decoded by Pillow one by one."""
     with ReferenceLoader(dataset, LoaderOptions(batch_size=1)) as reference:
         every = np.arange(0, reference.layout.samples, slow_share)
-        indices = every[some_samples(len(every))]
-    with ReferenceLoader(
-        dataset, LoaderOptions(batch_size=len(indices), indices=indices, shuffle=False)
-    ) as loader:
+    indices = every[some_samples(len(every))]
+    options = LoaderOptions(batch_size=len(indices), indices=indices, shuffle=False)
+    with ReferenceLoader(dataset, options) as loader:
         (batch,) = loader.epoch(0)
         bg = loader.backgrounds.gather(batch.index)
-    names = ("fg_bg", "mask", "depth")
-    images = {name: getattr(batch, name).numpy() for name in names}
+    images = {name: getattr(batch, name).numpy() for name in ("fg_bg", "mask", "depth")}
     return Truth(index=indices, bg=bg.numpy(), **images)
 
 
-class _Field:
-    """Everybody but us, with the files they read."""
+def peer_contenders(
+    dataset: Path, shards: Path, folder: Path, loading: Loading, slow_share: int
+) -> list[Contender]:
+    """All other libraries, in the order in which they take turns.
 
-    def __init__(
-        self, dataset: Path, shards: Path, folder: Path, loading: Loading, slow_share: int
-    ) -> None:
-        with ReferenceLoader(dataset, LoaderOptions(batch_size=1)) as reference:
-            self.everything = Files(dataset, np.arange(reference.layout.samples))
-        self._some = Files(dataset, self.everything.indices[::slow_share])
-        self._folder, self._shards = folder, shards
-        self._loading = loading
+    folder: where the files that they read are written.
+    """
+    with ReferenceLoader(dataset, LoaderOptions(batch_size=1)) as reference:
+        files = Files(dataset, np.arange(reference.layout.samples))
+    some = Files(dataset, files.indices[::slow_share])
+    threads, device = loading.threads, loading.device
+    fast = partial(Contender, expected=files.indices, threads=threads, device=device)
+    slow = partial(Contender, expected=some.indices, threads=threads, device=device)
+    on_gpu = torch.device(device).type == "cuda"
+    loader_options = {
+        "batch_size": loading.batch_size,
+        "num_workers": threads,
+        "persistent_workers": True,
+        "pin_memory": on_gpu,
+    }
+    workers = {"loader_options": loader_options}
+    uint8, unit = Scale(), ((0.0,), (255.0,))
+    unit_floats = Scale(bg=unit, fg_bg=unit, depth=255.0, mask_threshold=128 / 255)
 
-    def all(self) -> list[Contender]:
-        """In the order in which they take turns."""
-        batch, threads = self._loading.batch_size, self._loading.threads
-        common: Any = {"threads": threads, "device": self._loading.device}
-        fast = partial(Contender, expected=self.everything.indices, **common)
-        slow = partial(Contender, expected=self._some.indices, **common)
-        on_gpu = torch.device(self._loading.device).type == "cuda"
-        workers = {"batch_size": batch, "workers": threads, "pin_memory": on_gpu}
-        some, folder, uint8 = self._some, self._folder, Scale()
-        unit = ((0.0,), (255.0,))
-        floats = Scale(bg=unit, fg_bg=unit, depth=255.0, mask_threshold=128 / 255)
-        tars = WriteTars(some, 2 * threads)
-        return [
-            slow(name=PILLOW, opens=open_pillow, options={"files": some, **workers},
-                 scale=floats, levels=0.001),
-            fast(name=STOCK_FFCV, opens=open_ffcv,
-                 options=self._loading.options,
-                 convert=WriteBeton(self.everything, threads), store=folder / "stock.beton",
-                 scale=uint8, **_LOSSY),
-            self._dali(DALI_4, fast, resident=False, normalise=False),
-            self._dali(DALI_3, fast, resident=True, normalise=False),
-            self._dali(DALI_FLOAT, fast, resident=True, normalise=True),
-            slow(name="webdataset library, Pillow", opens=open_webdataset, options=workers,
-                 convert=tars, store=folder / "some-tars", scale=uint8),
-            slow(name="MosaicML streaming, Pillow", opens=open_streaming, options=workers,
-                 convert=WriteMDS(some), store=folder / "mds", scale=uint8),
-            slow(name="litData, Pillow", opens=open_litdata, options=workers,
-                 convert=WriteChunks(some, threads), store=folder / "chunks", scale=uint8),
-            fast(name="SPDL, FFmpeg", opens=open_spdl,
-                 options={"files": self.everything, "batch_size": batch, "threads": threads},
-                 scale=uint8, **_LOSSY),
-        ]  # fmt: skip
-
-    def _dali(
-        self, name: str, contender: Callable[..., Contender], *, resident: bool, normalise: bool
-    ) -> Contender:
-        asked = {"shards": self._shards, "resident": resident, "normalise": normalise}
-        return contender(
+    def dali(name: str, *, resident: bool, normalise: bool) -> Contender:
+        statistics = read_manifest(shards).statistics
+        options = {"shards": shards, "resident": resident, "normalise": normalise}
+        return fast(
             name=name,
             opens=open_dali,
-            options={**self._loading.options, **asked},
-            convert=WriteTars(self.everything, self._loading.threads),
-            store=self._folder / "tars",
-            scale=normalised(self._shards) if normalise else Scale(),
-            levels=allowed_levels(self._loading.device, 0.01 if normalise else 0.0),
+            options={**loading.options, **options},
+            convert=WriteTars(files, threads),
+            store=folder / "tars",
+            scale=normalised_scale(statistics, mask_threshold=128 / 255) if normalise else uint8,
+            levels=allowed_levels(device, 0.01 if normalise else 0.0),
         )
+
+    return [
+        slow(name=f"Pillow + DataLoader, 4 images{FLOAT}", opens=open_pillow,
+             options={"files": some, **workers}, scale=unit_floats, levels=0.001),
+        fast(name="stock FFCV, 4 RGB JPEG fields", opens=open_ffcv, options=loading.options,
+             convert=WriteBeton(files, threads), store=folder / "stock.beton", scale=uint8,
+             **_LOSSY),
+        dali("stock DALI webdataset, 4 images", resident=False, normalise=False),
+        dali("stock DALI, 3 images, bg resident", resident=True, normalise=False),
+        dali(f"stock DALI, 3 images, bg resident{FLOAT}", resident=True, normalise=True),
+        slow(name="webdataset library, Pillow", opens=open_webdataset, options=workers,
+             convert=WriteTars(some, 2 * threads), store=folder / "some-tars", scale=uint8),
+        slow(name="MosaicML streaming, Pillow", opens=open_streaming, options=workers,
+             convert=WriteMDS(some), store=folder / "mds", scale=uint8),
+        slow(name="litData, Pillow", opens=open_litdata, options=workers,
+             convert=WriteChunks(some, threads), store=folder / "chunks", scale=uint8),
+        fast(name="SPDL, FFmpeg", opens=open_spdl,
+             options={"files": files, "batch_size": loading.batch_size, "threads": threads},
+             scale=uint8, **_LOSSY),
+    ]  # fmt: skip

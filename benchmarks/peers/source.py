@@ -1,4 +1,4 @@
-"""What all peers read: the files of a data set folder, four images a sample, as they are."""
+"""What all peers read: the files of a data set folder, four images a sample."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from convert.source import Source, read_source
 
 FIELDS = ("bg", "fg_bg", "mask", "depth")
 MODES = {"bg": "RGB", "fg_bg": "RGB", "mask": "L", "depth": "L"}
-"""How Pillow is asked for each."""
+"""Field -> its mode in Pillow."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Files:
         return read_source(self.dataset)
 
     def __getstate__(self) -> dict[str, object]:
-        """Without the listing of the folder: each process makes its own."""
+        """Without the listing of the folder: each process makes one."""
         return {"dataset": self.dataset, "indices": self.indices}
 
     def __len__(self) -> int:
@@ -50,7 +50,7 @@ class Files:
         return dict(zip(FIELDS, paths, strict=True))
 
     def stored(self, position: int) -> dict[str, bytes]:
-        """The same as bytes."""
+        """The content of `paths`."""
         return {name: path.read_bytes() for name, path in self.paths(position).items()}
 
 
@@ -58,8 +58,8 @@ class Files:
 class WriteTars:
     """Writes webdataset shards of four JPEGs and the index, in a seeded random order.
 
-    The order on disk is shuffled, as both readers of it shuffle in a window only. One shard
-    for each thread that will read, at least: a reading process takes whole shards.
+    The order on disk is random because both of its readers shuffle in a window only.
+    shards: at least the number of processes that will read, as each reads complete shards.
     """
 
     files: Files
@@ -100,6 +100,6 @@ def decode_stored(samples: list[dict[str, Any]]) -> Images:
 
 
 def to_images(sample: dict[str, torch.Tensor]) -> Images:
-    """From (B, H, W, C) tensors by name, as decoders leave them; no pixel is copied."""
+    """From (B, H, W, C) tensors by name, as decoders return them; no pixel is copied."""
     pixels = {name: sample[name].permute(0, 3, 1, 2) for name in FIELDS}
     return Images(index=sample["index"].flatten(), **pixels)

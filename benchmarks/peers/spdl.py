@@ -1,4 +1,4 @@
-"""SPDL: a pipeline of threads that reads files and decodes them with FFmpeg's JPEG decoder."""
+"""SPDL: threads that read files and decode them with FFmpeg's JPEG decoder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FORMATS = {"bg": "rgb24", "fg_bg": "rgb24", "mask": "gray", "depth": "gray"}
 
 @contextmanager
 def open_spdl(files: Files, batch_size: int, threads: int) -> Iterator[Epochs]:
-    """Shuffled batches, decoded one batch a thread."""
+    """Yield epochs of shuffled batches; each thread decodes one batch at a time."""
     import spdl.io
     from spdl.pipeline import PipelineBuilder
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch.utils.data import DataLoader
 
@@ -30,19 +31,11 @@ class WriteMDS:
 
 
 @contextmanager
-def open_streaming(
-    store: Path, batch_size: int, workers: int, pin_memory: bool
-) -> Iterator[Epochs]:
-    """Shuffled by the library's own algorithm."""
+def open_streaming(store: Path, loader_options: dict[str, Any]) -> Iterator[Epochs]:
+    """Yield epochs that are shuffled by the library's own algorithm."""
     from streaming import StreamingDataset
 
+    batch_size = loader_options["batch_size"]
     dataset = StreamingDataset(local=str(store), shuffle=True, batch_size=batch_size)
-    loader: DataLoader = DataLoader(
-        dataset,
-        batch_size=batch_size,
-        num_workers=workers,
-        persistent_workers=True,
-        pin_memory=pin_memory,
-        collate_fn=decode_stored,
-    )
+    loader: DataLoader = DataLoader(dataset, collate_fn=decode_stored, **loader_options)
     yield lambda number: loader

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks.harness.contender import Epochs
 from benchmarks.harness.images import Images
-from benchmarks.peers.source import FIELDS, to_images
+from benchmarks.peers.source import FIELDS, decode_pillow, to_images
 
-_WINDOW = 1000  # the library's documentation
-
-
-def _gray(data: bytes) -> np.ndarray:
-    """uint8 (H, W, 1)."""
-    import io
-
-    from PIL import Image
-
-    return np.asarray(Image.open(io.BytesIO(data)).convert("L"))[..., None]
+_WINDOW = 1000  # as in the library's documentation
 
 
 def _index(data: bytes) -> int:
@@ -30,30 +22,24 @@ def _index(data: bytes) -> int:
 
 
 @contextmanager
-def open_webdataset(
-    store: Path, batch_size: int, workers: int, pin_memory: bool
-) -> Iterator[Epochs]:
-    """Shuffled by shard and in a window; batches are made in the workers."""
+def open_webdataset(store: Path, loader_options: dict[str, Any]) -> Iterator[Epochs]:
+    """Yield epochs that are shuffled by shard and in a window; the workers make the batches."""
     import webdataset
 
     urls = sorted(str(path) for path in store.glob("*.tar"))
-    gray = [webdataset.handle_extension(f"{name}.jpg", _gray) for name in ("mask", "depth")]
-    index = webdataset.handle_extension("index", _index)
+    gray = [
+        webdataset.handle_extension(f"{name}.jpg", partial(decode_pillow, name=name))
+        for name in ("mask", "depth")
+    ]
     fields = [f"{name}.jpg" for name in FIELDS]
     dataset = (
         webdataset.WebDataset(urls, shardshuffle=len(urls), seed=0)
         .shuffle(_WINDOW)
-        .decode(*gray, index, "rgb8")
+        .decode(*gray, webdataset.handle_extension("index", _index), "rgb8")
         .to_tuple(*fields, "index")
-        .batched(batch_size)
+        .batched(loader_options["batch_size"])
     )
-    loader = webdataset.WebLoader(
-        dataset,
-        batch_size=None,
-        num_workers=workers,
-        persistent_workers=True,
-        pin_memory=pin_memory,
-    )
+    loader = webdataset.WebLoader(dataset, **{**loader_options, "batch_size": None})
 
     def epoch(number: int) -> Iterator[Images]:
         for batch in loader:

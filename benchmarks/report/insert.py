@@ -1,4 +1,4 @@
-"""Puts measured tables into documents, between marks, so that nobody types a figure.
+"""Puts measured tables into documents, between marks, so that no figure is typed by hand.
 
 `<!-- peers:begin -->` and `<!-- peers:end -->` enclose what is replaced; the name is a figure's.
 `<!-- peers.0:begin -->` takes its first table alone.

@@ -1,4 +1,4 @@
-"""A folder of results as one page that needs nothing else, and as PNG files.
+"""A folder of results as one page without other files, and as PNG files.
 
 python -m benchmarks report RESULTS_DIR
 """
@@ -8,41 +8,52 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
+import click
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from benchmarks.harness.results import read_results
+from benchmarks.harness.options import PATH
+from benchmarks.harness.results import Benchmark, read_results
 from benchmarks.report.figures import Figure, draw
+from benchmarks.report.insert import insert
 
 PAGE = "report.html"
-_ORDER = (
-    "peers",
-    "loader",
-    "step",
-    "epoch",
-    "quality",
-    "recipes",
-    "scaling",
-    "convert",
-    "encode",
-    "codecs",
-    "luma",
-    "simulation",
-    "estimate",
-    "parity",
-    "hardware",
+
+
+@click.command()
+@click.argument("results", type=PATH)
+@click.option("--pictures", type=PATH, help="Folder of the PNG files; default: in RESULTS.")
+@click.option(
+    "--insert",
+    "documents",
+    type=PATH,
+    multiple=True,
+    help="Fill the marks of a Markdown document; may be repeated.",
 )
+def report(results: Path, pictures: Path | None, documents: tuple[Path, ...]) -> None:
+    """One page, report.html, and PNG files from all results in RESULTS."""
+    figures = all_figures(results)
+    write_page(results / PAGE, figures)
+    folder = pictures or results / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    images = {figure.name: figure.png for figure in figures if figure.png is not None}
+    for name, png in images.items():
+        (folder / f"{name}.png").write_bytes(png)
+    click.echo(f"{results / PAGE}: {len(figures)} figures; {len(images)} PNG files")
+    for path in documents:
+        click.echo(f"{path}: filled {', '.join(insert(path, figures)) or 'nothing'}")
 
 
 def all_figures(folder: Path) -> list[Figure]:
-    """Pictures of every result of a folder, the most telling first. Raises DataError."""
-    results = read_results(folder)
-    names = sorted(results, key=lambda name: (_ORDER.index(results[name].benchmark), name))
+    """Pictures of every result of a folder, in the order of the page. Raises DataError."""
+    results, order = read_results(folder), get_args(Benchmark)
+    names = sorted(results, key=lambda name: (order.index(results[name].benchmark), name))
     return [figure for name in names for figure in draw(name, results[name])]
 
 
 def write_page(path: Path, figures: Sequence[Figure]) -> None:
-    """One HTML file with everything in it."""
+    """One HTML file that contains its pictures."""
     environment = Environment(
         loader=PackageLoader("benchmarks.report", "."),
         autoescape=True,
@@ -52,16 +63,4 @@ def write_page(path: Path, figures: Sequence[Figure]) -> None:
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
     template = environment.get_template("page.html.j2")
     page = template.render(title="maskdepth: measured", figures=figures)
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page)
-
-
-def write_pictures(folder: Path, figures: Sequence[Figure]) -> list[Path]:
-    """A PNG for each figure that has a picture."""
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for figure in figures:
-        if figure.png is not None:
-            written.append(folder / f"{figure.name}.png")
-            written[-1].write_bytes(figure.png)
-    return written

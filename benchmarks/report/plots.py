@@ -1,6 +1,7 @@
-"""What the pictures of results look like: one function a kind, from a result to a canvas.
+"""The pictures of results: one function for each kind, from a result to a canvas.
 
-All are narrow, so that the text is readable on a phone, where the page shows them 360 pixels wide.
+All are narrow, so that their text is readable on a phone, where the page shows them 360 pixels
+wide.
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ from click.testing import CliRunner
 
 import train
 from benchmarks.__main__ import main
-from benchmarks.harness.contender import _delivered
+from benchmarks.harness.contender import _on_device
 from benchmarks.harness.images import Images
-from benchmarks.harness.loading import Loading
+from benchmarks.harness.options import Loading
 from benchmarks.harness.ours import our_contenders
 
 
@@ -171,7 +171,7 @@ def test_images_are_brought_to_the_device() -> None:
         pixels = torch.zeros(2, 3, 4, 4)
         yield from (Images(pixels, pixels, pixels, pixels, torch.arange(2)), 5)
 
-    images, count = _delivered(epochs, torch.device("meta"), 0)
+    images, count = _on_device(epochs, torch.device("meta"), 0)
     assert isinstance(images, Images)
     assert {field.device.type for field in images} == {"meta"}
     assert count == 5

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks.harness.contender import Contender, Epochs, Unavailable, race
-from benchmarks.harness.images import Images, Scale, Truth, Wrong, check, read_truth
+from benchmarks.harness.images import Images, Scale, Truth, WrongImages, check, read_truth
 from convert.shards import Shards
 from loaders import build_loader
 
@@ -63,7 +63,7 @@ def test_right_images_pass() -> None:
     [("pixel", "up to 1 levels"), ("mask", "2 of 160 mask pixels"), ("missing", "1 of 10 samples")],
 )
 def test_wrong_images_do_not(damage: str, reason: str) -> None:
-    with pytest.raises(Wrong, match=reason):
+    with pytest.raises(WrongImages, match=reason):
         check(images(damage), np.arange(10), truth(), SCALE, 0, 0)
 
 
@@ -73,7 +73,7 @@ def test_a_tolerance_is_a_tolerance() -> None:
 
 
 def test_nothing_compared_is_no_success() -> None:
-    with pytest.raises(Wrong, match="10 of 10"):
+    with pytest.raises(WrongImages, match="10 of 10"):
         check([], np.arange(10), truth(), SCALE, 0, 0)
 
 

@@ -1,4 +1,4 @@
-"""The clocks against known truths: time that is faked to pass, so that nothing here is a race."""
+"""The clocks against known times, which a fake clock provides, so that no test is a race."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import multiprocessing
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,13 +17,13 @@ import torch
 from benchmarks.epoch import Epochs, efficiency, stall
 from benchmarks.harness import phases, timing
 from benchmarks.harness import resources as meter
-from benchmarks.harness.phases import EventClock, Phases
-from benchmarks.harness.timing import Case, interleave, median, ratios, run_interleaved, time_once
+from benchmarks.harness.phases import Phases
+from benchmarks.harness.timing import Repeat, interleave, median, time_once
 from loaders import Batch
 
 
 class FakeTime:
-    """A clock that moves only when somebody sleeps."""
+    """A clock that moves only during `sleep`."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -48,7 +49,7 @@ def batch_of(samples: int) -> Batch:
 
 
 class SleepingLoader:
-    """8 batches of 4 samples, each of which takes 10 ms to come."""
+    """8 batches of 4 samples, 10 ms each."""
 
     def __init__(self, clock: FakeTime, seconds: float = 0.010) -> None:
         self._clock, self._seconds = clock, seconds
@@ -129,9 +130,9 @@ SECOND_GPU = torch.device("cuda:1")
 
 
 class FakeGpu:
-    """A stream whose time passes by `now_ms`; events know their time only after `synchronize`.
+    """`torch.cuda` of a machine where the second of two GPUs is measured.
 
-    Stands in for `torch.cuda` where the second of two GPUs is measured.
+    The time of its stream is ``now_ms``; events have a time only after `synchronize`.
     """
 
     def __init__(self) -> None:
@@ -151,7 +152,7 @@ class FakeGpu:
         event.record = record
 
         def elapsed_time(other: Any) -> float:
-            assert self.passed, "an event was read before the device was waited for"
+            assert self.passed, "an event was read before the device was synchronized"
             return other.at - event.at
 
         event.elapsed_time = elapsed_time
@@ -165,12 +166,10 @@ class FakeGpu:
 
 def test_events_are_read_once_at_the_end() -> None:
     gpu = FakeGpu()
-    laps = Phases(EventClock(SECOND_GPU, gpu))
+    laps = Phases(SECOND_GPU, gpu)
     for _ in range(3):
         gpu.now_ms += 2
         laps.end("copy")
-        gpu.now_ms += 5
-        laps.begin()  # what passed since the copy belongs to nobody
         gpu.now_ms += 30
         laps.end("forward")
     assert gpu.waits == 0
@@ -183,7 +182,7 @@ def test_wall_time_of_a_run_is_that_of_the_clock(clock: FakeTime) -> None:
         clock.sleep(0.25)
         return 10
 
-    found = time_once(work, prepare=lambda: clock.sleep(5))
+    found = time_once(work)
     assert found.wall_s == pytest.approx(0.25)
     assert found.samples_per_s == pytest.approx(40)
     assert found.peak_device_gib is None
@@ -203,7 +202,7 @@ def doze(seconds: float) -> int:
 
 def test_cpu_time_of_work_is_counted_and_a_sleep_has_none() -> None:
     assert time_once(lambda: burn(0.2)).cpu_s >= 0.2
-    # Of the process alone: the sampler of the memory takes some, too little to matter.
+    # The thread that samples the memory takes a little.
     assert time_once(lambda: doze(0.5)).cpu_s < 0.4
 
 
@@ -240,9 +239,9 @@ def memory_without_and_with_a_fork() -> tuple[float, float]:
 
 
 def test_memory_that_a_worker_shares_counts_once() -> None:
-    """A fork of a process, torch and all, adds what either writes, not as much again.
+    """A fork of a process that has loaded torch adds only the pages that either writes.
 
-    In a fresh process: what pytest has gathered is written to by garbage collection, and so parted.
+    Measured in a new process, because garbage collection writes to the many objects of pytest.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         alone, forked = pool.submit(memory_without_and_with_a_fork).result()
@@ -250,21 +249,19 @@ def test_memory_that_a_worker_shares_counts_once() -> None:
     assert forked < 1.5 * alone
 
 
-def test_cases_run_in_turn_after_a_warm_up() -> None:
+def test_cases_run_in_turn_after_a_warm_up(capsys: pytest.CaptureFixture[str]) -> None:
     ran: list[str] = []
 
-    def case(name: str) -> Case:
-        def run() -> int:
-            ran.append(name)
-            return 1
+    def case(name: str) -> Repeat:
+        ran.append(name)
+        return Repeat(samples=len(ran), wall_s=1, cpu_s=1, peak_gib=1)
 
-        return Case(name=name, run=run)
-
-    found = run_interleaved([case("a"), case("b")], repeats=2)
+    found = interleave({name: partial(case, name) for name in "ab"}, repeats=2)
     assert ran == ["a", "b"] * 3
-    assert {name: len(repeats) for name, repeats in found.items()} == {"a": 2, "b": 2}
-    assert len(ratios(found["a"], found["b"])) == 2
-    assert median(found["a"], "samples") == 1
+    assert [repeat.samples for repeat in found["a"]] == [3, 5]
+    assert [repeat.samples for repeat in found["b"]] == [4, 6]
+    assert median(found["a"], "samples_per_s") == 4
+    assert capsys.readouterr().err.splitlines()[0] == "a: 3.0 samples/s"
     assert interleave({}, 3) == {}
 
 

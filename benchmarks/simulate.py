@@ -1,6 +1,6 @@
-"""Millions and billions of samples on up to 1,024 GPUs, without them: arithmetic and our own code.
+"""Millions and billions of samples on up to 1,024 GPUs, by arithmetic and by our own order.
 
-The order of an epoch is evaluated at its true size, for real ranks and steps; what would need the
+The order of an epoch is evaluated at its true size, for real ranks and steps. What would need the
 data itself is computed from the bytes of a packed folder.
 
 python -m benchmarks simulate SHARDS
@@ -11,11 +11,12 @@ from __future__ import annotations
 import statistics
 import time
 import tracemalloc
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.harness.options import SHARDS, command
+from benchmarks.harness.progress import print_progress
 from benchmarks.harness.results import CaseResult, Result, make_result
 from convert.layout import RECORD
 from convert.manifest import Manifest, read_manifest
@@ -30,8 +31,9 @@ STEPS = 50
 FILE_BYTES = 2**30  # of a tar shard for such sizes
 
 
-def run(shards: Path, say: Callable[[str], None]) -> Result:
-    """Every number of samples with every number of ranks."""
+@command(SHARDS)
+def simulate(shards: Path) -> Result:
+    """Order, index and shards at 4 million and 4 billion samples, on 8 and 1,024 GPUs."""
     manifest = read_manifest(shards)
     cases = {}
     for samples in SAMPLES:
@@ -42,13 +44,13 @@ def run(shards: Path, say: Callable[[str], None]) -> Result:
                 parameters={"samples": float(samples), "world_size": float(world)},
                 figures=figures,
             )
-            say(f"{name}: {figures['order_us_per_batch']:.0f} us a batch")
+            print_progress(f"{name}: {figures['order_us_per_batch']:.0f} us a batch")
     arguments = {"shards": shards.name, "batch_size": BATCH_SIZE, "steps": STEPS}
     return make_result("simulation", arguments, cases)
 
 
 def sizes(manifest: Manifest, samples: int, world: int) -> dict[str, float]:
-    """Bytes by arithmetic, from what a sample of the packed folder takes."""
+    """Bytes by arithmetic, from the bytes of a sample of the packed folder."""
     form = manifest.formats.get("webdataset") or next(iter(manifest.formats.values()))
     stored = sum(manifest.files[name].bytes for name in form.files)
     total = stored / manifest.layout.samples * samples
@@ -68,14 +70,13 @@ def sizes(manifest: Manifest, samples: int, world: int) -> dict[str, float]:
 
 
 def walk(samples: int, world: int) -> dict[str, float]:
-    """The order at this size: cost, memory, resuming, and that no sample comes twice.
+    """Cost and memory of the order at this size, of the first and the last rank.
 
-    The first and the last rank walk ``STEPS`` steps from the middle of epoch 3; that all of
-    their samples differ is checked, not believed.
+    Each takes ``STEPS`` steps from the middle of epoch 3. Raises AssertionError unless all of
+    their samples differ.
     """
-    Order(10_000, LoaderOptions(batch_size=1)).batch(
-        0, 0
-    )  # compiles the permutation, outside the clock
+    # Compiles the permutation outside the clock.
+    Order(10_000, LoaderOptions(batch_size=1)).batch(0, 0)
     ranks = sorted({0, world - 1})
     tracemalloc.start()
     orders = [
@@ -92,13 +93,12 @@ def walk(samples: int, world: int) -> dict[str, float]:
     every = np.concatenate(seen)
     if len(np.unique(every)) != len(every) or not np.array_equal(seen[0], first):
         raise AssertionError(f"order of {samples} samples on {world} ranks repeats samples")
-    spread = np.unique(every // SAMPLES_PER_BG)
     return {
         "order_us_per_batch": statistics.median(seconds for _, seconds in walked) * 1e6,
         "order_peak_kib": peak / 2**10,
         "resume_in_mid_epoch_us": resume_s * 1e6,
-        "distinct_backgrounds_in_64": _distinct(seen[0]),
-        "distinct_backgrounds_seen": float(len(spread)),
+        "distinct_backgrounds_in_64": _count_backgrounds(seen[0]),
+        "distinct_backgrounds_seen": _count_backgrounds(every),
     }
 
 
@@ -108,5 +108,5 @@ def _timed(order: Order, step: int) -> tuple[np.ndarray, float]:
     return batch, time.perf_counter() - began
 
 
-def _distinct(batch: np.ndarray) -> float:
-    return float(len(np.unique(batch // SAMPLES_PER_BG)))
+def _count_backgrounds(samples: np.ndarray) -> float:
+    return float(len(np.unique(samples // SAMPLES_PER_BG)))

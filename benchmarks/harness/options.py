@@ -1,0 +1,126 @@
+"""What the commands share: options, and how a result is printed and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial, wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks.harness.results import Result
+from benchmarks.report import tables
+from convert.workers import available_cores
+from model.files import require_writable
+from model.precision import choose_device
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How the benchmarks of loading load, the same for all contenders.
+
+    repeats: rounds that are timed. threads: of a loader, or its worker processes.
+    device: of torch, where the batches are needed.
+    """
+
+    repeats: int
+    batch_size: int
+    threads: int
+    device: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of whatever opens a loader."""
+        return {"batch_size": self.batch_size, "threads": self.threads, "device": self.device}
+
+    def arguments(self, **more: object) -> dict[str, object]:
+        """For the result: what was run, and with what."""
+        return {**more, **asdict(self)}
+
+
+def _check_writable(
+    context: click.Context, option: click.Parameter, path: Path | None
+) -> Path | None:
+    """Fail before anything is measured."""
+    if path is not None:
+        require_writable(path)
+    return path
+
+
+def _check_device(context: click.Context, option: click.Parameter, device: str) -> str:
+    return str(choose_device(device))
+
+
+PATH = click.Path(path_type=Path)
+option = partial(click.option, show_default=True)
+SHARDS = click.argument("shards", type=PATH)
+DATASET = click.argument("dataset", type=PATH)
+DEVICE = option(
+    "--device", default="cpu", callback=_check_device, help="auto, cpu, cuda or cuda:N."
+)
+REPEATS = option(
+    "--repeats", type=click.IntRange(1), default=5, help="How often each case is timed."
+)
+ENGINE = option("--loader", "engine", default="ffcv", help="ffcv or dali.")
+
+
+def width_option(default: int) -> Decorator:
+    """The option --width."""
+    return option(
+        "--width", type=click.IntRange(1), default=default, help="64 is the full network."
+    )
+
+
+def batch_size_option(default: int) -> Decorator:
+    """The option --batch-size."""
+    return option("--batch-size", type=click.IntRange(1), default=default)
+
+
+def loading_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of `Loading`, which the function gets as ``loading``."""
+
+    @wraps(function)
+    def with_loading(
+        repeats: int, batch_size: int, threads: int, device: str, **others: Any
+    ) -> Any:
+        loading = Loading(repeats=repeats, batch_size=batch_size, threads=threads, device=device)
+        return function(loading=loading, **others)
+
+    threads = option(
+        "--threads", type=click.IntRange(1), default=available_cores(), help="Of each contender."
+    )
+    return DEVICE(threads(batch_size_option(64)(REPEATS(with_loading))))
+
+
+def command(*options: Decorator) -> Callable[[Callable[..., Result]], click.Command]:
+    """Make a command of a function that returns a result.
+
+    The command prints the result, and writes it as JSON where --json names a file.
+    """
+    json_option: Decorator = click.option(
+        "--json", "json_path", type=PATH, callback=_check_writable, help="Write JSON."
+    )
+
+    def make(run: Callable[..., Result]) -> click.Command:
+        @wraps(run)
+        def run_and_write(json_path: Path | None, **values: Any) -> None:
+            write_result(run(**values), json_path)
+
+        function: Callable[..., Any] = run_and_write
+        for decorate in [json_option, *reversed(options)]:
+            function = decorate(function)
+        return click.command()(function)
+
+    return make
+
+
+def write_result(result: Result, path: Path | None) -> None:
+    """Print the tables and figures of a result; with ``path`` write the JSON too."""
+    click.echo(tables.text(result))
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(result.model_dump_json(indent=1) + "\n")
