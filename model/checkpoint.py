@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from model.contract import Moments
 from model.errors import ModelError
 from model.files import replace_bytes
 from model.unet import DualDecoderUNet, rename_original
@@ -41,7 +42,7 @@ ORIGINAL_STATISTICS = {"bg": _PUBLISHED_BG, "fg_bg": _PUBLISHED_BG}
 """Normalisation that the original trained with: it used the statistics of bg for fg_bg, too."""
 
 
-def channel_statistics(statistics: Mapping[str, Any]) -> dict[str, ChannelStatistics]:
+def channel_statistics(statistics: Mapping[str, Moments]) -> dict[str, ChannelStatistics]:
     """Return mean and std of bg and fg_bg of a data set, as stored with the weights."""
     return {
         name: ChannelStatistics(statistics[name].mean, statistics[name].std)
@@ -188,7 +189,7 @@ def save_state(path: Path, state: Mapping[str, object]) -> None:
     replace_bytes(path, content.getvalue())
 
 
-def load_state(path: Path) -> dict[str, Any]:
+def load_state(path: Path) -> dict[str, Any]:  # torch.load returns values without types
     """Read what `save_state` wrote and set the random generators. Raises ModelError."""
     state = _load_plain(path)
     if not isinstance(state, dict) or not {"position", "generators"} <= state.keys():

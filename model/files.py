@@ -67,11 +67,6 @@ def replace_bytes(path: Path, content: bytes) -> None:
     replace_file(path, lambda temporary: temporary.write_bytes(content))
 
 
-def replace_text(path: Path, content: str) -> None:
-    """`replace_file` with this text, as UTF-8."""
-    replace_bytes(path, content.encode())
-
-
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file atomically and durably: temporary name, fsync, rename, fsync of the folder.
 

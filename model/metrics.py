@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,19 +22,10 @@ from model.distributed import is_distributed
 
 SUM_COLUMNS = (
     "seen",
-    "mask_pixels",
-    "mask_bce",
-    "intersection",
-    "union",
-    "depth_pixels",
-    "depth_abs",
-    "depth_square",
-    "valid",
-    "within_125",
-    "log",
-    "log_square",
-)
-"""The sums that are kept of each sample, over its pixels; see `sample_sums`."""
+    "mask_pixels", "mask_bce", "intersection", "union",
+    "depth_pixels", "depth_abs", "depth_square", "valid", "within_125", "log", "log_square",
+)  # fmt: skip
+"""The sums over the pixels of a sample; see `sample_sums`."""
 VALID_DEPTH = 0.05
 """delta1 and SILog are ratios, so they count only pixels whose target is at least this."""
 LOWEST_DEPTH = 1e-3
@@ -103,8 +94,8 @@ class Scores:
     delta1: float | None = None
     silog: float | None = None
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, in the order above."""
+    def as_dict(self) -> dict[str, float | None]:
+        """Return the scores by name, in the order above."""
         return asdict(self)
 
 
@@ -159,7 +150,7 @@ def pooled_scores(table: Mapping[str, np.ndarray], rows: np.ndarray | None = Non
 
 
 class FigureSpread(NamedTuple):
-    """Worst, mean and best of the groups' own figures, and the 95 % interval of the pooled one."""
+    """Worst, mean and best score of a group, and the 95 % interval of the pooled score."""
 
     worst: float
     mean: float
@@ -168,53 +159,48 @@ class FigureSpread(NamedTuple):
 
 
 class GroupSpread(NamedTuple):
-    """How mask_iou and depth_rmse vary between ``groups`` groups."""
+    """The number of groups, and how mask_iou and depth_rmse vary between them."""
 
     groups: int
     figures: dict[str, FigureSpread]
 
     def as_dict(self) -> dict[str, object]:
-        """Plain values: "groups", then each figure's by name."""
+        """Return the number of "groups" and the spread of each score by name."""
         return {"groups": self.groups, **{n: f._asdict() for n, f in self.figures.items()}}
 
 
 def group_spread(table: Mapping[str, np.ndarray], group: np.ndarray) -> GroupSpread:
-    """How the scores vary between groups; see `bootstrap_interval` for the interval.
+    """Compute how the scores vary between groups of samples that have been measured.
 
-    group: int64 (samples,), the background or the person of each sample. Groups without a
-    measured sample do not count.
+    group: int64 (samples,), the background or the foreground of each sample.
     """
     seen = table["seen"] > 0
     each = [pooled_scores(table, seen & (group == name)) for name in np.unique(group[seen])]
     figures = {}
-    for figure, low_is_good in (("mask_iou", False), ("depth_rmse", True)):
-        values = [v for v in (getattr(scores, figure) for scores in each) if v is not None]
+    for name in RATIOS:
+        values = [v for v in (getattr(scores, name) for scores in each) if v is not None]
         if values:
-            worst, best = (max, min) if low_is_good else (min, max)
-            figures[figure] = FigureSpread(
-                worst=worst(values),
-                mean=float(np.mean(values)),
-                best=best(values),
-                interval=bootstrap_interval(table, group, figure),
-            )
+            worst, best = (min, max) if name == "mask_iou" else (max, min)
+            interval = _bootstrap_interval(table, group, name)
+            mean = float(np.mean(values))
+            figures[name] = FigureSpread(worst(values), mean, best(values), interval)
     return GroupSpread(groups=len(each), figures=figures)
 
 
-def bootstrap_interval(
+def _bootstrap_interval(
     table: Mapping[str, np.ndarray], group: np.ndarray, figure: str
 ) -> tuple[float, float] | None:
     """95 % interval of the pooled mask_iou or depth_rmse over the choice of groups.
 
-    Samples of one group resemble each other, so whole groups are drawn, with replacement,
-    RESAMPLED times, seeded: the cluster bootstrap of Davison and Hinkley (1997), percentiles.
-    None with fewer than two groups: one says nothing of others.
+    The percentiles of the cluster bootstrap of Davison and Hinkley (1997), with a fixed seed:
+    samples of one group resemble each other, so complete groups are drawn, with replacement.
+    None for fewer than two groups.
     """
     seen = table["seen"] > 0
     names, number = np.unique(group[seen], return_inverse=True)
     if len(names) < 2:
         return None
-    above, below = RATIOS[figure]
-    sums = [np.bincount(number, table[name][seen]) for name in (above, below)]
+    sums = [np.bincount(number, table[column][seen]) for column in RATIOS[figure]]
     draws = np.random.default_rng(0).integers(len(names), size=(RESAMPLED, len(names)))
     ratio = sums[0][draws].sum(axis=1) / np.maximum(sums[1][draws].sum(axis=1), 1)
     values = np.sqrt(ratio) if figure == "depth_rmse" else ratio

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from model.errors import ModelError
-from model.files import replace_text
+from model.files import replace_bytes
 from model.recipe import Recipe
 
 CHANGEABLE = (
@@ -142,7 +142,7 @@ def _require_at_least(config: DataConfig | RunConfig, **lowest: int) -> None:
 def write_config(path: Path, config: RunConfig, versions: Mapping[str, str]) -> None:
     """Save the configuration together with the versions of the libraries."""
     text = json.dumps({"config": asdict(config), "versions": dict(versions)}, indent=1) + "\n"
-    replace_text(path, text)
+    replace_bytes(path, text.encode())
 
 
 def read_config(path: Path) -> RunConfig:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from model.files import replace_text
+from model.files import replace_bytes
 from model.metrics import DIFFERENCE_LEVELS, VALID_DEPTH, GroupSpread, Scores
 
 FIGURES = {
@@ -82,7 +82,7 @@ def write_history(path: Path, history: Sequence[EpochRow]) -> None:
     writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
-    replace_text(path, text.getvalue())
+    replace_bytes(path, text.getvalue().encode())
 
 
 def epoch_line(row: EpochRow) -> str:

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from model import ModelError
-from model.files import locked, make_folder, replace_file, replace_text, require_writable
+from model.files import locked, make_folder, replace_bytes, replace_file, require_writable
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    replace_text(path, "old")
+    replace_bytes(path, b"old")
 
     def fail(temporary: Path) -> None:
         temporary.write_text("half")
@@ -31,7 +31,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 def test_a_file_has_the_mode_of_the_umask(umask: int, tmp_path: Path) -> None:
     before = os.umask(umask)
     try:
-        replace_text(tmp_path / "file", "text")
+        replace_bytes(tmp_path / "file", b"text")
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o666 & ~umask
@@ -48,7 +48,7 @@ def test_paths_that_cannot_be_written_are_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="file/folder: cannot be written: Not a directory"):
         make_folder(tmp_path / "file/folder")
     with pytest.raises(ModelError, match="file/x: cannot be written: Not a directory"):
-        replace_text(tmp_path / "file/x", "")
+        replace_bytes(tmp_path / "file/x", b"")
 
 
 def test_a_folder_that_cannot_be_locked_gives_a_warning(
