@@ -32,7 +32,7 @@ from model.export import export_network
 from model.files import locked, make_folder, require_writable
 from model.losses import training_loss
 from model.metrics import BASELINE_SAMPLES
-from model.pictures import prediction_grid
+from model.pictures import draw_predictions
 from model.precision import Precision, choose_device, precision_for, require_compile
 from model.predictor import Predictor, pair_images, predict_files
 from model.recipe import Recipe, Stage, load_recipe
@@ -278,7 +278,7 @@ def fit(context: click.Context, run_dir: Path, resume: bool, **options: object) 
             config, best = run.config, load_network(run_dir / BEST)
             expected = config.fingerprint
             report = evaluate_checkpoint(best, config.data, config.amp, device, expected)
-            prediction_grid(run_dir / PREDICTIONS, report.evaluation.examples, report.title)
+            draw_predictions(run_dir / PREDICTIONS, report.evaluation.examples, report.title)
             table = score_table(report.evaluation.rows, report.title, report.spread)
             click.echo(f"\n{table}\n\nwritten to {run_dir}")
 
@@ -319,7 +319,7 @@ def evaluate(
         click.echo(score_table(rows, report.title, report.spread))
     if picture:
         make_folder(picture.parent)
-        prediction_grid(picture, report.evaluation.examples, report.title)
+        draw_predictions(picture, report.evaluation.examples, report.title)
 
 
 @main.command()

@@ -49,7 +49,7 @@ class Example(NamedTuple):
         return [(title, image, colours) for title, image, colours in every if image is not None]
 
 
-def prediction_grid(path: Path, examples: Sequence[Example], title: str = "") -> None:
+def draw_predictions(path: Path, examples: Sequence[Example], title: str = "") -> None:
     """Write a PNG with one row per example: images, target and predicted mask and depth."""
     from matplotlib.figure import Figure
 
@@ -74,7 +74,7 @@ def prediction_grid(path: Path, examples: Sequence[Example], title: str = "") ->
     _save(figure, path)
 
 
-def curves(path: Path, history: Sequence[Mapping[str, float | None]], title: str = "") -> None:
+def draw_curves(path: Path, history: Sequence[Mapping[str, float | None]], title: str = "") -> None:
     """Write a PNG of the run: training loss, mask IoU and depth RMSE over epochs."""
     from matplotlib.figure import Figure
 

@@ -18,7 +18,7 @@ from model.checkpoint import NetworkInfo
 from model.errors import ModelError
 from model.files import make_folder, replace_file, require_writable
 from model.losses import depth_values
-from model.pictures import Example, prediction_grid
+from model.pictures import Example, draw_predictions
 from model.unet import DualDecoderUNet
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
@@ -96,7 +96,7 @@ def predict_files(
         make_folder(out)
         _write_png(paths[0], (mask > threshold) * np.uint8(255))
         _write_png(paths[1], np.round(depth * 255).astype(np.uint8))
-        prediction_grid(paths[2], [Example(bg=bg, fg_bg=fg_bg, mask=mask, depth=depth)])
+        draw_predictions(paths[2], [Example(bg=bg, fg_bg=fg_bg, mask=mask, depth=depth)])
         yield from paths
 
 

@@ -78,8 +78,8 @@ def finished(dataset: Path, recipe: str, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the pictures, which take longer than a tiny run; `finished` has them."""
-    monkeypatch.setattr("model.training.run.curves", lambda *arguments: None)
-    monkeypatch.setattr("train.prediction_grid", lambda *arguments: None)
+    monkeypatch.setattr("model.training.run.draw_curves", lambda *arguments: None)
+    monkeypatch.setattr("train.draw_predictions", lambda *arguments: None)
 
 
 def figures(folder: Path) -> list[dict[str, str]]:

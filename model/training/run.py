@@ -24,7 +24,7 @@ from model.checkpoint import (
 from model.errors import ModelError
 from model.files import make_folder, require_writable
 from model.metrics import Scores
-from model.pictures import curves
+from model.pictures import draw_curves
 from model.recipe import Stage
 from model.training.config import RunConfig, read_config, resumed_config, write_config
 from model.training.progress import Elapsed, not_finite
@@ -182,7 +182,7 @@ class Run:
     def _write_reports(self) -> None:
         if self.first:
             write_history(self.folder / METRICS, self.history)
-            curves(self.folder / CURVES, self.history, f"recipe {self.config.recipe.name}")
+            draw_curves(self.folder / CURVES, self.history, f"recipe {self.config.recipe.name}")
 
     def _describe_network(
         self, stage: Stage, scores: Scores, statistics: dict[str, ChannelStatistics]

@@ -14,7 +14,7 @@ from loaders import Backgrounds, Batch, Layout, Preprocess
 from model import DualDecoderUNet, ModelError
 from model.checkpoint import ChannelStatistics, NetworkInfo
 from model.export import export_network
-from model.pictures import Example, curves, prediction_grid
+from model.pictures import Example, draw_curves, draw_predictions
 from model.predictor import Pair, Predictor, pair_images, predict_files, resize
 
 PHOTOS = Path(__file__).parents[3] / "shared/seed_samples"
@@ -163,9 +163,9 @@ def test_export_needs_a_known_suffix_and_the_extra(
 def test_pictures_are_written(tmp_path: Path) -> None:
     image, gray = _pixels(16, 16), np.zeros((8, 8))
     example = Example(bg=image, fg_bg=image, mask=gray, depth=gray, target_mask=gray)
-    prediction_grid(tmp_path / "grid.png", [example, example], "title")
-    curves(tmp_path / "one.png", [{"stage": 1, "train_loss": 0.5, "mask_iou": None}])
+    draw_predictions(tmp_path / "grid.png", [example, example], "title")
+    draw_curves(tmp_path / "one.png", [{"stage": 1, "train_loss": 0.5, "mask_iou": None}])
     rows = [{"stage": s, "train_loss": 1 / s, "mask_iou": 0.1 * s} for s in (1, 1, 2)]
-    curves(tmp_path / "three.png", rows, "title")
+    draw_curves(tmp_path / "three.png", rows, "title")
     for name in ("grid.png", "one.png", "three.png"):
         assert Image.open(tmp_path / name).width > 300
