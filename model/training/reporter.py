@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,18 +49,13 @@ class Reporter:
 
 
 class Board(Reporter):
-    """Writes RUN_DIR/tensorboard beside the training.
+    """Also writes TensorBoard's files to a folder.
 
-    A thread does all work that costs time: reading from the device, PNG encoding, writing
-    files. The training loop hands over tensors that stay on the device and numbers that the
-    host has read anyway.
+    step: where the run resumes; what an earlier process wrote after it is hidden. Raises
+    ModelError if the extra `tensorboard` is not installed or the folder cannot be written.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        """``step``: where the run resumes; what an earlier process wrote after it is hidden.
-
-        Raises ModelError if the extra `tensorboard` is not installed.
-        """
         super().__init__(shown=True)
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -71,59 +65,45 @@ class Board(Reporter):
                 "pip install 'maskdepth[tensorboard]', or leave the option out"
             ) from None
         self.folder = folder
-        # Opened with the first value: a run that fails earlier leaves no folder.
         self._open = partial(SummaryWriter, str(folder), purge_step=step)
-        self._writer: SummaryWriter | None = None
         self.cost_s = 0.0
-        """CPU time of the thread so far."""
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tensorboard")
-        self._pending: list[Future[None]] = []
+        """Time spent on TensorBoard so far, in seconds."""
 
-    def close(self) -> None:
-        """Wait for the thread; raises ModelError if it could not write."""
-        if self._pending or self._writer:
-            self._submit(lambda writer: writer.close())
-        self._thread.shutdown()
-        self._raise_failures()
+    @cached_property
+    def _writer(self) -> SummaryWriter:
+        # Opened with the first value: a run that fails earlier leaves no folder.
+        return self._open()
 
     def scalars(self, step: int, values: Mapping[str, object], group: str) -> None:
         """Write numbers at a step of the run; other values are left out."""
-        numbers = {f"{group}/{n}": v for n, v in values.items() if isinstance(v, int | float)}
-
-        def write(writer: SummaryWriter) -> None:
-            for name, value in numbers.items():
-                writer.add_scalar(name, value, step)
-
-        self._submit(write)
+        with self._writing():
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._writer.add_scalar(f"{group}/{name}", value, step)
 
     def picture(
         self, step: int, bg: Tensor, fg_bg: Tensor, prediction: Prediction, inputs: Inputs
     ) -> None:
-        """Write the first samples of a batch, see `grid`; do not change the tensors afterwards."""
-
-        def write(writer: SummaryWriter) -> None:
+        """Write the first samples of a batch, see `grid`. A host sync."""
+        with self._writing():
             image = grid(bg, fg_bg, prediction, inputs).cpu().numpy()
-            writer.add_image("validation", image, step)
+            self._writer.add_image("validation", image, step)
 
-        self._submit(write)
+    def close(self) -> None:
+        """Write what is buffered."""
+        if "_writer" in vars(self):
+            with self._writing():
+                self._writer.close()
 
-    def _submit(self, task: Callable[[SummaryWriter], None]) -> None:
-        self._raise_failures()
-        self._pending.append(self._thread.submit(self._run, task))
-
-    def _run(self, task: Callable[[SummaryWriter], None]) -> None:
-        started = time.thread_time()
-        self._writer = self._writer or self._open()
-        task(self._writer)
-        self.cost_s += time.thread_time() - started
-
-    def _raise_failures(self) -> None:
-        """Raise what failed in the thread, as one line."""
-        done = [task for task in self._pending if task.done()]
-        self._pending = [task for task in self._pending if not task.done()]
-        for task in done:
-            if error := task.exception():
-                raise ModelError(f"{self.folder}: cannot be written: {error}")
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        except OSError as error:
+            raise ModelError(f"{self.folder}: cannot be written: {error}") from None
+        finally:
+            self.cost_s += time.perf_counter() - started
 
 
 @contextmanager
@@ -140,8 +120,7 @@ def open_reporter(folder: Path | None, step: int, *, shown: bool) -> Iterator[Re
         board.close()
     took_s = time.perf_counter() - started
     board.line(
-        f"TensorBoard: {board.cost_s:.2f} s of a thread's CPU time, "
-        f"{board.cost_s / took_s:.2%} of the time of training"
+        f"TensorBoard: {board.cost_s:.2f} s, {board.cost_s / took_s:.2%} of the time of training"
     )
 
 
