@@ -44,12 +44,12 @@ STAGES = [
 
 
 class NoHostTensors(TorchDispatchMode):
-    """Fails where an operation takes or makes a tensor on the host: a copy of it would wait."""
+    """Fails if an operation takes or makes a tensor on the host, because copying it would wait."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run the operation and look at its tensors."""
+        """Run the operation and check the devices of its tensors."""
         result = func(*args, **(kwargs or {}))
         tensors = [v for v in tree_leaves((args, kwargs, result)) if isinstance(v, torch.Tensor)]
         assert {tensor.device.type for tensor in tensors} <= {"meta"}, func
@@ -82,7 +82,7 @@ def make_trainer(
 
 @pytest.mark.parametrize(("recipe", "stage"), STAGES)
 def test_every_stage_runs_on_meta(recipe: Recipe, stage: Stage) -> None:
-    """meta fails where a tensor is made on another device, or a value is read on the host."""
+    """The meta device fails if a tensor is made elsewhere or a value is read on the host."""
     batch, backgrounds = _batch("meta")
     preprocess = Preprocess(backgrounds, STATISTICS, size=stage.size)
     network = DualDecoderUNet(64).place("meta")
@@ -102,7 +102,7 @@ def test_every_stage_runs_on_meta(recipe: Recipe, stage: Stage) -> None:
 
 @pytest.mark.parametrize("stage", [STAGES[0].values[1], STAGES[8].values[1]])
 def test_a_stage_is_one_graph(stage: Stage) -> None:
-    """What `--compile` hands to its backend has no break; the backend itself is torch's."""
+    """`--compile` passes one graph without breaks to its backend."""
     torch._dynamo.reset()
     network = DualDecoderUNet(2).freeze(*stage.frozen).train()
     network.compile(backend="eager", fullgraph=True)
@@ -145,7 +145,7 @@ def test_joint_loss_is_the_sum() -> None:
 
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_a_first_step_that_overflows_leaves_no_trace(nesterov: bool) -> None:
-    """fp16's scale makes it, and the step is skipped; the next one is a first step then."""
+    """The scale of fp16 can make a step overflow; it is skipped, and the next is a first step."""
     recipe = replace(RECIPES["original"], nesterov=nesterov)
     stage, weights = recipe.stages[0], []
     for overflows in (True, False):
@@ -154,11 +154,11 @@ def test_a_first_step_that_overflows_leaves_no_trace(nesterov: bool) -> None:
         optimizer = make_optimizer(network, recipe, stage)
         scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
         for gradient in ([math.inf] if overflows else []) + [0.5, 0.25]:
-            # What a fresh allocation holds is what was freed last: here, nonsense.
+            # A fresh allocation holds what was freed last: here, NaN.
             for parameter in network.trained_parameters():
                 parameter.grad = torch.full_like(parameter, math.nan)
                 parameter.grad = torch.full_like(parameter, gradient)
-            scaler.scale(torch.ones(()))  # makes the scaler's tensors
+            scaler.scale(torch.ones(()))  # creates the scaler's tensors
             scaler.step(optimizer)
             scaler.update(1.0)
         weights.append([parameter.detach().clone() for parameter in network.trained_parameters()])
@@ -166,7 +166,7 @@ def test_a_first_step_that_overflows_leaves_no_trace(nesterov: bool) -> None:
 
 
 def test_phases_are_marked_in_order() -> None:
-    """What a benchmark times by its own `PhaseTimer`."""
+    """A benchmark passes its own `PhaseTimer`."""
     ended: list[str] = []
 
     class Recorder:

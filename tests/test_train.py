@@ -58,7 +58,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def run(*arguments: object) -> Result:
-    """The command line in this process."""
+    """Run the command line in this process."""
     return CliRunner().invoke(train.main, [str(argument) for argument in arguments])
 
 
@@ -68,7 +68,7 @@ def fit(dataset: Path, folder: Path, recipe: str, *more: object) -> Result:
 
 @pytest.fixture(scope="module")
 def finished(dataset: Path, recipe: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an undisturbed run."""
+    """The folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     result = fit(dataset, folder, recipe)
     assert result.exit_code == 0, result.output
@@ -77,13 +77,13 @@ def finished(dataset: Path, recipe: str, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the pictures, which take longer than a tiny run; `finished` has them."""
+    """Skip the pictures, which take longer than a tiny run; `finished` draws them."""
     monkeypatch.setattr("model.training.run.draw_curves", lambda *arguments: None)
     monkeypatch.setattr("train.draw_predictions", lambda *arguments: None)
 
 
 def figures(folder: Path) -> list[dict[str, str]]:
-    """metrics.csv without what depends on the clock."""
+    """metrics.csv without the columns that depend on the clock."""
     with open(folder / "metrics.csv") as file:
         rows = list(csv.DictReader(file))
     for row in rows:
@@ -123,14 +123,14 @@ def test_evaluate_agrees_with_fit(finished: Path, dataset: Path, tmp_path: Path)
     scores = json.loads(result.stdout)["scores"]
     last = figures(finished)[-1]
     assert scores["network"]["mask_bce"] == pytest.approx(float(last["mask_bce"]), rel=1e-5)
-    # A bright square on a dark background: the rule finds it, but for the JPEG's seams.
+    # The rule finds a bright square on a dark background, except for JPEG artefacts at its edges.
     assert scores["difference"]["mask_iou"] > 0.85
     assert set(scores["prior"]) == {"mask_bce"}
     assert Image.open(picture).format == "PNG"
 
 
 def test_mask_stage_leaves_the_rest_alone(finished: Path) -> None:
-    """The depth figures of the last depth epoch are those of the finished network."""
+    """The mask stage changes neither the encoder nor the depth decoder."""
     state = torch.load(finished / "last.pt", weights_only=True)["network"]
     best = load_file(finished / "best.safetensors")
     assert all(torch.equal(best[name], state[name]) for name in state)
@@ -151,7 +151,7 @@ def test_resume_gives_the_same_weights_bit_for_bit(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Killed after some of 15 steps: before any state, in mid-epoch, in the second stage."""
+    """Interrupted before the first save, within an epoch, and in the second stage."""
     real, done, limit = StageTrainer.step, 0, steps
 
     def counted(self: StageTrainer, batch: Batch, *, epoch: int, lr: float) -> None:
@@ -177,7 +177,7 @@ def test_resume_gives_the_same_weights_bit_for_bit(
 def test_resume_of_a_finished_run_only_reports(finished: Path, dataset: Path) -> None:
     kept = [finished / name for name in ("best.safetensors", "last.pt", "metrics.csv")]
     before = [path.read_bytes() for path in kept]
-    # As after a kill between the last state and its row: nothing else would write it again.
+    # As after a kill between saving the state and writing the row, which only restoring repeats.
     (finished / "metrics.csv").unlink()
     result = run("fit", dataset, finished, "--resume")
     assert result.exit_code == 0, result.output
@@ -255,7 +255,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
 def test_a_loss_that_is_not_finite_ends_the_run(
     dataset: Path, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However late the host looks, the step is the first whose loss was not finite."""
+    """The error names the first step whose loss was not finite, even if the host reads it later."""
     real, steps = RunningLoss.add, 0
 
     def poisoned(self: RunningLoss, mean: torch.Tensor, samples: int) -> None:
@@ -274,7 +274,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(
 def test_a_run_that_diverges_keeps_its_last_finite_state(
     dataset: Path, recipe: str, tmp_path: Path
 ) -> None:
-    """By the first step the weights are of the order of the rate, by the second they are NaN."""
+    """The first step makes the weights as large as the rate; the second makes them NaN."""
     steep = Path(recipe).with_name("steep.toml")
     steep.write_text(RECIPE.replace("0.05", "1e20"))
     result = fit(dataset, tmp_path / "run", str(steep), "--save-every", 1)
@@ -289,7 +289,7 @@ def test_a_run_that_diverges_keeps_its_last_finite_state(
 def test_evaluate_is_the_same_in_each_of_several_processes(
     dataset: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No process may score its share alone and call that the result."""
+    """No process may score only its share of the samples."""
     alone = json.loads(run("evaluate", dataset, finished / "best.safetensors", "--json").stdout)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -368,7 +368,7 @@ def test_data_has_one_name_packed_or_not(dataset: Path, finished: Path, tmp_path
     assert fingerprint(manifest, "random") == expected
 
 
-def test_evaluate_tells_what_training_has_seen(
+def test_evaluate_reports_what_training_has_seen(
     dataset: Path, finished: Path, tmp_path: Path
 ) -> None:
     arguments = ("evaluate", dataset, finished / "best.safetensors", "--json")
@@ -395,7 +395,7 @@ def test_evaluate_tells_what_training_has_seen(
 def test_a_full_disk_is_one_line(
     limit: int, name: str, dataset: Path, recipe: str, tmp_path: Path
 ) -> None:
-    """A limit on the size of files fails as a full disk does: when bytes are written."""
+    """A limit on file sizes fails like a full disk: when bytes are written."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
@@ -434,10 +434,10 @@ def test_corrupt_records_are_skipped_and_listed(
     stopped = fit(broken, tmp_path / "run", recipe)
     assert stopped.exit_code == 2
     assert "record 3, fg_bg" in stopped.stderr
-    going_on = fit(broken, tmp_path / "run", recipe, "--resume", "--max-bad", 1)
-    assert going_on.exit_code == 0, going_on.output
+    resumed = fit(broken, tmp_path / "run", recipe, "--resume", "--max-bad", 1)
+    assert resumed.exit_code == 0, resumed.output
     assert re.search(
-        rf"skipped 1 corrupt records:\n  record 3, fg_bg \(.*{image.name}\)", going_on.stderr
+        rf"skipped 1 corrupt records:\n  record 3, fg_bg \(.*{image.name}\)", resumed.stderr
     )
     scored = run("evaluate", broken, tmp_path / "run" / "best.safetensors", "--max-bad", 1)
     assert scored.exit_code == 0, scored.output

@@ -1,4 +1,4 @@
-"""Training in processes of its own: killed and resumed, and on two ranks."""
+"""Training in separate processes: killed and resumed, and on two ranks."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fit_options(folder: Path, run: str, dataset: Path, *, batch: int, epochs: int) -> list[str]:
-    """Arguments of a run in float32: of 24 samples 16 train."""
+    """Arguments of a run in float32; 16 of the 24 samples are for training."""
     recipe = folder / f"{run}.toml"
     recipe.write_text(RECIPE.format(batch=batch, epochs=epochs))
     plain = ["--width", "2", "--device", "cpu", "--amp", "off", "--validation", "0.34"]
@@ -58,7 +58,7 @@ def fit_options(folder: Path, run: str, dataset: Path, *, batch: int, epochs: in
 
 
 def weights(run: Path) -> dict[str, Tensor]:
-    """The best and the last weights of a run, under names that tell them apart."""
+    """The best and the last weights of a run, under different names."""
     last = torch.load(run / "last.pt", weights_only=True)["network"]
     best = load_file(run / "best.safetensors")
     return {
@@ -94,7 +94,7 @@ def finish(arguments: list[str], output: Path) -> float:
 
 
 def wait_for_stage(output: Path) -> None:
-    """Until a process that trains says that it does."""
+    """Wait until a training process has reported its first stage."""
     deadline = time.monotonic() + 120
     while not (output.exists() and "stage" in output.read_text()):
         assert time.monotonic() < deadline, "training did not begin"
@@ -103,7 +103,7 @@ def wait_for_stage(output: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_at_random_moments_and_resumed(dataset: Path, tmp_path: Path) -> None:
-    """SIGKILL, five times; the weights are those of a run that nobody disturbed, bit for bit."""
+    """After five times SIGKILL the weights equal those of an undisturbed run, bit for bit."""
     whole, broken = (
         fit_options(tmp_path, name, dataset, batch=2, epochs=2) for name in ("whole", "broken")
     )
@@ -125,7 +125,7 @@ def test_killed_at_random_moments_and_resumed(dataset: Path, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_two_ranks_are_one_process_with_twice_the_batch(dataset: Path, tmp_path: Path) -> None:
-    """BatchNorm included: its statistics are those of both ranks."""
+    """This includes BatchNorm, whose statistics cover both ranks."""
     one = fit_options(tmp_path, "one", dataset, batch=8, epochs=2)
     two = fit_options(tmp_path, "two", dataset, batch=4, epochs=2)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -134,7 +134,7 @@ def test_two_ranks_are_one_process_with_twice_the_batch(dataset: Path, tmp_path:
         [*torchrun, "--nproc-per-node", "2", *FIT, *two], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("stage 1 of 2") == 1  # one rank speaks
+    assert done.stdout.count("stage 1 of 2") == 1  # only the first rank prints
     assert done.stdout.count("written to") == 1
     expected, found = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name, value in expected.items():
@@ -145,7 +145,7 @@ def test_two_ranks_are_one_process_with_twice_the_batch(dataset: Path, tmp_path:
 
 @pytest.mark.slow
 def test_an_error_on_ranks_ends_them_all(dataset: Path, tmp_path: Path) -> None:
-    """Too few samples for a step of both ranks: one line, no rank that waits for ever."""
+    """With too few samples for a step on both ranks, no rank waits forever."""
     options = fit_options(tmp_path, "run", dataset, batch=16, epochs=1)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""A data set as small as training can do with, for tests of the command line."""
+"""The smallest data set that training accepts, for tests of the command line."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def make_dataset(root: Path) -> Path:
 
 
 def run_train(arguments: list[str], output: str) -> None:
-    """The command line of training, for a process of its own; prints to a file.
+    """Run the command line of training in a process of its own; print to a file.
 
-    In one thread: several that wait for each other take long on a machine that is busy.
+    Uses one thread: several threads that wait for each other are slow on a busy machine.
     """
     torch.set_num_threads(1)
     with open(output, "w", buffering=1) as file:
