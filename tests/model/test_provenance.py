@@ -1,4 +1,4 @@
-"""What a network was trained on: the same name for the same data, and what validation repeats."""
+"""Fingerprints of data sets, and how much of a validation split training has seen."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def test_fingerprint_is_that_of_the_content() -> None:
 
 
 @pytest.mark.parametrize(("split", "equal"), [("bg", True), ("fg", False), ("both", False)])
-def test_people_count_where_the_split_goes_by_them(split: str, equal: bool) -> None:
+def test_samples_per_foreground_count_if_the_split_holds_out_foregrounds(split: str, equal: bool) -> None:
     other = replace(SAME, layout=replace(LAYOUT, samples_per_fg=3))
     assert (fingerprint(other, split) == fingerprint(SAME, split)) is equal
 
 
-def test_what_training_has_seen_is_counted() -> None:
+def test_seen_samples_and_groups_are_counted() -> None:
     train, validation = np.array([0, 1, 6, 8]), np.array([1, 9, 10, 14])
     seen = count_seen(LAYOUT, train, validation)
     assert seen == {"samples": 1, "backgrounds": 2, "people": 2}
@@ -67,7 +67,7 @@ def test_what_training_has_seen_is_counted() -> None:
         ("fg", "both", "1 of its backgrounds"),
     ],
 )
-def test_a_split_that_is_not_new_is_told(trained: str, split: str, note: str | None) -> None:
+def test_a_split_that_holds_out_less_than_promised_is_reported(trained: str, split: str, note: str | None) -> None:
     train, _ = split_indices(LAYOUT, trained, seed=42, validation=0.3)
     _, validation = split_indices(LAYOUT, split, seed=42, validation=0.3)
     found = seen_note(split, trained, count_seen(LAYOUT, train, validation))
@@ -77,5 +77,5 @@ def test_a_split_that_is_not_new_is_told(trained: str, split: str, note: str | N
         assert re.search(note, found or "")
 
 
-def test_unknown_data_is_told() -> None:
+def test_unknown_data_is_reported() -> None:
     assert "not known" in (seen_note("bg", "bg", None) or "")
