@@ -287,17 +287,12 @@ def fit(context: click.Context, run_dir: Path, resume: bool, **options: object) 
 @click.argument("shards")
 @click.argument("checkpoint", type=cli.PATH)
 @cli.option("--split", type=click.Choice(SPLITS), help="Default: the checkpoint's.")
-@cli.flag("--json", "json_", help="Print JSON instead of a table.")
+@cli.flag("--json", help="Print JSON instead of a table.")
 @cli.option("--picture", type=cli.PATH, help="Write predictions to this PNG file.")
 @cli.data_options(ENGINES)
 @cli.amp_option
 def evaluate(
-    checkpoint: Path,
-    split: str | None,
-    json_: bool,
-    picture: Path | None,
-    amp: str,
-    **options: object,
+    checkpoint: Path, split: str | None, json: bool, picture: Path | None, amp: str, **data: object
 ) -> None:
     """Score CHECKPOINT on the validation split of SHARDS, next to trivial baselines."""
     if picture:
@@ -305,13 +300,13 @@ def evaluate(
     loaded = load_network(checkpoint)
     info = loaded[1]
     split = split or info.split
-    options |= {"split": split, "split_seed": info.split_seed, "validation": info.validation}
-    data = DataConfig.from_options(options)
-    report = evaluate_checkpoint(loaded, data, amp, choose_device(data.device))
+    data |= {"split": split, "split_seed": info.split_seed, "validation": info.validation}
+    config = DataConfig.from_options(data)
+    report = evaluate_checkpoint(loaded, config, amp, choose_device(config.device))
     rows, note = report.evaluation.rows, seen_note(split, info.split, report.seen)
     if note:
         click.echo(f"Note: {note}", err=True)
-    if json_:
+    if json:
         spread = {kind: group.as_dict() for kind, group in report.spread.items()}
         scores = {"title": report.title, "scores": defined_figures(rows), "spread": spread}
         click.echo(as_json({**scores, "seen_in_training": report.seen, "note": note}))

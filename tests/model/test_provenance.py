@@ -40,7 +40,7 @@ def test_fingerprint_is_that_of_the_content() -> None:
 
 
 @pytest.mark.parametrize(("split", "equal"), [("bg", True), ("fg", False), ("both", False)])
-def test_samples_per_foreground_count_if_the_split_holds_out_foregrounds(split: str, equal: bool) -> None:
+def test_samples_per_fg_count_if_the_split_holds_out_foregrounds(split: str, equal: bool) -> None:
     other = replace(SAME, layout=replace(LAYOUT, samples_per_fg=3))
     assert (fingerprint(other, split) == fingerprint(SAME, split)) is equal
 
@@ -67,7 +67,7 @@ def test_seen_samples_and_groups_are_counted() -> None:
         ("fg", "both", "1 of its backgrounds"),
     ],
 )
-def test_a_split_that_holds_out_less_than_promised_is_reported(trained: str, split: str, note: str | None) -> None:
+def test_a_split_that_leaks_is_reported(trained: str, split: str, note: str | None) -> None:
     train, _ = split_indices(LAYOUT, trained, seed=42, validation=0.3)
     _, validation = split_indices(LAYOUT, split, seed=42, validation=0.3)
     found = seen_note(split, trained, count_seen(LAYOUT, train, validation))
