@@ -11,7 +11,8 @@ from torch import distributed
 from convert.errors import Commands, DataError, RecordError
 from convert.layout import Layout
 from loaders.backgrounds import Backgrounds
-from loaders.batch import Batch, Loader
+from loaders.base import Loader
+from loaders.batch import Batch
 from loaders.engines import ENGINES, choose_engine, open_loader
 from loaders.folder import read_layout, shard_formats
 from loaders.options import LoaderOptions

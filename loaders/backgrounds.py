@@ -1,7 +1,7 @@
-"""All backgrounds, resident on the device: a sample's is found by index arithmetic.
+"""All backgrounds, resident on the device; the index of a sample gives its background.
 
-A background is shared by thousands of samples, so it is never stored, decoded or copied to
-the device with them.
+A background is shared by thousands of samples. It is stored once, as ``backgrounds.npy``, and
+never stored, decoded or copied to the device with a sample.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from loaders.threads import run_shared
 
 
 def require_numbers(numbers: np.ndarray, count: int) -> None:
-    """IndexError unless each number, int64 (B,), is that of one of ``count`` backgrounds."""
+    """IndexError unless each background number, int64 (B,), is in 0..count-1."""
     if len(numbers) and (numbers.min() < 0 or numbers.max() >= count):
         raise IndexError(
             f"backgrounds: found numbers {numbers.min()} to {numbers.max()}, "
@@ -28,10 +28,10 @@ class Backgrounds:
     """The backgrounds of a data set as one tensor, and which sample shows which.
 
     images: uint8 (n_bg, 3, H, W), RGB, 0..255; its device is where ``gather`` runs.
-    layout: of the data set; says how many samples each background has.
+    layout: of the data set; its ``group_starts`` give the samples of each background.
 
     Pixels are kept in channels-last memory (height, width, channel), as decoders write them.
-    Raises DataError where the images are not those of the layout.
+    Raises DataError if number or size of the images is not that of the layout.
     """
 
     def __init__(self, images: torch.Tensor, layout: Layout) -> None:
@@ -45,7 +45,7 @@ class Backgrounds:
         self._pixels = images.permute(0, 2, 3, 1).contiguous()
         self._samples_per_bg = layout.samples_per_bg
         self._pool: BufferPool | None = None
-        # Ends, not starts: the number of ends at or below an index is its background.
+        # The number of group ends at or below an index is the number of its background.
         ends = torch.from_numpy(np.asarray(layout.group_starts[1:], dtype=np.int64))
         self._ends = ends.to(images.device)
 
@@ -54,7 +54,7 @@ class Backgrounds:
         cls, array: np.ndarray, layout: Layout, device: torch.device | str = "cpu"
     ) -> Backgrounds:
         """From uint8 (n_bg, H, W, 3), as in ``backgrounds.npy``; the pixels are copied."""
-        # A copy always: the array may be a read-only memory map of a file that goes away.
+        # Always a copy: the array may be a read-only memory map of a file that is closed later.
         images = torch.from_numpy(np.array(array, order="C"))
         return cls(images.permute(0, 3, 1, 2).to(device), layout)
 
@@ -62,16 +62,16 @@ class Backgrounds:
         """Background of each sample: uint8 (B, 3, H, W) in channels-last memory.
 
         index: int64 (B,), samples of the data set, on the device of the backgrounds. Not
-        checked on a GPU: a check would make the host wait for it. Safe to keep; on a CPU the
-        memory is used again once nobody holds the result, as fresh memory costs more than the copy.
+        checked on a GPU: a check would make the host wait for it. The result is safe to keep. On a
+        CPU its memory is reused when it is dropped: fresh memory costs more than the copy.
         """
         numbers = self.numbers(index)
         if self._pixels.device.type != "cpu" or torch.compiler.is_compiling():
             return self._pixels.index_select(0, numbers).permute(0, 3, 1, 2)
-        return self._gather_here(numbers.numpy()).permute(0, 3, 1, 2)
+        return self._gather_cpu(numbers.numpy()).permute(0, 3, 1, 2)
 
-    def _gather_here(self, numbers: np.ndarray) -> torch.Tensor:
-        """On the CPU: uint8 (B, H, W, 3) in memory that nobody holds."""
+    def _gather_cpu(self, numbers: np.ndarray) -> torch.Tensor:
+        """uint8 (B, H, W, 3) in a buffer of the pool."""
         pixels, count = self._pixels.numpy(), len(numbers)
         require_numbers(numbers, len(pixels))
         if self._pool is None or count > self._pool.shape[0]:
@@ -79,7 +79,7 @@ class Backgrounds:
         out = self._pool.take()[:count]
 
         def copy(thread: int, first: int, last: int) -> None:
-            # "clip": NumPy writes to `out` through a copy where it may have to raise.
+            # With mode="raise" NumPy would write to `out` through a copy.
             np.take(pixels, numbers[first:last], axis=0, out=out[first:last], mode="clip")
 
         run_shared(copy, count)
@@ -92,7 +92,7 @@ class Backgrounds:
         return torch.div(index, self._samples_per_bg, rounding_mode="floor")
 
     def to(self, device: torch.device | str) -> Backgrounds:
-        """The same backgrounds on another device; itself where it is there already."""
+        """The same backgrounds on another device; itself if it is already there."""
         images = self.images.to(device)
         return self if images.device == self.device else Backgrounds(images, self.layout)
 

@@ -1,4 +1,4 @@
-"""Host memory that is used again once nobody reads it any more."""
+"""Host memory that is reused once no array or tensor refers to it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 
 
 class BufferPool:
-    """Equal arrays, handed out and taken back by reference count.
+    """Equal arrays, handed out and reused by reference count.
 
     Decoding into fresh memory costs a page fault for every 4 KiB. A buffer is free again when
     no array or tensor views it, so what a user keeps is never overwritten, and the pool grows
-    to as many buffers as are held at a time.
+    to the number of buffers that are held at the same time.
 
     shape, dtype: of each buffer. pinned: page-locked, for copies to a GPU.
     """
@@ -23,41 +23,30 @@ class BufferPool:
         self._buffers: list[np.ndarray] = []
 
     def take(self) -> np.ndarray:
-        """A buffer that nobody else holds; its content is arbitrary."""
-        free = _find_free(self._buffers)
-        if free is not None:
-            return free
-        buffer = self._new()
+        """A buffer that is not in use; its content is arbitrary."""
+        for buffer in self._buffers:
+            if sys.getrefcount(buffer) == _UNUSED:
+                return buffer
+        buffer = np.empty(self.shape, self._dtype)
+        if self._pinned:
+            buffer = torch.from_numpy(buffer).pin_memory().numpy()
         self._buffers.append(buffer)
         return buffer
 
     def take_tensor(self, count: int) -> torch.Tensor:
-        """The first ``count`` rows of such a buffer, as a tensor; it is free when that is gone."""
+        """The first ``count`` rows of such a buffer, as a tensor that keeps it in use."""
         return torch.from_numpy(self.take()[:count])
-
-    def _new(self) -> np.ndarray:
-        if not self._pinned:
-            return np.empty(self.shape, self._dtype)
-        dtype = torch.from_numpy(np.empty(0, self._dtype)).dtype
-        return torch.empty(self.shape, dtype=dtype, pin_memory=True).numpy()
 
     def __len__(self) -> int:
         """Buffers made so far."""
         return len(self._buffers)
 
 
-def _find_free(buffers: list[np.ndarray]) -> np.ndarray | None:
-    for buffer in buffers:
-        if sys.getrefcount(buffer) == _HELD_BY_LIST_ALONE:
-            return buffer
-    return None
-
-
-def _count_in_list() -> int:
-    """What `getrefcount` says in `_find_free` of a buffer that only the list holds."""
+def _count_references() -> int:
+    """What `getrefcount` returns in a loop over the only list that holds an array."""
     for buffer in [np.empty(0)]:
         return sys.getrefcount(buffer)
     raise AssertionError
 
 
-_HELD_BY_LIST_ALONE = _count_in_list()
+_UNUSED = _count_references()

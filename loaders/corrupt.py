@@ -1,6 +1,12 @@
-"""Bad records: stop at the first, or skip some and say which.
+"""What happens on a corrupt record: it ends the epoch, or it is listed and replaced.
 
-What stands in the place of a skipped record is said by `loaders.order.Order.batch`.
+1. An engine raises a DataError at a batch that holds a corrupt record.
+2. `CorruptRecords.walk` asks the loader which records of that batch are corrupt.
+3. It lists them as skipped. One more than ``max_bad`` is raised as the error of the epoch.
+4. It restarts the engine at the same batch. From now on `loaders.order.Order.batch` puts a
+   replacement, the next valid record of the epoch's order, where a skipped one would be.
+
+All engines thus skip and replace the same records, whichever of them an engine met first.
 """
 
 from __future__ import annotations
@@ -12,53 +18,48 @@ from loaders.batch import Batch
 
 
 class TooManyCorruptRecords(RecordError):
-    """A bad record that is one more than may be skipped."""
+    """One corrupt record more than may be skipped."""
 
 
 class CorruptRecords:
-    """The bad records that a loader has met, and how many it may skip.
+    """The corrupt records that a loader has skipped.
 
-    max_bad: records to skip over the life of the loader; DataError below 0. A record counts
-        once, however often an epoch comes to it.
+    max_bad: number of records that may be skipped during the life of the loader. A record counts
+        once, however many epochs meet it.
     skipped: an error for each skipped record, in the order in which they were met.
-    indices: samples that were skipped.
+    indices: their samples.
     """
 
     def __init__(self, max_bad: int) -> None:
-        if max_bad < 0:
-            raise DataError(f"bad records to skip: found {max_bad}, expected 0 or more")
         self.max_bad = max_bad
         self.skipped: list[RecordError] = []
         self.indices: set[int] = set()
 
-    def skip(self, fault: RecordError) -> None:
-        """Note a bad record; raises it where no more may be skipped."""
-        if fault.index in self.indices:
+    def skip(self, error: RecordError) -> None:
+        """List a corrupt record as skipped; raises if no more may be skipped."""
+        if error.index in self.indices:
             return
-        if len(self.skipped) == self.max_bad:
-            raise self._too_many(fault)
-        self.skipped.append(fault)
-        self.indices.add(fault.index)
-
-    def _too_many(self, fault: RecordError) -> RecordError:
         if not self.max_bad:
-            return fault
-        reason = f"{fault.reason}; bad record {self.max_bad + 1}, expected {self.max_bad} at most"
-        return TooManyCorruptRecords(fault.index, fault.field, fault.where, reason)
+            raise error
+        if len(self.skipped) == self.max_bad:
+            reason = f"corrupt record {self.max_bad + 1}, expected {self.max_bad} at most"
+            raise TooManyCorruptRecords(
+                error.index, error.field, error.where, f"{error.reason}; {reason}"
+            )
+        self.skipped.append(error)
+        self.indices.add(error.index)
 
     def walk(
         self,
         start: int,
         batches: Callable[[int], Generator[Batch, None, None]],
-        faults: Callable[[int], Iterable[RecordError]],
+        record_errors: Callable[[int], Iterable[RecordError]],
     ) -> Generator[Batch, None, None]:
-        """Batches ``start`` to the end of an epoch, without the bad records.
+        """Batches ``start`` to the end of an epoch, with a replacement for each skipped record.
 
-        batches: the engine's, from some batch on, without the samples of ``indices``. It may
-            raise any DataError for a batch with a bad record, when it is that batch's turn.
-        faults: what is wrong with the records of one batch, in the order of the batch.
-
-        So all engines list and skip the same records, whichever of them an engine met first.
+        batches: runs the engine from a batch on, without the samples in ``indices``. It may raise
+            any DataError for a corrupt record, after the batches before it.
+        record_errors: the errors of the records of one batch, in the order of the batch.
         """
         k = start
         while True:
@@ -70,15 +71,15 @@ class CorruptRecords:
                 return
             except TooManyCorruptRecords:
                 raise
-            except DataError as error:
-                failed = error
+            except DataError as raised:
+                failed = raised
             finally:
                 running.close()
-            found = list(faults(k))
+            found = list(record_errors(k))
             if not found and isinstance(failed, RecordError):
                 found = [failed]
-            if all(fault.index in self.indices for fault in found):
-                raise failed  # skipping changes nothing
-            for fault in found:
-                self.skip(fault)
-            del failed, found  # else each error would hold the frames that hold it
+            if all(error.index in self.indices for error in found):
+                raise failed  # replacing them again would not help
+            for error in found:
+                self.skip(error)
+            del failed, found  # their tracebacks refer to this frame: a cycle

@@ -1,12 +1,10 @@
 """Preprocessing on a CPU in one pass over memory: stored bytes in, normalised floats out.
 
-The same arithmetic as `loaders.preprocess.Preprocess`, whose other devices take torch's
-operations: (x * scale) + shift in float32, from sums of four pixels where the side is halved.
+The same arithmetic as `loaders.preprocess.Preprocess` does with torch's operations elsewhere:
+(x * scale) + shift in float32, from sums of four pixels where the side is halved.
 """
 
 from __future__ import annotations
-
-from functools import partial
 
 import numba
 import numpy as np
@@ -18,7 +16,7 @@ from loaders.threads import run_shared
 
 
 class Fused:
-    """Turns batches into floats on the CPU, in memory that is used again when nobody holds it."""
+    """Turns batches into floats on the CPU, in memory that is reused when it is dropped."""
 
     def __init__(self) -> None:
         self._pools: list[BufferPool] = []
@@ -26,27 +24,31 @@ class Fused:
 
     def __call__(
         self,
-        bank: torch.Tensor,
+        backgrounds: torch.Tensor,
         numbers: torch.Tensor,
         fields: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
         factors: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
-        times: int,
+        pixels_per_value: int,
     ) -> tuple[torch.Tensor, ...]:
-        """bg, fg_bg, mask and depth of a batch: float32, channels last, as `Inputs` says.
+        """bg, fg_bg, mask and depth of a batch: float32 in channels-last memory, as in `Inputs`.
 
-        bank: uint8 or int16 (n, S, S', 3), backgrounds in the side of the result.
-        numbers: int64 (B,), the background of each sample. Raises IndexError where one is none.
+        backgrounds: uint8 or int16 (n, S, S', 3), resized to the side of the result.
+        numbers: int64 (B,), the background of each sample; IndexError if there is none.
         fields: uint8 (B, C, H, W): fg_bg, mask and depth, of the result's side or twice that.
-        factors: float32 (3,): scale and shift of bg, of values in ``bank``, and of fg_bg.
-        times: 1 or 4, how many pixels of a field are summed to one.
+        factors: float32 (3,) each: scale and shift of bg, then of fg_bg.
+        pixels_per_value: how many pixels of a field are summed to one value, 1 or 4.
         """
-        count, (height, width) = len(numbers), bank.shape[1:3]
-        require_numbers(numbers.numpy(), len(bank))
+        count, (height, width) = len(numbers), backgrounds.shape[1:3]
+        require_numbers(numbers.numpy(), len(backgrounds))
         out = tuple(buffer[:count] for buffer in self._take(count, height, width))
+        bg, number_of = backgrounds.numpy(), numbers.numpy()
         stored = tuple(x.permute(0, 2, 3, 1).contiguous().numpy() for x in fields)
         rows = tuple(x.repeat(width).numpy() for x in factors)
-        unit = np.float32(1 / (255 * times))
-        work = partial(_piece, bank.numpy(), numbers.numpy(), stored, rows, unit, out)
+        depth_scale = np.float32(1 / (255 * pixels_per_value))
+
+        def work(thread: int, first: int, last: int) -> None:
+            _prepare(bg, number_of, stored, rows, depth_scale, out, first, last)
+
         run_shared(work, count)
         return tuple(torch.from_numpy(x).permute(0, 3, 1, 2) for x in out)
 
@@ -58,39 +60,28 @@ class Fused:
         return [pool.take() for pool in self._pools]
 
 
-def _piece(
-    bank: np.ndarray,
+@numba.njit(nogil=True, cache=True)
+def _prepare(
+    backgrounds: np.ndarray,
     numbers: np.ndarray,
     stored: tuple[np.ndarray, ...],
     rows: tuple[np.ndarray, ...],
-    unit: np.float32,
+    depth_scale: np.float32,
     out: tuple[np.ndarray, ...],
-    thread: int,
     first: int,
     last: int,
 ) -> None:
-    _prepare(bank, numbers, stored, rows, unit, out, first, last)
+    """Samples ``first`` to ``last - 1`` of a batch; arguments as in `Fused`, channels last.
 
-
-@numba.njit(nogil=True, cache=True)
-def _prepare(
-    bank: np.ndarray,
-    numbers: np.ndarray,
-    stored: tuple[np.ndarray, np.ndarray, np.ndarray],
-    rows: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
-    unit: float,
-    out: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
-    first: int,
-    last: int,
-) -> None:
-    """Samples ``first`` to ``last - 1`` of a batch; arguments as in `Fused`, channels last."""
+    rows: scale and shift of bg and of fg_bg, repeated for each pixel of a row.
+    """
     fg_bg, mask, depth = stored
     height, width = out[0].shape[1:3]
     halved = fg_bg.shape[1] != height
     sums = np.empty(6 * width, np.int16)
     for i in range(first, last):
         for row in range(height):
-            bg = bank[numbers[i], row].reshape(3 * width)
+            bg = backgrounds[numbers[i], row].reshape(3 * width)
             _scale(bg, rows[0], rows[1], out[0][i, row].reshape(3 * width))
             colours = out[1][i, row].reshape(3 * width)
             ones, depths = out[2][i, row].reshape(width), out[3][i, row].reshape(width)
@@ -99,7 +90,7 @@ def _prepare(
                 for column in range(width):
                     ones[column] = np.float32(mask[i, row, column, 0] != 0)
                 for column in range(width):
-                    depths[column] = np.float32(depth[i, row, column, 0]) * unit
+                    depths[column] = np.float32(depth[i, row, column, 0]) * depth_scale
                 continue
             _add_rows(fg_bg, i, row, sums)
             _add_pixels(sums, 3, width)
@@ -111,7 +102,7 @@ def _prepare(
             _add_rows(depth, i, row, sums)
             _add_pixels(sums, 1, width)
             for column in range(width):
-                depths[column] = np.float32(sums[column]) * unit
+                depths[column] = np.float32(sums[column]) * depth_scale
 
 
 @numba.njit(nogil=True, cache=True, inline="always")

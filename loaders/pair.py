@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from convert.errors import DataError
-from loaders.batch import Loader
+from loaders.base import Loader
 from loaders.engines import open_loader
 from loaders.folder import read_layout
 from loaders.options import LoaderOptions

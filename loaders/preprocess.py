@@ -1,6 +1,7 @@
-"""From a batch of stored pixels to what the model takes and is measured on, on the device.
+"""From a batch of stored pixels to the model's inputs and targets, on the device.
 
-Gather the background, resize, augment, normalise, cast. The only place that normalises.
+Gathers the background of each sample, resizes, augments, normalises and casts. Pixels are
+normalised nowhere else.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from loaders.fused import Fused
 
 
 class Inputs(NamedTuple):
-    """What the model takes (bg, fg_bg) and what it should find (mask, depth).
+    """The inputs of the model (bg, fg_bg) and its targets (mask, depth).
 
     bg, fg_bg: ``dtype`` (B, 3, S, S), each normalised with its own mean and std.
     mask: float32 (B, 1, S, S), exactly 0 or 1.
@@ -41,7 +42,7 @@ class Augment:
     jitter: largest change of brightness (added), contrast (factor 1 - jitter to 1 + jitter),
         saturation (the same) and hue (this part of a turn), 0 to 0.5.
     rgb_shift: largest value added to each colour channel, in 0..1.
-    seed: 0 or more. What happens to a sample depends on (seed, epoch, index) alone, so it is
+    seed: 0 or more. The change of a sample depends on (seed, epoch, index) alone, so it is
         the same on every device, in every batch and on every rank.
 
     Raises DataError for values out of range.
@@ -60,10 +61,10 @@ class Augment:
             raise DataError(f"seed of augmentation: found {self.seed}, expected 0 to 2**63 - 1")
 
     def __call__(self, inputs: Inputs, index: Tensor, epoch: int) -> Inputs:
-        """Changed copies. ``inputs`` are before normalising: bg and fg_bg float in 0..1.
+        """Changed copies of inputs that are not normalised yet: bg and fg_bg float in 0..1.
 
         index: int64 (B,), the samples. A pixel's new colour depends only on its old colour,
-        so where fg_bg equals bg it still does.
+        so fg_bg still equals bg where it did.
         """
         chance = _uniform(index, epoch, self.seed, 8)
         flipped = chance[:, 0].lt(self.flip)[:, None, None, None]
@@ -73,7 +74,7 @@ class Augment:
 
     def _colours(self, image: Tensor, signed: Tensor) -> Tensor:
         """Jitter and shift of images in 0..1; ``signed`` is (B, 8) in -1..1."""
-        # Here, not above: importing kornia takes a second that only augmenting needs.
+        # Imported here because it takes a second and only augmentation needs it.
         from kornia import enhance
 
         if self.jitter:
@@ -98,7 +99,7 @@ class MeanAndStd(Protocol):
 
 
 class Preprocess(nn.Module):
-    """Batch -> Inputs; pure, so that it can be compiled, and runs where the batch is.
+    """Batch -> Inputs on the device of the batch; pure, so that it can be compiled.
 
     backgrounds: of the data set, on the device.
     statistics: of the data set, from the manifest; bg and fg_bg are used.
@@ -140,7 +141,7 @@ class Preprocess(nn.Module):
             scale, shift = _scale_and_shift(statistics, name)
             if not channels_last:
                 scale, shift = scale.view(-1, 1, 1), shift.view(-1, 1, 1)
-            # Not part of a checkpoint: they belong to the data set, not to what was learnt.
+            # Not in checkpoints: they belong to the data set, not to what was learned.
             self.register_buffer(f"{name}_scale", scale.to(backgrounds.device), persistent=False)
             self.register_buffer(f"{name}_shift", shift.to(backgrounds.device), persistent=False)
 
@@ -149,32 +150,30 @@ class Preprocess(nn.Module):
 
         epoch: of the training run; only the augmentation depends on it.
 
-        Raises DataError where no size was given and the batch has another than the backgrounds.
+        Raises DataError if no size was given and the batch has another than the backgrounds.
         """
         if self._fits_fused(batch):
             return self._fused_inputs(batch)
-        bg = self._bank.index_select(0, self.backgrounds.numbers(batch.index)).permute(0, 3, 1, 2)
-        fg_bg, times = _resize(batch.fg_bg, self.size)
-        mask, _ = _resize(batch.mask, self.size)
-        depth, _ = _resize(batch.depth, self.size)
+        numbers = self.backgrounds.numbers(batch.index)
+        bg = self._resized.index_select(0, numbers).permute(0, 3, 1, 2)
+        fg_bg, pixels_per_value = _resize(batch.fg_bg, self.size)
+        mask, depth = (_resize(field, self.size)[0] for field in (batch.mask, batch.depth))
         self._check_sides(fg_bg)
-        inputs = Inputs(bg, fg_bg, mask.mul(2).ge(times).to(torch.float32), depth.to(torch.float32))
-        inputs.depth.mul_(1 / (255 * times))
-        bg_unit, fg_bg_unit = 255 * self._bank_times, 255 * times
+        mask = mask.mul(2).ge(pixels_per_value).to(torch.float32)
+        depth = depth.to(torch.float32).mul_(1 / (255 * pixels_per_value))
+        bg_full_scale, fg_bg_full_scale = self._bg_full_scale, 255 * pixels_per_value
         if self.augment is not None:
-            bg, fg_bg = (
-                x.to(torch.float32).mul(1 / unit)
-                for x, unit in ((bg, bg_unit), (fg_bg, fg_bg_unit))
-            )
-            inputs = self.augment(inputs._replace(bg=bg, fg_bg=fg_bg), batch.index, epoch)
-            bg_unit = fg_bg_unit = 1
-        return inputs._replace(
-            bg=self._normalise(inputs.bg, self.bg_scale, self.bg_shift, bg_unit),
-            fg_bg=self._normalise(inputs.fg_bg, self.fg_bg_scale, self.fg_bg_shift, fg_bg_unit),
-        )
+            bg = bg.to(torch.float32).mul(1 / bg_full_scale)
+            fg_bg = fg_bg.to(torch.float32).mul(1 / fg_bg_full_scale)
+            inputs = self.augment(Inputs(bg, fg_bg, mask, depth), batch.index, epoch)
+            bg, fg_bg, mask, depth = inputs
+            bg_full_scale = fg_bg_full_scale = 1
+        bg = self._normalise(bg, self.bg_scale, self.bg_shift, bg_full_scale)
+        fg_bg = self._normalise(fg_bg, self.fg_bg_scale, self.fg_bg_shift, fg_bg_full_scale)
+        return Inputs(bg, fg_bg, mask, depth)
 
     def _check_sides(self, fg_bg: Tensor) -> None:
-        found, expected = fg_bg.shape[2:], self._bank.shape[1:3]
+        found, expected = fg_bg.shape[2:], self._resized.shape[1:3]
         if found != expected:
             raise DataError(
                 f"batch: found {found[1]}x{found[0]} pixels beside backgrounds of "
@@ -183,51 +182,52 @@ class Preprocess(nn.Module):
             )
 
     def _fits_fused(self, batch: Batch) -> bool:
-        """Whether one pass of our own does it: on a CPU, of pixels as they are or halved."""
+        """Whether `Fused` supports this: on a CPU, at the stored size or half of it."""
         if batch.fg_bg.device.type != "cpu" or torch.compiler.is_compiling():
             return False
-        side, stored = self._bank.shape[1:3], batch.fg_bg.shape[2:]
+        side, stored = self._resized.shape[1:3], batch.fg_bg.shape[2:]
         same = side == stored or (2 * side[0], 2 * side[1]) == stored
-        exact = self._bank.dtype != torch.float32
+        exact = self._resized.dtype != torch.float32
         return same and exact and self.channels_last and self.augment is None
 
     def _fused_inputs(self, batch: Batch) -> Inputs:
-        times = 1 if self._bank.shape[1:3] == batch.fg_bg.shape[2:] else 4
+        pixels_per_value = 1 if self._resized.shape[1:3] == batch.fg_bg.shape[2:] else 4
         bg, fg_bg, mask, depth = self._fused(
-            self._bank,
+            self._resized,
             self.backgrounds.numbers(batch.index),
             batch[:3],
             (
-                self.bg_scale / (255 * self._bank_times),
+                self.bg_scale / self._bg_full_scale,
                 self.bg_shift,
-                self.fg_bg_scale / (255 * times),
+                self.fg_bg_scale / (255 * pixels_per_value),
                 self.fg_bg_shift,
             ),
-            times,
+            pixels_per_value,
         )
         return Inputs(bg.to(self.dtype), fg_bg.to(self.dtype), mask, depth)
 
-    def _normalise(self, image: Tensor, scale: Tensor, shift: Tensor, unit: int) -> Tensor:
-        """(image / unit - mean) / std as one multiply-add; an image of ``unit`` is white."""
+    def _normalise(self, image: Tensor, scale: Tensor, shift: Tensor, full_scale: int) -> Tensor:
+        """(image / full_scale - mean) / std as one multiply-add; ``full_scale`` is white."""
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         values = image.to(torch.float32, memory_format=layout)
-        # Into the same memory: a fresh 40 MB result costs more than the arithmetic. And through
-        # a view without gaps: torch.compile takes no other `out`.
+        # In place: allocating a 40 MB result costs more than the arithmetic. Through a view
+        # without gaps, because torch.compile accepts no other `out`.
         pixels = values.permute(0, 2, 3, 1) if self.channels_last else values
-        torch.addcmul(shift, pixels, scale / unit, out=pixels)
+        torch.addcmul(shift, pixels, scale / full_scale, out=pixels)
         return values.to(self.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Preprocess:
-        """Take the backgrounds along when the module moves to another device."""
+        """Move the backgrounds along when the module moves to another device."""
         super()._apply(fn, recurse)
         self._take_backgrounds(self.backgrounds.to(self.bg_scale.device))
         return self
 
     def _take_backgrounds(self, backgrounds: Backgrounds) -> None:
-        """Resize them all, once, instead of some of them with every batch."""
+        """Resize all backgrounds once, instead of those of every batch."""
         self.backgrounds = backgrounds
-        bank, self._bank_times = _resize(backgrounds.images, self.size)
-        self._bank = bank.permute(0, 2, 3, 1).contiguous()
+        resized, pixels_per_value = _resize(backgrounds.images, self.size)
+        self._resized = resized.permute(0, 2, 3, 1).contiguous()
+        self._bg_full_scale = 255 * pixels_per_value
 
 
 def _scale_and_shift(statistics: Mapping[str, MeanAndStd], name: str) -> tuple[Tensor, Tensor]:
@@ -244,10 +244,10 @@ def _scale_and_shift(statistics: Mapping[str, MeanAndStd], name: str) -> tuple[T
 
 
 def _resize(image: Tensor, size: int | None) -> tuple[Tensor, int]:
-    """uint8 (B, C, H, W) -> (values, times), where values / times is the resized image.
+    """uint8 (B, C, H, W) -> (values, pixels_per_value); their quotient is the resized image.
 
-    The values of half a size are int16 sums of four pixels: exact, and several times faster
-    than pooling floats, as only bytes are read. Other sizes are float32.
+    At half the size, values are int16 sums of four pixels: exact, and several times faster
+    than pooling floats, because only bytes are read. Other sizes are float32.
     """
     height, width = image.shape[-2:]
     if size is None or (height, width) == (size, size):
@@ -274,7 +274,7 @@ def _uniform(index: Tensor, epoch: int, seed: int, count: int) -> Tensor:
 
 def _mix(x: Tensor) -> Tensor:
     """The finaliser of splitmix64 (Steele, Lea, Flood 2014) on int64, which wraps."""
-    # Signed shifts copy the sign downwards; the masks make them shifts of unsigned values.
+    # Signed shifts copy the sign bit; the masks make them shifts of unsigned values.
     x = (x ^ (x >> 30 & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
     x = (x ^ (x >> 27 & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
     return x ^ (x >> 31 & 0x1FFFFFFFF)

@@ -1,8 +1,8 @@
-"""Who trains and who validates: index arrays over the same shards, so nothing is packed twice.
+"""Which samples train and which validate: index arrays over the same shards.
 
-Every background and every person stands in many samples. A random split puts all of them in
-both halves, so its validation says nothing about new scenes or new people; the other splits
-hold out whole groups.
+Every background and every foreground is part of many samples. A random split puts nearly all of
+them in both halves, so its validation does not measure new backgrounds or new people; the other
+splits hold out complete groups.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ def split_indices(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the training and the validation samples, two int64 arrays without overlap.
 
-    layout: which sample shows which background and person.
+    layout: which sample shows which background and foreground.
     name:
         "random": the original work's split, sample by sample: ``np.random.seed(seed);
         np.random.shuffle``, and the first ``floor(validation * samples)`` are validation.
         Both arrays keep the order of that shuffle.
         "bg": a share ``validation`` of the backgrounds is held out; ascending order.
-        "fg": a share of the people is held out, flips with their source; ascending order.
-        "both": the backgrounds that "bg" and the people that "fg" hold out at the same seed.
-        Validation has only samples with neither background nor person seen in training;
+        "fg": a share of the foregrounds is held out, flips with their source; ascending order.
+        "both": the backgrounds that "bg" and the foregrounds that "fg" hold out at the same seed.
+        Validation has only samples of which neither background nor foreground is in training;
         samples with one of the two held out are in neither array: at 0.3, 9 % of the samples
         validate, 49 % train and 42 % are left out.
     seed: 0 to 2**32 - 1.
     validation: share held out, between 0 and 1; of groups, at least one on each side.
 
-    Raises DataError for another name, a seed or share out of range, a data set too small to
-    leave something on each side, and one that does not say which samples show one person.
+    Raises DataError for another name, a seed or share out of range, a data set too small for
+    both halves, and one of which it is not known which samples show one foreground.
     """
     if name not in SPLITS:
         raise DataError(f"split: found {name!r}, expected one of {', '.join(SPLITS)}")
@@ -55,7 +55,7 @@ def split_indices(
         held_out.append(_hold_out(groups, "backgrounds", [seed, 0], validation))
     if name in ("fg", "both"):
         groups = layout.foreground_of(samples)
-        held_out.append(_hold_out(groups, "people", [seed, 1], validation))
+        held_out.append(_hold_out(groups, "foregrounds", [seed, 1], validation))
     train = np.flatnonzero(~np.logical_or.reduce(held_out))
     val = np.flatnonzero(np.logical_and.reduce(held_out))
     if len(train) == 0 or len(val) == 0:
@@ -67,7 +67,7 @@ def split_indices(
 
 
 def _random(samples: int, seed: int, validation: float) -> tuple[np.ndarray, np.ndarray]:
-    """The original work's split; numpy keeps RandomState's stream the same for ever."""
+    """The original work's split; NumPy guarantees the stream of RandomState."""
     shuffled = np.arange(samples, dtype=np.int64)
     np.random.RandomState(seed).shuffle(shuffled)
     held_out = math.floor(validation * samples)
@@ -89,6 +89,6 @@ def _hold_out(group_of: np.ndarray, what: str, seed: list[int], validation: floa
         )
     count = math.floor(validation * len(groups) + 0.5)
     count = min(max(count, 1), len(groups) - 1)
-    # A stream of its own per kind of group: the held-out people do not follow from the scenes.
+    # A separate stream for each kind of group keeps the two choices independent.
     chosen = np.random.RandomState(seed).permutation(groups)[:count]
     return np.isin(group_of, chosen)

@@ -1,7 +1,7 @@
 """Threads that work on batches piece by piece, without waiting for each other between batches.
 
 A parallel loop over each batch would end with every thread waiting for the slowest, and spin or
-sleep while Python prepares the next one. Here the next batch's pieces are in the queue already.
+sleep while Python prepares the next one. Here the pieces of the next batch are already queued.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from threading import Event, Lock, Thread
 import torch
 
 Work = Callable[[int, int, int], None]
-"""Called with (thread, first, last): do items ``first`` to ``last - 1`` of a batch."""
+"""Called with (thread, first, last): process items ``first`` to ``last - 1`` of a batch."""
 
 
 class Pending:
-    """A batch at work; `wait` returns when its last piece is done."""
+    """A batch whose pieces are queued or running."""
 
     def __init__(self, work: Work, pieces: int) -> None:
         self.work = work
@@ -31,8 +31,8 @@ class Pending:
         if not pieces:
             self._done.set()
 
-    def finish(self, error: BaseException | None) -> None:
-        """One more piece is done, or will never be."""
+    def finish_piece(self, error: BaseException | None) -> None:
+        """Record that a piece is done, or has failed with an error."""
         with self._lock:
             self._left -= 1
             self._error = self._error or error
@@ -50,19 +50,19 @@ Tasks = SimpleQueue[tuple[Pending, int, int] | None]
 
 
 class ThreadTeam:
-    """``threads`` threads; each piece of work is done by the next one that is free.
+    """``threads`` threads; the next free one processes each piece of work.
 
-    Work that releases the GIL runs on all of them at a time. Threads are daemons and end with
-    `close`, or behind the work that was begun when nobody holds the team any more.
+    Work that releases the GIL runs on all of them in parallel. Threads are daemons. They end with
+    `close`, or after the queued work once nothing refers to the team any more.
     """
 
     def __init__(self, threads: int, name: str) -> None:
         self._tasks: Tasks = SimpleQueue()
         self._stopped = Event()
-        # Threads know the queue, not the team: else they would hold it for ever.
+        # Threads refer to the queue and not to the team, which would keep it alive for ever.
         self._threads = [
             Thread(
-                target=_work_off,
+                target=_run_tasks,
                 args=(i, self._tasks, self._stopped),
                 daemon=True,
                 name=f"{name}-{i}",
@@ -74,7 +74,7 @@ class ThreadTeam:
         self._end = weakref.finalize(self, _end_threads, self._tasks, threads)
 
     def start(self, work: Work, count: int) -> Pending:
-        """Begin to work on a batch of ``count`` items, in about equal pieces, one a thread."""
+        """Queue a batch of ``count`` items in about equal pieces, one for each thread."""
         pieces = min(len(self._threads), count)
         pending = Pending(work, pieces)
         for piece in range(pieces):
@@ -83,15 +83,15 @@ class ThreadTeam:
         return pending
 
     def close(self) -> None:
-        """End the threads and wait for them; pieces not begun are given up."""
+        """End the threads and wait for them; pieces that have not started fail."""
         self._stopped.set()
         self._end()
         for thread in self._threads:
             thread.join()
 
 
-def _work_off(thread: int, tasks: Tasks, stopped: Event) -> None:
-    """One thread's work, until it is told of the end."""
+def _run_tasks(thread: int, tasks: Tasks, stopped: Event) -> None:
+    """Body of one thread; None in the queue ends it."""
     while (task := tasks.get()) is not None:
         pending, first, last = task
         error: BaseException | None = None
@@ -101,8 +101,8 @@ def _work_off(thread: int, tasks: Tasks, stopped: Event) -> None:
             pending.work(thread, first, last)
         except BaseException as failure:
             error = failure
-        pending.finish(error)
-        del task, pending  # their buffers are free as soon as the user lets go of them
+        pending.finish_piece(error)
+        del task, pending  # frees their buffers as soon as the user drops the batch
 
 
 def _end_threads(tasks: Tasks, threads: int) -> None:
@@ -111,22 +111,19 @@ def _end_threads(tasks: Tasks, threads: int) -> None:
 
 
 def run_shared(work: Work, count: int) -> None:
-    """Do some work on as many threads as torch would use, and wait for it.
+    """Run work on as many threads as torch would use, and wait for it.
 
-    Not with torch's own threads: at the end of each operation they wait for each other, spinning,
-    which beside decoding threads on the same cores costs many times the operation.
+    Not on torch's own threads: they spin while they wait for each other at the end of each
+    operation, which beside decoding threads on the same cores costs many times the operation.
     """
     threads = torch.get_num_threads()
     if threads == 1 or count <= 1:
         work(0, 0, count)
     else:
-        _shared(os.getpid(), threads).start(work, count).wait()
+        _shared_team(os.getpid(), threads).start(work, count).wait()
 
 
 @lru_cache(maxsize=1)
-def _shared(process: int, threads: int) -> ThreadTeam:
-    """One for the process, as torch has its threads; a forked process makes its own.
-
-    Another number of threads makes another team, and lets go of the one before.
-    """
+def _shared_team(process: int, threads: int) -> ThreadTeam:
+    """The team of this process; a forked process or another number of threads gets a new one."""
     return ThreadTeam(threads, "maskdepth-shared")

@@ -1,9 +1,9 @@
-"""Batches from memory that is lent to memory of torch's own on a GPU, beside the computation.
+"""Copies batches from borrowed memory to a GPU while the previous batches are computed on.
 
-Lent is the pinned host memory of the FFCV engine and what DALI decodes on the GPU: both are used
-again once they are let go of. Copies run on a stream of their own. Two things must hold, and are
-tested without a GPU by a fake `Streams`: nobody computes on a batch before its copy has ended, and
-no lent memory is given back before the copy that reads it has ended.
+Borrowed are the pinned host memory of the FFCV engine and the GPU memory of DALI, which both
+engines reuse once it is released. Copies run on a stream of their own. Two rules must hold, and are
+tested without a GPU by a fake `Streams`: nothing computes on a batch before its copy has ended, and
+no borrowed memory is released before the copy that reads it has ended.
 """
 
 from __future__ import annotations
@@ -11,44 +11,40 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
 from convert.errors import DataError
 from loaders.batch import Batch
 
+Event = TypeVar("Event")
 
-class Streams(Protocol):
+
+class Streams(Protocol[Event]):
     """What a transfer needs of a device."""
 
-    def copying(self) -> AbstractContextManager[Any]:
-        """Within it the copy stream, which it gives, is the current one."""
-        ...
+    def copying(self) -> AbstractContextManager[object]:
+        """A context in which the copy stream, its value, is the current stream."""
 
-    def start_copy(self, lent: torch.Tensor) -> torch.Tensor:
-        """Begin to copy on the copy stream; returns the device's tensor at once."""
-        ...
+    def start_copy(self, borrowed: torch.Tensor) -> torch.Tensor:
+        """Start to copy on the copy stream; returns the tensor on the device at once."""
 
-    def mark(self) -> Any:
-        """An event behind all copies begun so far."""
-        ...
+    def mark(self) -> Event:
+        """An event after all copies started so far."""
 
-    def has_passed(self, event: Any) -> bool:
+    def has_passed(self, event: Event) -> bool:
         """Whether the copies before an event have ended; does not wait."""
-        ...
 
-    def hand_over(self, event: Any, tensors: tuple[torch.Tensor, ...]) -> None:
-        """Make the computing stream wait for an event, and own the tensors from there on."""
-        ...
+    def hand_over(self, event: Event, tensors: tuple[torch.Tensor, ...]) -> None:
+        """Make the current stream wait for an event, and own the tensors from then on."""
 
     def finish(self) -> None:
-        """Wait for all copies: what is lent may then be given back."""
-        ...
+        """Wait for all copies, after which borrowed memory may be released."""
 
 
 class CudaStreams:
-    """A copy stream beside the current stream of one GPU."""
+    """A copy stream beside the current stream of one GPU; the methods are those of `Streams`."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -56,68 +52,66 @@ class CudaStreams:
 
     @contextmanager
     def copying(self) -> Iterator[torch.cuda.Stream]:
-        """The copy stream as the current one."""
         with torch.cuda.stream(self._stream):
             yield self._stream
 
-    def start_copy(self, lent: torch.Tensor) -> torch.Tensor:
-        """Begin to copy, also what is on the GPU; asynchronous from there and from pinned memory.
-
-        Strides stay as they are.
-        """
+    def start_copy(self, borrowed: torch.Tensor) -> torch.Tensor:
+        # Asynchronous from pinned and from GPU memory; strides stay the same.
         with self.copying():
-            return lent.to(self._device, non_blocking=True, copy=True)
+            return borrowed.to(self._device, non_blocking=True, copy=True)
 
     def mark(self) -> torch.cuda.Event:
-        """An event on the copy stream."""
         event = torch.cuda.Event()
         event.record(self._stream)
         return event
 
     def has_passed(self, event: torch.cuda.Event) -> bool:
-        """Whether the copy stream has come to the event."""
-        return event.query()
+        return bool(event.query())
 
     def hand_over(self, event: torch.cuda.Event, tensors: tuple[torch.Tensor, ...]) -> None:
-        """The host does not wait; the current stream does."""
         current = torch.cuda.current_stream(self._device)
         current.wait_event(event)
         for tensor in tensors:
-            # Made on the copy stream: without this their memory could be given to the next copy
+            # Allocated on the copy stream: without this a later copy could get their memory
             # while the current stream still reads it.
             tensor.record_stream(current)
 
     def finish(self) -> None:
-        """The host waits for the copy stream."""
         self._stream.synchronize()
 
 
 def transfer(
-    batches: Iterator[Batch], streams: Streams, ahead: int = 2
+    batches: Iterator[Batch], streams: Streams[Event], ahead: int = 2
 ) -> Generator[Batch, None, None]:
     """The same batches on the device, copied up to ``ahead`` batches before they are taken.
 
-    An error of ``batches`` comes in its turn, behind the batches before it.
+    An error of ``batches`` is raised in its turn, after the batches before it.
     """
-    started: deque[tuple[Batch, Any]] = deque()
-    held: deque[tuple[Batch, Any]] = deque()  # lent batches whose copy may still be reading
+    started: deque[tuple[Batch, Event]] = deque()
+    held: deque[tuple[Batch, Event]] = deque()  # borrowed batches that a copy may still read
+
+    def take() -> Batch:
+        device, event = started.popleft()
+        streams.hand_over(event, tuple(device))
+        return device
+
     failed: DataError | None = None
     try:
-        for lent in _until_error(batches):
-            if isinstance(lent, DataError):
-                failed = lent
+        for borrowed in _until_error(batches):
+            if isinstance(borrowed, DataError):
+                failed = borrowed
                 break
-            device = Batch(*(streams.start_copy(field) for field in lent))
+            device = Batch(*(streams.start_copy(field) for field in borrowed))
             event = streams.mark()
             started.append((device, event))
-            held.append((lent, event))
-            del lent
+            held.append((borrowed, event))
+            del borrowed
             while held and streams.has_passed(held[0][1]):
                 held.popleft()
             if len(started) > ahead:
-                yield _hand_over(started, streams)
+                yield take()
         while started:
-            yield _hand_over(started, streams)
+            yield take()
         if failed:
             raise failed
     finally:
@@ -129,9 +123,3 @@ def _until_error(batches: Iterator[Batch]) -> Iterator[Batch | DataError]:
         yield from batches
     except DataError as error:
         yield error
-
-
-def _hand_over(started: deque[tuple[Batch, Any]], streams: Streams) -> Batch:
-    device, event = started.popleft()
-    streams.hand_over(event, tuple(device))
-    return device

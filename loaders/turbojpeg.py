@@ -1,6 +1,6 @@
-"""libjpeg-turbo inside numba: decode the fields of samples, nothing copied, no Python between.
+"""libjpeg-turbo called from numba: decodes the fields of samples without copies and without Python.
 
-Accurate DCT and smooth upsampling, so pixels equal Pillow's; every return code is kept.
+Accurate DCT and smooth upsampling give the pixels of Pillow; every return code is checked.
 """
 
 from __future__ import annotations
@@ -25,28 +25,18 @@ except RuntimeError:
         f"{LIBRARY} not found; install it (Debian, Ubuntu: apt-get install libturbojpeg0)"
     ) from None
 
-# Symbols by name, not ctypes pointers: so numba can keep the compiled code on disk.
+# Symbols by name instead of ctypes pointers, so that numba can cache the compiled code on disk.
 _init = types.ExternalFunction("tjInitDecompress", types.uintp())
 _destroy = types.ExternalFunction("tjDestroy", types.intc(types.uintp))
 _decompress = types.ExternalFunction(
     "tjDecompress2",
-    types.intc(
-        types.uintp,
-        types.uintp,
-        types.ulong,
-        types.uintp,
-        types.intc,
-        types.intc,
-        types.intc,
-        types.intc,
-        types.intc,
-    ),
+    types.intc(types.uintp, types.uintp, types.ulong, types.uintp, *[types.intc] * 5),
 )
 
 
 @numba.njit(cache=True)
 def new_handles(count: int) -> np.ndarray:
-    """``count`` decompressor handles, uintp (count,), one for each thread at work."""
+    """``count`` decompressor handles, uintp (count,), one for each decoding thread."""
     handles = np.empty(count, np.uintp)
     for i in range(count):
         handles[i] = _init()
@@ -55,18 +45,18 @@ def new_handles(count: int) -> np.ndarray:
 
 @numba.njit(cache=True)
 def free_handles(handles: np.ndarray) -> None:
-    """Give handles back."""
+    """Free handles."""
     for handle in handles:
         _destroy(handle)
 
 
 @numba.njit(cache=True, nogil=True)
 def has_size(jpeg: np.ndarray, height: int, width: int) -> bool:
-    """Whether a JPEG's frame header says this size; False where none is found.
+    """Whether the frame header of a JPEG has this size; False if there is no frame header.
 
     jpeg: uint8, flat. libjpeg-turbo would read all tables for the answer, and again when it
-    decodes: 2 to 3 % of the time of an image. ITU-T T.81, B.1.1 and B.2.2: from SOI on, each
-    marker but a few has a length, and the first frame header is the only one.
+    decodes: 2 to 3 % of the time of an image. ITU-T T.81, B.1.1 and B.2.2: after SOI each marker
+    that can precede the frame header has a length.
     """
     at = 2
     while at + 9 <= jpeg.size:
@@ -78,7 +68,7 @@ def has_size(jpeg: np.ndarray, height: int, width: int) -> bool:
         elif 0xC0 <= marker <= 0xCF and marker != 0xC4 and marker != 0xC8 and marker != 0xCC:
             found_height = np.int64(jpeg[at + 5]) << 8 | jpeg[at + 6]
             found_width = np.int64(jpeg[at + 7]) << 8 | jpeg[at + 8]
-            return found_height == height and found_width == width
+            return bool(found_height == height and found_width == width)
         else:
             length = np.int64(jpeg[at + 2]) << 8 | jpeg[at + 3]
             if length < 2:
@@ -101,7 +91,7 @@ def decode_jpeg(handle: int, jpeg: np.ndarray, height: int, width: int, out: np.
     failed = _decompress(
         handle, data, jpeg.size, into, columns, 0, rows, form, np.int64(_ACCURATE_DCT)
     )
-    return failed == 0
+    return bool(failed == 0)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -115,16 +105,16 @@ def decode_samples(
     shape: tuple[int, int],
     mask_is_jpeg: bool,
     out: tuple[np.ndarray, np.ndarray, np.ndarray],
-    good: np.ndarray,
+    valid: np.ndarray,
 ) -> None:
     """Decode all fields of samples ``first`` to ``last - 1`` of a batch.
 
     handle: from `new_handles`; no two calls may use the same one at a time.
-    file: uint8, flat. offsets, sizes: int64 (B, 3), where fg_bg, mask and depth lie in it.
+    file: uint8, flat. offsets, sizes: int64 (B, 3), where fg_bg, mask and depth are in it.
     shape: (height, width) of the stored images.
-    mask_is_jpeg: the mask's luma from 128 on is 1; False: run lengths.
+    mask_is_jpeg: whether masks are JPEGs, 1 where luma is at least 128, or run lengths.
     out: uint8 fg_bg (B, H, W, 3), mask (B, H, W, 1), 0 or 1, and depth (B, H, W, 1).
-    good: bool (B, 3), set to whether each field is of that size and decodes without a warning.
+    valid: bool (B, 3), set to whether each field has that size and decodes without a warning.
     """
     fg_bg, mask, depth = out
     height, width = shape
@@ -134,12 +124,12 @@ def decode_samples(
             file[offsets[i, 1] : offsets[i, 1] + sizes[i, 1]],
             file[offsets[i, 2] : offsets[i, 2] + sizes[i, 2]],
         )
-        good[i, 0] = decode_jpeg(handle, fields[0], height, width, fg_bg[i])
+        valid[i, 0] = decode_jpeg(handle, fields[0], height, width, fg_bg[i])
         if mask_is_jpeg:
-            good[i, 1] = decode_jpeg(handle, fields[1], height, width, mask[i])
+            valid[i, 1] = decode_jpeg(handle, fields[1], height, width, mask[i])
             for row in range(height):
                 for column in range(width):
                     mask[i, row, column, 0] = mask[i, row, column, 0] >= MASK_THRESHOLD
         else:
-            good[i, 1] = unpack_record(fields[1], mask[i])
-        good[i, 2] = decode_jpeg(handle, fields[2], height, width, depth[i])
+            valid[i, 1] = unpack_record(fields[1], mask[i])
+        valid[i, 2] = decode_jpeg(handle, fields[2], height, width, depth[i])

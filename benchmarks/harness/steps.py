@@ -15,8 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness.phases import Phases
 from convert.errors import DataError
-from loaders import Backgrounds, Batch, Preprocess
-from loaders.batch import Loader
+from loaders import Backgrounds, Batch, Loader, Preprocess
 from model.contract import NoPhases
 from model.losses import training_loss
 from model.metrics import SampleTable

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from convert.errors import DataError
-from loaders.batch import Loader
+from loaders.base import Loader
 from loaders.folder import is_dataset, shard_formats
 from loaders.options import LoaderOptions
 

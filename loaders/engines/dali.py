@@ -1,7 +1,7 @@
 """The DALI engine: our order and bytes, DALI's decoders, on the CPU or (`mixed`) on the GPU.
 
-The only module that imports `nvidia.dali`. Batches are fed to an external source, so order,
-resume and the last batch are ours; DALI works ``_AHEAD`` batches ahead.
+The only module that imports `nvidia.dali`. Batches are fed to an external source, so the order,
+resuming and the last batch are ours; DALI works ``_AHEAD`` batches ahead.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import sys
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from loaders.batch import Batch
 from loaders.buffers import BufferPool
 from loaders.masks import pad_runs, runs_fill, unpack_batch
 from loaders.options import LoaderOptions
-from loaders.transfer import CudaStreams, Streams, transfer
+from loaders.transfer import CudaStreams, transfer
 
 try:
     from nvidia.dali import fn, pipeline_def, types
@@ -36,45 +37,69 @@ except ImportError as error:
         "(or dali-cu12 for an older driver), or use another --loader"
     ) from None
 
-# Of a batch; which of its records, the walk over the epoch finds out.
-DAMAGED = "a record of this batch is damaged"
+CORRUPT = "a record of this batch is corrupt"  # `CorruptRecords.walk` finds out which one
 _AHEAD = 2
+
+
+class Output(Protocol):
+    """What is used of a batch of DALI, which has no types."""
+
+    def shape(self) -> list[tuple[int, ...]]: ...
+    def at(self, row: int) -> np.ndarray: ...
+    def as_array(self) -> np.ndarray: ...
+    def as_tensor(self) -> object: ...
+
+
+class Pipeline(Protocol):
+    """What is used of a pipeline of DALI, which has no types."""
+
+    _pipe: object
+
+    def build(self) -> None: ...
+    def schedule_run(self) -> None: ...
+    def outputs(self, cuda_stream: object = None) -> Sequence[Output]: ...
+    def run(self) -> Sequence[Output]: ...
+    def reset(self) -> None: ...
 
 
 @pipeline_def
 def _graph(
     source: Callable[[], list], device: str, mask_is_jpeg: bool, height: int, width: int
-) -> tuple[Any, ...]:
+) -> tuple[object, ...]:
     """fg_bg (H, W, 3); the mask, decoded to (H, W, 1) or as run lengths; depth (H, W, 1).
 
-    source: gives the stored fields of the next batch, in the order of `FIELDS`.
+    source: returns the stored fields of the next batch, in the order of `FIELDS`.
     device: "cpu", or "mixed" for decoding on the GPU.
     """
-    # Fancy upsampling and no rotation: what Pillow and the CPU decoder do, on every device.
-    options: dict[str, Any] = {"device": device, "adjust_orientation": False}
-    options["jpeg_fancy_upsampling"] = True
-    if device == "mixed":
-        options |= {"preallocate_width_hint": width, "preallocate_height_hint": height}
+    # Fancy upsampling and no rotation, as in Pillow and in the CPU decoder, on every device.
+    decode = partial(
+        fn.decoders.image,
+        device=device,
+        adjust_orientation=False,
+        jpeg_fancy_upsampling=True,
+        preallocate_width_hint=width if device == "mixed" else None,
+        preallocate_height_hint=height if device == "mixed" else None,
+    )
     fg_bg, mask, depth = fn.external_source(
         source, num_outputs=len(FIELDS), batch=True, dtype=types.UINT8
     )
-    pixels = fn.decoders.image(fg_bg, output_type=types.RGB, **options)
     if mask_is_jpeg:
-        mask = fn.decoders.image(mask, output_type=types.GRAY, **options)
+        mask = decode(mask, output_type=types.GRAY)
     elif device == "mixed":
         mask = mask.gpu()
-    return pixels, mask, fn.decoders.image(depth, output_type=types.GRAY, **options)
+    gray = decode(depth, output_type=types.GRAY)
+    return decode(fg_bg, output_type=types.RGB), mask, gray
 
 
 @pipeline_def
 def reading_graph(
     paths: list[str], index_paths: list[str], extensions: list[str], window: int, window_seed: int
-) -> tuple[Any, ...]:
+) -> tuple[object, ...]:
     """Stored bytes of the fields of webdataset shards, read one after the other.
 
-    window: samples that DALI shuffles among as it reads; 0 keeps the order of the shards.
+    window: samples among which DALI shuffles as it reads; 0 keeps the order of the shards.
     """
-    fields: Any = fn.readers.webdataset(
+    fields = fn.readers.webdataset(
         paths=paths,
         index_paths=index_paths,
         ext=extensions,
@@ -82,8 +107,9 @@ def reading_graph(
         random_shuffle=window > 0,
         initial_fill=max(window, 1),
         seed=window_seed,
-        dont_use_mmap=True,  # a map of a network file reads it page by page
+        dont_use_mmap=True,  # a mapped network file is read page by page
     )
+    assert fields is not None
     return tuple(fields)
 
 
@@ -91,39 +117,39 @@ class Stored(NamedTuple):
     """The stored bytes of one batch.
 
     indices: int64 (B,). fields: for each of `FIELDS` B arrays, uint8 and flat.
-    faults: records that others stand in for.
+    replaced: errors of the records for which others are in the batch.
+    failed: why the batch cannot be decoded; raised when it is its turn.
     """
 
     indices: np.ndarray
     fields: list[list[np.ndarray]]
-    faults: list[RecordError]
+    replaced: list[RecordError]
+    failed: DataError | None = None
 
 
 class DALILoader(ShardLoader):
     """Batches decoded by DALI.
 
-    Works on either format of the folder, as both have a per-record index; on the GPU the
-    JPEGs are decoded there and the masks unpacked there.
+    Reads either format of the folder, because both have a per-record index. On the GPU, JPEGs
+    are decoded and masks are unpacked there.
     """
 
     def __init__(self, shards: Shards | str | Path, options: LoaderOptions) -> None:
         if not isinstance(shards, Shards):
             formats = read_manifest(shards).formats
-            form = "webdataset" if "webdataset" in formats else next(iter(formats))
-            shards = Shards(shards, form)
+            shards = Shards(shards, "dali" if "dali" in formats else next(iter(formats)))
         super().__init__(shards, options)
         self._mask_is_jpeg = self.shards.manifest.codecs["mask"] != "runs"
         self._plan: Generator[Stored, None, None] | None = None
-        self._fed: deque[tuple[Stored | None, DataError | None]] = deque()
+        self._fed: deque[Stored] = deque()
         shape = (options.batch_size, 1, self.layout.height, self.layout.width)
         self._masks = BufferPool(shape, np.dtype(np.uint8))
-        on_gpu = self.device.type == "cuda"
-        self._streams: Streams | None = CudaStreams(self.device) if on_gpu else None
+        self._streams = CudaStreams(self.device) if self.device.type == "cuda" else None
         self._pipeline = self._build()
 
-    def _build(self) -> Any:
+    def _build(self) -> Pipeline:
         on_gpu = self.device.type == "cuda"
-        pipeline = _graph(
+        pipeline: Pipeline = _graph(
             source=self._next_fields,
             device="mixed" if on_gpu else "cpu",
             mask_is_jpeg=self._mask_is_jpeg,
@@ -139,8 +165,8 @@ class DALILoader(ShardLoader):
 
     def _batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         decoded = self._decoded(epoch, start)
-        # On a GPU DALI gives memory to its next batch once Python lets go of it, whatever torch
-        # has still to compute from it; on the CPU nothing reads it later. DALI works ahead itself.
+        # On a GPU DALI reuses the memory of a batch as soon as Python drops it, even if torch has
+        # not read it yet; on a CPU nothing reads it later. DALI works ahead itself.
         ours = transfer(decoded, self._streams, ahead=0) if self._streams else decoded
         try:
             for batch in ours:
@@ -150,14 +176,14 @@ class DALILoader(ShardLoader):
             decoded.close()
 
     def _decoded(self, epoch: int, start: int) -> Generator[Batch, None, None]:
-        """Batches in DALI's memory, ``mask`` as the graph gives it."""
+        """Batches in DALI's memory, ``mask`` as the graph outputs it."""
         self._plan = self._stored(epoch, start)
         try:
             self._pipeline.schedule_run()
             for k in range(start, len(self)):
                 # Only the last step can be too small to give every rank a sample.
                 if not self.order.size(k):
-                    yield self.empty_batch()
+                    yield self._empty_batch()
                 else:
                     batch = self._take()
                     self._pipeline.schedule_run()
@@ -165,13 +191,19 @@ class DALILoader(ShardLoader):
         finally:
             self._drain()
 
+    def _empty_batch(self) -> Batch:
+        height, width = self.layout.height, self.layout.width
+        images = torch.empty(0, 3, height, width, dtype=torch.uint8, device=self.device)
+        index = torch.empty(0, dtype=torch.int64, device=self.device)
+        return Batch(images, images[:, :1], images[:, :1], index)
+
     def _stored(self, epoch: int, start: int) -> Generator[Stored, None, None]:
-        """Stored bytes of the batches from ``start`` on; DataError for one with a bad record."""
+        """Stored bytes of the batches from ``start`` on; DataError at a corrupt record."""
         files = [np.asarray(file) for file in self.shards.files]
         for k in range(start, len(self)):
             indices = self._samples(epoch, k)
-            if self._is_bad(indices):
-                raise DataError(DAMAGED)
+            if self._fails_check(indices):
+                raise DataError(CORRUPT)
             records = self.shards.records[indices]
             fields = []
             for name in FIELDS:
@@ -181,62 +213,61 @@ class DALILoader(ShardLoader):
             if len(indices):
                 yield Stored(indices, fields, [])
 
-    def _next_fields(self) -> list[Any]:
-        """What DALI asks for: the stored fields of the next batch; StopIteration at the end.
+    def _next_fields(self) -> list[np.ndarray | list[np.ndarray]]:
+        """The external source of DALI: the stored fields of the next batch.
 
-        Also in front of a bad batch: DALI never sees it, and `_take` raises when its turn has
-        come, as DALI works ahead.
+        Raises StopIteration at the end and at a batch that cannot be decoded. DALI works ahead,
+        so the error of that batch is raised by `_take` in its turn.
         """
-        stored = None
+        stored = Stored(np.empty(0, np.int64), [], [])
         try:
             stored = next(self._plan or iter(()))
-            fields: list[Any] = list(stored.fields)
+            fields: list[np.ndarray | list[np.ndarray]] = [*stored.fields]
             if not self._mask_is_jpeg:
                 place = FIELDS.index("mask")
-                fields[place] = pad_runs(fields[place])
-                # Sums of some hundred bytes, here on the host: on the GPU they would cost a sync.
-                if not runs_fill(fields[place], self.layout.height * self.layout.width):
-                    raise DataError(DAMAGED)
+                fields[place] = runs = pad_runs(stored.fields[place])
+                # Summed here on the host: on the GPU the check would cost a synchronisation.
+                if not runs_fill(runs, self.layout.height * self.layout.width):
+                    raise DataError(CORRUPT)
         except DataError as error:
-            self._fed.append((stored, error))
+            self._fed.append(stored._replace(failed=error))
             raise StopIteration from None
-        self._fed.append((stored, None))
+        self._fed.append(stored)
         return fields
 
     def _take(self) -> Batch:
-        stored, error = self._fed.popleft()
-        if stored is None or error is not None:
-            raise error or DataError(DAMAGED)
+        stored = self._fed.popleft()
+        if stored.failed:
+            raise stored.failed
         fg_bg, mask, depth = self._outputs(stored.indices)
-        for fault in stored.faults:
-            self._bad.skip(fault)
+        for error in stored.replaced:
+            self._corrupt.skip(error)
         index = torch.from_numpy(stored.indices)
         if self.device.type == "cuda":
             index = index.pin_memory()
         return Batch(fg_bg.permute(0, 3, 1, 2), mask, depth.permute(0, 3, 1, 2), index)
 
     def _outputs(self, indices: np.ndarray) -> list[torch.Tensor]:
-        """What the graph gives for a batch, in DALI's memory; the host waits for no GPU."""
+        """Outputs of the graph for a batch, in DALI's memory; the host waits for no GPU."""
         with self._streams.copying() if self._streams else nullcontext() as stream:
             try:
                 outputs = self._pipeline.outputs(cuda_stream=stream)
             except RuntimeError as failure:
-                first = str(failure).strip().splitlines()[0]
                 where = f"{self.shards.folder}: samples {indices.tolist()}"
-                raise DataError(f"{where}: DALI failed: {first}") from None
+                raise DataError(f"{where}: DALI failed: {first_line(failure)}") from None
             self._check_sizes(outputs, indices)
             return [from_dlpack(output.as_tensor()) for output in outputs]
 
     def _mask(self, mask: torch.Tensor) -> torch.Tensor:
-        """uint8 (B, 1, H, W), 0 or 1, of what the graph gives."""
+        """uint8 (B, 1, H, W), 0 or 1, from the output of the graph."""
         if self._mask_is_jpeg:
             return (mask.permute(0, 3, 1, 2) >= MASK_THRESHOLD).to(torch.uint8)
         return unpack_batch(mask, self.layout.height, self.layout.width, self._masks)
 
-    def _check_sizes(self, outputs: Sequence[Any], indices: np.ndarray) -> None:
-        """RecordError for an image whose header tells another size: DALI decodes any.
+    def _check_sizes(self, outputs: Sequence[Output], indices: np.ndarray) -> None:
+        """RecordError for an image whose header has another size: DALI decodes any size.
 
-        The host knows the shapes, also of what a GPU has still to decode.
+        The host knows the shapes before a GPU has decoded the images.
         """
         height, width = self.layout.height, self.layout.width
         for name, output in zip(FIELDS, outputs, strict=True):
@@ -248,8 +279,8 @@ class DALILoader(ShardLoader):
                     raise RecordError(index, name, self.shards.where(index, name), found)
 
     def _drain(self) -> None:
-        """Take what is still in the pipeline, so that the next epoch starts with its own."""
-        # A loader that was dropped unclosed, in a reference cycle, may lose its pipeline first.
+        """Discard what is left in the pipeline, so that the next epoch starts with its own."""
+        # If a loader is dropped in a reference cycle and not closed, its pipeline may go first.
         if sys.is_finalizing() or self._pipeline._pipe is None:
             return
         if self._plan is not None:
@@ -266,5 +297,11 @@ class DALILoader(ShardLoader):
 
     def close(self) -> None:
         """End DALI's threads."""
-        super().close()
-        self._pipeline = None
+        if not self._closed:
+            super().close()
+            del self._pipeline
+
+
+def first_line(error: Exception) -> str:
+    """The first line of one of DALI's long messages."""
+    return str(error).strip().splitlines()[0]

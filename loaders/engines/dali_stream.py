@@ -1,9 +1,9 @@
-"""The DALI engine for shards that want to be read in order: larger than memory, or far away.
+"""The DALI engine for shards to be read in order because they are remote or larger than memory.
 
 DALI's webdataset reader reads the tar shards from front to back and shuffles within a window.
-That is a good shuffle because `pack` writes the shards in a seeded permutation. What is ours:
-which part of the shards a rank reads, so that splits, equal steps on all ranks and "every
-sample once" hold as for the other engines; only the order within an epoch is another.
+That mixes well because `pack` writes the shards in a seeded permutation. We choose which part of
+the shards each rank reads. So splits, equal steps on all ranks and "every sample once" hold as
+for the other engines; only the order within an epoch differs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
 
 import crc32c
 import numpy as np
@@ -21,21 +20,21 @@ from convert.layout import FIELDS
 from convert.shards import Shards
 from convert.tarshards import dali_index_name, extensions
 from loaders.batch import Batch
-from loaders.engines.dali import DALILoader, Stored, reading_graph
+from loaders.engines.dali import DALILoader, Pipeline, Stored, first_line, reading_graph
 from loaders.options import LoaderOptions
 from loaders.order import Order, permute
 
 WINDOW = 1024
-"""Samples that the reader shuffles among."""
+"""Samples among which the reader shuffles."""
 
 
 class StreamOrder:
-    """What a rank reads in an epoch: a slice of all shards put one behind the other.
+    """What a rank reads in an epoch: a slice of the concatenated shards.
 
-    The shards come in an order of their own in each epoch where ``order`` shuffles; the slices
-    of the ranks do not overlap, and are as long as the steps of `Order` need.
+    If ``order`` shuffles, each epoch permutes the shards. The slices of the ranks do not overlap
+    and have the lengths that the steps of `Order` need.
 
-    order: who visits how many samples. shard, offset: (samples,) where each record begins.
+    order: how many samples each rank visits. shard, offset: (samples,), where each record begins.
     """
 
     def __init__(self, order: Order, shard: np.ndarray, offset: np.ndarray) -> None:
@@ -47,11 +46,11 @@ class StreamOrder:
         stored = np.lexsort((offset, shard))
         self._stored = np.bincount(shard)
         ends = np.cumsum(self._stored)
-        # Rows of each shard that are to be read, in the order in which they lie there.
+        # Rows of each shard that are to be read, in the order of the shard.
         self._rows = [np.flatnonzero(rows) for rows in np.split(self.wanted[stored], ends[:-1])]
 
     def stored_in(self, shard: int) -> int:
-        """Samples of a shard, wanted or not."""
+        """Samples of a shard, whether they are visited or not."""
         return int(self._stored[shard])
 
     def parts(self, epoch: int) -> list[tuple[int, np.ndarray]]:
@@ -78,26 +77,19 @@ class StreamOrder:
         return (steps - 1) * self._order.options.batch_size + self._order.size(steps - 1, rank)
 
 
-def _chosen(read: Stored, rows: list[int], faults: list[RecordError]) -> Stored:
-    """Some rows of a batch, in some order."""
-    return Stored(
-        read.indices[rows], [[field[row] for row in rows] for field in read.fields], faults
-    )
-
-
 class DALIStreamLoader(DALILoader):
     """Batches in the order in which shards are read.
 
-    Differs from the other loaders in this: the order of an epoch, which depends on (seed,
-    epoch, rank, world_size, batch_size); with ``shuffle=False`` it is that of the shards, not of
-    ``indices``. To start from batch k, what comes before is read and not decoded. The next good
-    record of the same batch, going round, stands in for a bad one; where all are bad, the last good
-    one of the batch before.
+    It differs from the other loaders in the order of an epoch, which depends on (seed, epoch,
+    rank, world_size, batch_size); with ``shuffle=False`` it is that of the shards, not of
+    ``indices``. To start from batch k, the batches before it are read but not decoded. The
+    replacement of a corrupt record is the next valid record of the same batch, wrapping around;
+    if all are corrupt, the last valid record of the batch before.
     """
 
     def __init__(self, shards: str | Path, options: LoaderOptions) -> None:
         super().__init__(Shards(shards, "webdataset"), options)
-        # Any field will do: a sample's fields lie side by side.
+        # The same for any field: the fields of a sample are adjacent.
         records = self.shards.records[FIELDS[0]]
         self._stream = StreamOrder(self.order, records["file"], records["offset"])
         self._taken: list[int] = []
@@ -108,21 +100,21 @@ class DALIStreamLoader(DALILoader):
         unseen = self._stream.wanted.copy()
         before: Stored | None = None
         for k in steps:
-            keep = k >= start - 1  # of the batch before `start`, a record may have to stand in
+            keep = k >= start - 1  # the batch before `start` may have to give a replacement
             read = self._read(reader, self.order.size(k), unseen, keep=keep)
             if k >= start:
-                yield self._without_bad(read, before)
+                yield self._replace_corrupt(read, before)
             before = read
 
-    def _open(self, epoch: int) -> Any:
+    def _open(self, epoch: int) -> Pipeline:
         """DALI's reader of this rank's part of an epoch."""
         order = self.order
         entropy = np.random.SeedSequence(order.options.seed, spawn_key=(epoch, order.options.rank))
-        # DALI's index files with the lines of this rank alone: so the reader knows of no others.
+        # Index files with the lines of this rank alone restrict the reader to its samples.
         with tempfile.TemporaryDirectory(prefix="maskdepth-") as scratch:
             parts = self._stream.parts(epoch)
             index_paths = [self._write_lines(Path(scratch), *part) for part in parts]
-            reader = reading_graph(
+            reader: Pipeline = reading_graph(
                 paths=[str(self.shards.folder / self.shards.names[shard]) for shard, _ in parts],
                 index_paths=index_paths,
                 extensions=list(extensions(self.shards.manifest.codecs).values()),
@@ -154,74 +146,79 @@ class DALIStreamLoader(DALILoader):
         return str(own)
 
     def _unreadable(self, error: Exception) -> DataError:
-        first = str(error).strip().splitlines()[0]
-        return DataError(f"{self.shards.folder}: DALI cannot read the tar shards: {first}")
+        reason = first_line(error)
+        return DataError(f"{self.shards.folder}: DALI cannot read the tar shards: {reason}")
 
-    def _read(self, reader: Any, size: int, unseen: np.ndarray, *, keep: bool) -> Stored:
-        """The reader's next batch, of which ``size`` are ours; keep its fields, or none."""
+    def _read(
+        self, reader: Pipeline | None, size: int, unseen: np.ndarray, *, keep: bool
+    ) -> Stored:
+        """The first ``size`` samples of the reader's next batch; ``keep`` their fields or none."""
+        assert reader is not None
         try:
             *columns, index = reader.run()
             indices = index.as_array()[:size].copy().view("<i8")[:, 0]
         except (RuntimeError, ValueError) as error:
             raise self._unreadable(error) from None
         known = (indices >= 0) & (indices < len(unseen))
-        # A batch of all kinds of damage could hold an index twice.
+        # Corrupt shards could hold an index twice.
         if not known.all() or not unseen[indices].all() or len(set(indices.tolist())) < size:
             raise DataError(
-                f"{self.shards.folder}: the shards hold samples that were not to be read, or hold "
+                f"{self.shards.folder}: the shards hold samples that should not be read, or hold "
                 "them twice; run `python -m convert verify` and pack again"
             )
         unseen[indices] = False
         fields = [[column.at(i) for i in range(size)] for column in columns] if keep else []
         return Stored(indices, fields, [])
 
-    def _without_bad(self, read: Stored, before: Stored | None) -> Stored:
-        """A batch in which good records stand in for the bad ones.
+    def _replace_corrupt(self, read: Stored, before: Stored | None) -> Stored:
+        """A batch with valid records in place of the corrupt ones.
 
-        Those of the same batch, or where none of it is good the last good one of the batch before:
-        so a batch depends on nothing but these two, wherever an epoch was begun.
+        They are from the same batch or, if none of it is valid, from the batch before. So a batch
+        depends on nothing but these two, wherever the epoch was started.
         """
-        good, faults = self._good_rows(read)
-        if len(good) == len(read.indices):
+        valid, errors = self._valid_rows(read)
+        count = len(read.indices)
+        if len(valid) == count:
             return read
-        if good:
-            count = len(read.indices)
-            rows = [good[np.searchsorted(good, row) % len(good)] for row in range(count)]
-            return _chosen(read, rows, faults)
-        if not self._bad.max_bad:
-            raise faults[0]
-        spare = self._good_rows(before)[0] if before else []
-        if before is None or not spare:
-            raise DataError(
-                f"all {len(read.indices)} records of a batch are bad, and no record of the batch "
-                f"before can stand in; first {faults[0]}"
-            )
-        return _chosen(before, [spare[-1]] * len(read.indices), faults)
+        if valid:
+            rows = [valid[np.searchsorted(valid, row) % len(valid)] for row in range(count)]
+        elif not self._corrupt.max_bad:
+            raise errors[0]
+        else:
+            spare = self._valid_rows(before)[0] if before else []
+            if before is None or not spare:
+                raise DataError(
+                    f"all {count} records of a batch are corrupt, and the batch before has no "
+                    f"replacement; first {errors[0]}"
+                )
+            read, rows = before, [spare[-1]] * count
+        fields = [[field[row] for row in rows] for field in read.fields]
+        return Stored(read.indices[rows], fields, errors)
 
-    def _good_rows(self, read: Stored) -> tuple[list[int], list[RecordError]]:
-        """Rows that may be shown, and what is wrong with others."""
-        faults = self._damaged(read.indices, read.fields) if self._check else []
-        bad = self._bad.indices | {fault.index for fault in faults}
-        return [row for row, index in enumerate(read.indices.tolist()) if index not in bad], faults
+    def _valid_rows(self, read: Stored) -> tuple[list[int], list[RecordError]]:
+        """Rows of a batch that are not corrupt, and the errors of the others."""
+        errors = self._checksum_errors(read) if self._check else []
+        corrupt = self._corrupt.indices | {error.index for error in errors}
+        rows = enumerate(read.indices.tolist())
+        return [row for row, index in rows if index not in corrupt], errors
 
-    def _damaged(self, indices: np.ndarray, fields: list[list[np.ndarray]]) -> list[RecordError]:
-        """The first field of each sample whose bytes, as read, are not those of the index."""
-        records = self.shards.records[indices]
+    def _checksum_errors(self, read: Stored) -> list[RecordError]:
+        """For each sample its first field whose bytes, as read, do not have their checksum."""
+        records = self.shards.records[read.indices]
         expected = [records[name]["crc32c"].tolist() for name in FIELDS]
-        faults = []
-        for row, index in enumerate(indices.tolist()):
-            for name, column, crcs in zip(FIELDS, fields, expected, strict=True):
+        errors = []
+        for row, index in enumerate(read.indices.tolist()):
+            for name, column, crcs in zip(FIELDS, read.fields, expected, strict=True):
                 if crc32c.crc32c(column[row].data) != crcs[row]:
                     where = self.shards.where(index, name)
-                    reason = f"found bytes without the checksum {crcs[row]:08x}: damaged"
-                    faults.append(RecordError(index, name, where, reason))
+                    reason = f"found bytes without the checksum {crcs[row]:08x}: corrupt"
+                    errors.append(RecordError(index, name, where, reason))
                     break
-        return faults
+        return errors
 
     def _take(self) -> Batch:
-        stored, _ = self._fed[0]
-        self._taken = [] if stored is None else stored.indices.tolist()
+        self._taken = self._fed[0].indices.tolist()
         return super()._take()
 
-    def _faults(self, epoch: int, k: int) -> Iterator[RecordError]:
-        return filter(None, map(self._fault, self._taken))
+    def _record_errors(self, epoch: int, k: int) -> Iterator[RecordError]:
+        return filter(None, map(self._record_error, self._taken))

@@ -1,8 +1,8 @@
-"""The FFCV engine: FFCV's file, pipeline graph and reader thread; our decoders and order.
+"""The FFCV engine: FFCV's file, pipeline graph and reader thread with our decoders and order.
 
 The only module that imports `ffcv`. Stock FFCV decodes with a fast but inexact DCT, cannot
 make gray images, ignores decoding errors, hangs when its thread raises and hands out buffers
-that it will overwrite; what stands here instead is each of these done right.
+that it will overwrite. This module replaces each of these parts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from queue import Empty, Full, Queue
 from threading import Event, Thread
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -54,48 +54,46 @@ _CHANNELS = {"fg_bg": 3, "mask": 1, "depth": 1}
 
 
 class _Decoding(NamedTuple):
-    """A batch that is being decoded: where to, and what of it was good when it is done."""
+    """A batch that is being decoded; `fields` and `valid` are filled when `pending` is done."""
 
     indices: np.ndarray
     fields: tuple[np.ndarray, ...]  # uint8 (B, H, W, C) each, in the order of FIELDS
-    good: np.ndarray  # bool (B, fields)
+    valid: np.ndarray  # bool (B, fields)
     pending: Pending
 
 
 class _DecodeSamples(SimpleRGBImageDecoder):
     """All fields of a batch, exactly as Pillow decodes them, in one FFCV operation.
 
-    Stands in the pipeline of fg_bg and decodes mask and depth along: then a thread has one piece
-    of work a batch instead of three. It begins the work and does not wait for it.
+    It takes the place of the decoder of fg_bg and decodes mask and depth too: so a thread has
+    one piece of work for each batch instead of three. It starts the work without waiting for it.
 
-    is_bad: whether some samples are damaged; they are then not decoded, and none is good.
+    fails_check: whether one of some samples fails its checksum; all of them then count as invalid
+        and are not decoded.
     team: the threads that decode; set at the start of an epoch.
     """
 
     team: ThreadTeam
 
     def __init__(
-        self,
-        shards: Shards,
-        handles: np.ndarray,
-        is_bad: Callable[[np.ndarray], bool],
+        self, shards: Shards, handles: np.ndarray, fails_check: Callable[[np.ndarray], bool]
     ) -> None:
         super().__init__()
         layout = shards.manifest.layout
         self._shape = (layout.height, layout.width)
         self._mask_is_jpeg = shards.manifest.codecs["mask"] != "runs"
-        self._shards, self._handles, self._is_bad = shards, handles, is_bad
+        self._shards, self._handles, self._fails_check = shards, handles, fails_check
 
     def declare_state_and_memory(
         self, previous_state: State
     ) -> tuple[State, tuple[AllocationQuery, ...]]:
-        """One uint8 image (H, W, C) a field and sample."""
+        """One uint8 image (H, W, C) for each field and sample."""
         shapes = [(*self._shape, _CHANNELS[name]) for name in FIELDS]
         state = replace(previous_state, jit_mode=True, shape=shapes[0], dtype=np.dtype("u1"))
         return state, tuple(AllocationQuery(shape, np.dtype("u1")) for shape in shapes)
 
     def generate_code(self) -> Callable[..., _Decoding]:
-        """FFCV's calling convention; where the records lie we know from the index."""
+        """A function with FFCV's calling convention; our index says where the records are."""
 
         def decode(
             indices: np.ndarray, out: tuple[np.ndarray, ...], metadata: np.ndarray, state: None
@@ -105,30 +103,30 @@ class _DecodeSamples(SimpleRGBImageDecoder):
                 np.stack([records[name][what].astype(np.int64) for name in FIELDS], 1)
                 for what in ("offset", "size")
             )
-            good = np.zeros(offsets.shape, np.bool_)
+            valid = np.zeros(offsets.shape, np.bool_)
 
             def work(thread: int, first: int, last: int) -> None:
-                if self._is_bad(indices[first:last]):
+                if self._fails_check(indices[first:last]):
                     return
                 decode_samples(
                     self._handles[thread], file, offsets, sizes, first, last,
-                    self._shape, self._mask_is_jpeg, out, good,
+                    self._shape, self._mask_is_jpeg, out, valid,
                 )  # fmt: skip
 
-            return _Decoding(indices, out, good, self.team.start(work, len(indices)))
+            return _Decoding(indices, out, valid, self.team.start(work, len(indices)))
 
         return decode
 
 
-class _Header(Reader):
-    """FFCV's reader without its allocation table: nothing of ours asks it for sizes."""
+class _HeaderReader(Reader):
+    """FFCV's reader without its allocation table (29 MB at 400,000 samples), which is not used."""
 
     def read_allocation_table(self) -> None:
-        """Leave it in the file: 29 MB at 400,000 samples."""
+        """Do not read it."""
 
 
-class _Slots:
-    """Lets FFCV's graph take a free buffer where it would take one of a fixed rotation."""
+class _FreeBuffers:
+    """Lets FFCV's graph take a free buffer where it would take the next of a fixed rotation."""
 
     def __init__(self, pool: BufferPool) -> None:
         self._pool = pool
@@ -137,10 +135,17 @@ class _Slots:
         return self._pool.take()
 
 
-class _Engine(StockLoader):
-    """FFCV's loader with our operation, built once for the whole run.
+class _MappedFile:
+    """In place of FFCV's memory manager: the file is memory-mapped, so nothing is loaded."""
 
-    The operation calls a kernel that numba keeps compiled on disk, so FFCV's own compilation,
+    def start_batch(self, batch: int) -> None:
+        """Do nothing."""
+
+
+class _DecodingLoader(StockLoader):
+    """FFCV's loader with our operation, built once for all epochs.
+
+    The operation calls a kernel that numba caches on disk. So FFCV's own compilation, which takes
     1 to 2 s for each loader, is switched off while the graph is made.
     """
 
@@ -148,22 +153,20 @@ class _Engine(StockLoader):
         self, path: Path, batch_size: int, operation: _DecodeSamples, pinned: bool
     ) -> None:
         self.batch_size, self.operation = batch_size, operation
-        self.reader = _Header(str(path))
-        names = list(self.reader.handlers)
+        self.reader = _HeaderReader(str(path))
+        handlers = self.reader.handlers
         self.pipeline_specs = {FIELDS[0]: PipelineSpec(FIELDS[0], decoder=operation)}
-        places = {name: place for place, name in enumerate(names)}
-        self.graph = Graph(
-            self.pipeline_specs, self.reader.handlers, places, self.reader.metadata, None
-        )
+        places = {name: place for place, name in enumerate(handlers)}
+        self.graph = Graph(self.pipeline_specs, handlers, places, self.reader.metadata, None)
         Compiler.set_enabled(False)
         try:
             self.generate_code()
         finally:
             Compiler.set_enabled(True)
         queries, _ = self.graph.collect_requirements()
-        self.pools = {
+        self.buffers = {
             node: tuple(
-                _Slots(BufferPool((batch_size, *query.shape), query.dtype, pinned=pinned))
+                _FreeBuffers(BufferPool((batch_size, *query.shape), query.dtype, pinned=pinned))
                 for query in fields
             )
             for node, fields in queries["operation"].items()
@@ -171,30 +174,32 @@ class _Engine(StockLoader):
 
 
 class _Epoch(EpochIterator):
-    """FFCV's reader thread, made safe: errors come over, no thread stays, no buffer is reused.
+    """FFCV's reader thread that passes errors on, ends with `close` and overwrites no buffer.
 
     batches: indices of each batch, taken as they are needed.
     """
 
-    def __init__(self, engine: _Engine, batches: Iterator[np.ndarray], threads: int) -> None:
+    def __init__(
+        self, loader: _DecodingLoader, batches: Iterator[np.ndarray], threads: int
+    ) -> None:
         Thread.__init__(self, daemon=True, name="maskdepth-ffcv")
-        self.loader, self.metadata = engine, engine.reader.metadata
+        self.loader, self.metadata = loader, loader.reader.metadata
         self._batches = batches
-        self.memory_context, self.storage_state = _NoMemory(), None
+        self.memory_context, self.storage_state = _MappedFile(), None
         self.memory_allocations = {
-            "operation": engine.pools,
-            "shared": dict.fromkeys(engine.pools),
+            "operation": loader.buffers,
+            "shared": dict.fromkeys(loader.buffers),
         }
-        # FFCV wants a stream where there is a GPU; nothing of ours runs on it.
+        # FFCV expects a stream where there is a GPU; none of our work runs on it.
         self.cuda_streams = [torch.cuda.current_stream() if IS_CUDA else None]
-        self.output_queue: Queue[Any] = Queue(_AHEAD)
+        self.output_queue: Queue[_Decoding | BaseException | None] = Queue(_AHEAD)
         self.terminate_event = Event()
         self.closed = False
-        self._team = engine.operation.team = ThreadTeam(threads, "maskdepth-decode")
+        self._team = loader.operation.team = ThreadTeam(threads, "maskdepth-decode")
         self.start()
 
     def run(self) -> None:
-        """The thread: begin to decode ahead, hand over, and hand over whatever went wrong."""
+        """Body of the thread: start to decode batches ahead; pass on each, or the error."""
         try:
             for number, indices in enumerate(self._batches):
                 (decoding,) = self.run_pipeline(number, indices, 0, None)
@@ -205,7 +210,7 @@ class _Epoch(EpochIterator):
         except BaseException as error:
             self._put(error)
 
-    def _put(self, item: object) -> bool:
+    def _put(self, item: _Decoding | BaseException | None) -> bool:
         while not self.terminate_event.is_set():
             try:
                 self.output_queue.put(item, timeout=_POLL_S)
@@ -237,14 +242,7 @@ class _Epoch(EpochIterator):
         self._team.close()
 
     def __del__(self) -> None:
-        """Nothing: FFCV's own would close an epoch that Ctrl-C left half made."""
-
-
-class _NoMemory:
-    """FFCV tells its memory manager of each batch; ours is the memory map, it needs no telling."""
-
-    def start_batch(self, batch: int) -> None:
-        """Nothing to load."""
+        """Do nothing: FFCV's own fails if Ctrl-C interrupted the construction of the epoch."""
 
 
 class FFCVLoader(ShardLoader):
@@ -252,18 +250,17 @@ class FFCVLoader(ShardLoader):
 
     def __init__(self, shards: str | Path, options: LoaderOptions) -> None:
         opened = Shards(shards, "ffcv")
-        for fault in check_structure(opened):
-            raise DataError(f"{fault}; pack again")
+        for problem in check_structure(opened):
+            raise DataError(f"{problem}; pack again")
         super().__init__(opened, options)
         self._handles = new_handles(self.num_workers)
-        operation = _DecodeSamples(opened, self._handles, self._is_bad)
-        # Of the operation, which every piece of work holds: nothing decodes when it is gone. At
-        # exit something may.
+        operation = _DecodeSamples(opened, self._handles, self._fails_check)
+        # Freed with the operation, because all pending work refers to it. Not at exit, when
+        # threads may still be decoding.
         self._free = weakref.finalize(operation, free_handles, self._handles)
         self._free.atexit = False
-        path = opened.folder / opened.names[0]
-        pinned = self.device.type == "cuda"
-        self._engine = _Engine(path, options.batch_size, operation, pinned)
+        path, pinned = opened.folder / opened.names[0], self.device.type == "cuda"
+        self._loader = _DecodingLoader(path, options.batch_size, operation, pinned)
 
     def _batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         host = self._host_batches(epoch, start)
@@ -277,11 +274,11 @@ class FFCVLoader(ShardLoader):
 
     def _host_batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         batches = (self._samples(epoch, k) for k in range(start, len(self)))
-        running = _Epoch(self._engine, batches, self.num_workers)
+        running = _Epoch(self._loader, batches, self.num_workers)
         try:
             for decoding in running:
-                if not decoding.good.all():
-                    raise self._first_bad(decoding)
+                if not decoding.valid.all():
+                    raise self._first_error(decoding)
                 fg_bg, mask, depth = (
                     torch.from_numpy(field).permute(0, 3, 1, 2) for field in decoding.fields
                 )
@@ -290,17 +287,17 @@ class FFCVLoader(ShardLoader):
                     index = index.pin_memory()
                 del decoding
                 yield Batch(fg_bg=fg_bg, mask=mask, depth=depth, index=index)
-                del fg_bg, mask, depth  # so that their buffers are free for the next
+                del fg_bg, mask, depth  # so that their buffers are free for the next batch
         finally:
             running.close()
 
-    def _first_bad(self, decoding: _Decoding) -> RecordError:
-        place, field = np.argwhere(~decoding.good)[0].tolist()
-        index, name = int(decoding.indices[place]), FIELDS[field]
+    def _first_error(self, decoding: _Decoding) -> RecordError:
+        row, field = np.argwhere(~decoding.valid)[0].tolist()
+        index, name = int(decoding.indices[row]), FIELDS[field]
         return RecordError(index, name, self.shards.where(index, name), "does not decode")
 
     def close(self) -> None:
-        """End the threads and give back libjpeg-turbo's handles."""
+        """End the threads and free libjpeg-turbo's handles."""
         if not self._closed:
             super().close()
             self._free()

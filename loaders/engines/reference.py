@@ -1,7 +1,7 @@
-"""The slow, plain loader: Pillow over the data set folder. The truth for all other loaders.
+"""The slow, plain loader: Pillow over the data set folder. All other loaders are tested against it.
 
-Nothing here shares code with an engine or with `pack`, save the names of the files, the
-order of an epoch and the layout: what two ways of decoding agree on is right.
+It shares no code with an engine or with `pack` except for the names of the files, the order of an
+epoch and the layout: two independent ways of decoding check each other.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from convert.layout import FIELDS, MASK_THRESHOLD
 from convert.moments import Moments, Statistics
 from convert.source import FOLDERS, read_source
 from loaders.backgrounds import Backgrounds
-from loaders.base import OrderedLoader
+from loaders.base import Loader
 from loaders.batch import Batch
 from loaders.options import LoaderOptions
 
@@ -28,23 +28,23 @@ from loaders.options import LoaderOptions
 _MODES = {"fg_bg": "RGB", "bg": "RGB", "mask": "L", "depth": "L"}
 
 
-class ReferenceLoader(OrderedLoader):
-    """Batches of a data set folder; a `loaders.batch.Loader`.
+class ReferenceLoader(Loader):
+    """Batches of a data set folder.
 
     dataset: folder of bg, fg_bg, fg_bg_mask and fg_bg_depth.
     options: ``num_workers`` None or 0 decodes in the calling thread. A record is corrupt if Pillow
         cannot read one of its images. ``check`` is refused: the folder has no checksums.
 
     fg_bg is as Pillow converts it to RGB, mask is the luma plane thresholded at 128, depth is
-    the luma plane. Raises DataError for a folder or arguments that are not as they should be,
-    RecordError for a bad image, when it is read.
+    the luma plane. Raises DataError for an invalid folder or option, and RecordError for a
+    corrupt image when it is read.
     """
 
     def __init__(self, dataset: str | Path, options: LoaderOptions) -> None:
         if options.check:
             raise DataError(f"{dataset}: a data set folder has no checksums; pack it to check it")
         self._source = read_source(Path(dataset))
-        # Listed once: a file that disappears later is missed, and does not move its neighbours up.
+        # Listed once, so that a file that disappears later does not shift the names after it.
         self._names = [self._source.names(group) for group in range(len(self._source.bg))]
         super().__init__(self._source.layout, options)
         first_samples = self.layout.group_starts[:-1].tolist()
@@ -59,29 +59,29 @@ class ReferenceLoader(OrderedLoader):
             fg_bg, mask, depth = (self._stack(field, index) for field in FIELDS)
             yield Batch(fg_bg, mask, depth, torch.from_numpy(index).to(self.device))
 
-    def _fault(self, index: int) -> RecordError | None:
+    def _record_error(self, index: int) -> RecordError | None:
         for field in FIELDS:
             try:
-                self._read(index, field, self._path(index, field))
+                self._read_field(index, field)
             except RecordError as error:
                 return error
         return None
 
     @cached_property
     def statistics(self) -> Statistics:
-        """Moments of bg, fg_bg, mask and depth over the whole data set, read on first use.
+        """Moments of bg, fg_bg, mask and depth over the complete data set, read on first use.
 
-        Each background counts once a sample; of bad records that may be skipped no image counts.
-        Takes as long as an epoch on one thread.
+        A background counts once for each of its samples; a skipped corrupt record does not count.
+        This takes as long as an epoch on one thread.
         """
         histograms = {name: np.zeros((len(mode), 256), np.int64) for name, mode in _MODES.items()}
-        for pixels, times in zip(self._bg, np.diff(self.layout.group_starts), strict=True):
-            histograms["bg"] += times * _histogram(pixels)
+        for pixels, samples in zip(self._bg, np.diff(self.layout.group_starts), strict=True):
+            histograms["bg"] += samples * _histogram(pixels)
         for index in range(self.layout.samples):
             try:
-                images = {name: self._read(index, name, self._path(index, name)) for name in FIELDS}
+                images = {name: self._read_field(index, name) for name in FIELDS}
             except RecordError as error:
-                self._bad.skip(error)
+                self._corrupt.skip(error)
                 continue
             for name, pixels in images.items():
                 histograms[name] += _histogram(pixels)
@@ -98,25 +98,21 @@ class ReferenceLoader(OrderedLoader):
 
     def _stack(self, field: str, index: np.ndarray) -> torch.Tensor:
         """uint8 (B, C, H, W) on the device: one field of some samples."""
-
-        def read(i: int) -> np.ndarray:
-            return self._read(i, field, self._path(i, field))
-
         shape = (len(index), self.layout.height, self.layout.width, len(_MODES[field]))
         pixels = np.empty(shape, np.uint8)
         mapped = map if self._pool is None else self._pool.map
-        for position, image in enumerate(mapped(read, index.tolist())):
-            pixels[position] = image
+        for row, image in enumerate(mapped(lambda i: self._read_field(i, field), index.tolist())):
+            pixels[row] = image
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device)
 
-    def _path(self, index: int, field: str) -> Path:
-        """The file of one field of a sample."""
+    def _read_field(self, index: int, field: str) -> np.ndarray:
         group = int(self.layout.background_of(np.asarray(index)))
         name = self._names[group][index - int(self.layout.group_starts[group])]
-        return self._source.folder / FOLDERS[field] / self._source.bg[group].stem / name
+        folder = self._source.folder / FOLDERS[field] / self._source.bg[group].stem
+        return self._read(index, field, folder / name)
 
     def _read(self, index: int, field: str, path: Path) -> np.ndarray:
-        """uint8 (H, W, C) of one file; RecordError where it is not such an image."""
+        """uint8 (H, W, C) of one file; RecordError if it is not such an image."""
         try:
             with Image.open(path) as image:
                 width, height = self.layout.width, self.layout.height
@@ -126,10 +122,10 @@ class ReferenceLoader(OrderedLoader):
                 if image.mode not in ("L", "RGB"):
                     raise ValueError(f"found mode {image.mode}, expected RGB or L (gray)")
                 if _MODES[field] == "L":
-                    # Of a JPEG stored as RGB: its luma plane, not one mixed from R, G and B.
+                    # The luma plane of a JPEG stored as RGB, not a mixture of R, G and B.
                     image.draft("L", image.size)
                 pixels = np.asarray(image.convert(_MODES[field]))
-        # Pillow's decoders raise almost anything on damaged bytes.
+        # Pillow's decoders raise almost any exception on corrupt bytes.
         except Exception as error:
             raise RecordError(index, field, str(path), _reason(error)) from error
         pixels = pixels.reshape(height, width, -1)
@@ -137,7 +133,7 @@ class ReferenceLoader(OrderedLoader):
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong with a file, without its path: the record error names it."""
+    """What is wrong with a file, without its path, which the RecordError names."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image that Pillow can read; expected a JPEG"
     if isinstance(error, OSError) and error.strerror:

@@ -1,4 +1,4 @@
-"""A device without a GPU, for what must hold of copies that end late."""
+"""A fake GPU for tests, whose copies end late."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 class LazyStreams:
-    """Copies nothing before it must: every mistake in the order shows as wrong values.
+    """Copies as late as it may, so that every mistake in the order shows as wrong values.
 
     late: how many later events must be marked before the copies of an event have ended.
     """
@@ -23,10 +23,10 @@ class LazyStreams:
     def copying(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def start_copy(self, lent: torch.Tensor) -> torch.Tensor:
-        device = torch.full_like(lent, 255)
-        # Weakly, as a device does: it keeps nothing alive that it is going to read.
-        self._copies.append((device, weakref.ref(lent), self.marked))
+    def start_copy(self, borrowed: torch.Tensor) -> torch.Tensor:
+        device = torch.full_like(borrowed, 255)
+        # A weak reference: a device keeps nothing alive that it is going to read.
+        self._copies.append((device, weakref.ref(borrowed), self.marked))
         return device
 
     def mark(self) -> int:
@@ -36,10 +36,10 @@ class LazyStreams:
 
     def _run_until(self, event: int) -> None:
         self.ended = max(self.ended, event)
-        for device, lent, place in self._copies:
+        for device, borrowed, place in self._copies:
             if place < self.ended:
-                source = lent()
-                assert source is not None, "given back before its copy has ended"
+                source = borrowed()
+                assert source is not None, "released before its copy has ended"
                 device.copy_(source)
         self._copies = [copy for copy in self._copies if copy[2] >= self.ended]
 

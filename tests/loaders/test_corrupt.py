@@ -53,7 +53,7 @@ def test_the_next_good_sample_of_the_order_stands_in(
         return [i for k in steps for order in orders for i in order.batch(2, k, bad).tolist()]
 
     if bad >= set(range(n)):
-        with pytest.raises(DataError, match=f"all {n} records to visit are bad"):
+        with pytest.raises(DataError, match=f"all {n} records to visit are corrupt"):
             walk(bad)
         return
     undisturbed = walk(())
@@ -131,7 +131,7 @@ def test_one_more_than_may_be_skipped(engine: str, broken: dict[str, Path]) -> N
             batches = loader.epoch(0)
             seen = [i for _ in range(2) for i in next(batches).index.tolist()]
             assert seen == [0, 1, 2, 3, 5, 5, *range(6, 16)]
-            message = r"record 23, mask \(.*\): .*; bad record 4, expected 3 at most"
+            message = r"record 23, mask \(.*\): .*; corrupt record 4, expected 3 at most"
             with pytest.raises(RecordError, match=message):
                 next(batches)
             assert [fault.index for fault in loader.skipped] == [4, 21, 22]
@@ -153,7 +153,7 @@ def test_all_records_bad(engine: str, broken: dict[str, Path]) -> None:
     indices = np.array([21, 22, 23])
     with (
         build_loader(engine, broken[engine], indices=indices, max_bad=9) as loader,
-        pytest.raises(DataError, match="all 3 records to visit are bad"),
+        pytest.raises(DataError, match="all 3 records to visit are corrupt"),
     ):
         next(loader.epoch(0))
 

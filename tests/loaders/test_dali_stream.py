@@ -144,7 +144,9 @@ def test_bad_records_are_named_or_replaced_within_their_batch(
         assert len(loader.skipped) == 2
     with (
         build_loader(ENGINE, packed, max_bad=1, **options) as loader,
-        pytest.raises(RecordError, match=f"record {met[1]}, .*bad record 2, expected 1 at most"),
+        pytest.raises(
+            RecordError, match=f"record {met[1]}, .*corrupt record 2, expected 1 at most"
+        ),
     ):
         list(loader.epoch(0))
     with (
@@ -154,7 +156,7 @@ def test_bad_records_are_named_or_replaced_within_their_batch(
         list(loader.epoch(0))
     with (
         build_loader(ENGINE, packed, indices=np.array([20, 61]), max_bad=9) as loader,
-        pytest.raises(DataError, match="all 2 records of a batch are bad"),
+        pytest.raises(DataError, match="all 2 records of a batch are corrupt"),
     ):
         list(loader.epoch(0))
 
@@ -177,7 +179,9 @@ def test_where_a_whole_batch_is_bad_the_one_before_stands_in(
             assert [fault.index for fault in loader.skipped] == [bad, last][start:]
     with (
         build_loader(ENGINE, packed, indices=np.array([bad, last]), batch_size=1, max_bad=9) as two,
-        pytest.raises(DataError, match="all 1 records of a batch are bad, and no record of the"),
+        pytest.raises(
+            DataError, match="all 1 records of a batch are corrupt, and the batch before"
+        ),
     ):
         list(two.epoch(0))
 
