@@ -137,7 +137,9 @@ class DALILoader(ShardLoader):
     def __init__(self, shards: Shards | str | Path, options: LoaderOptions) -> None:
         if not isinstance(shards, Shards):
             formats = read_manifest(shards).formats
-            shards = Shards(shards, "dali" if "dali" in formats else next(iter(formats)))
+            shards = Shards(
+                shards, "webdataset" if "webdataset" in formats else next(iter(formats))
+            )
         super().__init__(shards, options)
         self._mask_is_jpeg = self.shards.manifest.codecs["mask"] != "runs"
         self._plan: Generator[Stored, None, None] | None = None

@@ -12,13 +12,13 @@ from loaders import LoaderOptions, engines
 @pytest.mark.parametrize(
     ("device", "installed", "formats", "engine"),
     [
-        ("cpu", "ffcv nvidia.dali", "ffcv dali", "ffcv"),
-        ("cpu", "ffcv nvidia.dali", "dali", "dali"),
-        ("cpu", "nvidia.dali", "ffcv dali", "dali"),
-        ("cpu", "ffcv", "ffcv dali", "ffcv"),
-        ("cuda", "ffcv nvidia.dali", "ffcv dali", "dali"),
+        ("cpu", "ffcv nvidia.dali", "ffcv webdataset", "ffcv"),
+        ("cpu", "ffcv nvidia.dali", "webdataset", "dali"),
+        ("cpu", "nvidia.dali", "ffcv webdataset", "dali"),
+        ("cpu", "ffcv", "ffcv webdataset", "ffcv"),
+        ("cuda", "ffcv nvidia.dali", "ffcv webdataset", "dali"),
         ("cuda", "ffcv nvidia.dali", "ffcv", "dali"),
-        ("cuda", "ffcv", "ffcv dali", "ffcv"),
+        ("cuda", "ffcv", "ffcv webdataset", "ffcv"),
     ],
 )
 def test_engine_for_shards(
