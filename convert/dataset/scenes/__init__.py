@@ -1,5 +1,10 @@
-"""The built-in data: streets with their true depth, and people to put into them."""
+"""The built-in data: streets with their true depth, and people to paste on them.
 
-from convert.dataset.scenes.draw import FAR_M, Scene, draw_background, draw_person, ground_depth
+``draw_background`` and ``draw_person`` draw picture ``index`` of a seed. A picture depends on
+these two numbers alone.
+"""
+
+from convert.dataset.scenes.draw import FAR_M, Scene, draw_background, ground_depth
+from convert.dataset.scenes.people import draw_person
 
 __all__ = ["FAR_M", "Scene", "draw_background", "draw_person", "ground_depth"]

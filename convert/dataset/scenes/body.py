@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convert.dataset.scenes.wardrobe import Dye, Outfit
+from convert.dataset.scenes.wardrobe import Dye, Outfit, solid
 
 Pair = tuple[float, float]
 Profile = Sequence[Pair]
@@ -37,12 +37,9 @@ class Limb:
     end: np.ndarray
     profile: Profile
     dye: Dye
-    nearness: float
-    """Larger is nearer to the viewer; decides which limbs are drawn later."""
-    bluntness: Pair = (1.0, 1.0)
-    """How flat start and end are: 1 is a half circle, more is flatter."""
-    folds: float = 0.0
-    """Strength of the folds of cloth, 0 for none."""
+    nearness: float  # larger is nearer to the viewer; decides which limbs are drawn later
+    bluntness: Pair = (1.0, 1.0)  # how flat start and end are: 1 is a half circle, more is flatter
+    folds: float = 0.0  # strength of the folds of cloth, 0 for none
 
 
 def draw_pose(rng: np.random.Generator) -> Pose:
@@ -84,11 +81,13 @@ class Body:
     """Joints and limbs of one person, turned to a random side."""
 
     def __init__(self, rng: np.random.Generator, pose: Pose, outfit: Outfit) -> None:
-        self._pose, self._outfit = pose, outfit
+        self._pose, self._outfit, self._skin = pose, outfit, solid(outfit.skin)
         self._turn = float(rng.choice([0, 0, np.pi, np.pi / 2, -np.pi / 2]) + rng.normal(0, 0.4))
         self._build = float(rng.uniform(0.88, 1.22))
         self._head = float(rng.uniform(0.98, 1.14))
         self._legs = float(rng.uniform(0.94, 1.06))
+        self._hip = np.array([0, 0.5 * self._legs, 0])
+        self._sees_front = bool(np.cos(self._turn) > 0)
 
     def limbs(self) -> list[Limb]:
         """All limbs in the order of drawing: far arms, legs, torso, head, near arms.
@@ -128,17 +127,10 @@ class Body:
         """Half width of a body part as the viewer sees it, from its half width and half depth."""
         return float(np.hypot(wide * np.cos(self._turn), deep * np.sin(self._turn)))
 
-    def _hip(self) -> np.ndarray:
-        return np.array([0, 0.5 * self._legs, 0])
-
     def _up(self, share: float) -> np.ndarray:
         """Point of the spine: 0 at the hips, 1 at the base of the neck."""
         lean = self._pose.lean
-        return self._hip() + 0.33 * share * np.array([0, np.cos(lean), np.sin(lean)])
-
-    @property
-    def _sees_front(self) -> bool:
-        return bool(np.cos(self._turn) > 0)
+        return self._hip + 0.33 * share * np.array([0, np.cos(lean), np.sin(lean)])
 
     def _torso(self) -> list[Limb]:
         hips, waist, chest = (
@@ -153,7 +145,7 @@ class Body:
         ends = self._up(-0.06), self._up(1)
         return [
             *self._lower(hips, waist),
-            self._limb(self._up(0.95), self._up(1.2), neck, outfit.skin_dye),
+            self._limb(self._up(0.95), self._up(1.2), neck, self._skin),
             self._limb(*ends, profile, shirt, bluntness=(5, 2.2), folds=outfit.folds),
         ]
 
@@ -171,23 +163,19 @@ class Body:
 
     def _leg(self, side: int) -> list[Limb]:
         pose, outfit, sign = self._pose, self._outfit, 1 - 2 * side
-        hip = self._hip() + np.array([sign * 0.041, -0.01, 0])
+        hip = self._hip + np.array([sign * 0.041, -0.01, 0])
         swing, spread = pose.thigh[side], pose.leg_spread[side]
         knee = hip + 0.235 * self._legs * _direction(swing, sign * spread)
         ankle = knee + 0.225 * self._legs * _direction(swing - pose.knee[side], sign * spread * 0.6)
         tilt = 0.5 * min(swing - pose.knee[side], 0)
-        toe = ankle + 0.095 * np.array([sign * 0.25, tilt - 0.12, 0.95])
         heel = ankle + np.array([0, -0.018, -0.015])
-        thigh = [(0, 0.052), (0.5, 0.048), (1, 0.035)]
-        calf = [(0, 0.033), (0.3, 0.037), (1, 0.02)]
-        shoe = [(0, 0.022), (0.5, 0.023), (1, 0.018)]
+        toe = ankle + 0.095 * np.array([sign * 0.25, tilt - 0.12, 0.95])
         parts = [
-            self._limb(hip, knee, thigh, outfit.skin_dye),
-            self._limb(knee, ankle, calf, outfit.shin_dye),
-            self._limb(heel, toe, shoe, outfit.shoe_dye),
+            self._limb(hip, knee, [(0, 0.052), (0.5, 0.048), (1, 0.035)], self._skin),
+            self._limb(knee, ankle, [(0, 0.033), (0.3, 0.037), (1, 0.02)], outfit.shin_dye),
+            self._limb(heel, toe, [(0, 0.022), (0.5, 0.023), (1, 0.018)], outfit.shoe_dye),
         ]
-        upper = [(0, 0.05), (0.4, 0.053), (1, 0.043)]
-        cut = upper, [(0, 0.042), (1, outfit.leg_width)]
+        cut = [(0, 0.05), (0.4, 0.053), (1, 0.043)], [(0, 0.042), (1, outfit.leg_width)]
         return parts + self._tube((hip, knee, ankle), cut, outfit.trousers, outfit.trouser_dye)
 
     def _tube(
@@ -214,13 +202,11 @@ class Body:
         bent = swing + pose.elbow[side]
         wrist = elbow + 0.145 * _direction(bent, sign * (spread - 0.7 * pose.elbow[side] * spread))
         tip = wrist + 0.05 * _direction(bent + 0.2, sign * spread * 0.5)
-        upper, fore = [(0, 0.033), (1, 0.025)], [(0, 0.026), (0.3, 0.026), (1, 0.017)]
         lift = 0.03 if abs(np.cos(self._turn)) > 0.5 else 0.0
-        hand = [(0, 0.016), (0.5, 0.021), (1, 0.012)]
         parts = [
-            self._limb(shoulder, elbow, upper, outfit.skin_dye, lift=lift),
-            self._limb(elbow, wrist, fore, outfit.skin_dye, lift=lift),
-            self._limb(wrist, tip, hand, outfit.skin_dye, lift=lift),
+            self._limb(shoulder, elbow, [(0, 0.033), (1, 0.025)], self._skin, lift=lift),
+            self._limb(elbow, wrist, [(0, 0.026), (0.3, 0.026), (1, 0.017)], self._skin, lift=lift),
+            self._limb(wrist, tip, [(0, 0.016), (0.5, 0.021), (1, 0.012)], self._skin, lift=lift),
         ]
         cut = [(0, 0.037), (1, 0.034)], [(0, 0.032), (1, 0.024)]
         return parts + self._tube((shoulder, elbow, wrist), cut, outfit.sleeves, outfit.sleeve_dye)
@@ -236,7 +222,7 @@ class Body:
         for sign in (-1, 1):
             ear = (chin + crown) / 2 + np.array([sign * 0.049 * size, 0.0, 0])
             lobe, shape = ear - np.array([0, 0.018, 0]), [(0, 0.009), (1, 0.007)]
-            parts.append(self._limb(ear, lobe, shape, self._outfit.skin_dye, lift=0.055))
+            parts.append(self._limb(ear, lobe, shape, self._skin, lift=0.055))
         return parts + self._hair(chin, crown, skull)
 
     def _hair(self, chin: np.ndarray, crown: np.ndarray, skull: float) -> list[Limb]:
@@ -259,12 +245,12 @@ class Body:
                 wide, lift = [(0, skull * 1.2), (1, skull * 1.1)], 0.0 if front else 0.12
                 return [self._limb(middle + 0.01 * back, top, wide, dye, lift=lift, folds=0.25)]
             case "cap":
-                dye, rim = outfit.hat_dye, crown - np.array([0, 0.045, 0])
+                hat, rim = solid(outfit.hat), crown - np.array([0, 0.045, 0])
                 peak, brim = crown + np.array([0, -0.045, 0.085]), [(0, skull * 0.95), (1, 0.014)]
                 dome = [(0, skull * 1.1), (1, skull * 0.8)]
                 return [
-                    self._limb(rim, peak, brim, dye, lift=0.03),
-                    self._limb(rim, crown, dome, dye, lift=0.2, bluntness=(2, 2)),
+                    self._limb(rim, peak, brim, hat, lift=0.03),
+                    self._limb(rim, crown, dome, hat, lift=0.2, bluntness=(2, 2)),
                 ]
         return []
 
@@ -286,6 +272,5 @@ def _nearness(group: list[Limb]) -> float:
 
 def _direction(swing: float, spread: float) -> np.ndarray:
     """Unit vector of a limb that hangs down, swung forward and spread sideways."""
-    return np.array(
-        [np.sin(spread), -np.cos(spread) * np.cos(swing), np.cos(spread) * np.sin(swing)]
-    )
+    cos = np.cos(spread)
+    return np.array([np.sin(spread), -cos * np.cos(swing), cos * np.sin(swing)])

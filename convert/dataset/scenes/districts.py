@@ -9,32 +9,19 @@ from convert.dataset.scenes.raycast import Bounds
 class District:
     """One kind of street: ranges in metres, and chances from 0 to 1."""
 
-    half_road: Bounds
-    """Half width of the road."""
-    walk: Bounds
-    """Width of each pavement."""
-    setback: Bounds
-    """Between pavement and houses."""
-    front: Bounds
-    """Width of a house along the street."""
-    height: Bounds
-    """Height of a house."""
-    gap: float
-    """Chance of a gap after a house."""
-    gable: float
-    """Chance of a pitched roof."""
-    shops: float
-    """Chance of shops on the ground floor."""
-    cars: float
-    """Chance of a parked car in each space of 6.5 m."""
-    trees: float
-    """Chance of a tree every 7 m."""
-    grassy: float
-    """Chance of grass beyond the pavements."""
-    yaw: float
-    """Largest turn of the camera, radians."""
-    closed: float
-    """Chance that a house closes the end of the street."""
+    half_road: Bounds  # half width of the road
+    walk: Bounds  # width of each pavement
+    setback: Bounds  # between pavement and houses
+    front: Bounds  # width of a house along the street
+    height: Bounds  # height of a house
+    gap: float  # chance of a gap after a house
+    gable: float  # chance of a pitched roof
+    shops: float  # chance of shops on the ground floor
+    cars: float  # chance of a parked car in each space of 6.5 m
+    trees: float  # chance of a tree every 7 m
+    grassy: float  # chance of grass beyond the pavements
+    yaw: float  # largest turn of the camera, radians
+    closed: float  # chance that a house closes the end of the street
 
 
 DISTRICTS = {

@@ -1,8 +1,4 @@
-"""The built-in data: streets with their true depth, and people to paste on them.
-
-``draw_background`` and ``draw_person`` draw picture ``index`` of a seed. A picture depends on
-these two numbers alone. The depth of a street comes from the geometry that the ray caster draws.
-"""
+"""Draws streets with their true depth: the geometry that the ray caster draws has it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,14 +7,13 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from convert.dataset.scenes.districts import DISTRICTS
-from convert.dataset.scenes.people import draw_figure
 from convert.dataset.scenes.raycast import FIRST, GROUND, SKY, Camera, Hits, Solid, View, cast
-from convert.dataset.scenes.street import Street, StreetBuilder
+from convert.dataset.scenes.street import Street
 from convert.dataset.scenes.textures import Noise, blend
 
 FAR_M = 40.0  # depth of the sky, and the largest depth of a street
 OVERSAMPLING = 2  # a colour is the average of 2x2 rays; depth is taken at the pixel's centre
-STREAM_BG, STREAM_FG = 1, 2  # random streams of a seed; `compose.place` uses stream 3
+STREAM_BG = 1  # random stream of a seed; `people` uses 2 and `compose.place` 3
 SHADOW_RANGE_M = 45  # ground that is farther away gets no shadows
 
 
@@ -26,10 +21,8 @@ SHADOW_RANGE_M = 45  # ground that is farther away gets no shadows
 class Scene:
     """A drawn street."""
 
-    image: np.ndarray
-    """uint8 (size, size, 3), RGB."""
-    depth: np.ndarray
-    """float32 (size, size), metres along the camera's axis, at most FAR_M."""
+    image: np.ndarray  # uint8 (size, size, 3), RGB
+    depth: np.ndarray  # float32 (size, size), metres along the camera's axis, at most FAR_M
     camera: Camera
 
 
@@ -37,18 +30,13 @@ class Scene:
 class Light:
     """Sun, sky and air of one picture."""
 
-    sun: np.ndarray
-    """Unit vector towards the sun, street coordinates."""
-    strength: float
-    """Direct sunlight: 0 under an overcast sky, 1 at its hardest."""
-    warmth: np.ndarray
-    """Colour of the sunlight."""
+    sun: np.ndarray  # unit vector towards the sun, street coordinates
+    strength: float  # direct sunlight: 0 under an overcast sky, 1 at its hardest
+    warmth: np.ndarray  # colour of the sunlight
     zenith: np.ndarray
     haze: np.ndarray
-    fog_m: float
-    """Distance at which the haze replaces 63 % of a surface's colour, metres."""
-    cover: float
-    """Share of clouds: 0 clear, 1 overcast."""
+    fog_m: float  # distance at which the haze replaces 63 % of a surface's colour, metres
+    cover: float  # share of clouds: 0 clear, 1 overcast
 
 
 def ground_depth(
@@ -77,16 +65,11 @@ def draw_background(seed: int, index: int, size: int = 224) -> Scene:
         height=rng.uniform(1.4, 2.3),
         yaw=rng.uniform(-1, 1) * district.yaw,
     )
-    street = StreetBuilder(rng, camera, district).build()
+    street = Street(rng, camera, district)
     light = _draw_light(rng)
     depth = cast(camera, street.solids, street.cards).depth
     image = _render(rng, camera, street, light)
     return Scene(_photograph(rng, image), np.minimum(depth, np.float32(FAR_M)), camera)
-
-
-def draw_person(seed: int, index: int) -> np.ndarray:
-    """Draw person ``index`` of ``seed``: RGBA uint8 (h, w, 4), some hundred pixels high."""
-    return draw_figure(np.random.default_rng([seed, STREAM_FG, index]))
 
 
 def _draw_light(rng: np.random.Generator) -> Light:

@@ -15,14 +15,11 @@ class Facade:
     wall: np.ndarray
     trim: np.ndarray
     glass: np.ndarray
-    accent: np.ndarray
-    """Colour of doors, awnings and signs."""
+    accent: np.ndarray  # colour of doors, awnings and signs
     storey: float
     bay: float
-    window: tuple[float, float]
-    """Width and height of a window as shares of ``bay`` and ``storey``."""
-    shop: float
-    """Height of the shop front, 0 for none."""
+    window: tuple[float, float]  # width and height of a window as shares of ``bay`` and ``storey``
+    shop: float  # height of the shop front, 0 for none
     bricks: bool
     shutters: bool
     height: float
@@ -113,8 +110,7 @@ class Car:
     """The shell of a car that is parked along the street (z)."""
 
     colour: np.ndarray
-    middle: tuple[float, float]
-    """(x, z) in metres."""
+    middle: tuple[float, float]  # (x, z) in metres
     length: float
     noise: Noise
 

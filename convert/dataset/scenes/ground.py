@@ -15,21 +15,14 @@ class Ground:
     pavement: np.ndarray
     beyond: np.ndarray
     grassy: bool
-    middle: float
-    """x of the road's middle."""
+    middle: float  # x of the road's middle
     half_road: float
-    walk: float
-    """Width of each pavement."""
-    crossing: tuple[float, float] | None
-    """Bounds in z of a side street."""
-    zebra: float | None
-    """z of a pedestrian crossing."""
-    dash: float
-    """Length of the dashes of the middle line, 0 for a street without lines; metres."""
-    slab: float
-    """Side of the paving slabs."""
-    paint: np.ndarray
-    """Colour of the markings."""
+    walk: float  # width of each pavement
+    crossing: tuple[float, float] | None  # bounds in z of a side street
+    zebra: float | None  # z of a pedestrian crossing
+    dash: float  # length of the dashes of the middle line, 0 for a street without lines; metres
+    slab: float  # side of the paving slabs
+    paint: np.ndarray  # colour of the markings
     salt: float
     noise: Noise
     fine: Noise

@@ -8,6 +8,7 @@ from convert.dataset.scenes.body import Body, Limb, draw_pose
 from convert.dataset.scenes.textures import Noise
 from convert.dataset.scenes.wardrobe import dress
 
+STREAM_FG = 2  # random stream of a seed; `draw` uses 1 and `compose.place` 3
 CANVAS = 640  # height and width of the picture before it is cropped, pixels
 MARGIN = 60  # space below the feet, pixels
 
@@ -16,10 +17,8 @@ MARGIN = 60  # space below the feet, pixels
 class Sheet:
     """A transparent picture in floats 0..1: straight (not premultiplied) colours, and alpha."""
 
-    height: float
-    """Pixels per body height."""
-    light: np.ndarray
-    """Unit vector towards the light: right, down, towards the viewer."""
+    height: float  # pixels per body height
+    light: np.ndarray  # unit vector towards the light: right, down, towards the viewer
     noise: Noise
     colour: np.ndarray = field(default_factory=lambda: np.zeros((CANVAS, CANVAS, 3), np.float32))
     alpha: np.ndarray = field(default_factory=lambda: np.zeros((CANVAS, CANVAS), np.float32))
@@ -70,8 +69,12 @@ class Sheet:
         self.alpha[box] = total
 
 
-def draw_figure(rng: np.random.Generator) -> np.ndarray:
-    """Draw one person: RGBA uint8 (h, w, 4), cropped to the visible pixels, soft at the edges."""
+def draw_person(seed: int, index: int) -> np.ndarray:
+    """Draw person ``index`` of ``seed``: RGBA uint8 (h, w, 4), some hundred pixels high.
+
+    Cropped to the visible pixels, soft at the edges.
+    """
+    rng = np.random.default_rng([seed, STREAM_FG, index])
     height = rng.uniform(400, 470)
     light = np.array([rng.uniform(-0.9, 0.9), rng.uniform(-0.8, -0.2), rng.uniform(0.4, 1)])
     sheet = Sheet(height, light / np.linalg.norm(light), Noise(rng, 1.4))

@@ -23,18 +23,12 @@ Bounds = tuple[float, float]
 class Camera:
     """A level pinhole camera: the vanishing line is the pixel row ``horizon``."""
 
-    size: int
-    """Height and width of the image, pixels."""
-    focal: float
-    """Focal length, pixels."""
-    centre: float
-    """Column that the camera's axis goes through, pixels."""
-    horizon: float
-    """Row of the horizon, pixels from the upper edge."""
-    height: float
-    """Height above the ground, metres."""
-    yaw: float = 0.0
-    """Turn to the right, radians."""
+    size: int  # height and width of the image, pixels
+    focal: float  # focal length, pixels
+    centre: float  # column that the camera's axis goes through, pixels
+    horizon: float  # row of the horizon, pixels from the upper edge
+    height: float  # height above the ground, metres
+    yaw: float = 0.0  # turn to the right, radians
 
     def scaled(self, factor: int) -> "Camera":
         """The same view with ``factor`` times as many pixels in each direction."""
@@ -77,8 +71,7 @@ class Hits:
     y: np.ndarray
     z: np.ndarray
     depth: np.ndarray
-    face: np.ndarray
-    """Index of the plane of the solid."""
+    face: np.ndarray  # index of the plane of the solid
 
 
 Paint = Callable[[Hits], np.ndarray]
@@ -91,12 +84,9 @@ Draw = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 class Solid:
     """A convex body: all points p with ``normals @ p <= offsets``."""
 
-    normals: np.ndarray
-    """Outward unit normals (n, 3)."""
-    offsets: np.ndarray
-    """Distances of the planes (n,), metres."""
-    corners: np.ndarray
-    """Points (m, 3) whose hull contains the body; they bound the part of the image to search."""
+    normals: np.ndarray  # outward unit normals (n, 3)
+    offsets: np.ndarray  # distances of the planes (n,), metres
+    corners: np.ndarray  # points (m, 3) whose hull contains the body, to bound it in the image
     paint: Paint
 
     def enter(self, origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -126,8 +116,7 @@ class Solid:
 class Card:
     """A flat picture that faces the camera at one depth: a tree, a lamp post."""
 
-    right: float
-    """Where the picture's middle is, in metres to the right of the camera's axis."""
+    right: float  # where the picture's middle is, in metres to the right of the camera's axis
     depth: float
     half_width: float
     height: float
@@ -138,14 +127,10 @@ class Card:
 class View:
     """What a camera sees, in arrays (h, w)."""
 
-    depth: np.ndarray
-    """Metres, inf for the sky."""
-    owner: np.ndarray
-    """SKY, GROUND, or the number of a solid or card."""
-    face: np.ndarray
-    """Index of the plane of the solid."""
-    colour: np.ndarray
-    """(h, w, 3): colours of cards, 0 elsewhere."""
+    depth: np.ndarray  # metres, inf for the sky
+    owner: np.ndarray  # SKY, GROUND, or the number of a solid or card
+    face: np.ndarray  # index of the plane of the solid
+    colour: np.ndarray  # (h, w, 3): colours of cards, 0 elsewhere
 
 
 def cast(camera: Camera, solids: Sequence[Solid], cards: Sequence[Card]) -> View:

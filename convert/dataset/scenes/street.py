@@ -1,7 +1,5 @@
 """Lays out a random street: ground, houses, cars, trees and posts, for the ray caster."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from convert.dataset.scenes.districts import District
@@ -25,17 +23,8 @@ CAR_PAINTS = np.array([
 ], np.float32)  # fmt: skip
 
 
-@dataclass(frozen=True)
 class Street:
-    """Everything in a scene."""
-
-    ground: Ground
-    solids: list[Solid]
-    cards: list[Card]
-
-
-class StreetBuilder:
-    """Lays out one random street that ``camera`` sees."""
+    """A random street: its ``ground``, and the ``solids`` and ``cards`` on it."""
 
     def __init__(self, rng: np.random.Generator, camera: Camera, district: District) -> None:
         self._rng, self._camera, self._district = rng, camera, district
@@ -44,20 +33,16 @@ class StreetBuilder:
         if self._chance(0.4):
             start = self._between((7, 25))
             self._crossing = start, start + self._between((5, 8))
-        self._ground = self._make_ground()
-        self._solids: list[Solid] = []
-        self._cards: list[Card] = []
-
-    def build(self) -> Street:
-        """Return the street, with houses on both sides and objects along the kerbs."""
+        self.ground = self._make_ground()
+        self.solids: list[Solid] = []
+        self.cards: list[Card] = []
         for side in (-1, 1):
             self._houses(side)
             self._along_kerb(side)
-        if self._chance(self._district.closed):
+        if self._chance(district.closed):
             self._closing_house()
         # Near solids first, so that most far ones prove to be hidden before their rays are cast.
-        solids = sorted(self._solids, key=lambda body: float(np.abs(body.corners[:, 2]).min()))
-        return Street(self._ground, solids, self._cards)
+        self.solids.sort(key=lambda solid: float(np.abs(solid.corners[:, 2]).min()))
 
     def _chance(self, share: float) -> bool:
         return bool(self._rng.random() < share)
@@ -118,7 +103,7 @@ class StreetBuilder:
 
     def _houses(self, side: int) -> None:
         """A row of houses along one side (-1 left, 1 right), starting close to the camera."""
-        district, ground = self._district, self._ground
+        district, ground = self._district, self.ground
         z = self._between((-6, 2))
         while z < 75:
             width = self._between(district.front)
@@ -135,13 +120,13 @@ class StreetBuilder:
     def _house(self, x: Bounds, z: Bounds) -> None:
         height = self._between(self._district.height)
         facade = self._facade(height)
-        self._solids.append(block(x, (0, height), z, facade))
+        self.solids.append(block(x, (0, height), z, facade))
         if self._chance(self._district.gable):
             self._roof(x, height, z)
         elif self._chance(0.4):
             inset = 0.3 * (x[1] - x[0])
             top = (x[0] + inset, x[1] - inset), (height, height + 2.2), (z[0] + 1, z[0] + 3)
-            self._solids.append(block(*top, plain(facade.wall * 0.8, self._noise)))
+            self.solids.append(block(*top, plain(facade.wall * 0.8, self._noise)))
 
     def _roof(self, x: Bounds, base: float, z: Bounds) -> None:
         """A pitched roof with its ridge along the street or across it."""
@@ -163,17 +148,17 @@ class StreetBuilder:
             normal, point = [0.0, half, 0.0], [0.0, base, 0.0]
             normal[axis], point[axis] = sign * rise, edge
             slopes.append((tuple(normal), tuple(point)))
-        self._solids.append(taper(body, slopes))
+        self.solids.append(taper(body, slopes))
 
     def _closing_house(self) -> None:
         z = self._between((28, 60))
-        middle = self._ground.middle + self._between((-6, 6))
+        middle = self.ground.middle + self._between((-6, 6))
         width = self._between((10, 30))
         self._house((middle - width / 2, middle + width / 2), (z, z + 8))
 
     def _along_kerb(self, side: int) -> None:
         """Cars at the kerb; trees, lamps and street furniture on the pavement; hedges."""
-        ground, district = self._ground, self._district
+        ground, district = self.ground, self._district
         offset = self._between((0, 6))
         for z in np.arange(4.5, 58, 6.5) + offset:
             if self._chance(district.cars) and not self._on_crossing(z, 3):
@@ -206,12 +191,12 @@ class StreetBuilder:
         span, wide = (z - length / 2, z + length / 2), (x - half, x + half)
         body = block(wide, (0.16, 0.92), span, look.body)
         ends = [((0, -0.9, s), (x, 0.35, z + s * length / 2)) for s in (-1, 1)]
-        self._solids.append(taper(body, ends))
+        self.solids.append(taper(body, ends))
         top = 2.0 if van else self._between((1.38, 1.5))
         cabin = block(wide, (0.9, top), (span[0] + 0.25, span[1] - 0.9), look.cabin)
         lean = [((0, 0.5, -1), (x, 0.92, span[0] + 0.3)), ((0, 1.1, 1), (x, 0.92, span[1] - 0.95))]
         lean += [((s, 0.22, 0), (x + s * half, 0.92, z)) for s in (-1, 1)]
-        self._solids.append(taper(cabin, lean))
+        self.solids.append(taper(cabin, lean))
 
     def _hedges(self, x: float) -> None:
         colour = np.array([0.20, 0.32, 0.12]) * self._between((0.7, 1.3))
@@ -220,21 +205,21 @@ class StreetBuilder:
             length = self._between((4, 9))
             if not self._on_crossing(z + length / 2, length / 2) and abs(x) > 0.9:
                 paint = leafy(colour, self._noise, self._fine)
-                self._solids.append(block((x - 0.3, x + 0.3), (0, height), (z, z + length), paint))
+                self.solids.append(block((x - 0.3, x + 0.3), (0, height), (z, z + length), paint))
             z += length + self._between((2, 6))
 
     def _furniture(self, x: float, z: float) -> None:
         """A box on the pavement: a bin, a letter box or a cabinet."""
         half, height = self._between((0.2, 0.4)), self._between((0.8, 1.6))
         paint = plain(0.25 + 0.5 * (self._tinted(ACCENTS) - 0.2), self._noise, 0.14)
-        self._solids.append(block((x - half, x + half), (0, height), (z - half, z + half), paint))
+        self.solids.append(block((x - half, x + half), (0, height), (z - half, z + half), paint))
 
     def _card(self, x: float, z: float, half: float, height: float, draw: Draw) -> None:
         """Add a card at (x, z), unless that is too close to the camera."""
         right, depth = self._camera.to_view(x, z)
         card = Card(right=right, depth=depth, half_width=half, height=height, draw=draw)
         if depth > 2.5:
-            self._cards.append(card)
+            self.cards.append(card)
 
     def _tree(self, x: float, z: float) -> None:
         height, spread = self._between((4, 9)), self._between((1.4, 3.2))

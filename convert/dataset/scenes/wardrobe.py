@@ -40,13 +40,17 @@ way along it (0..1), ``s`` (...) the position across it (-1..1)."""
 HAIR_STYLES = ("short", "short", "long", "tail", "bun", "curls", "cap", "bald")
 
 
+def solid(colour: np.ndarray) -> Dye:
+    """One colour everywhere."""
+    return lambda u, s: colour
+
+
 def digit(number: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Where the strokes of a digit are; ``x``, ``y`` in 0..1 from its lower left corner."""
-    mark = np.zeros(x.shape)
-    for on, (across, up) in zip(SEGMENTS[number], STROKES, strict=True):
-        if on == "1":
-            mark = np.maximum(mark, inside(x, *across) * inside(y, *up))
-    return mark
+    strokes = zip(SEGMENTS[number], STROKES, strict=True)
+    return np.max(
+        [inside(x, *dx) * inside(y, *dy) for on, (dx, dy) in strokes if on == "1"], axis=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,50 +59,31 @@ class Outfit:
 
     skin: np.ndarray
     hair: np.ndarray
-    hair_style: str
-    """One of HAIR_STYLES."""
-    beard: float
-    """Share of the hair's colour on chin and cheeks."""
+    hair_style: str  # one of HAIR_STYLES
+    beard: float  # share of the hair's colour on chin and cheeks
     shirt: np.ndarray
-    shirt_second: np.ndarray
-    """Colour of the shirt's pattern, collar and cuffs, and of stripes on trousers and socks."""
-    pattern: str
-    """Pattern of the shirt; names without an entry in `_patterned` are plain."""
-    stripes: float
-    """Density of the pattern."""
+    shirt_second: np.ndarray  # pattern, collar and cuffs, and stripes on trousers and socks
+    pattern: str  # pattern of the shirt; names without an entry in `_patterned` are plain
+    stripes: float  # density of the pattern
     number: int | None
-    sleeves: float
-    """0 none, 1 to the elbow, 2 to the wrist."""
+    sleeves: float  # 0 none, 1 to the elbow, 2 to the wrist
     trouser: np.ndarray
-    trousers: float
-    """0 none, 1 to the knee, 2 to the ankle."""
-    leg_width: float
-    """Half width of a trouser leg at the ankle, in body heights."""
+    trousers: float  # 0 none, 1 to the knee, 2 to the ankle
+    leg_width: float  # half width of a trouser leg at the ankle, in body heights
     side_stripe: bool
-    skirt: float
-    """Length below the hips in body heights, 0 for none."""
-    flare: float
-    """How much wider than the hips the hem of the skirt is, as a share."""
+    skirt: float  # length below the hips in body heights, 0 for none
+    flare: float  # how much wider than the hips the hem of the skirt is, as a share
     socks: np.ndarray
-    sock_top: float
-    """Upper end of the socks: 0 at the knee, 1 at the ankle."""
+    sock_top: float  # upper end of the socks: 0 at the knee, 1 at the ankle
     shoe: np.ndarray
     hat: np.ndarray
     bag: bool
     folds: float
     noise: Noise
 
-    def skin_dye(self, u: np.ndarray, s: np.ndarray) -> np.ndarray:
-        """Bare skin."""
-        return self.skin
-
     def hair_dye(self, u: np.ndarray, s: np.ndarray) -> np.ndarray:
         """Strands of hair."""
         return self.hair * (1 + 0.25 * self.noise(s * 20, u * 4))[..., None]
-
-    def hat_dye(self, u: np.ndarray, s: np.ndarray) -> np.ndarray:
-        """A cap."""
-        return self.hat
 
     def bag_dye(self, u: np.ndarray, s: np.ndarray) -> np.ndarray:
         """A rucksack with a pocket."""
@@ -122,8 +107,7 @@ class Outfit:
                     left = (i - len(digits) / 2) * size * 2.1
                     mark = digit(value, (s - left) / (size * 1.8), (u - middle) / size + 0.5)
                     colour = blend(colour, 1 - np.round(self.shirt.mean()) * np.ones(3), mark)
-            hem = u < 0.05
-            return blend(colour, self.shirt * 0.7, 0.7 * hem)
+            return blend(colour, self.shirt * 0.7, 0.7 * (u < 0.05))  # the hem
 
         return dye
 
@@ -159,19 +143,16 @@ class Outfit:
 
     def skirt_dye(self, u: np.ndarray, s: np.ndarray) -> np.ndarray:
         """Pleats that open towards the hem."""
-        pleats = 1 + 0.12 * u * np.sin(s * 16)
-        return self.trouser * pleats[..., None]
+        return self.trouser * (1 + 0.12 * u * np.sin(s * 16))[..., None]
 
     def shin_dye(self, u: np.ndarray, s: np.ndarray) -> np.ndarray:
         """Skin above, sock below, bands at the sock's top."""
         colour = blend(self.skin, self.socks, u > self.sock_top)
-        bands = inside(u, self.sock_top, self.sock_top + 0.06)
-        return blend(colour, self.shirt_second, bands)
+        return blend(colour, self.shirt_second, inside(u, self.sock_top, self.sock_top + 0.06))
 
     def shoe_dye(self, u: np.ndarray, s: np.ndarray) -> np.ndarray:
         """A shoe with a lighter sole."""
-        sole = np.abs(s) > 0.72
-        return blend(self.shoe, self.shoe * 0.4 + 0.45, 0.8 * sole)
+        return blend(self.shoe, self.shoe * 0.4 + 0.45, 0.8 * (np.abs(s) > 0.72))
 
     def face_dye(self, turn: float) -> Dye:
         """The head turned by ``turn`` radians from the viewer: face, hair line and beard."""
