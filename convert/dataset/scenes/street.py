@@ -3,9 +3,8 @@
 import numpy as np
 
 from convert.dataset.scenes.districts import District
-from convert.dataset.scenes.facades import Car, Facade
-from convert.dataset.scenes.ground import Ground
 from convert.dataset.scenes.raycast import Bounds, Camera, Card, Draw, Hits, Solid, block, taper
+from convert.dataset.scenes.surfaces import Car, Facade, Ground
 from convert.dataset.scenes.textures import Noise, leafy, plain
 
 WALLS = np.array([
