@@ -1,8 +1,11 @@
-"""Pastes foregrounds into a background and its depth map."""
+"""Pastes foregrounds into a background and its depth map, and encodes the results."""
+
+import io
 
 import numpy as np
 from PIL import Image
 
+DEPTH_QUALITY = 75
 # A foreground is at most this share of the way from the nearest to the farthest depth. One pasted
 # on the sky would otherwise have the sky's depth and be invisible in the depth map.
 FARTHEST_SHARE = 0.5
@@ -26,7 +29,7 @@ class Canvas:
 
     def __init__(self, image: np.ndarray, depth: np.ndarray) -> None:
         self._image, self._depth = Image.fromarray(image), depth
-        self._gray = _stretch(depth)
+        self._gray = stretch(depth)
         self._gray_rgb = Image.fromarray(self._gray).convert("RGB")
         self._is_farthest = depth == depth.max()
         self._farthest_count = int(self._is_farthest.sum())
@@ -61,10 +64,17 @@ class Canvas:
         near, far = float(depth.min()), float(depth.max())
         farthest = near + FARTHEST_SHARE * (far - near)
         depth[box][inside] = min(farthest, float(depth[box][inside].min()))
-        return Image.fromarray(_stretch(depth)).convert("RGB")
+        return Image.fromarray(stretch(depth)).convert("RGB")
 
 
-def _stretch(depth: np.ndarray) -> np.ndarray:
+def stretch(depth: np.ndarray) -> np.ndarray:
     """Map depth linearly to uint8, the nearest to 0 and the farthest to 255; a flat map to 0."""
     near, far = float(depth.min()), float(depth.max())
-    return np.rint((depth - near) * (255 / max(far - near, 1e-9))).astype(np.uint8)
+    return np.rint((depth - near) * (255 / (far - near or 1))).astype(np.uint8)
+
+
+def encode_jpeg(image: Image.Image, quality: int, *, optimize: bool = False) -> bytes:
+    """Encode a JPEG; ``optimize`` gives it Huffman tables of its own."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality, optimize=optimize)
+    return buffer.getvalue()

@@ -8,7 +8,6 @@ at ``placements / 2`` random places, then flipped left-right and pasted at as ma
 pixels replace those of the background wherever its scaled alpha is not 0.
 """
 
-import io
 import json
 import shutil
 from pathlib import Path
@@ -18,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from convert.dataset import photos, scenes
-from convert.dataset.canvas import Canvas, Cutout
+from convert.dataset.canvas import DEPTH_QUALITY, Canvas, Cutout, encode_jpeg
 from convert.dataset.plan import Plan, choose_depth, choose_images, plan_metadata
 from convert.errors import DataError
 from convert.files import publish_folder, temporary_folder
@@ -26,7 +25,6 @@ from convert.workers import run_all, worker_pool
 
 FG_SHARE = 105 / 224  # height of a pasted foreground as a share of the image's
 FG_BG_QUALITY = MASK_QUALITY = 65
-DEPTH_QUALITY = 75
 BG_QUALITY = 95  # composites are pasted on the decoded bg file, so both have the same loss
 WORK = ".work"  # depth in metres and scaled foregrounds; removed at the end
 FGS_PER_TASK = 10  # 400 samples, about half a second: Ctrl-C is answered within that time
@@ -80,14 +78,15 @@ def compose(
             for write, count in (_write_background, bg_count), (_write_foreground, fg_count):
                 for _ in run_all(executor, write, [(plan, folder, i) for i in range(count)]):
                     pass
-            samples = plan.backgrounds * plan.samples_per_bg
+            fgs = range(fg_count)
+            groups = [fgs[start : start + FGS_PER_TASK] for start in fgs[::FGS_PER_TASK]]
+            pairs = [(plan, folder, i, group) for i in range(bg_count) for group in groups]
             hidden = None if progress else True  # None: hidden unless the output is a terminal
-            with tqdm(total=samples, unit=" samples", disable=hidden) as bar:
-                for written in run_all(executor, _compose_some, _pair_tasks(plan, folder)):
+            with tqdm(total=bg_count * plan.samples_per_bg, unit=" samples", disable=hidden) as bar:
+                for written in run_all(executor, _compose_some, pairs):
                     bar.update(written)
         shutil.rmtree(folder / WORK)
-        text = json.dumps(metadata, indent=2) + "\n"
-        (folder / "dataset.json").write_text(text, encoding="utf-8")
+        (folder / "dataset.json").write_text(json.dumps(metadata, indent=2) + "\n")
         publish_folder(folder, dataset)
     return metadata
 
@@ -114,19 +113,12 @@ def _make_folders(plan: Plan, folder: Path) -> None:
             (folder / name / plan.bg_name(bg)).mkdir(parents=True)
 
 
-def _pair_tasks(plan: Plan, folder: Path) -> list[tuple[Plan, Path, int, range]]:
-    """Each background with a few foregrounds at a time."""
-    fgs = range(plan.foregrounds)
-    groups = [fgs[start : start + FGS_PER_TASK] for start in fgs[::FGS_PER_TASK]]
-    return [(plan, folder, bg, group) for bg in range(plan.backgrounds) for group in groups]
-
-
 def _write_background(plan: Plan, folder: Path, bg: int) -> None:
     """Write bg/bg_NNN.jpg, and its depth for the tasks that compose."""
     path = folder / "bg" / f"{plan.bg_name(bg)}.jpg"
     if plan.bg is None:
         scene = scenes.draw_background(plan.seed, bg, plan.size)
-        _save(Image.fromarray(scene.image), str(path), BG_QUALITY)
+        path.write_bytes(encode_jpeg(Image.fromarray(scene.image), BG_QUALITY))
         depth = scene.depth
     else:
         photo = plan.bg.files[bg]
@@ -156,31 +148,19 @@ def _compose_some(plan: Plan, folder: Path, bg: int, fgs: range) -> int:
     with Image.open(folder / "bg" / f"{plan.bg_name(bg)}.jpg") as image:
         pixels = np.asarray(image.convert("RGB"))
     canvas = Canvas(pixels, np.load(folder / WORK / f"{plan.bg_name(bg)}.npy"))
+    half = plan.placements // 2
     for fg in fgs:
-        _write_pair(plan, folder, canvas, bg, fg)
-    return len(fgs) * plan.placements
-
-
-def _write_pair(plan: Plan, folder: Path, canvas: Canvas, bg: int, fg: int) -> None:
-    """Write all composites of one background and one foreground."""
-    scaled = np.load(folder / WORK / f"{plan.fg_name(fg)}.npy")
-    height, width = scaled.shape[:2]
-    room = (plan.size - width, plan.size - height)
-    corners = place(plan.seed, bg, fg, plan.placements // 2, room)
-    sample = fg * plan.placements
-    for cutout, places in zip((Cutout(scaled), Cutout(scaled[:, ::-1])), corners, strict=True):
-        for x, y in places.tolist():
+        scaled = np.load(folder / WORK / f"{plan.fg_name(fg)}.npy")
+        cutouts = [Cutout(scaled)] * half + [Cutout(scaled[:, ::-1])] * half
+        room = (plan.size - scaled.shape[1], plan.size - scaled.shape[0])
+        corners = np.concatenate(place(plan.seed, bg, fg, half, room)).tolist()
+        pasted = zip(cutouts, corners, strict=True)
+        for sample, (cutout, (x, y)) in enumerate(pasted, start=fg * plan.placements):
             fg_bg, mask, depth = canvas.paste(cutout, x, y)
             name = f"{plan.bg_name(bg)}/{plan.sample_name(sample)}.jpg"
-            _save(fg_bg, f"{folder}/fg_bg/{name}", FG_BG_QUALITY, optimize=True)
-            _save(mask, f"{folder}/fg_bg_mask/{name}", MASK_QUALITY)
-            _save(depth, f"{folder}/fg_bg_depth/{name}", DEPTH_QUALITY)
-            sample += 1
-
-
-def _save(image: Image.Image, path: str, quality: int, optimize: bool = False) -> None:
-    """Write a JPEG; as in the original data set, only fg_bg has optimised Huffman tables."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality, optimize=optimize)
-    with open(path, "wb") as file:
-        file.write(buffer.getbuffer())
+            # As in the original data set, only fg_bg has optimised Huffman tables.
+            data = encode_jpeg(fg_bg, FG_BG_QUALITY, optimize=True)
+            (folder / "fg_bg" / name).write_bytes(data)
+            (folder / "fg_bg_mask" / name).write_bytes(encode_jpeg(mask, MASK_QUALITY))
+            (folder / "fg_bg_depth" / name).write_bytes(encode_jpeg(depth, DEPTH_QUALITY))
+    return len(fgs) * plan.placements

@@ -9,7 +9,6 @@ to its own minimum and maximum, dark near and bright far.
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,11 +20,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from convert import jpeg
+from convert.dataset.canvas import DEPTH_QUALITY, encode_jpeg, stretch
 from convert.errors import DataError, RecordError
 from convert.files import publish_folder, temporary_folder, write_json
 from convert.source import DATASET, FOLDERS, list_backgrounds, list_jpegs, read_metadata
 
-QUALITY = 75
 METRIC_TYPES = ("depth_pro", "glpn", "zoedepth")
 """Values of a model's ``config.model_type`` that always mean metres."""
 
@@ -43,8 +42,7 @@ class DepthModel:
     name: str
     predict: Predictor
     predicts: Predicts
-    library: str = ""
-    """Library and version that run it."""
+    library: str = ""  # library that runs it, with its version
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +50,9 @@ class Composites:
     """The composites of a data set folder that is ready to be given depth maps."""
 
     folder: Path
-    names: tuple[str, ...]
-    """In the order of samples, like "bg_001/img_0001.jpg"."""
-    metadata: dict[str, object]
-    """What `dataset.json` says, empty if there is none."""
-    replace: bool
-    """Whether existing depth maps are to be replaced."""
+    names: tuple[str, ...]  # like "bg_001/img_0001.jpg", in the order of samples
+    metadata: dict[str, object]  # what `dataset.json` says, empty if there is none
+    replace: bool  # whether existing depth maps are to be replaced
 
     def path(self, index: int) -> Path:
         """File of one composite."""
@@ -131,8 +126,8 @@ def write_depth(
     """
     count, target = len(composites.names), composites.folder / FOLDERS["depth"]
     about = {"name": model.name, "predicts": model.predicts, "library": model.library}
-    about_depth = {"depth": "estimated", "depth_model": about | {"images": count}}
-    metadata = composites.metadata | about_depth
+    depth = {"depth": "estimated", "depth_model": about | {"images": count}}
+    metadata = composites.metadata | depth
     with temporary_folder(target) as work:
         with tqdm(total=count, desc="depth", unit="image", disable=not progress) as bar:
             for start in range(0, count, batch_size):
@@ -184,11 +179,8 @@ def encode(depth: np.ndarray, predicts: Predicts, size: tuple[int, int]) -> byte
     if depth.shape != size:
         image = image.resize(size[::-1], Image.Resampling.BILINEAR)
     far = np.asarray(image, np.float64) * (-1 if predicts == "inverse" else 1)
-    far -= far.min()
-    gray = np.rint(far * (255 / (far.max() or 1))).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(gray).convert("RGB").save(buffer, "JPEG", quality=QUALITY, optimize=True)
-    return buffer.getvalue()
+    gray = Image.fromarray(stretch(far))
+    return encode_jpeg(gray.convert("RGB"), DEPTH_QUALITY, optimize=True)
 
 
 def load_model(

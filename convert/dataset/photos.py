@@ -1,6 +1,5 @@
 """Reads and checks the user's photos, depth maps and cut-outs."""
 
-import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from convert.dataset.canvas import encode_jpeg
 from convert.errors import DataError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -58,13 +58,11 @@ def background_jpeg(path: Path, size: int, quality: int) -> bytes:
     """
     with _opened(path) as image:
         is_upright = image.getexif().get(EXIF_ORIENTATION, 1) == 1
-        found, wanted = (image.format, image.mode, image.size), ("JPEG", "RGB", (size, size))
-        if is_upright and found == wanted:
+        form = (image.format, image.mode, image.size)
+        if is_upright and form == ("JPEG", "RGB", (size, size)):
             return path.read_bytes()
         square = _centre_square(ImageOps.exif_transpose(image), size, Image.Resampling.LANCZOS)
-        buffer = io.BytesIO()
-        _flatten(square).save(buffer, "JPEG", quality=quality, optimize=True)
-        return buffer.getvalue()
+        return encode_jpeg(_flatten(square), quality, optimize=True)
 
 
 def open_depth(path: Path, photo: Path, size: int) -> np.ndarray:
@@ -125,10 +123,9 @@ def scale_cutout(cutout: np.ndarray, height: int, max_width: int, path: Path) ->
         )
     alpha = cutout[..., 3].astype(np.float32)
     planes = [alpha] + [cutout[..., c] * alpha for c in range(3)]
-    small_alpha, *colours = (
-        np.asarray(Image.fromarray(p).resize((width, height), Image.Resampling.BILINEAR))
-        for p in planes
-    )
+    bilinear = Image.Resampling.BILINEAR
+    small = [Image.fromarray(plane).resize((width, height), bilinear) for plane in planes]
+    small_alpha, *colours = map(np.asarray, small)
     colour = np.stack(colours, axis=-1) / np.maximum(small_alpha, 1e-3)[..., None]
     scaled = np.dstack([colour, small_alpha])
     scaled[small_alpha < 0.5] = 0

@@ -20,26 +20,20 @@ class ImageFolder:
     """A folder of the user's images."""
 
     path: Path
-    files: tuple[Path, ...]
-    """The images that are used, in order."""
+    files: tuple[Path, ...]  # the images that are used, in order
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What to compose; the same plan gives the same bytes with any number of workers."""
 
-    bg: ImageFolder | None
-    """The user's photos; None: built-in streets."""
-    fg: ImageFolder | None
-    """The user's cut-outs; None: built-in people."""
-    bg_depth: ImageFolder | None
-    """The depth map of each photo; None: the true depth of built-in streets, or a prior."""
+    bg: ImageFolder | None  # the user's photos; None: built-in streets
+    fg: ImageFolder | None  # the user's cut-outs; None: built-in people
+    bg_depth: ImageFolder | None  # the photos' depth; None: true for built-in streets, or a prior
     backgrounds: int
     foregrounds: int
-    placements: int
-    """Composites of each background with each foreground, half of them flipped; even."""
-    size: int
-    """Height and width of every image, in pixels."""
+    placements: int  # composites of each background and foreground, half of them flipped; even
+    size: int  # height and width of every image, in pixels
     seed: int
 
     def __post_init__(self) -> None:
@@ -47,10 +41,8 @@ class Plan:
         least = {"backgrounds": 1, "foregrounds": 1, "placements": 1, "size": 32, "seed": 0}
         for name, minimum in least.items():
             if getattr(self, name) < minimum:
-                unit = " pixels" if name == "size" else ""
-                raise DataError(
-                    f"{name} is {getattr(self, name)}: expected {minimum}{unit} or more."
-                )
+                found = getattr(self, name)
+                raise DataError(f"{name} is {found}: expected {minimum} or more.")
         if self.placements % 2:
             raise DataError(
                 f"placements is {self.placements}: expected an even number, because half of the "
@@ -100,10 +92,10 @@ def choose_depth(folder: Path | None, bg: ImageFolder | None) -> ImageFolder | N
 
 
 def plan_metadata(plan: Plan) -> dict[str, object]:
-    """What `dataset.json` says: all that decides the bytes, and nothing that does not (as time)."""
+    """What `dataset.json` says: all that decides the bytes, and nothing else (no time, no host)."""
     folders = {"bg": plan.bg, "fg": plan.fg, "bg_depth": plan.bg_depth}
     counts = ("backgrounds", "foregrounds", "placements", "size", "seed")
-    estimated = "prior" if plan.bg_depth is None else "given"
+    user_depth = "prior" if plan.bg_depth is None else "given"
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -117,7 +109,7 @@ def plan_metadata(plan: Plan) -> dict[str, object]:
         "samples": plan.backgrounds * plan.samples_per_bg,
         "samples_per_bg": plan.samples_per_bg,
         "samples_per_fg": plan.placements,
-        "depth": "true" if plan.bg is None else estimated,
+        "depth": "true" if plan.bg is None else user_depth,
         "sources": {
             k: None if v is None else [path.name for path in v.files] for k, v in folders.items()
         },

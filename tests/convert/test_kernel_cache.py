@@ -1,4 +1,4 @@
-"""Kernels compile where nothing can be written beside the code nor in a home."""
+"""Kernels compile even if neither the code's folder nor the home folder is writable."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ ROOT = Path(__file__).parents[2]
 PACK = "from convert import codecs; import numpy; print(codecs.pack_runs(numpy.ones(3, 'u1')))"
 
 
-def run_closed(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
-    """Run code with a copy of the package in whose place nothing can be written, root or not."""
+def run_read_only(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """Run code with a copy of the package beside which nothing can be written, not even by root."""
     ignored = shutil.ignore_patterns("__pycache__")
     package = shutil.copytree(ROOT / "convert", folder / "code" / "convert", ignore=ignored)
     (package / "__pycache__").touch()
     (folder / "home").touch()
     (folder / "tmp").mkdir()
-    closed = {"HOME": str(folder / "home"), "TMPDIR": str(folder / "tmp")}
+    unwritable = {"HOME": str(folder / "home"), "TMPDIR": str(folder / "tmp")}
     kept = {k: v for k, v in os.environ.items() if k not in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME")}
     return subprocess.run(
-        [sys.executable, "-c", code], cwd=folder / "code", env=kept | closed, capture_output=True,
-        text=True, check=False,
+        [sys.executable, "-c", code], cwd=folder / "code", env=kept | unwritable,
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("first", ["", "import numba; "])
-def test_kernels_are_kept_in_a_folder_for_temporary_files(tmp_path: Path, first: str) -> None:
-    done = run_closed(tmp_path, first + PACK)
+def test_kernels_are_cached_in_the_folder_for_temporary_files(tmp_path: Path, first: str) -> None:
+    done = run_read_only(tmp_path, first + PACK)
     assert (done.stdout, done.returncode) == ("b'\\x00\\x03'\n", 0), done.stderr
     folder = tmp_path / "tmp" / f"maskdepth-kernels-{os.getuid()}"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -43,7 +43,7 @@ def test_kernels_are_kept_in_a_folder_for_temporary_files(tmp_path: Path, first:
 
 
 @pytest.mark.parametrize("kind", ["open to all", "link", "file"])
-def test_a_folder_that_others_may_have_made_is_not_used(
+def test_a_folder_that_others_could_have_made_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -60,16 +60,16 @@ def test_a_folder_that_others_may_have_made_is_not_used(
     assert stat.S_IMODE(other.stat().st_mode) == 0o700
 
 
-def test_what_the_user_set_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_setting_of_the_user_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     closed = str(tmp_path / "file" / "below")
     monkeypatch.setattr(kernel_cache, "_folders_of_numba", lambda: (closed, closed))
-    monkeypatch.setenv("NUMBA_CACHE_DIR", "/told")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "/chosen")
     kernel_cache.provide()
-    assert os.environ["NUMBA_CACHE_DIR"] == "/told"
+    assert os.environ["NUMBA_CACHE_DIR"] == "/chosen"
 
 
-def test_nothing_is_set_where_one_folder_can_be_made(
+def test_nothing_is_set_if_one_folder_can_be_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()

@@ -1,4 +1,4 @@
-"""Built-in streets and people: repeatable, in range, and with depth that is true."""
+"""Built-in streets and people: repeatable, in range, and with true depth."""
 
 import numpy as np
 import pytest
@@ -49,20 +49,22 @@ def test_a_wall_across_the_view_has_one_depth(camera: Camera, distance: float) -
 
 
 @given(camera=cameras, data=st.data())
-def test_cast_finds_a_body_wherever_a_full_search_does(camera: Camera, data: st.DataObject) -> None:
-    """The image window and the hidden-body test only save time."""
+def test_cast_finds_a_solid_wherever_a_full_search_does(
+    camera: Camera, data: st.DataObject
+) -> None:
+    """The image window and the test for hidden solids only save time."""
     x, z = data.draw(st.floats(-6, 6)), data.draw(st.floats(2.5, 20))
-    body = taper(
+    solid = taper(
         block((x, x + 2), (0, 2), (z, z + 3), grey), [((0.0, 1.0, 1.0), (x, 1.5, z + 2.5))]
     )
-    view = cast(camera, [body], [])
+    view = cast(camera, [solid], [])
     origin = np.array([0, camera.height, 0], np.float32)
-    reach, _ = body.enter(origin, camera.directions())
+    reach, _ = solid.enter(origin, camera.directions())
     ground = cast(camera, [], []).depth
     np.testing.assert_array_equal(view.depth, np.minimum(ground, reach))
 
 
-def test_a_card_hides_what_is_behind_it_and_not_what_is_before() -> None:
+def test_a_card_hides_what_is_farther_and_not_what_is_nearer() -> None:
     camera = Camera(size=32, focal=32, centre=16, horizon=16, height=1.5)
 
     def draw(right: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -88,7 +90,7 @@ def test_background_is_repeatable_and_its_ground_is_true(seed: int, index: int) 
     assert scene.image.std() > 5
     camera = scene.camera
     flat = ground_depth(64, camera.horizon, camera.focal, camera.height)
-    # Bodies stand on the ground, so below the horizon nothing is farther than the ground.
+    # Solids are on the ground, so below the horizon nothing is farther than the ground.
     below = np.arange(64) + 0.5 > camera.horizon
     assert (scene.depth[below] <= flat[below] * 1.001).all()
     assert np.isclose(scene.depth, flat, rtol=1e-3)[below].mean() > 0.05
@@ -118,7 +120,7 @@ def test_person_is_repeatable_and_cropped(seed: int, index: int) -> None:
     assert visible[:, [0, -1]].any(axis=0).all()
 
 
-def test_pictures_differ() -> None:
+def test_pictures_of_different_numbers_differ() -> None:
     scenes = [draw_background(0, i, 32).image for i in range(3)]
     assert len({s.tobytes() for s in scenes}) == 3
     assert len({draw_person(s, i).tobytes() for s in (0, 1) for i in (0, 1)}) == 4

@@ -133,10 +133,8 @@ class Body:
         return self._hip + 0.33 * share * np.array([0, np.cos(lean), np.sin(lean)])
 
     def _torso(self) -> list[Limb]:
-        hips, waist, chest = (
-            self._breadth(w, d) for w, d in ((0.09, 0.066), (0.076, 0.055), (0.098, 0.066))
-        )
-        shoulder = self._breadth(0.098, 0.055)
+        hips, waist = self._breadth(0.09, 0.066), self._breadth(0.076, 0.055)
+        chest, shoulder = self._breadth(0.098, 0.066), self._breadth(0.098, 0.055)
         profile = [(0, hips * 1.04), (0.15, hips), (0.35, waist), (0.7, chest)]
         profile += [(0.9, shoulder), (1, shoulder * 0.62)]
         outfit, neck = self._outfit, [(0, 0.03), (1, 0.027)]
@@ -158,8 +156,8 @@ class Body:
             return [self._limb(*ends, seat, outfit.trouser_dye, folds=folds)]
         hem = self._up(0) - np.array([0, outfit.skirt, 0])
         cut = [(0, waist), (0.3, hips * 1.05), (1, hips * (1 + outfit.flare))]
-        dye = outfit.skirt_dye
-        return [self._limb(self._up(0.25), hem, cut, dye, bluntness=(1, 9), folds=folds * 1.3)]
+        ends = self._up(0.25), hem
+        return [self._limb(*ends, cut, outfit.skirt_dye, bluntness=(1, 9), folds=folds * 1.3)]
 
     def _leg(self, side: int) -> list[Limb]:
         pose, outfit, sign = self._pose, self._outfit, 1 - 2 * side
@@ -226,7 +224,7 @@ class Body:
         return parts + self._hair(chin, crown, skull)
 
     def _hair(self, chin: np.ndarray, crown: np.ndarray, skull: float) -> list[Limb]:
-        """Hair that stands out from the head, or a hat; nothing for short hair or none."""
+        """Hair with a shape of its own, or a hat; short hair is part of `Outfit.face_dye`."""
         outfit, dye, front = self._outfit, self._outfit.hair_dye, self._sees_front
         middle, back = (chin + crown) / 2, np.array([0, 0, -1.0])
         match outfit.hair_style:

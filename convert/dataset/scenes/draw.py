@@ -1,4 +1,4 @@
-"""Draws streets with their true depth: the geometry that the ray caster draws has it."""
+"""Draws streets in the light of a random day, with the true depth that the ray caster finds."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,8 +33,8 @@ class Light:
     sun: np.ndarray  # unit vector towards the sun, street coordinates
     strength: float  # direct sunlight: 0 under an overcast sky, 1 at its hardest
     warmth: np.ndarray  # colour of the sunlight
-    zenith: np.ndarray
-    haze: np.ndarray
+    zenith: np.ndarray  # colour of the sky straight up
+    haze: np.ndarray  # colour of the sky at the horizon
     fog_m: float  # distance at which the haze replaces 63 % of a surface's colour, metres
     cover: float  # share of clouds: 0 clear, 1 overcast
 
@@ -149,28 +149,25 @@ def _surface(
         facing = np.full(len(x), light.sun[1])
     else:
         albedo = solid.paint(Hits(x, y + camera.height, z, depth, face))
-        lit = np.ones(len(x))
         facing = np.maximum(solid.normals @ light.sun, 0)[face]
         # Less of the sky is visible from near the ground, so it is darker there.
-        lit = lit * np.clip(0.75 + 0.08 * (y + camera.height), 0, 1)
+        lit = np.clip(0.75 + 0.08 * (y + camera.height), 0, 1).astype(np.float64)
     direct = (light.strength * facing * lit)[:, None] * light.warmth
     ambient = (1 - 0.42 * light.strength) * (0.82 + 0.18 * lit)
     return albedo * (ambient[:, None] + 0.85 * direct)
 
 
 def _shadows(camera: Camera, street: Street, light: Light) -> np.ndarray:
-    """Shadow (size, size) on the ground, 0..1: cast by solids, and soft near what stands on it."""
+    """Shadow (size, size) on the ground, 0..1: cast by solids, and soft next to them."""
     ground = cast(camera, [], [])
     shadow = np.zeros(ground.depth.shape, np.float32)
     at = (ground.owner == GROUND) & (ground.depth < SHADOW_RANGE_M)
     points = camera.directions()[at] * ground.depth[at][:, None]
     points[:, 1] = 0
-    covered = np.zeros(len(points), bool)
-    gloom = np.zeros(len(points), np.float32)
-    towards = np.broadcast_to(light.sun.astype(np.float32), points.shape)
+    covered, gloom = np.zeros(len(points), bool), np.zeros(len(points), np.float32)
     for solid in street.solids:
         if light.strength > 0.1:
-            covered |= _blocked(solid, points, towards)
+            covered |= _blocked(solid, points, light.sun.astype(np.float32))
         low, high = solid.corners.min(0), solid.corners.max(0)
         if low[1] < 0.5:
             out = np.maximum(np.maximum(low - points, points - high), 0)
@@ -179,12 +176,12 @@ def _shadows(camera: Camera, street: Street, light: Light) -> np.ndarray:
     return shadow
 
 
-def _blocked(solid: Solid, points: np.ndarray, towards: np.ndarray) -> np.ndarray:
+def _blocked(solid: Solid, points: np.ndarray, sun: np.ndarray) -> np.ndarray:
     """Which points (k, 3) have the solid between them and the sun."""
     first = np.zeros(len(points), np.float32)
     last = np.full(len(points), np.inf, np.float32)
     for normal, offset in zip(solid.normals, solid.offsets, strict=True):
-        speed = float(towards[0] @ normal)
+        speed = float(sun @ normal)
         speed = speed if abs(speed) > 1e-9 else 1e-9
         reach = (offset - points @ normal.astype(np.float32)) / speed
         if speed < 0:
@@ -198,8 +195,7 @@ def _photograph(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     """Add what a camera adds: exposure, contrast, tint, blur and noise. Returns uint8 RGB."""
     size = image.shape[0]
     image = image * 1.08 * np.exp(rng.normal(0, 0.12)) * (1 + rng.normal(0, 0.03, 3))
-    contrast = rng.uniform(1, 1.4)
-    image = 0.5 + (image - 0.5) * contrast
+    image = 0.5 + (image - 0.5) * rng.uniform(1, 1.4)
     gray = image.mean(axis=2, keepdims=True)
     image = gray + (image - gray) * rng.uniform(0.7, 1.25)
     edge = np.linspace(-1, 1, size) ** 2

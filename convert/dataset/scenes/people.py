@@ -45,8 +45,12 @@ class Sheet:
         cover = np.clip(width - np.hypot(across, beyond) + 0.5, 0, 1)
         s = np.clip(across / width, -1, 1)
         colour = limb.dye(np.clip(u, 0, 1), s)
-        colour = colour * self._shade(s, side, x, y, limb.folds)[..., None]
-        self._over(box, np.clip(colour, 0, 1), cover)
+        colour = np.clip(colour * self._shade(s, side, x, y, limb.folds)[..., None], 0, 1)
+        under = self.alpha[box] * (1 - cover)
+        total = under + cover
+        mixed = colour * cover[..., None] + self.colour[box] * under[..., None]
+        self.colour[box] = mixed / np.maximum(total, 1e-6)[..., None]
+        self.alpha[box] = total
 
     def _shade(
         self, s: np.ndarray, side: np.ndarray, x: np.ndarray, y: np.ndarray, folds: float
@@ -60,13 +64,6 @@ class Sheet:
     def _pixel(self, point: np.ndarray) -> np.ndarray:
         x, y = point * self.height
         return np.array([CANVAS / 2 + x, CANVAS - MARGIN - y])
-
-    def _over(self, box: tuple, colour: np.ndarray, cover: np.ndarray) -> None:
-        under = self.alpha[box] * (1 - cover)
-        total = under + cover
-        mixed = colour * cover[..., None] + self.colour[box] * under[..., None]
-        self.colour[box] = mixed / np.maximum(total, 1e-6)[..., None]
-        self.alpha[box] = total
 
 
 def draw_person(seed: int, index: int) -> np.ndarray:

@@ -15,8 +15,7 @@ SKY, GROUND, FIRST = -1, 0, 1  # owners of a pixel; solids count from FIRST, car
 NEAR_M = 0.2  # nothing nearer to the camera is seen
 FACE_UP = 3  # index of the upper face of a `block`
 
-Bounds = tuple[float, float]
-"""From and to, in metres."""
+Bounds = tuple[float, float]  # from and to, in metres
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,9 +146,7 @@ def cast(camera: Camera, solids: Sequence[Solid], cards: Sequence[Card]) -> View
     return view
 
 
-def _cast_solid(
-    camera: Camera, direction: np.ndarray, solid: Solid, owner: int, view: View
-) -> None:
+def _cast_solid(camera: Camera, rays: np.ndarray, solid: Solid, owner: int, view: View) -> None:
     right, depth = zip(*(camera.to_view(x, z) for x, _, z in solid.corners), strict=True)
     if max(depth) < NEAR_M:
         return
@@ -157,7 +154,7 @@ def _cast_solid(
     if not (view.depth[box] > min(depth)).any():  # outside the image, or hidden
         return
     origin = np.array([0, camera.height, 0], np.float32)
-    reach, face = solid.enter(origin, direction[box])
+    reach, face = solid.enter(origin, rays[box])
     closer = reach < view.depth[box]
     for kept, found in ((view.depth, reach), (view.owner, owner), (view.face, face)):
         np.copyto(kept[box], found, where=closer)
@@ -188,7 +185,7 @@ def block(x: Bounds, y: Bounds, z: Bounds, paint: Paint) -> Solid:
     )
 
 
-def taper(solid: Solid, planes: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Solid:
+def taper(solid: Solid, planes: Sequence[tuple[ArrayLike, ArrayLike]]) -> Solid:
     """Cut a solid by more planes, each given by its outward normal and a point on it."""
     normals = np.array([n for n, _ in planes], float)
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)

@@ -5,7 +5,7 @@ import numpy as np
 from convert.dataset.scenes.districts import District
 from convert.dataset.scenes.raycast import Bounds, Camera, Card, Draw, Hits, Solid, block, taper
 from convert.dataset.scenes.surfaces import Car, Facade, Ground
-from convert.dataset.scenes.textures import Noise, leafy, plain
+from convert.dataset.scenes.textures import Noise, leafy, plain, shaded
 
 WALLS = np.array([
     (0.62, 0.36, 0.28), (0.55, 0.30, 0.24), (0.82, 0.76, 0.64), (0.86, 0.84, 0.80),
@@ -20,6 +20,8 @@ CAR_PAINTS = np.array([
     (0.85, 0.86, 0.87), (0.12, 0.12, 0.13), (0.50, 0.52, 0.54), (0.60, 0.08, 0.07),
     (0.10, 0.20, 0.45), (0.30, 0.34, 0.30), (0.72, 0.70, 0.62), (0.80, 0.50, 0.10),
 ], np.float32)  # fmt: skip
+X_AXIS, Y_AXIS, Z_AXIS = np.eye(3)
+EAVES_M = 0.35  # how far a roof extends beyond the walls
 
 
 class Street:
@@ -28,10 +30,6 @@ class Street:
     def __init__(self, rng: np.random.Generator, camera: Camera, district: District) -> None:
         self._rng, self._camera, self._district = rng, camera, district
         self._noise, self._fine = Noise(rng, 1.3), Noise(rng, 0.35)
-        self._crossing: Bounds | None = None
-        if self._chance(0.4):
-            start = self._between((7, 25))
-            self._crossing = start, start + self._between((5, 8))
         self.ground = self._make_ground()
         self.solids: list[Solid] = []
         self.cards: list[Card] = []
@@ -39,7 +37,9 @@ class Street:
             self._houses(side)
             self._along_kerb(side)
         if self._chance(district.closed):
-            self._closing_house()
+            z, middle = self._between((28, 60)), self.ground.middle + self._between((-6, 6))
+            half = self._between((10, 30)) / 2
+            self._house((middle - half, middle + half), (z, z + 8))
         # Near solids first, so that most far ones prove to be hidden before their rays are cast.
         self.solids.sort(key=lambda solid: float(np.abs(solid.corners[:, 2]).min()))
 
@@ -54,9 +54,11 @@ class Street:
         return np.clip(colour + self._rng.normal(0, spread, 3), 0.03, 0.95).astype(np.float32)
 
     def _make_ground(self) -> Ground:
-        rng, district = self._rng, self._district
-        gray = self._between((0.25, 0.5))
-        road = gray + rng.normal(0, 0.012, 3)
+        district, crossing = self._district, None
+        if self._chance(0.4):
+            start = self._between((7, 25))
+            crossing = start, start + self._between((5, 8))
+        road = self._between((0.25, 0.5)) + self._rng.normal(0, 0.012, 3)
         road = road + self._between((-0.02, 0.04)) * np.array([1, 0.3, -1])
         grassy = self._chance(district.grassy)
         green = np.array([0.26, 0.36, 0.15]) * self._between((0.8, 1.3))
@@ -70,7 +72,7 @@ class Street:
             middle=self._between((-0.6, 0.6)) * half_road,
             half_road=half_road,
             walk=self._between(district.walk),
-            crossing=self._crossing,
+            crossing=crossing,
             zebra=self._between((3.5, 14)) if self._chance(0.35) else None,
             dash=self._between((1.5, 3)) if self._chance(0.7) else 0.0,
             slab=self._between((0.4, 0.9)),
@@ -80,10 +82,28 @@ class Street:
             fine=self._fine,
         )
 
-    def _facade(self, height: float) -> Facade:
+    def _houses(self, side: int) -> None:
+        """A row of houses along one side (-1 left, 1 right), starting close to the camera."""
+        district, ground = self._district, self.ground
+        z = self._between((-6, 2))
+        while z < 75:
+            width = self._between(district.front)
+            edge = ground.half_road + ground.walk + self._between(district.setback)
+            near = ground.middle + side * edge
+            crossing = ground.crossing
+            if crossing and z < crossing[1] + 2 and z + width > crossing[0] - 2:
+                z = crossing[1] + 2
+                continue
+            if side * near > 0.8:  # so that the camera is outside of every house
+                far = near + side * self._between((6, 11))
+                self._house((min(near, far), max(near, far)), (z, z + width))
+            z += width + (self._between((1.5, 7)) if self._chance(district.gap) else 0)
+
+    def _house(self, x: Bounds, z: Bounds) -> None:
+        height = self._between(self._district.height)
         shop = self._between((3, 3.8)) if self._chance(self._district.shops) else 0.0
         wall = self._tinted(WALLS)
-        return Facade(
+        facade = Facade(
             wall=wall,
             trim=np.clip(wall * 0.4 + self._between((0.2, 0.55)), 0, 0.95),
             glass=np.array([0.22, 0.26, 0.31]) * self._between((0.6, 1.5)),
@@ -99,33 +119,13 @@ class Street:
             noise=self._noise,
             fine=self._fine,
         )
-
-    def _houses(self, side: int) -> None:
-        """A row of houses along one side (-1 left, 1 right), starting close to the camera."""
-        district, ground = self._district, self.ground
-        z = self._between((-6, 2))
-        while z < 75:
-            width = self._between(district.front)
-            edge = ground.half_road + ground.walk + self._between(district.setback)
-            near = ground.middle + side * edge
-            if self._crossing and z < self._crossing[1] + 2 and z + width > self._crossing[0] - 2:
-                z = self._crossing[1] + 2
-                continue
-            if side * near > 0.8:  # so that the camera is outside of every house
-                far = near + side * self._between((6, 11))
-                self._house((min(near, far), max(near, far)), (z, z + width))
-            z += width + (self._between((1.5, 7)) if self._chance(district.gap) else 0)
-
-    def _house(self, x: Bounds, z: Bounds) -> None:
-        height = self._between(self._district.height)
-        facade = self._facade(height)
         self.solids.append(block(x, (0, height), z, facade))
         if self._chance(self._district.gable):
             self._roof(x, height, z)
         elif self._chance(0.4):
             inset = 0.3 * (x[1] - x[0])
             top = (x[0] + inset, x[1] - inset), (height, height + 2.2), (z[0] + 1, z[0] + 3)
-            self.solids.append(block(*top, plain(facade.wall * 0.8, self._noise)))
+            self.solids.append(block(*top, plain(wall * 0.8, self._noise)))
 
     def _roof(self, x: Bounds, base: float, z: Bounds) -> None:
         """A pitched roof with its ridge along the street or across it."""
@@ -135,31 +135,20 @@ class Street:
         def paint(hits: Hits) -> np.ndarray:
             rows = 0.12 * np.sign(np.sin(hits.y * 26)) / (1 + (hits.depth / 15) ** 2)
             grain = 0.10 * self._noise((hits.x + hits.z) * 20, hits.y * 30)
-            return tiles * (1 + rows + grain)[:, None]
+            return shaded(tiles, 1 + rows + grain)
 
-        over = 0.35
-        low, high = (x[0] - over, x[1] + over), (z[0] - over, z[1] + over)
-        body = block(low, (base, base + rise), high, paint)
-        axis, (start, stop) = (0, low) if self._chance(0.6) else (2, high)
-        half = (stop - start) / 2
-        slopes = []
-        for sign, edge in ((-1, start), (1, stop)):
-            normal, point = [0.0, half, 0.0], [0.0, base, 0.0]
-            normal[axis], point[axis] = sign * rise, edge
-            slopes.append((tuple(normal), tuple(point)))
+        x, z = (x[0] - EAVES_M, x[1] + EAVES_M), (z[0] - EAVES_M, z[1] + EAVES_M)
+        body = block(x, (base, base + rise), z, paint)
+        across, (start, stop) = (X_AXIS, x) if self._chance(0.6) else (Z_AXIS, z)
+        tilt, height = (stop - start) / 2 * Y_AXIS, base * Y_AXIS
+        slopes = [(tilt - rise * across, height + start * across)]
+        slopes += [(tilt + rise * across, height + stop * across)]
         self.solids.append(taper(body, slopes))
-
-    def _closing_house(self) -> None:
-        z = self._between((28, 60))
-        middle = self.ground.middle + self._between((-6, 6))
-        width = self._between((10, 30))
-        self._house((middle - width / 2, middle + width / 2), (z, z + 8))
 
     def _along_kerb(self, side: int) -> None:
         """Cars at the kerb; trees, lamps and street furniture on the pavement; hedges."""
         ground, district = self.ground, self._district
-        offset = self._between((0, 6))
-        for z in np.arange(4.5, 58, 6.5) + offset:
+        for z in np.arange(4.5, 58, 6.5) + self._between((0, 6)):
             if self._chance(district.cars) and not self._on_crossing(z, 3):
                 self._car(ground.middle + side * (ground.half_road - 1.05), z)
         kerb = ground.middle + side * (ground.half_road + min(0.7, ground.walk * 0.5))
@@ -177,7 +166,7 @@ class Street:
             self._hedges(ground.middle + side * (ground.half_road + ground.walk + 0.5))
 
     def _on_crossing(self, z: float, margin: float) -> bool:
-        crossing = self._crossing
+        crossing = self.ground.crossing
         return crossing is not None and crossing[0] - margin < z < crossing[1] + margin
 
     def _car(self, x: float, z: float) -> None:
@@ -223,22 +212,21 @@ class Street:
     def _tree(self, x: float, z: float) -> None:
         height, spread = self._between((4, 9)), self._between((1.4, 3.2))
         crown = height - spread * self._between((0.8, 1.1))
-        leaf = np.array([0.30, 0.42, 0.15]) * self._between((0.6, 1.25))
-        leaf = leaf + self._rng.normal(0, 0.04, 3)
+        green = np.array([0.30, 0.42, 0.15]) * self._between((0.6, 1.25))
+        leaf = green + self._rng.normal(0, 0.04, 3)
         bark = np.array([0.30, 0.24, 0.19]) * self._between((0.7, 1.2))
         shift, trunk = self._between((0, 200)), self._between((0.09, 0.22))
-        noise, fine = self._noise, self._fine
 
         def draw(right: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             u, v = right / spread, (y - crown) / (spread * 1.05)
-            clumps = noise(right * 32 + shift, y * 32)
-            leaves = fine(right * 22 + shift, y * 22)
+            clumps = self._noise(right * 32 + shift, y * 32)
+            leaves = self._fine(right * 22 + shift, y * 22)
             full = 1.05 - np.hypot(u, v) + 0.20 * clumps + 0.10 * leaves
             foliage = (full > 0.32) & (y > crown - spread * 1.1)
             light = 0.75 + 0.28 * v - 0.14 * u + 0.22 * clumps + 0.20 * leaves
             colour = leaf * np.clip(light, 0.15, 1.9)[..., None]
             wood = (np.abs(right) < trunk * (1.4 - 0.6 * y / height)) & (y < crown) & (y > 0)
-            grain = 1 + 0.2 * fine(right * 60, y * 9) - 0.5 * right / trunk
+            grain = 1 + 0.2 * self._fine(right * 60, y * 9) - 0.5 * right / trunk
             colour = np.where(foliage[..., None], colour, bark * grain[..., None])
             return colour, foliage | wood
 

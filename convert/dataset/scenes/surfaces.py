@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convert.dataset.scenes.raycast import FACE_UP, Hits
+from convert.dataset.scenes.raycast import FACE_UP, Bounds, Hits
 from convert.dataset.scenes.textures import Noise, blend, inside, scatter, shaded
 
 
@@ -19,14 +19,14 @@ class Ground:
     middle: float  # x of the road's middle
     half_road: float
     walk: float  # width of each pavement
-    crossing: tuple[float, float] | None  # bounds in z of a side street
+    crossing: Bounds | None  # bounds in z of a side street
     zebra: float | None  # z of a pedestrian crossing
     dash: float  # length of the dashes of the middle line, 0 for a street without lines; metres
     slab: float  # side of the paving slabs
     paint: np.ndarray  # colour of the markings
-    salt: float
-    noise: Noise
-    fine: Noise
+    salt: float  # shifts the patterns, so that no two look alike
+    noise: Noise  # large stains
+    fine: Noise  # grain
 
     def __call__(self, x: np.ndarray, z: np.ndarray, depth: np.ndarray) -> np.ndarray:
         """Colour (k, 3) at points of the ground."""
@@ -86,7 +86,7 @@ class Ground:
         tufts = 0.16 * self.noise(x * 20, z * 9) + 0.22 * clear * self.fine(x * 40, z * 25)
         dry = np.clip(0.5 * self.noise(x * 5, z * 5), 0, 0.6)
         colour = shaded(self.beyond, np.clip(1 + tufts, 0.2, 2))
-        return blend(colour, np.array([0.5, 0.45, 0.28]), dry)
+        return blend(colour, (0.5, 0.45, 0.28), dry)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,17 +96,17 @@ class Facade:
     wall: np.ndarray
     trim: np.ndarray
     glass: np.ndarray
-    accent: np.ndarray  # colour of doors, awnings and signs
+    accent: np.ndarray  # colour of shutters, doors and signs
     storey: float
     bay: float
-    window: tuple[float, float]  # width and height of a window as shares of ``bay`` and ``storey``
+    window: tuple[float, float]  # width and height of a window as shares of bay and storey
     shop: float  # height of the shop front, 0 for none
     bricks: bool
     shutters: bool
     height: float
-    salt: float
-    noise: Noise
-    fine: Noise
+    salt: float  # shifts the patterns, so that no two look alike
+    noise: Noise  # large stains
+    fine: Noise  # grain
 
     def __call__(self, hits: Hits) -> np.ndarray:
         """Colour of points on any side of the house."""
@@ -158,7 +158,7 @@ class Facade:
         light = 0.55 + 0.75 * chance + 0.25 * v * (chance > 0.4)
         glass = self.glass * light[..., None]
         curtain = ((chance * 7) % 1 < 0.35) * (v > 1 - 2 * ((chance * 31) % 1))
-        glass = blend(glass, np.array([0.72, 0.69, 0.62]), 0.8 * curtain)
+        glass = blend(glass, (0.72, 0.69, 0.62), 0.8 * curtain)
         bars = (u < 0.045) | (np.abs(v - 0.25) < 0.05)
         return blend(glass, self.trim * 0.9, bars * 0.9)
 
@@ -206,12 +206,12 @@ class Car:
         lamp = end & (np.abs(across) > 0.52) & (np.abs(hits.y - 0.7) < 0.1)
         plate = end & (np.abs(across) < 0.27) & (np.abs(hits.y - 0.48) < 0.07)
         colour = blend(colour, self.colour * 0.35, (side & (seam | crease)) * 0.8)
-        colour = blend(colour, np.array([0.08, 0.08, 0.08]), hits.y < 0.27)
-        colour = blend(colour, np.array([0.05, 0.05, 0.06]), side & (reach < 0.36))
-        colour = blend(colour, np.array([0.55, 0.56, 0.58]), 0.8 * (side & (reach < 0.2)))
-        colour = blend(colour, np.array([0.75, 0.08, 0.06]), lamp & (along < 0))
-        colour = blend(colour, np.array([0.95, 0.95, 0.85]), lamp & (along >= 0))
-        return blend(colour, np.array([0.9, 0.88, 0.6]), plate)
+        colour = blend(colour, (0.08, 0.08, 0.08), hits.y < 0.27)
+        colour = blend(colour, (0.05, 0.05, 0.06), side & (reach < 0.36))
+        colour = blend(colour, (0.55, 0.56, 0.58), 0.8 * (side & (reach < 0.2)))
+        colour = blend(colour, (0.75, 0.08, 0.06), lamp & (along < 0))
+        colour = blend(colour, (0.95, 0.95, 0.85), lamp & (along >= 0))
+        return blend(colour, (0.9, 0.88, 0.6), plate)
 
     def cabin(self, hits: Hits) -> np.ndarray:
         """Colour of the upper part: windows between pillars, under a roof."""

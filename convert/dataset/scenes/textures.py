@@ -1,6 +1,7 @@
 """Noise, masks and colour mixing for all procedural surfaces; plain and leafy paint."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from convert.dataset.scenes.raycast import Hits, Paint
 
@@ -35,7 +36,7 @@ def scatter(i: np.ndarray, j: np.ndarray, salt: float) -> np.ndarray:
     return wave - np.floor(wave)
 
 
-def blend(base: np.ndarray, over: np.ndarray, share: np.ndarray) -> np.ndarray:
+def blend(base: np.ndarray, over: ArrayLike, share: np.ndarray) -> np.ndarray:
     """Mix colours (..., 3): ``share`` (...) of ``over``, the rest ``base``; a mask is 0 or 1."""
     return base + (np.asarray(over, np.float32) - base) * share.astype(np.float32)[..., None]
 

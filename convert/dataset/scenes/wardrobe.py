@@ -48,9 +48,8 @@ def solid(colour: np.ndarray) -> Dye:
 def digit(number: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Where the strokes of a digit are; ``x``, ``y`` in 0..1 from its lower left corner."""
     strokes = zip(SEGMENTS[number], STROKES, strict=True)
-    return np.max(
-        [inside(x, *dx) * inside(y, *dy) for on, (dx, dy) in strokes if on == "1"], axis=0
-    )
+    marks = [inside(x, *dx) * inside(y, *dy) for on, (dx, dy) in strokes if on == "1"]
+    return np.max(marks, axis=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,17 +85,15 @@ class Outfit:
         return self.hair * (1 + 0.25 * self.noise(s * 20, u * 4))[..., None]
 
     def bag_dye(self, u: np.ndarray, s: np.ndarray) -> np.ndarray:
-        """A rucksack with a pocket."""
-        seam = np.abs(u - 0.45) < 0.03
-        return blend(self.hat * 0.8, self.hat * 0.3, seam)
+        """A rucksack with a seam across it."""
+        return blend(self.hat * 0.8, self.hat * 0.3, np.abs(u - 0.45) < 0.03)
 
     def shirt_dye(self, *, frontal: bool, front: bool) -> Dye:
         """The torso, with its number if it faces the viewer (``front``) or faces away."""
 
         def dye(u: np.ndarray, s: np.ndarray) -> np.ndarray:
             colour = self._patterned(u, s)
-            collar = (u > 0.955) & (np.abs(s) < 0.75)
-            colour = blend(colour, self.shirt_second, collar)
+            colour = blend(colour, self.shirt_second, (u > 0.955) & (np.abs(s) < 0.75))  # collar
             if self.pattern == "jacket" and front and frontal:
                 opening = np.abs(s) < 0.10 + 0.18 * np.clip(u - 0.4, 0, 1)
                 colour = blend(colour, self.shirt_second, opening)
@@ -138,7 +135,7 @@ class Outfit:
     def trouser_dye(self, u: np.ndarray, s: np.ndarray) -> np.ndarray:
         """Trousers or shorts, maybe with a stripe down the side."""
         colour = self.trouser * (1 + 0.08 * self.noise(s * 6, u * 9))[..., None]
-        stripe = (np.abs(np.abs(s) - 0.75) < 0.12) if self.side_stripe else np.zeros(u.shape, bool)
+        stripe = self.side_stripe & (np.abs(np.abs(s) - 0.75) < 0.12)
         return blend(colour, self.shirt_second, stripe)
 
     def skirt_dye(self, u: np.ndarray, s: np.ndarray) -> np.ndarray:
@@ -158,9 +155,8 @@ class Outfit:
         """The head turned by ``turn`` radians from the viewer: face, hair line and beard."""
 
         def dye(u: np.ndarray, s: np.ndarray) -> np.ndarray:
-            angle = np.arcsin(np.clip(s, -0.999, 0.999))
             # The angle around the head from the nose.
-            away = angle - np.arctan2(np.sin(turn), np.cos(turn))
+            away = np.arcsin(np.clip(s, -0.999, 0.999)) - np.arctan2(np.sin(turn), np.cos(turn))
             away = np.abs(np.mod(away + np.pi, 2 * np.pi) - np.pi)
             eyes = np.hypot((away - 0.42) / 0.15, (u - 0.5) / 0.035) < 1
             brows = inside(away, 0.2, 0.65) * inside(u, 0.565, 0.6)
@@ -170,7 +166,7 @@ class Outfit:
             colour = blend(colour, self.skin * np.array([0.75, 0.5, 0.5]), 0.9 * mouth)
             stubble = ((u < 0.3) & (away < 1.3)) & ~(mouth & (u > 0.18))
             colour = blend(colour, self.hair, self.beard * stubble)
-            colour = blend(colour, np.array([0.1, 0.08, 0.08]), 0.85 * eyes)
+            colour = blend(colour, (0.1, 0.08, 0.08), 0.85 * eyes)
             colour = blend(colour, self.hair, 0.8 * brows)
             if self.hair_style == "bald":
                 return colour
