@@ -57,8 +57,7 @@ def is_distributed() -> bool:
 def share_batch_norm(network: DualDecoderUNet) -> DualDecoderUNet:
     """Make every BatchNorm compute its statistics over all ranks; names and values are kept.
 
-    Uses torch's SyncBatchNorm on a GPU, and on a CPU, which that does not support,
-    `SharedBatchNorm`.
+    Uses torch's SyncBatchNorm on a GPU, and `SharedBatchNorm` on a CPU.
     """
     if next(network.parameters()).device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(network)
@@ -70,10 +69,7 @@ def share_batch_norm(network: DualDecoderUNet) -> DualDecoderUNet:
 
 
 class SharedBatchNorm(nn.BatchNorm2d):
-    """BatchNorm over the batches of all ranks, for CPUs and gloo; unchanged in eval mode.
-
-    torch's SyncBatchNorm raises an error for tensors on a CPU.
-    """
+    """BatchNorm over the batches of all ranks on CPUs, which torch's SyncBatchNorm rejects."""
 
     def forward(self, images: Tensor) -> Tensor:
         """images: (B, C, H, W), B of this rank; gradients flow through the sums of all ranks."""
@@ -88,7 +84,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
         total, square = sums[:-1].chunk(2)
         mean = total / sums[-1]
         variance = square / sums[-1] - mean.square()
-        # The running statistics move as those of nn.BatchNorm2d do.
+        # Update the running statistics as nn.BatchNorm2d does.
         unbiased = variance * sums[-1] / (sums[-1] - 1)
         self.running_mean.lerp_(mean.detach().to(self.running_mean.dtype), self.momentum)
         self.running_var.lerp_(unbiased.detach().to(self.running_var.dtype), self.momentum)

@@ -38,7 +38,7 @@ class Precision:
     def set_tf32(self) -> None:
         """Allow or forbid TF32 in the whole process, and let cuDNN choose its fastest kernels.
 
-        torch's default is neither: it allows TF32 in convolutions, not in matrix products.
+        By default torch allows TF32 in convolutions, but not in matrix products.
         """
         torch.backends.cudnn.allow_tf32 = self.tf32
         torch.backends.cuda.matmul.allow_tf32 = self.tf32
@@ -78,22 +78,24 @@ def choose_precision(
     return Precision(dtype=dtypes.get(request), scale=request == "fp16", tf32=request == "tf32")
 
 
-def choose_compile(request: str, device_type: str, capability: tuple[int, int] | None) -> str:
-    """Return the mode for `--compile` after checking that the device supports it.
+def require_compile(
+    mode: str, device: torch.device, capability: tuple[int, int] | None = None
+) -> None:
+    """Raise ModelError unless the device supports the mode of `--compile`.
 
-    Raises ModelError for a GPU below capability 7.0 such as P100, which torch.compile's kernels
-    (Triton) do not support, and for CUDA graphs on a CPU.
+    On a GPU the kernels of torch.compile (Triton) need capability 7.0, which a P100 does not
+    have; it is read from the device if it is None. CUDA graphs (reduce-overhead) need a GPU.
     """
-    if request != "off" and capability is not None and capability < (7, 0):
+    capability = capability or capability_of(device)
+    if mode != "off" and capability is not None and capability < (7, 0):
         raise ModelError(
-            f"--compile {request}: found a GPU of compute capability {capability[0]}."
+            f"--compile {mode}: found a GPU of compute capability {capability[0]}."
             f"{capability[1]}, expected 7.0 or more; use --compile off"
         )
-    if request == "reduce-overhead" and device_type == "cpu":
+    if mode == "reduce-overhead" and device.type == "cpu":
         raise ModelError(
             "--compile reduce-overhead: CUDA graphs need a GPU; on a CPU use default or off"
         )
-    return request
 
 
 def choose_device(request: str) -> torch.device:
@@ -122,11 +124,6 @@ def precision_for(request: str, device: torch.device) -> Precision:
     precision = choose_precision(request, device.type, capability_of(device), cpu_flags())
     precision.set_tf32()
     return precision
-
-
-def require_compile(request: str, device: torch.device) -> None:
-    """Raise ModelError unless a device of this machine supports the mode of `--compile`."""
-    choose_compile(request, device.type, capability_of(device))
 
 
 def capability_of(device: torch.device) -> tuple[int, int] | None:

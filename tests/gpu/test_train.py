@@ -15,7 +15,7 @@ from loaders import Backgrounds, Batch, Layout, Preprocess
 from model import DualDecoderUNet
 from model.checkpoint import ChannelStatistics
 from model.metrics import SampleTable
-from model.precision import capability_of, choose_compile, precision_for
+from model.precision import capability_of, precision_for, require_compile
 from model.recipe import RECIPES, Stage
 from model.training.evaluation import measure, predict_step
 from model.training.progress import RunningLoss
@@ -106,7 +106,7 @@ def test_no_score_waits(batch: Batch) -> None:
 def test_compiled_steps_are_those_of_eager(batch: Batch, mode: str) -> None:
     if (capability := capability_of(torch.device("cuda"))) and capability < (7, 0):
         pytest.skip(f"torch.compile does not know compute capability {capability}")
-    choose_compile(mode, "cuda", capability)
+    require_compile(mode, torch.device("cuda"))
     for stage in (RECIPES["joint"].stages[0], RECIPES["original"].stages[-1]):
         losses = []
         for compile_mode in ("off", mode):

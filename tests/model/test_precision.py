@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model import ModelError
-from model.precision import COMPILE, Precision, choose_compile, choose_device, choose_precision
+from model.precision import COMPILE, Precision, choose_device, choose_precision, require_compile
 
 
 @pytest.mark.parametrize(
@@ -55,18 +55,18 @@ GPUS = {"P100": (6, 0), "T4": (7, 5), "A100": (8, 0), "H100": (9, 0)}
 def test_compile_on_gpus(gpu: str, mode: str) -> None:
     if gpu == "P100" and mode != "off":
         with pytest.raises(ModelError, match=r"found a GPU of compute capability 6\.0, expected 7"):
-            choose_compile(mode, "cuda", GPUS[gpu])
+            require_compile(mode, torch.device("cuda"), GPUS[gpu])
     else:
-        assert choose_compile(mode, "cuda", GPUS[gpu]) == mode
+        require_compile(mode, torch.device("cuda"), GPUS[gpu])
 
 
 def test_compile_on_a_cpu() -> None:
-    assert choose_compile("default", "cpu", None) == "default"
+    require_compile("default", torch.device("cpu"))
     with pytest.raises(ModelError, match="CUDA graphs need a GPU"):
-        choose_compile("reduce-overhead", "cpu", None)
+        require_compile("reduce-overhead", torch.device("cpu"))
 
 
-def test_tf32_is_set_and_never_left_to_chance() -> None:
+def test_tf32_is_set_explicitly() -> None:
     kept = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     try:
         for request_ in ("tf32", "off", "bf16"):
@@ -77,7 +77,7 @@ def test_tf32_is_set_and_never_left_to_chance() -> None:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = kept
 
 
-def test_impossible_devices_are_named() -> None:
+def test_unsupported_devices_are_named() -> None:
     with pytest.raises(ModelError, match="fp16 needs a GPU"):
         choose_precision("fp16", "cpu", None)
     for capability in ((6, 0), (7, 5)):
