@@ -276,8 +276,7 @@ def fit(context: click.Context, run_dir: Path, resume: bool, **options: object) 
             fit_run(run, network, device, reporter)
         if first:
             config, best = run.config, load_network(run_dir / BEST)
-            expected = config.fingerprint
-            report = evaluate_checkpoint(best, config.data, config.amp, device, expected)
+            report = evaluate_checkpoint(best, config.data, config.amp, device, config.fingerprint)
             draw_predictions(run_dir / PREDICTIONS, report.evaluation.examples, report.title)
             table = score_table(report.evaluation.rows, report.title, report.spread)
             click.echo(f"\n{table}\n\nwritten to {run_dir}")
@@ -298,7 +297,7 @@ def evaluate(
     if picture:
         require_writable(picture)
     loaded = load_network(checkpoint)
-    info = loaded[1]
+    info = loaded.info
     split = split or info.split
     data |= {"split": split, "split_seed": info.split_seed, "validation": info.validation}
     config = DataConfig.from_options(data)

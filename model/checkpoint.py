@@ -87,8 +87,11 @@ def save_network(path: Path, network: DualDecoderUNet, info: NetworkInfo) -> Non
     replace_bytes(path, save(tensors, metadata))
 
 
-Checkpoint = tuple[DualDecoderUNet, NetworkInfo]
-"""A trained network and what must be known of it."""
+class Checkpoint(NamedTuple):
+    """A trained network and what is needed to use it."""
+
+    network: DualDecoderUNet
+    info: NetworkInfo
 
 
 def load_network(path: str | Path) -> Checkpoint:
@@ -117,7 +120,7 @@ def load_network(path: str | Path) -> Checkpoint:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"checkpoint {path}: weights do not fit the network: {reason}") from None
-    return network.eval(), info
+    return Checkpoint(network.eval(), info)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], NetworkInfo]:
