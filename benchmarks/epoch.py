@@ -1,6 +1,6 @@
 """A real epoch of a stage, taken apart: loader, copy, preprocessing, forward, backward, optimiser.
 
-python -m benchmarks epoch SHARDS --stage depth --stage mask --size 112 --size 224
+python -m benchmarks epoch cli.SHARDS --stage depth --stage mask --size 112 --size 224
 """
 
 from __future__ import annotations
@@ -13,16 +13,8 @@ import click
 import numpy as np
 import torch
 
+from benchmarks.harness import options as cli
 from benchmarks.harness.gpus import EnergyMeter, peak_tflops
-from benchmarks.harness.options import (
-    ENGINE,
-    SHARDS,
-    Loading,
-    command,
-    loading_options,
-    option,
-    width_option,
-)
 from benchmarks.harness.phases import Phases
 from benchmarks.harness.results import CaseResult, Result, make_result
 from benchmarks.harness.steps import TRAINS, OurStep, Setup, gflop_per_sample, make_stage
@@ -32,25 +24,25 @@ from loaders import Batch, Loader, build_loader, read_layout, split_indices
 from model.precision import AMP, precision_for
 
 
-@command(
-    SHARDS,
-    option(
+@cli.command(
+    cli.SHARDS,
+    cli.option(
         "--stage", "kinds", type=click.Choice(list(TRAINS)), multiple=True,
         default=("depth", "mask"),
     ),
-    option("--size", "sizes", type=click.IntRange(8), multiple=True, default=(112,)),
-    option("--samples", type=click.IntRange(2), default=2**40, show_default="all",
+    cli.option("--size", "sizes", type=click.IntRange(8), multiple=True, default=(112,)),
+    cli.option("--samples", type=click.IntRange(2), default=2**40, show_default="all",
            help="Samples to use at most, 70 % of them for training."),
-    option("--compile", "compiled", is_flag=True, show_default=False,
+    cli.option("--compile", "compiled", is_flag=True, show_default=False,
            help="The network by torch.compile; its first step is timed separately."),
-    width_option(64),
-    ENGINE,
-    option("--amp", type=click.Choice(AMP), default="auto", help="As in `train.py fit`."),
-    loading_options,
+    cli.width_option(64),
+    cli.ENGINE,
+    cli.option("--amp", type=click.Choice(AMP), default="auto", help="As in `train.py fit`."),
+    cli.loading_options,
 )  # fmt: skip
 def epoch(
     shards: Path,
-    loading: Loading,
+    loading: cli.Loading,
     kinds: tuple[str, ...],
     sizes: tuple[int, ...],
     samples: int,
@@ -74,7 +66,7 @@ def epoch(
                 open_loader(indices=train, drop_last=True) as training,
                 open_loader(indices=val, shuffle=False) as validation,
             ):
-                setup = Setup.of(training, stage, width, precision)
+                setup = Setup(training, stage, width, precision)
                 step = OurStep(setup, compiled=compiled)
                 epochs = Epochs(step, training, validation, training.device)
                 cases |= _cases(epochs, setup, kind, loading.repeats)

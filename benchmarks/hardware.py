@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.harness.contender import Contender, Unavailable, race
-from benchmarks.harness.images import Scale, allowed_levels, read_truth, some_samples
+from benchmarks.harness.contender import Unavailable, race
+from benchmarks.harness.images import read_truth, some_samples
 from benchmarks.harness.options import DATASET, SHARDS, Loading, command, loading_options
 from benchmarks.harness.results import Result, make_result
-from benchmarks.peers.dali import open_dali
-from benchmarks.peers.source import Files, WriteTars
+from benchmarks.peers.dali import dali_contender
+from benchmarks.peers.source import Files
 from convert.errors import DataError
 from convert.shards import Shards
 
@@ -33,23 +33,12 @@ def hardware(dataset: Path, shards: Path, loading: Loading) -> Result:
     if torch.device(loading.device).type != "cuda":
         raise DataError(f"device {loading.device}: only a GPU has a JPEG decoder to share with")
     opened = Shards(shards)
-    samples = np.arange(len(opened))
     with tempfile.TemporaryDirectory(prefix="maskdepth-hardware-") as folder:
         contenders = [
-            Contender(
-                name=f"hw_decoder_load {load:g}",
-                opens=open_dali,
-                options={
-                    **loading.options, "shards": shards, "resident": True, "normalise": False,
-                    "load": load,
-                },
-                convert=WriteTars(Files(dataset, samples), loading.threads),
-                store=Path(folder) / "tars",
-                expected=samples,
-                scale=Scale(),
-                levels=allowed_levels(loading.device, 0.0),
-                threads=loading.threads,
-                device=loading.device,
+            dali_contender(
+                f"hw_decoder_load {load:g}", files=Files(dataset, np.arange(len(opened))),
+                store=Path(folder) / "tars", shards=shards, loading=loading, resident=True,
+                load=load,
             )
             for load in LOADS
         ]  # fmt: skip

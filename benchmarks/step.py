@@ -1,6 +1,6 @@
 """One training step of each stage, beside the original's way to do it.
 
-python -m benchmarks step SHARDS --width 64 --size 112
+python -m benchmarks step cli.SHARDS --width 64 --size 112
 """
 
 from __future__ import annotations
@@ -11,16 +11,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks.harness.options import (
-    DEVICE,
-    ENGINE,
-    REPEATS,
-    SHARDS,
-    batch_size_option,
-    command,
-    option,
-    width_option,
-)
+from benchmarks.harness import options as cli
 from benchmarks.harness.results import CaseResult, Result, make_result
 from benchmarks.harness.steps import OriginalStep, OurStep, Setup, gflop_per_sample, make_stage
 from benchmarks.harness.timing import Repeat, interleave, time_once
@@ -31,16 +22,16 @@ from model.precision import AMP, precision_for
 KINDS = ("depth", "mask")
 
 
-@command(
-    SHARDS,
-    REPEATS,
-    option("--steps", type=click.IntRange(1), default=2, help="In each repeat."),
-    width_option(64),
-    option("--size", type=click.IntRange(8), default=112),
-    batch_size_option(4),
-    ENGINE,
-    DEVICE,
-    option("--amp", type=click.Choice(AMP), default="off", help="For both ways; off: float32."),
+@cli.command(
+    cli.SHARDS,
+    cli.REPEATS,
+    cli.option("--steps", type=click.IntRange(1), default=2, help="In each repeat."),
+    cli.width_option(64),
+    cli.option("--size", type=click.IntRange(8), default=112),
+    cli.batch_size_option(4),
+    cli.ENGINE,
+    cli.DEVICE,
+    cli.option("--amp", type=click.Choice(AMP), default="off", help="For both ways; off: float32."),
 )
 def step(
     shards: Path,
@@ -70,7 +61,7 @@ def step(
             )
         precision = precision_for(amp, loader.device)
         for kind in KINDS:
-            setup = Setup.of(loader, make_stage(kind, size, batch_size), width, precision)
+            setup = Setup(loader, make_stage(kind, size, batch_size), width, precision)
             ways: dict[str, Callable[[Batch], None]] = {
                 "ours": OurStep(setup),
                 "original's way": OriginalStep(setup),

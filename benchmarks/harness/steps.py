@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness.phases import Phases
 from convert.errors import DataError
-from loaders import Backgrounds, Batch, Loader, Preprocess
+from loaders import Batch, Loader, Preprocess
 from model.contract import NoPhases
 from model.losses import training_loss
 from model.metrics import SampleTable
@@ -30,7 +29,7 @@ TRAINS = {"depth": ("encoder", "depth"), "mask": ("mask",), "joint": ("encoder",
 
 
 def make_stage(kind: str, size: int, batch_size: int) -> Stage:
-    """A stage of the original's recipe; the rate is so low that nothing can diverge.
+    """A stage of the original's recipe, with a learning rate too low to diverge.
 
     Raises DataError for a size that the network cannot have.
     """
@@ -40,33 +39,27 @@ def make_stage(kind: str, size: int, batch_size: int) -> Stage:
         raise DataError(f"--size: {error}") from None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Setup:
-    """What both ways of a step share."""
+    """What both ways of a step share; loader: gives the device, backgrounds and statistics."""
 
+    loader: Loader
     stage: Stage
     width: int
-    device: torch.device
     precision: Precision
-    backgrounds: Backgrounds
-    statistics: Any
 
-    @classmethod
-    def of(cls, loader: Loader, stage: Stage, width: int, precision: Precision) -> Setup:
-        """For the data of a loader."""
-        return cls(
-            stage=stage,
-            width=width,
-            device=loader.device,
-            precision=precision,
-            backgrounds=loader.backgrounds,
-            statistics=loader.statistics,
-        )
+    @property
+    def device(self) -> torch.device:
+        """Where the step runs."""
+        return self.loader.device
 
     def preprocess(self, *, channels_last: bool = True) -> Preprocess:
         """To the stage's size."""
         return Preprocess(
-            self.backgrounds, self.statistics, size=self.stage.size, channels_last=channels_last
+            self.loader.backgrounds,
+            self.loader.statistics,
+            size=self.stage.size,
+            channels_last=channels_last,
         )
 
 
@@ -86,7 +79,7 @@ class OurStep:
             precision=setup.precision,
             compile="default" if compiled else "off",
         )
-        self._table = SampleTable(setup.backgrounds.layout.samples, setup.device)
+        self._table = SampleTable(setup.loader.layout.samples, setup.device)
 
     def __call__(self, batch: Batch, phases: Phases | None = None) -> None:
         """One step; with ``phases``, the times of its phases are added to them."""
@@ -115,8 +108,8 @@ class OurStep:
 class OriginalStep:
     """The same stage in the original's way: the baseline.
 
-    Both decoders run though one trains, frozen parts run in training mode and with a graph
-    where autograd keeps one, the whole model is in the optimiser, memory is contiguous.
+    Both decoders run though only one trains, frozen parts run in training mode and with a graph
+    where autograd keeps one, the optimiser has all parameters, memory is contiguous.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -124,7 +117,7 @@ class OriginalStep:
         self._stage, self._precision = setup.stage, setup.precision
         self.network = DualDecoderUNet(setup.width).to(setup.device)
         self.network.freeze(*setup.stage.frozen)
-        self.network.frozen = frozenset()  # gradients stay off; the rest is as if never frozen
+        self.network.frozen = frozenset()  # gradients stay off; all else is as if never frozen
         nn.Module.train(self.network)
         self.preprocess = setup.preprocess(channels_last=False)
         recipe = RECIPES["original"]

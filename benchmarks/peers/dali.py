@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch.utils.dlpack import from_dlpack
 
-from benchmarks.harness.contender import Epochs
-from benchmarks.harness.images import Images, MeanStd, normalised_scale
-from benchmarks.peers.source import FIELDS
+from benchmarks.harness.contender import Contender, Epochs
+from benchmarks.harness.images import Images, MeanStd, Scale, allowed_levels, normalised_scale
+from benchmarks.harness.options import Loading
+from benchmarks.peers.source import FIELDS, Files, WriteTars
+from convert.manifest import read_manifest
 from convert.moments import Statistics
 from convert.shards import Shards
 from loaders.backgrounds import Backgrounds
@@ -65,6 +67,36 @@ def open_dali(
             yield Images(index=index, **fields)
 
     yield epoch
+
+
+def dali_contender(
+    name: str,
+    *,
+    files: Files,
+    store: Path,
+    shards: Path,
+    loading: Loading,
+    resident: bool = False,
+    normalise: bool = False,
+    load: float | None = None,
+) -> Contender:
+    """Stock DALI on tar shards that are written into ``store``; see `open_dali`."""
+    statistics, threshold = read_manifest(shards).statistics, 128 / 255
+    return Contender(
+        name=name,
+        opens=open_dali,
+        options={
+            **loading.options, "shards": shards, "resident": resident, "normalise": normalise,
+            "load": load,
+        },
+        convert=WriteTars(files, loading.threads),
+        store=store,
+        expected=files.indices,
+        scale=normalised_scale(statistics, threshold) if normalise else Scale(),
+        levels=allowed_levels(loading.device, 0.01 if normalise else 0.0),
+        threads=loading.threads,
+        device=loading.device,
+    )  # fmt: skip
 
 
 def _moments(statistics: Statistics) -> dict[str, MeanStd]:

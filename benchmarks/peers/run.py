@@ -1,6 +1,6 @@
 """The same job with other libraries, in one run, in turn, each checked first.
 
-python -m benchmarks peers DATASET SHARDS
+python -m benchmarks peers cli.DATASET SHARDS
 """
 
 from __future__ import annotations
@@ -14,32 +14,27 @@ import click
 import numpy as np
 import torch
 
+from benchmarks.harness import options as cli
 from benchmarks.harness.contender import Contender, race
 from benchmarks.harness.images import (
     Scale,
     Truth,
-    allowed_levels,
-    normalised_scale,
     some_samples,
-)
-from benchmarks.harness.options import (
-    DATASET,
-    SHARDS,
-    Loading,
-    command,
-    loading_options,
-    option,
 )
 from benchmarks.harness.ours import floor_contender, our_contenders, skipped_engines
 from benchmarks.harness.results import FLOAT, Result, make_result
-from benchmarks.peers.dali import open_dali
+from benchmarks.peers.dali import dali_contender
+from benchmarks.peers.dataloaders import (
+    WriteChunks,
+    WriteMDS,
+    open_litdata,
+    open_pillow,
+    open_streaming,
+    open_webdataset,
+)
 from benchmarks.peers.ffcv import WriteBeton, open_ffcv
-from benchmarks.peers.litdata import WriteChunks, open_litdata
-from benchmarks.peers.pillow import open_pillow
 from benchmarks.peers.source import Files, WriteTars
 from benchmarks.peers.spdl import open_spdl
-from benchmarks.peers.streaming import WriteMDS, open_streaming
-from benchmarks.peers.webdataset import open_webdataset
 from convert.manifest import read_manifest
 from loaders.engines.reference import ReferenceLoader
 from loaders.options import LoaderOptions
@@ -49,15 +44,17 @@ from loaders.options import LoaderOptions
 _LOSSY: dict[str, Any] = {"levels": 160, "mask_share": 1e-3}
 
 
-@command(
-    DATASET,
-    SHARDS,
-    option("--slow-share", type=click.IntRange(1), default=8, help="Pillow reads 1 in so many."),
-    option("--only", multiple=True, help="Part of the name of a contender; may be repeated."),
-    loading_options,
+@cli.command(
+    cli.DATASET,
+    cli.SHARDS,
+    cli.option(
+        "--slow-share", type=click.IntRange(1), default=8, help="Pillow reads 1 of so many."
+    ),
+    cli.option("--only", multiple=True, help="Part of the name of a contender; may be repeated."),
+    cli.loading_options,
 )
 def peers(
-    dataset: Path, shards: Path, loading: Loading, slow_share: int, only: tuple[str, ...]
+    dataset: Path, shards: Path, loading: cli.Loading, slow_share: int, only: tuple[str, ...]
 ) -> Result:
     """Our engines on SHARDS beside other libraries on files made from DATASET.
 
@@ -100,7 +97,7 @@ def _read_truth(dataset: Path, slow_share: int) -> Truth:
 
 
 def peer_contenders(
-    dataset: Path, shards: Path, folder: Path, loading: Loading, slow_share: int
+    dataset: Path, shards: Path, folder: Path, loading: cli.Loading, slow_share: int
 ) -> list[Contender]:
     """All other libraries, in the order in which they take turns.
 
@@ -122,28 +119,16 @@ def peer_contenders(
     workers = {"loader_options": loader_options}
     uint8, unit = Scale(), ((0.0,), (255.0,))
     unit_floats = Scale(bg=unit, fg_bg=unit, depth=255.0, mask_threshold=128 / 255)
-
-    def dali(name: str, *, resident: bool, normalise: bool) -> Contender:
-        statistics = read_manifest(shards).statistics
-        options = {"shards": shards, "resident": resident, "normalise": normalise}
-        return fast(
-            name=name,
-            opens=open_dali,
-            options={**loading.options, **options},
-            convert=WriteTars(files, threads),
-            store=folder / "tars",
-            scale=normalised_scale(statistics, mask_threshold=128 / 255) if normalise else uint8,
-            levels=allowed_levels(device, 0.01 if normalise else 0.0),
-        )
-
+    dali = partial(dali_contender, files=files, store=folder / "tars", shards=shards,
+                   loading=loading)  # fmt: skip
     return [
         slow(name=f"Pillow + DataLoader, 4 images{FLOAT}", opens=open_pillow,
              options={"files": some, **workers}, scale=unit_floats, levels=0.001),
         fast(name="stock FFCV, 4 RGB JPEG fields", opens=open_ffcv, options=loading.options,
              convert=WriteBeton(files, threads), store=folder / "stock.beton", scale=uint8,
              **_LOSSY),
-        dali("stock DALI webdataset, 4 images", resident=False, normalise=False),
-        dali("stock DALI, 3 images, bg resident", resident=True, normalise=False),
+        dali("stock DALI webdataset, 4 images"),
+        dali("stock DALI, 3 images, bg resident", resident=True),
         dali(f"stock DALI, 3 images, bg resident{FLOAT}", resident=True, normalise=True),
         slow(name="webdataset library, Pillow", opens=open_webdataset, options=workers,
              convert=WriteTars(some, 2 * threads), store=folder / "some-tars", scale=uint8),

@@ -49,9 +49,10 @@ class Files:
         paths = (self._source.bg[group], *self._source.paths(index))
         return dict(zip(FIELDS, paths, strict=True))
 
-    def stored(self, position: int) -> dict[str, bytes]:
-        """The content of `paths`."""
-        return {name: path.read_bytes() for name, path in self.paths(position).items()}
+    def sample(self, position: int) -> dict[str, Any]:
+        """The content of `paths`, and the index."""
+        stored = {name: path.read_bytes() for name, path in self.paths(position).items()}
+        return {**stored, "index": int(self.indices[position])}
 
 
 @dataclass(frozen=True)
@@ -71,16 +72,17 @@ class WriteTars:
         for number, positions in enumerate(np.array_split(order, self.shards)):
             with tarfile.open(store / f"samples-{number:05d}.tar", "w") as archive:
                 for position in positions.tolist():
-                    self._add(archive, position)
+                    sample = self.files.sample(position)
+                    index = sample.pop("index")
+                    _add(archive, f"{index:09d}.index", index.to_bytes(8, "little"))
+                    for name, data in sample.items():
+                        _add(archive, f"{index:09d}.{name}.jpg", data)
 
-    def _add(self, archive: tarfile.TarFile, position: int) -> None:
-        index = int(self.files.indices[position])
-        members = {f"{name}.jpg": data for name, data in self.files.stored(position).items()}
-        members["index"] = index.to_bytes(8, "little")
-        for name, data in members.items():
-            info = tarfile.TarInfo(f"{index:09d}.{name}")
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    archive.addfile(info, io.BytesIO(data))
 
 
 def decode_pillow(data: bytes | memoryview | Path, name: str) -> torch.Tensor:

@@ -29,6 +29,13 @@ STYLE: Any = {
 }
 
 
+def _legend(canvas: Canvas, axes: Any, columns: int, **place: Any) -> None:
+    """The labels of one of the axes, above all of them."""
+    handles, labels = axes.get_legend_handles_labels()
+    options = {"loc": "outside upper center", "frameon": False, "fontsize": 8, **place}
+    canvas.legend(handles, labels, ncol=columns, **options)
+
+
 def bars(result: Result, label: str) -> Canvas:
     """One horizontal bar a case, longest on top, with its number."""
     rows = [
@@ -67,7 +74,7 @@ def rate_bars(result: Result) -> Canvas:
     axes.set_xscale("log")
     axes.margins(x=0.15)
     axes.set_xlabel("samples/s, logarithmic, more is better")
-    canvas.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=3, frameon=False, fontsize=8)
+    _legend(canvas, axes, 3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return canvas
 
 
@@ -79,20 +86,16 @@ def stacked(result: Result) -> Canvas:
         for part in ("training", "validation")
     ]
     canvas, axes = pyplot.subplots(figsize=(_WIDTH, 0.9 + 0.45 * len(rows)))
+    ends = [0.0] * len(rows)
     for phase, colour in zip(tables.PHASES, _PHASE_COLOURS, strict=True):
         lengths = [times.get(phase, 0.0) for _, times in reversed(rows)]
-        before = [_before(times, phase) for _, times in reversed(rows)]
         label = phase.replace("_", " ")
-        axes.barh(range(len(rows)), lengths, 0.6, left=before, color=colour, label=label)
+        axes.barh(range(len(rows)), lengths, 0.6, left=ends, color=colour, label=label)
+        ends = [end + length for end, length in zip(ends, lengths, strict=True)]
     axes.set_yticks(range(len(rows)), [title for title, _ in reversed(rows)], fontsize=8)
     axes.set_xlabel("ms a sample, less is better")
-    canvas.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=3, frameon=False, fontsize=8)
+    _legend(canvas, axes, 3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return canvas
-
-
-def _before(times: dict[str, float], phase: str) -> float:
-    earlier = tables.PHASES[: tables.PHASES.index(phase)]
-    return sum(times.get(name, 0.0) for name in earlier)
 
 
 def scaling(result: Result) -> Canvas:
@@ -107,8 +110,7 @@ def scaling(result: Result) -> Canvas:
         second = "first_batch_s" if axis == "records" else "cpu_us_per_sample"
         for axes, what in zip(row, ("samples_per_s", second), strict=True):
             _lines(axes, result, axis, what)
-    handles, labels = rows[0][0].get_legend_handles_labels()
-    canvas.legend(handles, labels, loc="outside upper center", ncol=2, frameon=False, fontsize=8)
+    _legend(canvas, rows[0][0], 2)
     return canvas
 
 
@@ -163,8 +165,7 @@ def recipes(result: Result) -> Canvas:
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
     panels[0].set_ylim(0, 1)
-    handles, labels = panels[0].get_legend_handles_labels()
-    canvas.legend(handles, labels, loc="outside upper center", ncol=4, frameon=False, fontsize=8)
+    _legend(canvas, panels[0], 4)
     return canvas
 
 
@@ -185,8 +186,7 @@ def quality(result: Result) -> Canvas:
         axes.set_title(title, fontsize=8)
         axes.tick_params(axis="x", labelsize=7)
         axes.margins(x=0.22)
-    handles, labels = panels[0].get_legend_handles_labels()
-    canvas.legend(handles, labels, loc="outside upper center", ncol=2, frameon=False, fontsize=8)
+    _legend(canvas, panels[0], 2)
     return canvas
 
 

@@ -36,7 +36,7 @@ def test_convert_and_codecs(dataset: Path, shards: Path, tmp_path: Path) -> None
     assert {"ours, FFCV file", "floor: read and decode"} <= set(found["cases"])
     for case in found["cases"].values():
         assert [repeat["samples"] for repeat in case["repeats"]] == [90]
-    assert found["sizes"]["dali_bytes"] > 0
+    assert found["sizes"]["webdataset_bytes"] > 0
     found = measure(tmp_path, "codecs", shards, "--samples", 5, "--repeats", 1)
     assert found["cases"]["run lengths"]["figures"]["bytes"] > 0
 

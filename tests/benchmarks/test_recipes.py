@@ -27,7 +27,7 @@ def test_recipes_are_followed(
     shards: Path, need_engine: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     need_engine("dali")
-    clock = itertools.count()  # a second a look: each step takes one
+    clock = itertools.count()  # a second for each call: each step takes one
     monkeypatch.setattr("benchmarks.recipes.time.process_time", lambda: next(clock))
     train, val = split_indices(read_layout(shards), "random")
     data = Data(shards=shards, engine="dali", train=train, scored=np.sort(val)[:6], batch_size=4)
@@ -38,9 +38,9 @@ def test_recipes_are_followed(
     recipe = Recipe(name="two", stages=stages)
     points = list(follow(recipe, data, width=2, budget_s=12, points=4))
     assert len(points) == 4
-    assert [p.mask_iou is None for p in points] == [True, True, False, False]
-    assert all(p.depth_rmse and p.depth_rmse < 2 for p in points)
+    assert ["mask_iou" in p.scores for p in points] == [False, False, True, True]
+    assert all(0 < p.scores["depth_rmse"] < 2 for p in points)
     # 139 of 237 GFLOP are the depth stage's: 7.04 of 12 seconds, so 8 steps of one.
     assert [p.cpu_s for p in points] == [3, 6, 9, 12]
-    assert set(points[0].case("two").figures) == {"depth_rmse"}
+    assert set(points[0].scores) == {"depth_rmse"}
     assert baselines(data)["mask_iou"] > 0.5

@@ -21,7 +21,7 @@ def setup_for(dataset: Path, kind: str) -> tuple[Setup, Batch]:
     with build_loader("reference", dataset, batch_size=2, rank=0, world_size=1) as loader:
         batch = next(iter(loader.epoch(0)))
         precision = precision_for("off", loader.device)
-        return Setup.of(loader, make_stage(kind, 48, 2), 4, precision), batch
+        return Setup(loader, make_stage(kind, 48, 2), 4, precision), batch
 
 
 @pytest.mark.parametrize("kind", ["depth", "mask", "joint"])

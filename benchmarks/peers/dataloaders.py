@@ -1,0 +1,139 @@
+"""Libraries whose worker processes decode with Pillow.
+
+Each opens with ``loader_options``: keyword arguments of torch's `DataLoader`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks.harness.contender import Epochs
+from benchmarks.harness.images import Images
+from benchmarks.peers.source import FIELDS, Files, decode_pillow, decode_stored, to_images
+
+_WINDOW = 1000  # as in the documentation of webdataset
+
+
+class PillowImages(Dataset):
+    """float32 (C, H, W) in 0..1, four images a sample, as torchvision's `ToTensor` makes them."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, position: int) -> tuple[torch.Tensor, ...]:
+        paths = self._files.paths(position)
+        images = [
+            decode_pillow(paths[name], name).permute(2, 0, 1).contiguous().div(255)
+            for name in FIELDS
+        ]
+        return (*images, torch.tensor(self._files.indices[position]))
+
+
+@contextmanager
+def open_pillow(files: Files, loader_options: dict[str, Any]) -> Iterator[Epochs]:
+    """The original's way: `torch.utils.data.DataLoader` on the files of the data set."""
+    loader: DataLoader = DataLoader(PillowImages(files), shuffle=True, **loader_options)
+    yield lambda number: (Images(*batch) for batch in loader)
+
+
+@contextmanager
+def open_webdataset(store: Path, loader_options: dict[str, Any]) -> Iterator[Epochs]:
+    """webdataset: shuffled by shard and in a window; the workers make the batches."""
+    import webdataset
+
+    urls = sorted(str(path) for path in store.glob("*.tar"))
+    gray = [
+        webdataset.handle_extension(f"{name}.jpg", partial(decode_pillow, name=name))
+        for name in ("mask", "depth")
+    ]
+    fields = [f"{name}.jpg" for name in FIELDS]
+    dataset = (
+        webdataset.WebDataset(urls, shardshuffle=len(urls), seed=0)
+        .shuffle(_WINDOW)
+        .decode(*gray, webdataset.handle_extension("index", _index), "rgb8")
+        .to_tuple(*fields, "index")
+        .batched(loader_options["batch_size"])
+    )
+    loader = webdataset.WebLoader(dataset, **{**loader_options, "batch_size": None})
+
+    def epoch(number: int) -> Iterator[Images]:
+        for batch in loader:
+            tensors = [torch.as_tensor(field) for field in batch]
+            yield to_images(dict(zip((*FIELDS, "index"), tensors, strict=True)))
+
+    yield epoch
+
+
+def _index(data: bytes) -> int:
+    return int.from_bytes(data, "little")
+
+
+@dataclass(frozen=True)
+class WriteMDS:
+    """MosaicML's `MDSWriter`: the stored bytes of every file."""
+
+    files: Files
+
+    def __call__(self, store: Path) -> None:
+        from streaming import MDSWriter
+
+        columns = {**dict.fromkeys(FIELDS, "bytes"), "index": "int"}
+        with MDSWriter(out=str(store), columns=columns) as out:
+            for position in range(len(self.files)):
+                out.write(self.files.sample(position))
+
+
+@contextmanager
+def open_streaming(store: Path, loader_options: dict[str, Any]) -> Iterator[Epochs]:
+    """MosaicML streaming: shuffled by its own algorithm."""
+    from streaming import StreamingDataset
+
+    batch_size = loader_options["batch_size"]
+    dataset = StreamingDataset(local=str(store), shuffle=True, batch_size=batch_size)
+    loader: DataLoader = DataLoader(dataset, collate_fn=decode_stored, **loader_options)
+    yield lambda number: loader
+
+
+@dataclass(frozen=True)
+class WriteChunks:
+    """litData's `optimize`: the stored bytes of every file, in chunks."""
+
+    files: Files
+    workers: int
+
+    def __call__(self, store: Path) -> None:
+        from litdata import optimize
+
+        # `optimize` empties its cache folders when it begins and ends. By default they are `data`
+        # and `chunks` in the system's folder for temporary files, where a user may have files.
+        for name in ("DATA_OPTIMIZER_CACHE_FOLDER", "DATA_OPTIMIZER_DATA_CACHE_FOLDER"):
+            os.environ[name] = str(store.with_name(f"{store.name}-{name.lower()}"))
+        optimize(
+            fn=self.files.sample,
+            inputs=list(range(len(self.files))),
+            output_dir=str(store),
+            chunk_bytes="64MB",
+            num_workers=self.workers,
+        )
+
+
+@contextmanager
+def open_litdata(store: Path, loader_options: dict[str, Any]) -> Iterator[Epochs]:
+    """litData: shuffled by chunk and within chunks."""
+    from litdata import StreamingDataLoader, StreamingDataset
+
+    dataset = StreamingDataset(str(store), shuffle=True, drop_last=False, seed=0)
+    loader = StreamingDataLoader(dataset, collate_fn=decode_stored, **loader_options)
+    yield lambda number: loader
