@@ -47,10 +47,10 @@ class Canvas:
         return fg_bg, mask, self._paste_depth(cutout, x, y)
 
     def _paste_depth(self, cutout: Cutout, x: int, y: int) -> Image.Image:
-        """Depth with the foreground at the nearest depth that it covers, limited as above.
+        """Depth with the foreground at the nearest depth that it covers, or at FARTHEST_SHARE.
 
-        This keeps the minimum, and keeps the maximum unless all farthest pixels are covered. So
-        the background's stretched map can nearly always be reused, and only bytes change.
+        This keeps the minimum, and also the maximum unless all farthest pixels are covered. So
+        nearly always the background's stretched bytes stay valid, and only those covered change.
         """
         inside = cutout.inside
         box = np.s_[y : y + inside.shape[0], x : x + inside.shape[1]]
@@ -70,7 +70,7 @@ class Canvas:
 def stretch(depth: np.ndarray) -> np.ndarray:
     """Map depth linearly to uint8, the nearest to 0 and the farthest to 255; a flat map to 0."""
     near, far = float(depth.min()), float(depth.max())
-    return np.rint((depth - near) * (255 / (far - near or 1))).astype(np.uint8)
+    return np.rint((depth - near) * (255 / max(far - near, 1e-9))).astype(np.uint8)
 
 
 def encode_jpeg(image: Image.Image, quality: int, *, optimize: bool = False) -> bytes:

@@ -138,6 +138,7 @@ def write_depth(
         if os.path.lexists(target) and not composites.replace:
             raise DataError(f"{target}: written meanwhile and kept; add --force to replace it")
         publish_folder(work, target)
+        # A run killed right here leaves dataset.json among the maps, and `pack` refuses that.
         (target / DATASET).replace(composites.folder / DATASET)
     return metadata
 
