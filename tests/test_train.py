@@ -210,12 +210,15 @@ MISTAKES = {
     "huge seed": ("fit {data} {tmp}/new --seed 99999999999999999999", "--seed.*92233720368547758"),
     "no such split": ("fit {data} {tmp}/new --split street", "'random', 'bg', 'fg', 'both'"),
     "missing argument": ("fit {data}", "Missing argument 'RUN_DIR'"),
-    "a file above the run": ("fit {data} {tmp}/used/notes.txt/a/run", "notes.txt is no folder"),
+    "a file above the run": (
+        "fit {data} {tmp}/used/notes.txt/a/run",
+        "notes.txt is not a writable folder",
+    ),
     "picture is a folder": ("evaluate {data} {best} --picture {tmp}/used", "found a folder"),
     "export is a folder": ("export {best} {tmp}/used/folder.pt2", "folder.pt2: found a folder"),
     "a file above the results": (
         "predict {best} --bg {image} --fg-bg {image} {tmp}/used/notes.txt/out",
-        "notes.txt is no folder",
+        "notes.txt is not a writable folder",
     ),
     "validation of 2": ("fit {data} {tmp}/new --validation 2", "between 0 and 1"),
     "shards of another engine": ("fit {data} {tmp}/new --loader dali", "manifest"),
