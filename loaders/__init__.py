@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import distributed
 
@@ -20,9 +20,6 @@ from loaders.order import Order, distributed_rank
 from loaders.pair import DataSource, open_pair
 from loaders.preprocess import Inputs, Preprocess
 from loaders.split import SPLITS, split_indices
-
-if TYPE_CHECKING:
-    import numpy as np
 
 __all__ = [
     "ENGINES",
@@ -77,26 +74,17 @@ def build_loader(
 
     The other arguments are the fields of `LoaderOptions`.
 
-    Raises DataError for arguments or files that are not as expected, and where the engine is
-    not installed.
+    Raises DataError for invalid arguments or files, and if the engine is not installed.
     """
     if rank is None or world_size is None:
         if rank is not world_size:
             raise DataError("give both rank and world_size, or neither")
         rank, world_size = _this_rank()
     options = LoaderOptions(
-        batch_size=batch_size,
-        indices=indices,
-        shuffle=shuffle,
-        drop_last=drop_last,
-        seed=seed,
-        device=device,
-        num_workers=num_workers,
-        rank=rank,
-        world_size=world_size,
-        max_bad=max_bad,
+        batch_size=batch_size, indices=indices, shuffle=shuffle, drop_last=drop_last, seed=seed,
+        device=device, num_workers=num_workers, rank=rank, world_size=world_size, max_bad=max_bad,
         check=check,
-    )
+    )  # fmt: skip
     return open_loader(engine, shards, options)
 
 

@@ -102,16 +102,6 @@ class Backgrounds:
         return self._pixels.permute(0, 3, 1, 2)
 
     @property
-    def shape(self) -> torch.Size:
-        """(n_bg, 3, H, W)."""
-        return self.images.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """torch.uint8."""
-        return self._pixels.dtype
-
-    @property
     def device(self) -> torch.device:
         """Where the pixels are."""
         return self._pixels.device
@@ -119,7 +109,3 @@ class Backgrounds:
     def __len__(self) -> int:
         """Number of backgrounds."""
         return len(self._pixels)
-
-    def __getitem__(self, number: int) -> torch.Tensor:
-        """uint8 (3, H, W): background ``number``, a view."""
-        return self.images[number]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager
 from functools import partial
-from typing import Self
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from loaders.options import LoaderOptions, expect
 from loaders.order import Order
 
 
-class Loader(ABC):
+class Loader(AbstractContextManager["Loader"], ABC):
     """Batches of a data set in our order, whatever the engine.
 
     One epoch runs at a time: starting another one ends it. A ``with`` block closes the loader.
@@ -101,10 +101,6 @@ class Loader(ABC):
         """End every thread of this loader; it yields no more batches."""
         self._end_running()
         self._closed = True
-
-    def __enter__(self) -> Self:
-        """Return the loader."""
-        return self
 
     def __exit__(self, *_: object) -> None:
         """Close the loader."""

@@ -20,8 +20,7 @@ class LoaderOptions:
     batch_size: int = 64
     """Samples of a batch on this rank."""
     indices: np.ndarray | None = None
-    """Distinct samples to visit (see `split_indices`), stored as a read-only int64 copy; None
-    visits all samples."""
+    """Distinct samples to visit, stored as a read-only int64 copy; None visits all."""
     shuffle: bool = True
     """Whether an epoch is permuted by (seed, epoch); False keeps the order of ``indices``."""
     drop_last: bool = False
@@ -37,8 +36,7 @@ class LoaderOptions:
     world_size: int = 1
     """Number of processes that share each epoch."""
     max_bad: int = 0
-    """Corrupt records that are replaced and listed in ``skipped``; the next one ends the epoch.
-    Above 0, ``check`` is on."""
+    """Corrupt records that may be skipped (see `loaders.corrupt`); above 0, ``check`` is on."""
     check: bool = False
     """Whether each record is compared with its checksum before it is decoded."""
 
@@ -62,10 +60,7 @@ def expect(name: str, found: int, low: int, high: int | None = None) -> None:
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """The device with its number; "cuda" is the GPU that is current now.
-
-    Raises DataError for a type of device that loaders do not support or a GPU that is missing.
-    """
+    """The device with its number; "cuda" is the current GPU. DataError if it is missing."""
     try:
         found = torch.device(device)
     except RuntimeError:

@@ -19,43 +19,32 @@ from loaders.split import split_indices
 
 
 class DataSource(Protocol):
-    """Where the samples are, how they are split and how they are read."""
+    """Where the samples are, how they are split and how they are read.
+
+    shards: folder that `pack` wrote; for the engine "reference" the data set folder.
+    engine: name of an engine, or "auto".
+    split, split_seed, validation: see `split_indices`.
+    seed, workers, max_bad, check: see `LoaderOptions`; for each of the two loaders.
+    """
 
     @property
-    def shards(self) -> str:
-        """Folder that `pack` wrote; for "reference" the data set folder."""
-
+    def shards(self) -> str: ...
     @property
-    def engine(self) -> str:
-        """Name of an engine, or "auto"."""
-
+    def engine(self) -> str: ...
     @property
-    def split(self) -> str:
-        """Name of the split, see `split_indices`."""
-
+    def split(self) -> str: ...
     @property
-    def split_seed(self) -> int:
-        """Seed of the split."""
-
+    def split_seed(self) -> int: ...
     @property
-    def validation(self) -> float:
-        """Share of the samples or groups that validate."""
-
+    def validation(self) -> float: ...
     @property
-    def seed(self) -> int:
-        """Seed of the order of the samples."""
-
+    def seed(self) -> int: ...
     @property
-    def workers(self) -> int | None:
-        """Decoding threads; None lets the engine choose."""
-
+    def workers(self) -> int | None: ...
     @property
-    def max_bad(self) -> int:
-        """Corrupt records that each of the two loaders may skip."""
-
+    def max_bad(self) -> int: ...
     @property
-    def check(self) -> bool:
-        """Whether each record is compared with its checksum."""
+    def check(self) -> bool: ...
 
 
 @contextmanager
@@ -73,12 +62,11 @@ def open_pair(
     """Training and validation loaders of one split; closed at the end.
 
     batch_size: samples of a batch on each rank.
-    drop_last: leave out an incomplete last step of training; always with several ranks, so that
-        every rank has the same share in each gradient.
-    shuffle: whether training is shuffled; validation never is.
+    drop_last, shuffle: of training; validation visits all its samples in their order. Several
+        ranks always drop an incomplete last step, so that all weigh the same in each gradient.
     train_limit: train on this many samples, the same random ones each time, in ascending order.
 
-    Raises DataError where the split leaves too few samples for one training step.
+    Raises DataError if the split leaves too few samples for one training step.
     """
     layout = read_layout(source.shards)
     train, val = split_indices(
@@ -87,17 +75,10 @@ def open_pair(
     if train_limit is not None:
         train = np.sort(np.random.default_rng(0).permutation(train)[:train_limit])
     validating = LoaderOptions(
-        batch_size=batch_size,
-        indices=val,
-        shuffle=False,
-        seed=source.seed,
-        device=device,
-        num_workers=source.workers,
-        rank=rank,
-        world_size=world_size,
-        max_bad=source.max_bad,
+        batch_size=batch_size, indices=val, shuffle=False, seed=source.seed, device=device,
+        num_workers=source.workers, rank=rank, world_size=world_size, max_bad=source.max_bad,
         check=source.check,
-    )
+    )  # fmt: skip
     drop_last = drop_last or world_size > 1
     training = replace(validating, indices=train, shuffle=shuffle, drop_last=drop_last)
     with closing(open_loader(source.engine, source.shards, training)) as first:

@@ -192,17 +192,12 @@ class Preprocess(nn.Module):
 
     def _fused_inputs(self, batch: Batch) -> Inputs:
         pixels_per_value = 1 if self._resized.shape[1:3] == batch.fg_bg.shape[2:] else 4
+        bg_scale = self.bg_scale / self._bg_full_scale
+        fg_bg_scale = self.fg_bg_scale / (255 * pixels_per_value)
+        factors = (bg_scale, self.bg_shift, fg_bg_scale, self.fg_bg_shift)
+        numbers = self.backgrounds.numbers(batch.index)
         bg, fg_bg, mask, depth = self._fused(
-            self._resized,
-            self.backgrounds.numbers(batch.index),
-            batch[:3],
-            (
-                self.bg_scale / self._bg_full_scale,
-                self.bg_shift,
-                self.fg_bg_scale / (255 * pixels_per_value),
-                self.fg_bg_shift,
-            ),
-            pixels_per_value,
+            self._resized, numbers, batch[:3], factors, pixels_per_value
         )
         return Inputs(bg.to(self.dtype), fg_bg.to(self.dtype), mask, depth)
 

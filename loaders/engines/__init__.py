@@ -20,11 +20,7 @@ from loaders.options import LoaderOptions
 
 
 class Engine(NamedTuple):
-    """Where an engine is implemented, and what it needs.
-
-    module, loader: the module and the name of the class, built as ``loader(shards, options)``.
-    needs: package that must be installed; empty for none.
-    """
+    """Where an engine is implemented, and which package it needs (empty: none)."""
 
     module: str
     loader: str
@@ -55,8 +51,7 @@ def choose_engine(shards: str | Path, device: str | torch.device) -> str:
     """The engine for a folder and a device.
 
     "reference" for a data set folder. For shards "dali" on a GPU, because it decodes there, and
-    "ffcv" on a CPU; the other of the two where one is not installed or, for "ffcv", the folder
-    has no file of that format. DALI reads both formats.
+    "ffcv" on a CPU, or the other if one is not installed. DALI reads both formats, FFCV its own.
     """
     if is_dataset(shards):
         return "reference"

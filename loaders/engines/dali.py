@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -42,7 +42,7 @@ _AHEAD = 2
 
 
 class Output(Protocol):
-    """What is used of a batch of DALI, which has no types."""
+    """What is used of DALI's untyped output of a batch."""
 
     def shape(self) -> list[tuple[int, ...]]: ...
     def at(self, row: int) -> np.ndarray: ...
@@ -51,7 +51,7 @@ class Output(Protocol):
 
 
 class Pipeline(Protocol):
-    """What is used of a pipeline of DALI, which has no types."""
+    """What is used of DALI's untyped pipelines."""
 
     _pipe: object
 
@@ -72,14 +72,11 @@ def _graph(
     device: "cpu", or "mixed" for decoding on the GPU.
     """
     # Fancy upsampling and no rotation, as in Pillow and in the CPU decoder, on every device.
+    hints = (width, height) if device == "mixed" else (None, None)
     decode = partial(
-        fn.decoders.image,
-        device=device,
-        adjust_orientation=False,
-        jpeg_fancy_upsampling=True,
-        preallocate_width_hint=width if device == "mixed" else None,
-        preallocate_height_hint=height if device == "mixed" else None,
-    )
+        fn.decoders.image, device=device, adjust_orientation=False, jpeg_fancy_upsampling=True,
+        preallocate_width_hint=hints[0], preallocate_height_hint=hints[1],
+    )  # fmt: skip
     fg_bg, mask, depth = fn.external_source(
         source, num_outputs=len(FIELDS), batch=True, dtype=types.UINT8
     )
@@ -99,16 +96,12 @@ def reading_graph(
 
     window: samples among which DALI shuffles as it reads; 0 keeps the order of the shards.
     """
+    # Without a memory map, because a mapped network file is read page by page.
     fields = fn.readers.webdataset(
-        paths=paths,
-        index_paths=index_paths,
-        ext=extensions,
-        missing_component_behavior="error",
-        random_shuffle=window > 0,
-        initial_fill=max(window, 1),
-        seed=window_seed,
-        dont_use_mmap=True,  # a mapped network file is read page by page
-    )
+        paths=paths, index_paths=index_paths, ext=extensions, missing_component_behavior="error",
+        random_shuffle=window > 0, initial_fill=max(window, 1), seed=window_seed,
+        dont_use_mmap=True,
+    )  # fmt: skip
     assert fields is not None
     return tuple(fields)
 
@@ -130,8 +123,7 @@ class Stored(NamedTuple):
 class DALILoader(ShardLoader):
     """Batches decoded by DALI.
 
-    Reads either format of the folder, because both have a per-record index. On the GPU, JPEGs
-    are decoded and masks are unpacked there.
+    It reads either format of the folder, because both have a per-record index.
     """
 
     def __init__(self, shards: Shards | str | Path, options: LoaderOptions) -> None:
@@ -152,16 +144,11 @@ class DALILoader(ShardLoader):
     def _build(self) -> Pipeline:
         on_gpu = self.device.type == "cuda"
         pipeline: Pipeline = _graph(
-            source=self._next_fields,
-            device="mixed" if on_gpu else "cpu",
-            mask_is_jpeg=self._mask_is_jpeg,
-            height=self.layout.height,
-            width=self.layout.width,
-            batch_size=self.order.options.batch_size,
-            num_threads=self.num_workers,
-            device_id=self.device.index if on_gpu else None,
-            prefetch_queue_depth=_AHEAD,
-        )
+            source=self._next_fields, device="mixed" if on_gpu else "cpu",
+            mask_is_jpeg=self._mask_is_jpeg, height=self.layout.height, width=self.layout.width,
+            batch_size=self.order.options.batch_size, num_threads=self.num_workers,
+            device_id=self.device.index if on_gpu else None, prefetch_queue_depth=_AHEAD,
+        )  # fmt: skip
         pipeline.build()
         return pipeline
 
@@ -170,12 +157,9 @@ class DALILoader(ShardLoader):
         # On a GPU DALI reuses the memory of a batch as soon as Python drops it, even if torch has
         # not read it yet; on a CPU nothing reads it later. DALI works ahead itself.
         ours = transfer(decoded, self._streams, ahead=0) if self._streams else decoded
-        try:
+        with closing(decoded), closing(ours):
             for batch in ours:
                 yield batch._replace(mask=self._mask(batch.mask)) if len(batch.index) else batch
-        finally:
-            ours.close()
-            decoded.close()
 
     def _decoded(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         """Batches in DALI's memory, ``mask`` as the graph outputs it."""
@@ -184,12 +168,12 @@ class DALILoader(ShardLoader):
             self._pipeline.schedule_run()
             for k in range(start, len(self)):
                 # Only the last step can be too small to give every rank a sample.
-                if not self.order.size(k):
-                    yield self._empty_batch()
-                else:
+                if self.order.size(k):
                     batch = self._take()
                     self._pipeline.schedule_run()
                     yield batch
+                else:
+                    yield self._empty_batch()
         finally:
             self._drain()
 
@@ -216,10 +200,10 @@ class DALILoader(ShardLoader):
                 yield Stored(indices, fields, [])
 
     def _next_fields(self) -> list[np.ndarray | list[np.ndarray]]:
-        """The external source of DALI: the stored fields of the next batch.
+        """The external source of DALI: the stored fields of the next batch, or StopIteration.
 
-        Raises StopIteration at the end and at a batch that cannot be decoded. DALI works ahead,
-        so the error of that batch is raised by `_take` in its turn.
+        Also at a batch that cannot be decoded. `_take` raises its error in its turn, because DALI
+        works ahead.
         """
         stored = Stored(np.empty(0, np.int64), [], [])
         try:
@@ -267,10 +251,7 @@ class DALILoader(ShardLoader):
         return unpack_batch(mask, self.layout.height, self.layout.width, self._masks)
 
     def _check_sizes(self, outputs: Sequence[Output], indices: np.ndarray) -> None:
-        """RecordError for an image whose header has another size: DALI decodes any size.
-
-        The host knows the shapes before a GPU has decoded the images.
-        """
+        """RecordError for an image whose header has another size: DALI decodes any size."""
         height, width = self.layout.height, self.layout.width
         for name, output in zip(FIELDS, outputs, strict=True):
             if name == "mask" and not self._mask_is_jpeg:

@@ -108,8 +108,8 @@ class DALIStreamLoader(DALILoader):
 
     def _open(self, epoch: int) -> Pipeline:
         """DALI's reader of this rank's part of an epoch."""
-        order = self.order
-        entropy = np.random.SeedSequence(order.options.seed, spawn_key=(epoch, order.options.rank))
+        order = self.order.options
+        entropy = np.random.SeedSequence(order.seed, spawn_key=(epoch, order.rank))
         # Index files with the lines of this rank alone restrict the reader to its samples.
         with tempfile.TemporaryDirectory(prefix="maskdepth-") as scratch:
             parts = self._stream.parts(epoch)
@@ -118,13 +118,10 @@ class DALIStreamLoader(DALILoader):
                 paths=[str(self.shards.folder / self.shards.names[shard]) for shard, _ in parts],
                 index_paths=index_paths,
                 extensions=list(extensions(self.shards.manifest.codecs).values()),
-                window=WINDOW if order.options.shuffle else 0,
+                window=WINDOW if order.shuffle else 0,
                 window_seed=int(entropy.generate_state(1)[0] >> 1),
-                batch_size=order.options.batch_size,
-                num_threads=1,
-                device_id=None,
-                prefetch_queue_depth=2,
-            )
+                batch_size=order.batch_size, num_threads=1, device_id=None, prefetch_queue_depth=2,
+            )  # fmt: skip
             try:
                 reader.build()
             except RuntimeError as error:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from queue import Empty, Full, Queue
 from threading import Event, Thread
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -68,8 +70,7 @@ class _DecodeSamples(SimpleRGBImageDecoder):
     It takes the place of the decoder of fg_bg and decodes mask and depth too: so a thread has
     one piece of work for each batch instead of three. It starts the work without waiting for it.
 
-    fails_check: whether one of some samples fails its checksum; all of them then count as invalid
-        and are not decoded.
+    fails_check: whether some samples fail their checksums; then none of them is decoded.
     team: the threads that decode; set at the start of an epoch.
     """
 
@@ -79,8 +80,7 @@ class _DecodeSamples(SimpleRGBImageDecoder):
         self, shards: Shards, handles: np.ndarray, fails_check: Callable[[np.ndarray], bool]
     ) -> None:
         super().__init__()
-        layout = shards.manifest.layout
-        self._shape = (layout.height, layout.width)
+        self._shape = (shards.manifest.layout.height, shards.manifest.layout.width)
         self._mask_is_jpeg = shards.manifest.codecs["mask"] != "runs"
         self._shards, self._handles, self._fails_check = shards, handles, fails_check
 
@@ -135,13 +135,6 @@ class _FreeBuffers:
         return self._pool.take()
 
 
-class _MappedFile:
-    """In place of FFCV's memory manager: the file is memory-mapped, so nothing is loaded."""
-
-    def start_batch(self, batch: int) -> None:
-        """Do nothing."""
-
-
 class _DecodingLoader(StockLoader):
     """FFCV's loader with our operation, built once for all epochs.
 
@@ -164,20 +157,16 @@ class _DecodingLoader(StockLoader):
         finally:
             Compiler.set_enabled(True)
         queries, _ = self.graph.collect_requirements()
-        self.buffers = {
-            node: tuple(
-                _FreeBuffers(BufferPool((batch_size, *query.shape), query.dtype, pinned=pinned))
-                for query in fields
-            )
-            for node, fields in queries["operation"].items()
-        }
+
+        def new_pool(query: AllocationQuery) -> _FreeBuffers:
+            return _FreeBuffers(BufferPool((batch_size, *query.shape), query.dtype, pinned=pinned))
+
+        operations = queries["operation"].items()
+        self.buffers = {node: tuple(map(new_pool, fields)) for node, fields in operations}
 
 
 class _Epoch(EpochIterator):
-    """FFCV's reader thread that passes errors on, ends with `close` and overwrites no buffer.
-
-    batches: indices of each batch, taken as they are needed.
-    """
+    """FFCV's reader thread that passes errors on, ends with `close` and overwrites no buffer."""
 
     def __init__(
         self, loader: _DecodingLoader, batches: Iterator[np.ndarray], threads: int
@@ -185,11 +174,10 @@ class _Epoch(EpochIterator):
         Thread.__init__(self, daemon=True, name="maskdepth-ffcv")
         self.loader, self.metadata = loader, loader.reader.metadata
         self._batches = batches
-        self.memory_context, self.storage_state = _MappedFile(), None
-        self.memory_allocations = {
-            "operation": loader.buffers,
-            "shared": dict.fromkeys(loader.buffers),
-        }
+        # FFCV announces each batch to its memory manager. Our file is memory-mapped instead.
+        self.memory_context = SimpleNamespace(start_batch=lambda batch: None)
+        self.storage_state, shared = None, dict.fromkeys(loader.buffers)
+        self.memory_allocations = {"operation": loader.buffers, "shared": shared}
         # FFCV expects a stream where there is a GPU; none of our work runs on it.
         self.cuda_streams = [torch.cuda.current_stream() if IS_CUDA else None]
         self.output_queue: Queue[_Decoding | BaseException | None] = Queue(_AHEAD)
@@ -212,11 +200,9 @@ class _Epoch(EpochIterator):
 
     def _put(self, item: _Decoding | BaseException | None) -> bool:
         while not self.terminate_event.is_set():
-            try:
+            with suppress(Full):
                 self.output_queue.put(item, timeout=_POLL_S)
-            except Full:
-                continue
-            return True
+                return True
         return False
 
     def __next__(self) -> _Decoding:
@@ -232,11 +218,9 @@ class _Epoch(EpochIterator):
     def close(self) -> None:
         """End the threads and wait for them."""
         self.terminate_event.set()
-        while True:
-            try:
+        with suppress(Empty):
+            while True:
                 self.output_queue.get_nowait()
-            except Empty:
-                break
         if self.ident is not None:
             self.join()
         self._team.close()
@@ -263,19 +247,13 @@ class FFCVLoader(ShardLoader):
         self._loader = _DecodingLoader(path, options.batch_size, operation, pinned)
 
     def _batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
-        host = self._host_batches(epoch, start)
-        try:
-            if self.device.type == "cuda":
-                yield from transfer(host, CudaStreams(self.device))
-            else:
-                yield from host
-        finally:
-            host.close()
+        on_gpu = self.device.type == "cuda"
+        with closing(self._host_batches(epoch, start)) as host:
+            yield from transfer(host, CudaStreams(self.device)) if on_gpu else host
 
     def _host_batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         batches = (self._samples(epoch, k) for k in range(start, len(self)))
-        running = _Epoch(self._loader, batches, self.num_workers)
-        try:
+        with closing(_Epoch(self._loader, batches, self.num_workers)) as running:
             for decoding in running:
                 if not decoding.valid.all():
                     raise self._first_error(decoding)
@@ -286,10 +264,8 @@ class FFCVLoader(ShardLoader):
                 if self.device.type == "cuda":
                     index = index.pin_memory()
                 del decoding
-                yield Batch(fg_bg=fg_bg, mask=mask, depth=depth, index=index)
+                yield Batch(fg_bg, mask, depth, index)
                 del fg_bg, mask, depth  # so that their buffers are free for the next batch
-        finally:
-            running.close()
 
     def _first_error(self, decoding: _Decoding) -> RecordError:
         row, field = np.argwhere(~decoding.valid)[0].tolist()

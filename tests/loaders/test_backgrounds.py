@@ -39,7 +39,7 @@ def test_both_memory_layouts_mean_the_same() -> None:
     for given_images in (images, images.contiguous()):
         backgrounds = Backgrounds(given_images, layout)
         assert torch.equal(backgrounds.images, images)
-        assert torch.equal(backgrounds[2], images[2])
+        assert torch.equal(backgrounds.images[2], images[2])
         gathered = backgrounds.gather(torch.tensor([5, 0]))
         assert torch.equal(gathered, images[[2, 0]])
         assert gathered.is_contiguous(memory_format=torch.channels_last)
@@ -47,10 +47,10 @@ def test_both_memory_layouts_mean_the_same() -> None:
 
 def test_looks_like_a_tensor_of_images() -> None:
     backgrounds = Backgrounds.from_numpy(random_images(3), layout_of([2, 5, 2]))
-    assert tuple(backgrounds.shape) == (3, 3, 6, 4)
-    assert backgrounds.dtype == torch.uint8
+    assert tuple(backgrounds.images.shape) == (3, 3, 6, 4)
+    assert backgrounds.images.dtype == torch.uint8
     assert backgrounds.device == torch.device("cpu")
-    assert len(backgrounds) == 3
+    assert len(backgrounds.images) == 3
     assert backgrounds.to("cpu") is backgrounds
 
 
