@@ -68,22 +68,18 @@ class Backgrounds:
         numbers = self.numbers(index)
         if self._pixels.device.type != "cpu" or torch.compiler.is_compiling():
             return self._pixels.index_select(0, numbers).permute(0, 3, 1, 2)
-        return self._gather_cpu(numbers.numpy()).permute(0, 3, 1, 2)
-
-    def _gather_cpu(self, numbers: np.ndarray) -> torch.Tensor:
-        """uint8 (B, H, W, 3) in a buffer of the pool."""
-        pixels, count = self._pixels.numpy(), len(numbers)
-        require_numbers(numbers, len(pixels))
+        pixels, rows, count = self._pixels.numpy(), numbers.numpy(), len(numbers)
+        require_numbers(rows, len(pixels))
         if self._pool is None or count > self._pool.shape[0]:
             self._pool = BufferPool((count, *pixels.shape[1:]), pixels.dtype)
         out = self._pool.take()[:count]
 
         def copy(thread: int, first: int, last: int) -> None:
             # With mode="raise" NumPy would write to `out` through a copy.
-            np.take(pixels, numbers[first:last], axis=0, out=out[first:last], mode="clip")
+            np.take(pixels, rows[first:last], axis=0, out=out[first:last], mode="clip")
 
         run_shared(copy, count)
-        return torch.from_numpy(out)
+        return torch.from_numpy(out).permute(0, 3, 1, 2)
 
     def numbers(self, index: torch.Tensor) -> torch.Tensor:
         """Number of each sample's background, int64 (B,); ``index`` as in `gather`."""

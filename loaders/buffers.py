@@ -33,10 +33,6 @@ class BufferPool:
         self._buffers.append(buffer)
         return buffer
 
-    def take_tensor(self, count: int) -> torch.Tensor:
-        """The first ``count`` rows of such a buffer, as a tensor that keeps it in use."""
-        return torch.from_numpy(self.take()[:count])
-
     def __len__(self) -> int:
         """Buffers made so far."""
         return len(self._buffers)

@@ -20,7 +20,6 @@ class Fused:
 
     def __init__(self) -> None:
         self._pools: list[BufferPool] = []
-        self._shape: tuple[int, int, int] = (0, 0, 0)
 
     def __call__(
         self,
@@ -53,9 +52,9 @@ class Fused:
         return tuple(torch.from_numpy(x).permute(0, 3, 1, 2) for x in out)
 
     def _take(self, count: int, height: int, width: int) -> list[np.ndarray]:
-        if not self._pools or self._shape[0] < count or self._shape[1:] != (height, width):
-            self._shape = (count, height, width)
-            shapes = [(*self._shape, channels) for channels in (3, 3, 1, 1)]
+        shape = self._pools[0].shape if self._pools else (0,)
+        if shape[0] < count or shape[1:3] != (height, width):
+            shapes = [(count, height, width, channels) for channels in (3, 3, 1, 1)]
             self._pools = [BufferPool(shape, np.dtype(np.float32)) for shape in shapes]
         return [pool.take() for pool in self._pools]
 

@@ -21,11 +21,6 @@ def pad_runs(runs: list[np.ndarray]) -> np.ndarray:
     return out
 
 
-def runs_fill(runs: np.ndarray, pixels: int) -> bool:
-    """Whether every row of `pad_runs` adds up to exactly ``pixels``."""
-    return bool((runs.sum(axis=1, dtype=np.int64) == pixels).all())
-
-
 def unpack_batch(
     runs: torch.Tensor, height: int, width: int, pool: BufferPool | None = None
 ) -> torch.Tensor:
@@ -40,7 +35,7 @@ def unpack_batch(
     if runs.device.type == "cpu":
         if pool is None:
             pool = BufferPool((len(runs), 1, height, width), np.dtype(np.uint8))
-        out = pool.take_tensor(len(runs))
+        out = torch.from_numpy(pool.take()[: len(runs)])
         _unpack_rows(runs.numpy(), out.numpy().reshape(len(runs), -1))
         return out
     return unpack_by_sums(runs, height, width)
@@ -64,9 +59,3 @@ def _unpack_rows(runs: np.ndarray, out: np.ndarray) -> None:
         while last > 1 and runs[row, last - 1] == 0 and runs[row, last - 2] != 255:
             last -= 1
         unpack_runs(runs[row, :last], out[row])
-
-
-@numba.njit(nogil=True, cache=True)
-def unpack_record(runs: np.ndarray, out: np.ndarray) -> bool:
-    """Unpack one stored mask into uint8 (H, W, 1); False if its runs do not fill it exactly."""
-    return bool(unpack_runs(runs, out.reshape(out.size)))

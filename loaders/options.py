@@ -52,9 +52,9 @@ class LoaderOptions:
             object.__setattr__(self, "indices", _distinct(self.indices))
 
 
-def expect(name: str, found: int, low: int, high: int | None = None) -> None:
+def expect(name: str, found: float, low: int, high: float | None = None) -> None:
     """Raise DataError unless low <= found <= high."""
-    if found < low or (high is not None and found > high):
+    if not low <= found or (high is not None and not found <= high):
         wanted = f"{low} or more" if high is None else f"{low} to {high}"
         raise DataError(f"{name}: found {found}, expected {wanted}")
 

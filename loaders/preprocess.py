@@ -18,6 +18,7 @@ from convert.errors import DataError
 from loaders.backgrounds import Backgrounds
 from loaders.batch import Batch
 from loaders.fused import Fused
+from loaders.options import expect
 
 
 class Inputs(NamedTuple):
@@ -54,11 +55,10 @@ class Augment:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, high in (("flip", 1.0), ("jitter", 0.5), ("rgb_shift", 1.0)):
-            if not 0 <= getattr(self, name) <= high:
-                raise DataError(f"{name}: found {getattr(self, name)}, expected 0 to {high:g}")
-        if not 0 <= self.seed < 2**63:
-            raise DataError(f"seed of augmentation: found {self.seed}, expected 0 to 2**63 - 1")
+        expect("flip", self.flip, 0, 1)
+        expect("jitter", self.jitter, 0, 0.5)
+        expect("rgb_shift", self.rgb_shift, 0, 1)
+        expect("seed of augmentation", self.seed, 0, 2**63 - 1)
 
     def __call__(self, inputs: Inputs, index: Tensor, epoch: int) -> Inputs:
         """Changed copies of inputs that are not normalised yet: bg and fg_bg float in 0..1.
@@ -129,8 +129,8 @@ class Preprocess(nn.Module):
         augment: Augment | None = None,
     ) -> None:
         super().__init__()
-        if size is not None and size < 1:
-            raise DataError(f"image size: found {size}, expected 1 or more")
+        if size is not None:
+            expect("image size", size, 1)
         self.size = size
         self._take_backgrounds(backgrounds)
         self._fused = Fused()
@@ -158,7 +158,13 @@ class Preprocess(nn.Module):
         bg = self._resized.index_select(0, numbers).permute(0, 3, 1, 2)
         fg_bg, pixels_per_value = _resize(batch.fg_bg, self.size)
         mask, depth = (_resize(field, self.size)[0] for field in (batch.mask, batch.depth))
-        self._check_sides(fg_bg)
+        found, expected = fg_bg.shape[2:], self._resized.shape[1:3]
+        if found != expected:
+            raise DataError(
+                f"batch: found {found[1]}x{found[0]} pixels beside backgrounds of "
+                f"{expected[1]}x{expected[0]}, expected one size; give Preprocess size=, the "
+                "side that both shall have"
+            )
         mask = mask.mul(2).ge(pixels_per_value).to(torch.float32)
         depth = depth.to(torch.float32).mul_(1 / (255 * pixels_per_value))
         bg_full_scale, fg_bg_full_scale = self._bg_full_scale, 255 * pixels_per_value
@@ -171,15 +177,6 @@ class Preprocess(nn.Module):
         bg = self._normalise(bg, self.bg_scale, self.bg_shift, bg_full_scale)
         fg_bg = self._normalise(fg_bg, self.fg_bg_scale, self.fg_bg_shift, fg_bg_full_scale)
         return Inputs(bg, fg_bg, mask, depth)
-
-    def _check_sides(self, fg_bg: Tensor) -> None:
-        found, expected = fg_bg.shape[2:], self._resized.shape[1:3]
-        if found != expected:
-            raise DataError(
-                f"batch: found {found[1]}x{found[0]} pixels beside backgrounds of "
-                f"{expected[1]}x{expected[0]}, expected one size; give Preprocess size=, the "
-                "side that both shall have"
-            )
 
     def _fits_fused(self, batch: Batch) -> bool:
         """Whether `Fused` supports this: on a CPU, at the stored size or half of it."""

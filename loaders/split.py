@@ -13,6 +13,7 @@ import numpy as np
 
 from convert.errors import DataError
 from convert.layout import Layout
+from loaders.options import expect
 
 SPLITS = ("random", "bg", "fg", "both")
 
@@ -43,8 +44,7 @@ def split_indices(
         raise DataError(f"split: found {name!r}, expected one of {', '.join(SPLITS)}")
     if not 0 < validation < 1:
         raise DataError(f"share of validation: found {validation}, expected between 0 and 1")
-    if not 0 <= seed < 2**32:
-        raise DataError(f"seed of the split: found {seed}, expected 0 to {2**32 - 1}")
+    expect("seed of the split", seed, 0, 2**32 - 1)
     if name == "random":
         return _random(layout.samples, seed, validation)
 

@@ -60,13 +60,9 @@ class ThreadTeam:
         self._tasks: Tasks = SimpleQueue()
         self._stopped = Event()
         # Threads refer to the queue and not to the team, which would keep it alive for ever.
+        shared = (self._tasks, self._stopped)
         self._threads = [
-            Thread(
-                target=_run_tasks,
-                args=(i, self._tasks, self._stopped),
-                daemon=True,
-                name=f"{name}-{i}",
-            )
+            Thread(target=_run_tasks, args=(i, *shared), daemon=True, name=f"{name}-{i}")
             for i in range(threads)
         ]
         for thread in self._threads:

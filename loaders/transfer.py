@@ -22,25 +22,22 @@ Event = TypeVar("Event")
 
 
 class Streams(Protocol[Event]):
-    """What a transfer needs of a device."""
+    """What a transfer needs of a device.
 
-    def copying(self) -> AbstractContextManager[object]:
-        """A context in which the copy stream, its value, is the current stream."""
+    copying: a context in which the copy stream, its value, is the current stream.
+    start_copy: starts to copy on the copy stream; returns the tensor on the device at once.
+    mark: an event after all copies started so far.
+    has_passed: whether the copies before an event have ended; does not wait.
+    hand_over: makes the current stream wait for an event, and own the tensors from then on.
+    finish: waits for all copies, after which borrowed memory may be released.
+    """
 
-    def start_copy(self, borrowed: torch.Tensor) -> torch.Tensor:
-        """Start to copy on the copy stream; returns the tensor on the device at once."""
-
-    def mark(self) -> Event:
-        """An event after all copies started so far."""
-
-    def has_passed(self, event: Event) -> bool:
-        """Whether the copies before an event have ended; does not wait."""
-
-    def hand_over(self, event: Event, tensors: tuple[torch.Tensor, ...]) -> None:
-        """Make the current stream wait for an event, and own the tensors from then on."""
-
-    def finish(self) -> None:
-        """Wait for all copies, after which borrowed memory may be released."""
+    def copying(self) -> AbstractContextManager[object]: ...
+    def start_copy(self, borrowed: torch.Tensor) -> torch.Tensor: ...
+    def mark(self) -> Event: ...
+    def has_passed(self, event: Event) -> bool: ...
+    def hand_over(self, event: Event, tensors: tuple[torch.Tensor, ...]) -> None: ...
+    def finish(self) -> None: ...
 
 
 class CudaStreams:

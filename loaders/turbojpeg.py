@@ -10,9 +10,9 @@ import numba
 import numpy as np
 from numba import types
 
+from convert.codecs import unpack_runs
 from convert.errors import DataError
 from convert.layout import MASK_THRESHOLD
-from loaders.masks import unpack_record
 
 LIBRARY = "libturbojpeg.so.0"
 RGB, GRAY = 0, 6  # TJPF_RGB, TJPF_GRAY of turbojpeg.h
@@ -131,5 +131,5 @@ def decode_samples(
                 for column in range(width):
                     mask[i, row, column, 0] = mask[i, row, column, 0] >= MASK_THRESHOLD
         else:
-            valid[i, 1] = unpack_record(fields[1], mask[i])
+            valid[i, 1] = unpack_runs(fields[1], mask[i].reshape(height * width))
         valid[i, 2] = decode_jpeg(handle, fields[2], height, width, depth[i])

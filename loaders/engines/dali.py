@@ -25,7 +25,7 @@ from convert.shards import Shards
 from loaders.base import ShardLoader
 from loaders.batch import Batch
 from loaders.buffers import BufferPool
-from loaders.masks import pad_runs, runs_fill, unpack_batch
+from loaders.masks import pad_runs, unpack_batch
 from loaders.options import LoaderOptions
 from loaders.transfer import CudaStreams, transfer
 
@@ -213,7 +213,8 @@ class DALILoader(ShardLoader):
                 place = FIELDS.index("mask")
                 fields[place] = runs = pad_runs(stored.fields[place])
                 # Summed here on the host: on the GPU the check would cost a synchronisation.
-                if not runs_fill(runs, self.layout.height * self.layout.width):
+                pixels = self.layout.height * self.layout.width
+                if (runs.sum(axis=1, dtype=np.int64) != pixels).any():
                     raise DataError(CORRUPT)
         except DataError as error:
             self._fed.append(stored._replace(failed=error))

@@ -35,6 +35,7 @@ class StreamOrder:
     and have the lengths that the steps of `Order` need.
 
     order: how many samples each rank visits. shard, offset: (samples,), where each record begins.
+    stored: samples of each shard, whether they are visited or not.
     """
 
     def __init__(self, order: Order, shard: np.ndarray, offset: np.ndarray) -> None:
@@ -43,15 +44,11 @@ class StreamOrder:
         if order.options.indices is not None:
             self.wanted[:] = False
             self.wanted[order.options.indices] = True
-        stored = np.lexsort((offset, shard))
-        self._stored = np.bincount(shard)
-        ends = np.cumsum(self._stored)
+        self.stored = np.bincount(shard)
+        ends = np.cumsum(self.stored)
+        to_read = self.wanted[np.lexsort((offset, shard))]
         # Rows of each shard that are to be read, in the order of the shard.
-        self._rows = [np.flatnonzero(rows) for rows in np.split(self.wanted[stored], ends[:-1])]
-
-    def stored_in(self, shard: int) -> int:
-        """Samples of a shard, whether they are visited or not."""
-        return int(self._stored[shard])
+        self._rows = [np.flatnonzero(rows) for rows in np.split(to_read, ends[:-1])]
 
     def parts(self, epoch: int) -> list[tuple[int, np.ndarray]]:
         """(shard, rows) that this rank reads one after the other; rows int64, ascending."""
@@ -96,7 +93,9 @@ class DALIStreamLoader(DALILoader):
 
     def _stored(self, epoch: int, start: int) -> Generator[Stored, None, None]:
         steps = [k for k in range(len(self)) if self.order.size(k)]
-        reader = self._open(epoch) if steps else None
+        if not steps:
+            return
+        reader = self._open(epoch)
         unseen = self._stream.wanted.copy()
         before: Stored | None = None
         for k in steps:
@@ -135,7 +134,7 @@ class DALIStreamLoader(DALILoader):
             _, *lines = path.read_bytes().splitlines(keepends=True)
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be read ({error}); pack again") from None
-        if len(lines) != (expected := self._stream.stored_in(shard)):
+        if len(lines) != (expected := int(self._stream.stored[shard])):
             raise DataError(f"{path}: lists {len(lines)} samples, expected {expected}; pack again")
         chosen = [lines[row] for row in rows.tolist()]
         own = scratch / path.name
@@ -146,11 +145,8 @@ class DALIStreamLoader(DALILoader):
         reason = first_line(error)
         return DataError(f"{self.shards.folder}: DALI cannot read the tar shards: {reason}")
 
-    def _read(
-        self, reader: Pipeline | None, size: int, unseen: np.ndarray, *, keep: bool
-    ) -> Stored:
+    def _read(self, reader: Pipeline, size: int, unseen: np.ndarray, *, keep: bool) -> Stored:
         """The first ``size`` samples of the reader's next batch; ``keep`` their fields or none."""
-        assert reader is not None
         try:
             *columns, index = reader.run()
             indices = index.as_array()[:size].copy().view("<i8")[:, 0]

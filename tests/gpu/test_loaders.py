@@ -1,4 +1,4 @@
-"""On a GPU: the same batches as on the CPU, and copies that overlap without harm."""
+"""On a GPU: the same batches as on the CPU, with copies that overlap safely."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def test_dali_on_the_gpu_is_close_to_the_cpu(shards: Path) -> None:
 
 
 @pytest.mark.parametrize("engine", ["dali", "dali-stream"])
-def test_dali_batches_dropped_early_are_read_whole(shards: Path, engine: str) -> None:
-    """No batch is decoded into memory that Python has let go of and the GPU has still to read."""
+def test_dali_batches_dropped_early_are_complete(shards: Path, engine: str) -> None:
+    """DALI decodes no batch into memory that Python has dropped and the GPU still has to read."""
     options: dict[str, Any] = {"batch_size": 8, "seed": 3}
     with (
         build_loader(engine, shards, device="cuda", **options) as ours,
@@ -66,7 +66,7 @@ def test_dali_batches_dropped_early_are_read_whole(shards: Path, engine: str) ->
 def test_taking_a_dali_batch_does_not_wait_for_the_computation(shards: Path) -> None:
     with build_loader("dali", shards, batch_size=8, device="cuda") as loader:
         for _ in loader.epoch(0):
-            pass  # so that all memory is there: to get some may take a wait
+            pass  # so that all memory is allocated, which may have to wait
         batches = loader.epoch(1)
         next(batches)
         torch.cuda._sleep(2_000_000_000)  # about a second

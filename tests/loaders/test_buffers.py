@@ -1,4 +1,4 @@
-"""Buffers come back when, and only when, nobody looks at them any more."""
+"""Buffers are reused when, and only when, nothing refers to them any more."""
 
 from __future__ import annotations
 

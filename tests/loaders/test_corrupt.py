@@ -1,4 +1,4 @@
-"""Bad records: the first ends the epoch, or some are skipped, and every engine skips the same."""
+"""Corrupt records: one ends the epoch, or is skipped, and every engine skips the same ones."""
 
 from __future__ import annotations
 
@@ -22,55 +22,58 @@ from loaders.order import Order, permute
 from tests.damage import Records, bit_flipped, zeroed
 
 ENGINES = ("ffcv", "dali", "reference")
-BAD = {4: "mask", 21: "fg_bg", 22: "depth", 23: "mask", 57: "depth", 89: "fg_bg"}
+CORRUPT = {4: "mask", 21: "fg_bg", 22: "depth", 23: "mask", 57: "depth", 89: "fg_bg"}
 
 
-def stand_ins(order: list[int], bad: Collection[int]) -> list[int]:
-    """An order in which each bad sample is followed until there is a good one."""
+def with_replacements(order: list[int], corrupt: Collection[int]) -> list[int]:
+    """An order with the next valid sample in place of each corrupt one."""
     shown = []
     for position in range(len(order)):
         at = position
-        while order[at] in bad:
+        while order[at] in corrupt:
             at = (at + 1) % len(order)
         shown.append(order[at])
     return shown
 
 
 @given(
-    n=st.integers(1, 40), bad=st.sets(st.integers(0, 39)), seed=st.integers(0, 99), data=st.data()
+    n=st.integers(1, 40),
+    corrupt=st.sets(st.integers(0, 39)),
+    seed=st.integers(0, 99),
+    data=st.data(),
 )
 @settings(max_examples=150)
-def test_the_next_good_sample_of_the_order_stands_in(
-    n: int, bad: set[int], seed: int, data: st.DataObject
+def test_the_replacement_is_the_next_valid_sample_of_the_order(
+    n: int, corrupt: set[int], seed: int, data: st.DataObject
 ) -> None:
     options: dict[str, Any] = {"seed": seed, "shuffle": data.draw(st.booleans())}
     world_size, batch_size = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 9))
     options |= {"world_size": world_size, "batch_size": batch_size}
     orders = [Order(n, LoaderOptions(rank=rank, **options)) for rank in range(world_size)]
 
-    def walk(bad: Collection[int]) -> list[int]:
+    def walk(corrupt: Collection[int]) -> list[int]:
         steps = range(len(orders[0]))
-        return [i for k in steps for order in orders for i in order.batch(2, k, bad).tolist()]
+        return [i for k in steps for order in orders for i in order.batch(2, k, corrupt).tolist()]
 
-    if bad >= set(range(n)):
+    if corrupt >= set(range(n)):
         with pytest.raises(DataError, match=f"all {n} records to visit are corrupt"):
-            walk(bad)
+            walk(corrupt)
         return
-    undisturbed = walk(())
+    intact = walk(())
     if options["shuffle"]:
-        assert undisturbed == permute(np.arange(n), n, seed, 2).tolist()
-    assert walk(bad) == stand_ins(undisturbed, bad)
+        assert intact == permute(np.arange(n), n, seed, 2).tolist()
+    assert walk(corrupt) == with_replacements(intact, corrupt)
 
 
 @pytest.fixture(scope="module")
 def broken(
     dataset: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """A data set folder and its shards with the same six bad records, by engine."""
+    """A data set folder and its shards with the same six corrupt records, by engine."""
     folder = tmp_path_factory.mktemp("broken")
     data = Path(shutil.copytree(dataset, folder / "data"))
     packed = Path(shutil.copytree(shards, folder / "shards"))
-    for index, name in BAD.items():
+    for index, name in CORRUPT.items():
         Records(packed).spoil(index, name, zeroed)
         group, within = divmod(index, 18)
         image = data / FOLDERS[name] / f"bg_{group + 1:03d}" / f"img_{within + 1:04d}.jpg"
@@ -87,7 +90,7 @@ def engine(request: pytest.FixtureRequest, need_engine: Callable[[str], None]) -
 
 @pytest.fixture(scope="module")
 def truth(dataset: Path) -> Batch:
-    """All samples, undamaged, in source order."""
+    """All samples, intact, in source order."""
     with ReferenceLoader(dataset, LoaderOptions(batch_size=90, shuffle=False)) as loader:
         return next(loader.epoch(0))
 
@@ -105,29 +108,29 @@ def test_engines_skip_the_same_and_show_the_same(
             for epoch in (0, 1):
                 met = []
                 for k, batch in enumerate(loader.epoch(epoch)):
-                    assert batch.index.tolist() == order.batch(epoch, k, BAD).tolist()
+                    assert batch.index.tolist() == order.batch(epoch, k, CORRUPT).tolist()
                     for found, pixels in zip(batch, truth, strict=True):
                         assert torch.equal(found, pixels[batch.index])
                     # In the order of meeting them, so the same on every engine.
-                    met += [i for i in order.batch(epoch, k).tolist() if i in BAD]
+                    met += [i for i in order.batch(epoch, k).tolist() if i in CORRUPT]
                     new = [fault.index for fault in loader.skipped]
                     assert epoch or [i for i in new if i in met] == met
             listed |= {(fault.index, fault.field) for fault in loader.skipped}
-    assert listed == set(BAD.items())
+    assert listed == set(CORRUPT.items())
 
 
-def test_resumed_epoch_is_that_of_an_undisturbed_walk(engine: str, broken: dict[str, Path]) -> None:
+def test_resumed_epoch_equals_a_complete_one(engine: str, broken: dict[str, Path]) -> None:
     options: dict[str, Any] = {"batch_size": 8, "max_bad": 6}
     with build_loader(engine, broken[engine], **options) as loader:
-        whole = [batch.index.tolist() for batch in loader.epoch(3)]
-    for start in range(len(whole)):
+        complete = [batch.index.tolist() for batch in loader.epoch(3)]
+    for start in range(len(complete)):
         with build_loader(engine, broken[engine], **options) as loader:
-            assert [batch.index.tolist() for batch in loader.epoch(3, start)] == whole[start:]
+            assert [batch.index.tolist() for batch in loader.epoch(3, start)] == complete[start:]
 
 
 def test_one_more_than_may_be_skipped(engine: str, broken: dict[str, Path]) -> None:
     with build_loader(engine, broken[engine], batch_size=8, shuffle=False, max_bad=3) as loader:
-        for _ in range(2):  # the budget does not come back
+        for _ in range(2):  # an epoch does not reset the budget
             batches = loader.epoch(0)
             seen = [i for _ in range(2) for i in next(batches).index.tolist()]
             assert seen == [0, 1, 2, 3, 5, 5, *range(6, 16)]
@@ -135,7 +138,7 @@ def test_one_more_than_may_be_skipped(engine: str, broken: dict[str, Path]) -> N
             with pytest.raises(RecordError, match=message):
                 next(batches)
             assert [fault.index for fault in loader.skipped] == [4, 21, 22]
-        # Good for what is not bad, still.
+        # The loader still reads the valid records.
         assert next(loader.epoch(0, start=8)).index.tolist() == [*range(64, 72)]
 
 
@@ -149,7 +152,7 @@ def test_none_may_be_skipped_unless_asked(engine: str, broken: dict[str, Path]) 
         build_loader(engine, broken[engine], batch_size=8, max_bad=-1)
 
 
-def test_all_records_bad(engine: str, broken: dict[str, Path]) -> None:
+def test_all_records_corrupt(engine: str, broken: dict[str, Path]) -> None:
     indices = np.array([21, 22, 23])
     with (
         build_loader(engine, broken[engine], indices=indices, max_bad=9) as loader,
@@ -158,10 +161,10 @@ def test_all_records_bad(engine: str, broken: dict[str, Path]) -> None:
         next(loader.epoch(0))
 
 
-def test_damage_that_decodes_is_found_by_its_checksum(
+def test_corruption_that_decodes_is_detected_by_the_checksum(
     shards: Path, tmp_path: Path, need_engine: Callable[[str], None]
 ) -> None:
-    """A flipped bit that both engines decode without complaint, to wrong pixels."""
+    """A flipped bit that both engines decode without an error, to wrong pixels."""
     need_engine("ffcv")
     packed = Path(shutil.copytree(shards, tmp_path / "shards"))
     Records(packed).spoil(5, "fg_bg", bit_flipped(0))
@@ -172,15 +175,15 @@ def test_damage_that_decodes_is_found_by_its_checksum(
             build_loader(engine, shards, **options) as truth,
             build_loader(engine, packed, check=True, **options) as loader,
         ):
-            damaged: Batch = next(blind.epoch(0))
+            decoded: Batch = next(blind.epoch(0))
             expected: Batch = next(truth.epoch(0))
-            assert not torch.equal(damaged.fg_bg[5], expected.fg_bg[5])
+            assert not torch.equal(decoded.fg_bg[5], expected.fg_bg[5])
             with pytest.raises(RecordError, match=r"record 5, fg_bg .*checksum"):
                 next(loader.epoch(0))
 
 
 @pytest.mark.parametrize("name", ["backgrounds.npy", "index"])
-def test_damaged_side_files_are_found_by_their_hash(
+def test_corrupt_side_files_are_detected_by_their_hash(
     shards: Path, tmp_path: Path, name: str, need_engine: Callable[[str], None]
 ) -> None:
     need_engine("ffcv")

@@ -117,7 +117,7 @@ def test_slices_of_ranks(data: st.DataObject, samples: int, shards: int) -> None
     assert options["drop_last"] or set(rows) == expected
 
 
-def test_bad_records_are_named_or_replaced_within_their_batch(
+def test_corrupt_records_are_named_or_replaced_within_their_batch(
     shards: Path, truth: Batch, tmp_path: Path
 ) -> None:
     packed = Path(shutil.copytree(shards, tmp_path / "shards"))
@@ -126,21 +126,21 @@ def test_bad_records_are_named_or_replaced_within_their_batch(
     records.spoil(61, "fg_bg", bit_flipped(0))
     options: dict[str, Any] = {"batch_size": 8}
     with build_loader(ENGINE, shards, **options) as loader:
-        undisturbed = walk(loader, 0)
-    met = [index for batch in undisturbed for index in batch if index in (20, 61)]
+        intact = walk(loader, 0)
+    met = [index for batch in intact for index in batch if index in (20, 61)]
     for start in (0, 3):
         with build_loader(ENGINE, packed, max_bad=2, **options) as loader:
             for k, batch in enumerate(loader.epoch(0, start), start):
                 assert_right(batch, truth)
-                good = [index for index in undisturbed[k] if index not in met]
+                valid = [index for index in intact[k] if index not in met]
                 shown = batch.index.tolist()
-                assert set(shown) == set(good)
-                for found, expected in zip(shown, undisturbed[k], strict=True):
+                assert set(shown) == set(valid)
+                for found, expected in zip(shown, intact[k], strict=True):
                     assert found == expected or expected in met
     with build_loader(ENGINE, packed, max_bad=2, **options) as loader:
         list(loader.epoch(0))
         assert [fault.index for fault in loader.skipped] == met
-        assert len(walk(loader, 1)) == len(undisturbed)
+        assert len(walk(loader, 1)) == len(intact)
         assert len(loader.skipped) == 2
     with (
         build_loader(ENGINE, packed, max_bad=1, **options) as loader,
@@ -161,24 +161,26 @@ def test_bad_records_are_named_or_replaced_within_their_batch(
         list(loader.epoch(0))
 
 
-def test_where_a_whole_batch_is_bad_the_one_before_stands_in(
+def test_the_batch_before_replaces_a_batch_of_corrupt_records(
     shards: Path, truth: Batch, tmp_path: Path
 ) -> None:
     packed = Path(shutil.copytree(shards, tmp_path / "shards"))
     options: dict[str, Any] = {"batch_size": 89}
     with build_loader(ENGINE, shards, **options) as loader:
-        (*_, spare, bad), (last,) = walk(loader, 0)
+        (*_, spare, corrupt), (last,) = walk(loader, 0)
     records = Records(packed)
-    for index in (bad, last):
+    for index in (corrupt, last):
         records.spoil(index, "depth", zeroed)
     for start in (0, 1):
         with build_loader(ENGINE, packed, max_bad=2, **options) as loader:
             for batch in loader.epoch(0, start):
                 assert_right(batch, truth)
             assert batch.index.tolist() == [spare]
-            assert [fault.index for fault in loader.skipped] == [bad, last][start:]
+            assert [fault.index for fault in loader.skipped] == [corrupt, last][start:]
     with (
-        build_loader(ENGINE, packed, indices=np.array([bad, last]), batch_size=1, max_bad=9) as two,
+        build_loader(
+            ENGINE, packed, indices=np.array([corrupt, last]), batch_size=1, max_bad=9
+        ) as two,
         pytest.raises(
             DataError, match="all 1 records of a batch are corrupt, and the batch before"
         ),

@@ -1,4 +1,4 @@
-"""Every engine equals the plain Pillow loader, bit for bit, in every way to walk an epoch."""
+"""Every engine equals the reference loader, bit for bit, however an epoch is walked."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def engine(request: pytest.FixtureRequest, need_engine: Callable[[str], None]) -
 
 @pytest.fixture(params=(*ENGINES, "dali-stream"))
 def any_engine(request: pytest.FixtureRequest, need_engine: Callable[[str], None]) -> str:
-    """Also the one with an order of its own."""
+    """All engines, with the one that has its own order."""
     need_engine(request.param)
     return request.param
 
@@ -199,7 +199,7 @@ def test_real_samples_streamed_equal_reference(
         assert sorted(seen) == [0, 1, 2, 3, 4]
 
 
-def test_early_breaks_leave_nothing_behind(engine: str, dataset: Path, shards: Path) -> None:
+def test_early_breaks_leave_nothing_running(engine: str, dataset: Path, shards: Path) -> None:
     with (
         ReferenceLoader(dataset, LoaderOptions(batch_size=8)) as truth,
         build_loader(engine, shards, batch_size=8) as loader,
@@ -229,7 +229,7 @@ def test_an_epoch_that_another_ended_says_so(
             next(outer)
         with pytest.raises(DataError, match="open a second loader"):
             list(zip(loader.epoch(0), loader.epoch(1), strict=True))
-        # One that has come to its last batch, or that nobody asks again, is silent.
+        # An epoch that has reached its last batch, or that is not continued, raises nothing.
         over = loader.epoch(0)
         for _ in range(3):
             next(over)
@@ -263,9 +263,9 @@ def test_broken_record_is_named_in_its_turn(
         assert seen == list(range(24))
         with pytest.raises(DataError, match=f"record 29, {name}"):
             next(batches)
-        # The loader is still good for what is not broken.
-        good = [index for batch in loader.epoch(0, start=4) for index in batch.index.tolist()]
-        assert good == list(range(32, 90))
+        # The loader still reads the valid records.
+        valid = [index for batch in loader.epoch(0, start=4) for index in batch.index.tolist()]
+        assert valid == list(range(32, 90))
 
 
 def test_user_mistakes(any_engine: str, dataset: Path, shards: Path, tmp_path: Path) -> None:

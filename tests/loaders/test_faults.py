@@ -1,6 +1,6 @@
-"""300 kinds of damage: a named error or a listed skip; no wrong pixels, no hang, on any engine.
+"""300 kinds of corruption: a named error or a listed skip; no wrong pixels, no hang, any engine.
 
-Loaders stay open over all cases: so a case also shows that those before it left nothing behind.
+Loaders stay open over all cases, so each case also shows that those before it left no state.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ OPTIONS: dict[str, Any] = {"batch_size": 7, "shuffle": False, "indices": np.arra
 
 
 def kinds(others: dict[str, bytes]) -> dict[str, damage.Damage]:
-    """Damage to one stored field. others: bytes of another sample, by field."""
+    """Corruptions of one stored field. others: bytes of another sample, by field."""
     found: dict[str, damage.Damage] = {"zeroed": damage.zeroed}
     for share in (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99):
         found[f"truncated at {share}"] = damage.zeroed_from(share)
@@ -70,7 +70,7 @@ def no_hang() -> Iterator[None]:
 
 
 def assert_right(batch: Batch, truth: Batch) -> None:
-    """That each pixel is the undamaged one's. truth: samples 0 to 89."""
+    """Compare each pixel with the intact sample. truth: samples 0 to 89."""
     for found, expected in zip(batch[:3], truth[:3], strict=True):
         # Not torch.equal: its threads wait for each other, for milliseconds on a busy machine.
         assert np.array_equal(found.numpy(), expected.numpy()[batch.index.numpy()])
@@ -87,7 +87,7 @@ def named(loader: Loader, name: str) -> bool:
 
 
 def assert_skipped(engine: str, packed: Path, name: str, truth: Batch) -> None:
-    """That a loader which may skip the record shows another of the batch in its place."""
+    """Check that a loader that may skip the record replaces it by another of the batch."""
     with build_loader(engine, packed, max_bad=1, **OPTIONS) as loader:
         batch = next(loader.epoch(0))
         assert_right(batch, truth)
@@ -106,7 +106,7 @@ def truth(dataset: Path) -> Batch:
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_100_kinds_of_damage_to_a_field(engine: str, packed: Path, truth: Batch, name: str) -> None:
+def test_100_corruptions_of_a_field(engine: str, packed: Path, truth: Batch, name: str) -> None:
     records = damage.Records(packed)
     others = {field: records.stored(40, field) for field in FIELDS}
     cases = kinds(others)
@@ -129,12 +129,12 @@ def test_100_kinds_of_damage_to_a_field(engine: str, packed: Path, truth: Batch,
             assert_right(next(checking.epoch(0)), truth)
             assert_right(next(blind.epoch(0)), truth)
             blind_errors += found
-    # Some damage decodes without an error: that is why there are checksums.
+    # Some corruption decodes without an error, which is why there are checksums.
     assert len(cases) // 4 < blind_errors < len(cases)
 
 
 def half_as_high(stored: bytes) -> bytes:
-    """A JPEG whose header tells half its height: it decodes, to an image of that size."""
+    """A JPEG whose header gives half its height: it decodes to an image of that size."""
     at = stored.index(b"\xff\xc0") + 5
     height = int.from_bytes(stored[at : at + 2], "big")
     return stored[:at] + (height // 2).to_bytes(2, "big") + stored[at + 2 :]
@@ -166,7 +166,7 @@ def test_header_of_another_size(
 def test_header_of_another_size_that_was_packed(
     packed_as_jpeg: Path, need_engine: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What DALI decodes is held against the layout, whatever the checksum says of the bytes."""
+    """The size of what DALI decodes is compared with the layout, even if the checksum is valid."""
     need_engine("dali")
     monkeypatch.setattr("convert.shards.Shards.fault", lambda self, index: None)
     with (
@@ -209,7 +209,7 @@ def missing(name: str) -> Callable[[Path], None]:
 
 
 def record_changed(name: str, field: str, key: str, value: int) -> Callable[[Path], None]:
-    """The index tells something else of a record, and the manifest agrees."""
+    """The index describes a record wrongly, and the manifest has the hash of that index."""
 
     def change(folder: Path) -> None:
         records = np.load(folder / name)
@@ -244,7 +244,7 @@ FOLDER_FAULTS: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "FFCV file cut in its allocation table": ("ffcv", cut(BETON, -24), "expected .* bytes"),
     "FFCV file without pointer": ("ffcv", overwritten(BETON, 16, bytes(8)), "unfinished"),
     "FFCV file, pointer": ("ffcv", overwritten(BETON, 16, b"\xff" * 8), "the header gives"),
-    "FFCV file, number of samples": ("ffcv", overwritten(BETON, 8, b"\x09"), "tells of 9 samples"),
+    "FFCV file, number of samples": ("ffcv", overwritten(BETON, 8, b"\x09"), "gives 9 samples"),
     "FFCV file, version": ("ffcv", overwritten(BETON, 0, b"\x07"), "header or field descriptors"),
     "FFCV file, metadata": ("ffcv", overwritten(BETON, 5300, bytes(40)), "disagree"),
     "FFCV file, allocation table": ("ffcv", overwritten(BETON, -24, b"\xff" * 24), "disagree"),
@@ -298,7 +298,7 @@ WHO_READS = {"both": ENGINES, "tars": ("dali", "dali-stream")}
 
 @pytest.mark.parametrize("check", [False, True])
 @pytest.mark.parametrize("fault", FOLDER_FAULTS)
-def test_damaged_folder(
+def test_corrupt_folder(
     shards: Path, tmp_path: Path, need_engine: Callable[[str], None], fault: str, check: bool
 ) -> None:
     which, change, message = FOLDER_FAULTS[fault]

@@ -1,4 +1,4 @@
-"""One pass on the CPU against torch's operations, and memory that is nobody's when reused."""
+"""One pass on the CPU against torch's operations, and memory that is reused only when free."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_results_that_are_kept_are_not_overwritten(backgrounds: Backgrounds) -> 
         assert all(torch.equal(a, b) for a, b in zip(inputs, copy, strict=True))
 
 
-def test_memory_is_used_again(backgrounds: Backgrounds) -> None:
+def test_memory_is_reused(backgrounds: Backgrounds) -> None:
     preprocess = Preprocess(backgrounds, STATISTICS)
     address = preprocess(batch_of()).fg_bg.data_ptr()
     assert preprocess(batch_of(count=3)).fg_bg.data_ptr() == address

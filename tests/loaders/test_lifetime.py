@@ -159,7 +159,7 @@ def test_interrupt_ends_a_run_in_mid_epoch(engine: str, folder: Path) -> None:
     reader.join()
     assert process.stderr is not None
     errors = process.stderr.read()
-    # Python's own words for an interrupt that nobody catches, once, and nothing else.
+    # Only Python's message for an uncaught interrupt, once.
     assert errors.count("Traceback") == 1, errors
     assert errors.rstrip().endswith("KeyboardInterrupt"), errors
     with pytest.raises(ProcessLookupError):

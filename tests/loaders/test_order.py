@@ -1,4 +1,4 @@
-"""The order of an epoch: a fair permutation, cut for ranks without loss or repetition."""
+"""The order of an epoch: a uniform permutation, split among ranks without loss or repetition."""
 
 import itertools
 import math
@@ -16,14 +16,14 @@ SEEDS = st.integers(0, 2**70)
 EPOCHS = st.integers(0, 10**6)
 
 
-def whole(n: int, seed: int, epoch: int) -> np.ndarray:
+def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
     return permute(np.arange(n), n, seed, epoch)
 
 
 @given(n=st.integers(1, 20_000), seed=SEEDS, epoch=EPOCHS)
 @settings(max_examples=60, deadline=None)
 def test_every_number_comes_once(n: int, seed: int, epoch: int) -> None:
-    assert np.array_equal(np.sort(whole(n, seed, epoch)), np.arange(n))
+    assert np.array_equal(np.sort(permutation(n, seed, epoch)), np.arange(n))
 
 
 @given(n=st.integers(4097, MAX_SAMPLES), seed=SEEDS)
@@ -41,12 +41,12 @@ def test_large_data_sets_stay_one_to_one(n: int, seed: int) -> None:
 def test_a_value_depends_on_its_position_alone(n: int, seed: int, data: st.DataObject) -> None:
     positions = data.draw(st.lists(st.integers(0, n - 1), max_size=9))
     found = permute(np.array(positions, dtype=np.int64), n, seed, 0)
-    assert np.array_equal(found, whole(n, seed, 0)[positions])
+    assert np.array_equal(found, permutation(n, seed, 0)[positions])
 
 
 def test_the_permutations_never_change() -> None:
-    # Saved runs resume by them: a change of these values breaks every checkpoint.
-    assert whole(10, 0, 0).tolist() == [3, 1, 4, 8, 2, 6, 0, 5, 7, 9]
+    # Saved runs resume with them: another value breaks every checkpoint.
+    assert permutation(10, 0, 0).tolist() == [3, 1, 4, 8, 2, 6, 0, 5, 7, 9]
     assert permute(np.arange(5), 400_000, 7, 2).tolist() == [359585, 288294, 396694, 276928, 355454]
     assert permute(np.arange(3), 2**40, 7, 2).tolist() == [636358392088, 652875213333, 890613519397]
 
@@ -63,7 +63,7 @@ def test_small_permutations_are_all_equally_likely() -> None:
     epochs, n = 12_000, 5
     counts = dict.fromkeys(itertools.permutations(range(n)), 0)
     for epoch in range(epochs):
-        counts[tuple(whole(n, 0, epoch).tolist())] += 1
+        counts[tuple(permutation(n, 0, epoch).tolist())] += 1
     assert deviation(np.array(list(counts.values()))) < 5
 
 
@@ -85,7 +85,7 @@ def where_to(order: np.ndarray, buckets: int = 40) -> np.ndarray:
 @pytest.mark.parametrize("n", [5000, 65_536, 100_003, 400_000])
 def test_as_uniform_as_a_permutation_of_numpy(n: int) -> None:
     for epoch in range(3):
-        ours = whole(n, 11, epoch)
+        ours = permutation(n, 11, epoch)
         numpys = np.random.default_rng(epoch).permutation(n)
         for order in (ours, numpys):
             assert abs(deviation(where_to(order))) < 5
@@ -93,8 +93,8 @@ def test_as_uniform_as_a_permutation_of_numpy(n: int) -> None:
                 # Neighbours in an epoch; the last lag: in a column of the cipher's grid.
                 correlation = np.corrcoef(order[:-lag], order[lag:])[0, 1]
                 assert abs(correlation) < 5 / math.sqrt(n)
-        # One epoch tells nothing about the next.
-        following = whole(n, 11, epoch + 1)
+        # Consecutive epochs are independent.
+        following = permutation(n, 11, epoch + 1)
         assert abs(np.corrcoef(ours, following)[0, 1]) < 5 / math.sqrt(n)
         assert np.count_nonzero(ours == following) < 10
 
@@ -104,7 +104,7 @@ def test_where_one_sample_goes_over_many_epochs_is_uniform() -> None:
     values = np.array([permute(positions, n, 0, epoch) for epoch in range(4000)])
     for column in values.T:
         assert abs(deviation(np.bincount(column * 50 // n, minlength=50))) < 5
-    # Nor does it tell where its neighbours go: in the epoch, and in the cipher's grid.
+    # Independent of its neighbours in the epoch and in the cipher's grid.
     for other in (1, 2):
         distance = (values[:, 0] - values[:, other]) % n
         assert abs(deviation(np.bincount(distance * 50 // n, minlength=50))) < 5
@@ -139,8 +139,8 @@ def test_ranks_share_an_epoch(given_settings: tuple[int, dict], epoch: int) -> N
     world_size = options["world_size"]
     batch_size = options["batch_size"]
     orders = [Order(n, LoaderOptions(**options, rank=rank)) for rank in range(world_size)]
-    whole = options | {"world_size": 1, "batch_size": batch_size * world_size}
-    alone = Order(n, LoaderOptions(**whole))
+    of_all_ranks = options | {"world_size": 1, "batch_size": batch_size * world_size}
+    alone = Order(n, LoaderOptions(**of_all_ranks))
     assert {len(order) for order in orders} == {len(alone)}
     seen = []
     for k in range(len(alone)):

@@ -1,4 +1,4 @@
-"""The reference loader against images that the test drew itself, and against bad files."""
+"""The reference loader on images that the test draws, and on corrupt files."""
 
 import shutil
 import threading

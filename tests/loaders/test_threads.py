@@ -1,4 +1,4 @@
-"""Threads that share the pieces of batches: all done once, errors come over, nothing is left."""
+"""Threads that share the pieces of batches: each done once, errors raised, no thread left."""
 
 from __future__ import annotations
 

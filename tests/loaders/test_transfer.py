@@ -1,4 +1,4 @@
-"""The order of copies and reads, proven on a device that copies as late as it may."""
+"""The order of copies and reads, tested on a device that copies as late as it may."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.loaders.lazy_streams import LazyStreams
 
 
 def host_batches(count: int, pool: BufferPool) -> Iterator[Batch]:
-    """Batch k holds k everywhere, in buffers that are used again as soon as they are free."""
+    """Batch k holds k everywhere, in buffers that are reused as soon as they are free."""
     for k in range(count):
         buffer = pool.take()
         buffer[:] = k
@@ -27,7 +27,7 @@ def host_batches(count: int, pool: BufferPool) -> Iterator[Batch]:
 @pytest.mark.parametrize("ahead", [0, 1, 2, 5])
 @pytest.mark.parametrize("late", [0, 1, 3, 100])
 @pytest.mark.parametrize("count", [0, 1, 9])
-def test_every_batch_arrives_whole_and_in_order(ahead: int, late: int, count: int) -> None:
+def test_every_batch_arrives_complete_and_in_order(ahead: int, late: int, count: int) -> None:
     pool = BufferPool((1, 3, 4, 4), np.dtype("u1"))
     streams = LazyStreams(late)
     seen = []

@@ -1,4 +1,4 @@
-"""Decoding inside numba against Pillow: every pixel, and every damage told from a good image."""
+"""Decoding inside numba against Pillow: every pixel is equal, every corrupt image is refused."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_pixels_equal_pillows(
 
 @pytest.mark.parametrize("size", [(31, 40), (32, 41), (40, 32), (64, 80), (16, 20)])
 def test_another_size_is_refused(size: tuple[int, int]) -> None:
-    # Larger above all: libjpeg-turbo would scale such an image down, without a word.
+    # Especially larger ones, which libjpeg-turbo would silently scale down.
     out = np.zeros((32, 40, 3), np.uint8)
     assert not decoded(encode(noise(*size, 3)), 32, 40, out)
     assert not out.any()
@@ -92,7 +92,7 @@ def test_no_bytes_are_read_for_a_size_where_there_are_none(garbage: bytes, cut: 
 
 
 @pytest.mark.parametrize("fill", [0, 1, 5])
-def test_fill_bytes_before_a_marker_are_no_damage(fill: int) -> None:
+def test_fill_bytes_before_a_marker_are_valid(fill: int) -> None:
     image = noise(32, 40, 3)
     jpeg = encode(image)
     jpeg = jpeg[:2] + b"\xff" * fill + jpeg[2:]
