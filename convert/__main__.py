@@ -127,17 +127,17 @@ def pack(
 @click.option("--source", type=_FOLDER, help="Compare pixels with this data set folder.")
 @_WORKERS
 def verify(shards: Path, source: Path | None, workers: int | None) -> None:
-    """Check every byte of SHARDS; exit 1 and one line for each fault."""
+    """Check every byte of SHARDS; exit 1 and one line for each problem."""
     from convert.verify import verify as run
 
-    faults = run(shards, source=source, workers=workers)
-    for fault in faults:
-        click.echo(fault)
-    if faults:
-        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+    problems = run(shards, source=source, workers=workers)
+    for problem in problems:
+        click.echo(problem)
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         click.echo(f"{shards}: {count}", err=True)
         sys.exit(1)
-    click.echo(f"{shards}: no faults")
+    click.echo(f"{shards}: no problems")
 
 
 @main.command()

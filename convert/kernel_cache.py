@@ -16,9 +16,7 @@ _VARIABLE = "NUMBA_CACHE_DIR"
 
 def provide() -> None:
     """Set NUMBA_CACHE_DIR to a folder of this user alone, unless it is set or not needed."""
-    user_cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folders = os.path.join(os.path.dirname(__file__), "__pycache__"), f"{user_cache}/numba"
-    if os.environ.get(_VARIABLE) or any(map(_is_writable, folders)):
+    if os.environ.get(_VARIABLE) or any(map(_is_writable, _folders_of_numba())):
         return
     with suppress(OSError):  # if nothing is writable, numba reports it
         os.environ[_VARIABLE] = _private_folder()
@@ -26,6 +24,12 @@ def provide() -> None:
         from numba.core import config
 
         config.reload_config()
+
+
+def _folders_of_numba() -> tuple[str, str]:
+    """Where numba looks: beside the code, and in the user's cache folder."""
+    user_cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(os.path.dirname(__file__), "__pycache__"), f"{user_cache}/numba"
 
 
 def _is_writable(folder: str) -> bool:

@@ -1,8 +1,7 @@
-"""The contract of a shard folder: what `pack` promises and every reader may rely on.
+"""The manifest of a shard folder: what `pack` promises and every reader may rely on.
 
-A folder holds `manifest.json`, written last and atomically. A folder without it is
-unfinished. `docs/format.md` describes every file; this module is the only place that
-reads or writes the manifest.
+`manifest.json` is written last and atomically; a folder without it is unfinished.
+`docs/format.md` describes every file. Only this module reads and writes the manifest.
 """
 
 from __future__ import annotations
@@ -85,7 +84,7 @@ class Manifest:
     provenance: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, in the order a person would want to read them, and their hash."""
+        """Plain values in an order for reading, and their hash."""
         value = self._values()
         return {**value, "sha256": _digest(value)}
 
@@ -116,7 +115,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Manifest:
-        """The inverse of ``to_json``; raises KeyError, TypeError or ValueError on nonsense."""
+        """The inverse of ``to_json``; KeyError, TypeError or ValueError for invalid values."""
         n_bg = len(value["backgrounds"])
         starts = value["group_starts"]
         if starts is None:
@@ -154,10 +153,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(shards: str | Path) -> Manifest:
-    """Manifest of a finished shard folder, as it was written.
+    """Manifest of a finished shard folder.
 
-    Raises DataError for a missing or unfinished folder, another format or version, or a
-    manifest that cannot be read or does not make sense.
+    Raises DataError for a missing or unfinished folder, another format or version, and a
+    manifest that cannot be read or is invalid.
     """
     folder = Path(shards)
     path = folder / MANIFEST
@@ -185,7 +184,7 @@ def read_manifest(shards: str | Path) -> Manifest:
     try:
         return Manifest.from_json(value)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: damaged manifest ({error!r}); pack again") from None
+        raise DataError(f"{path}: corrupt manifest ({error!r}); pack again") from None
 
 
 def _digest(value: Mapping[str, Any]) -> str:

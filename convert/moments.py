@@ -1,4 +1,4 @@
-"""Exact sums of pixels, so that statistics do not depend on order or worker count."""
+"""Exact sums of pixels, so that statistics depend on neither order nor the number of workers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from typing import Any
 import numba
 import numpy as np
 
-Sums = tuple[np.ndarray, np.ndarray]
-
 
 @numba.njit(nogil=True, cache=True)
 def _add(rows: np.ndarray, sums: np.ndarray, squares: np.ndarray) -> None:
     """Add rows, uint8 (H, W * channels), to the sums of each channel."""
-    # Down the columns, not along the rows: so neighbours in memory are added in one instruction.
-    # 32 bits hold 66,000 squares of 255, more rows than a JPEG can have.
+    # Columns are summed so that one vector instruction adds neighbours in memory. 32 bits hold
+    # 66,000 squares of 255, more rows than a JPEG can have.
     height, width = rows.shape
     total = np.zeros(width, np.uint32)
     square = np.zeros(width, np.uint32)
@@ -59,7 +57,7 @@ class Accumulator:
 
 @dataclass(frozen=True, kw_only=True)
 class Moments:
-    """Exact integer sums of one field over the data set, so the same for any worker count.
+    """Exact integer sums of one field over the data set.
 
     ``scale`` is the stored value that means 1.0 (255 for images, 1 for the mask).
     """
@@ -76,8 +74,8 @@ class Moments:
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Standard deviation of each channel (population, not sample), in 0..1."""
-        # Integers until the last division: the difference of two large sums stays exact.
+        """Standard deviation of each channel (of the population), in 0..1."""
+        # Integers until the last division keep the difference of two large sums exact.
         return tuple(
             math.sqrt(self.values * q - s * s) / (self.values * self.scale)
             for s, q in zip(self.sums, self.squares, strict=True)
@@ -104,7 +102,7 @@ class Moments:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; mean and std are there for people and other programs."""
+        """Plain values; mean and std are written for people and other programs."""
         return {
             "mean": list(self.mean),
             "std": list(self.std),
@@ -126,4 +124,4 @@ class Moments:
 
 
 Statistics = dict[str, Moments]
-"""Moments by name: bg (each background counted once a sample), fg_bg, mask, depth."""
+"""Moments by name: bg (each background counted once for each sample), fg_bg, mask, depth."""

@@ -1,6 +1,6 @@
-"""Folder of images -> shard folder, in one pass: read, check, encode, count, write.
+"""Converts a folder of images to a shard folder in one pass: read, check, encode, count, write.
 
-All work happens in `SHARDS.partial`; the finished folder appears under its name in one rename.
+All work is done in `SHARDS.partial`, which is published by one rename.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import click
 import numpy as np
@@ -57,13 +58,13 @@ from convert.workers import cluster_pool, run_all, worker_pool
 MASK_CODECS = {"runs": "runs", "jpeg": "jpeg-mask"}
 DEPTH_CODECS = {"luma": "jpeg-luma", "jpeg": "jpeg-gray"}
 _PARTS = "parts"
-Task = tuple[Callable[..., None], tuple]
+T = TypeVar("T")
 _LIBRARIES = ("numpy", "pillow", "simplejpeg", "crc32c")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackConfig:
-    """What decides the bytes of a shard folder, beside the source."""
+    """What determines the bytes of a shard folder, together with the source."""
 
     formats: tuple[str, ...] = FORMATS
     """Which formats to write: "ffcv", "webdataset" or both; "dali" is an alias of the latter."""
@@ -76,7 +77,7 @@ class PackConfig:
     samples_per_shard: int = tarshards.SAMPLES_PER_SHARD
     """Records of each tar shard."""
     samples_per_fg: int | None = None
-    """Neighbouring samples that show one person; None takes it from dataset.json."""
+    """Neighbouring samples that show one foreground; None takes it from dataset.json."""
 
     def __post_init__(self) -> None:
         """Check the values and resolve aliases of formats."""
@@ -127,7 +128,7 @@ def pack(
     """
     config = config or PackConfig()
     dataset, shards = Path(dataset), Path(shards)
-    if scheduler is not None:  # its workers have working folders of their own
+    if scheduler is not None:  # its workers may run in other folders
         dataset, shards = dataset.absolute(), shards.absolute()
     check_target(shards, force)
     source = read_source(dataset, samples_per_fg=config.samples_per_fg)
@@ -135,12 +136,8 @@ def pack(
     pool = worker_pool(workers) if scheduler is None else cluster_pool(scheduler)
     with work_folder(shards, job, resume=resume, force=force) as work, pool as executor:
         if not (work / MANIFEST).exists():  # else an earlier run had only to clean up
-            (work / _PARTS).mkdir(exist_ok=True)
-            background_moments = _write_backgrounds(source, work)
             parts = list(split_parts(source.layout, part_size))
-            summary = _write_parts(source, config, parts, work, executor, progress)
-            summary.statistics = {"bg": background_moments, **summary.statistics}
-            _assemble(source, config, parts, summary, work, executor, progress)
+            _Conversion(source, config, parts, work, executor, progress).run()
         # A failed cleanup must not fail a finished conversion.
         shutil.rmtree(work / _PARTS, ignore_errors=True)
     if (shards / _PARTS).exists():
@@ -149,9 +146,9 @@ def pack(
 
 
 def _job(source: Source, config: PackConfig) -> dict[str, object]:
-    """What must be the same for a run to go on where another stopped.
+    """What must be equal for a run to continue an interrupted one.
 
-    Names only; whether the files are still the same is checked part by part.
+    It has the names of the files; whether their contents changed is checked for each part.
     """
     names = hashlib.sha256()
     for group, path in enumerate(source.bg):
@@ -161,134 +158,6 @@ def _job(source: Source, config: PackConfig) -> dict[str, object]:
         "names_sha256": names.hexdigest(),
         "made": _provenance(source, config),
     }
-
-
-def _write_parts(
-    source: Source,
-    config: PackConfig,
-    parts: list[Part],
-    work: Path,
-    executor: Executor,
-    progress: bool,
-) -> PartSummary:
-    folder = work / _PARTS
-    missing = [part for part in parts if not is_finished(part, source, folder)]
-    hidden = None if progress else True  # None: shown on a terminal only
-    with tqdm(total=source.layout.samples, unit=" samples", disable=hidden) as bar:
-        bar.update(source.layout.samples - sum(p.stop - p.start for p in missing))
-        tasks = ((source, config.codecs, part, folder) for part in missing)
-        for size in run_all(executor, _part_task, tasks):
-            bar.update(size)
-    total = PartSummary()
-    for part in parts:
-        total.add(read_summary(part, folder))
-    return total
-
-
-def _part_task(source: Source, codecs: dict[str, str], part: Part, folder: Path) -> int:
-    write_part(source, codecs, part, folder)
-    return part.stop - part.start
-
-
-def _write_backgrounds(source: Source, work: Path) -> Moments:
-    """The background bank, uint8 (n_bg, H, W, 3), and its sums, once for every sample."""
-    layout = source.layout
-    shape = (len(source.bg), layout.height, layout.width, 3)
-    bank = create_array(work / BACKGROUNDS, np.dtype(np.uint8), shape)
-    total: Moments | None = None
-    for number, path in enumerate(source.bg):
-        try:
-            pixels = CODECS["jpeg"].encode(path.read_bytes(), layout.height, layout.width).pixels
-        except (OSError, ValueError) as error:
-            raise RecordError(number, "bg", str(path), f"{error}; fix or replace it") from None
-        bank[number] = pixels
-        sums = Accumulator(3, 255)
-        sums.add(pixels)
-        seen = sums.moments * int(layout.group_starts[number + 1] - layout.group_starts[number])
-        total = seen if total is None else total + seen
-    bank.flush()
-    assert total is not None
-    return total
-
-
-def _assemble(
-    source: Source,
-    config: PackConfig,
-    parts: list[Part],
-    summary: PartSummary,
-    work: Path,
-    executor: Executor,
-    progress: bool,
-) -> None:
-    """Parts -> shard files, their indices and hashes, and last the manifest."""
-    structure = Structure(layout=source.layout, codecs=config.codecs)
-    beton = BetonWriter(path=work / BETON, folder=work / _PARTS, structure=structure)
-    orders: list[np.ndarray] = []
-    tasks: list[Iterable[Task]] = []
-    formats: dict[str, Format] = {}
-    if "ffcv" in config.formats:
-        beton.create()
-        tasks.append((beton.write, place) for place in beton.positions(parts))
-        formats["ffcv"] = Format(files=(BETON,), index=BETON_INDEX)
-    if "webdataset" in config.formats:
-        orders = _shard_orders(source.layout.samples, config)
-        tasks.append(_shard_tasks(orders, parts, work, config))
-        names = tuple(tarshards.shard_name(number) for number in range(len(orders)))
-        formats["webdataset"] = Format(files=names, index=tarshards.INDEX)
-    count = len(parts) * ("ffcv" in formats) + len(orders)
-    _drain(run_all(executor, _call, chain(*tasks)), count, "pieces", progress)
-    if "ffcv" in formats:
-        beton.finish()
-    if "webdataset" in formats:
-        tarshards.merge_index(work, orders)
-    names_to_hash = _data_files(formats, len(orders))
-    hashed = run_all(executor, _sync_and_hash, ((work / name,) for name in names_to_hash))
-    files = dict(sorted(_drain(hashed, len(names_to_hash), "checksums", progress)))
-    manifest = Manifest(
-        layout=source.layout,
-        backgrounds=tuple(path.name for path in source.bg),
-        codecs=config.codecs,
-        statistics=summary.statistics,
-        formats=formats,
-        files=files,
-        counts=dict(sorted(summary.counts.items())),
-        provenance=_provenance(source, config),
-    )
-    write_manifest(work, manifest)
-
-
-def _shard_orders(samples: int, config: PackConfig) -> list[np.ndarray]:
-    """Samples of each tar shard, in the order of the shard."""
-    order, size = tarshards.permutation(samples, config.seed), config.samples_per_shard
-    return [order[at : at + size] for at in range(0, samples, size)]
-
-
-def _shard_tasks(
-    orders: list[np.ndarray], parts: list[Part], work: Path, config: PackConfig
-) -> Iterator[Task]:
-    for number, order in enumerate(orders):
-        arguments = (work, number, order, parts, work / _PARTS, config.codecs)
-        yield tarshards.write_shard, arguments
-
-
-def _call(fn: Callable[..., None], args: tuple) -> None:
-    fn(*args)
-
-
-def _drain(results: Iterator, total: int, unit: str, progress: bool) -> list:
-    return list(tqdm(results, total=total, unit=f" {unit}", disable=None if progress else True))
-
-
-def _data_files(formats: dict[str, Format], shards: int) -> list[str]:
-    names = [BACKGROUNDS]
-    for form in formats.values():
-        names += [*form.files, form.index]
-    return names + [tarshards.dali_index_name(number) for number in range(shards)]
-
-
-def _sync_and_hash(path: Path) -> tuple[str, ShardFile]:
-    sync(path)
-    return path.name, ShardFile.of(path)
 
 
 def _provenance(source: Source, config: PackConfig) -> dict[str, object]:
@@ -301,3 +170,133 @@ def _provenance(source: Source, config: PackConfig) -> dict[str, object]:
             **{name: metadata.version(name) for name in _LIBRARIES},
         },
     }
+
+
+@dataclass(frozen=True)
+class _Conversion:
+    """One run of `pack` in its work folder."""
+
+    source: Source
+    config: PackConfig
+    parts: list[Part]
+    work: Path
+    executor: Executor
+    progress: bool
+
+    def run(self) -> None:
+        """Write backgrounds and parts, assemble the formats, hash all files; last the manifest."""
+        self.parts_folder.mkdir(exist_ok=True)
+        background_moments = self.write_backgrounds()
+        summary = self.write_parts()
+        formats = self.assemble()
+        manifest = Manifest(
+            layout=self.source.layout,
+            backgrounds=tuple(path.name for path in self.source.bg),
+            codecs=self.config.codecs,
+            statistics={"bg": background_moments, **summary.statistics},
+            formats=formats,
+            files=self.hash_files(formats),
+            counts=dict(sorted(summary.counts.items())),
+            provenance=_provenance(self.source, self.config),
+        )
+        write_manifest(self.work, manifest)
+
+    @property
+    def parts_folder(self) -> Path:
+        """Folder of the parts, removed at the end."""
+        return self.work / _PARTS
+
+    def write_backgrounds(self) -> Moments:
+        """Write all backgrounds, uint8 (n_bg, H, W, 3); returns their sums over all samples."""
+        layout = self.source.layout
+        shape = (len(self.source.bg), layout.height, layout.width, 3)
+        backgrounds = create_array(self.work / BACKGROUNDS, np.dtype(np.uint8), shape)
+        total: Moments | None = None
+        for number, path in enumerate(self.source.bg):
+            try:
+                encoded = CODECS["jpeg"].encode(path.read_bytes(), layout.height, layout.width)
+            except (OSError, ValueError) as error:
+                raise RecordError(number, "bg", str(path), f"{error}; fix or replace it") from None
+            backgrounds[number] = encoded.pixels
+            sums = Accumulator(3, 255)
+            sums.add(encoded.pixels)
+            start, stop = layout.group_starts[number : number + 2].tolist()
+            moments = sums.moments * (stop - start)
+            total = moments if total is None else total + moments
+        backgrounds.flush()
+        assert total is not None
+        return total
+
+    def write_parts(self) -> PartSummary:
+        """Write the parts that an earlier run has not finished; returns the summary of all."""
+        samples = self.source.layout.samples
+        missing = [p for p in self.parts if not is_finished(p, self.source, self.parts_folder)]
+        hidden = None if self.progress else True  # None: shown on a terminal only
+        with tqdm(total=samples, unit=" samples", disable=hidden) as bar:
+            bar.update(samples - sum(p.stop - p.start for p in missing))
+            tasks = ((self.source, self.config.codecs, p, self.parts_folder) for p in missing)
+            for size in run_all(self.executor, _write_part, tasks):
+                bar.update(size)
+        total = PartSummary()
+        for part in self.parts:
+            total.add(read_summary(part, self.parts_folder))
+        return total
+
+    def assemble(self) -> dict[str, Format]:
+        """Write the data files of each format, with their indices, from the parts."""
+        codecs, samples = self.config.codecs, self.source.layout.samples
+        structure = Structure(layout=self.source.layout, codecs=codecs)
+        beton = BetonWriter(path=self.work / BETON, folder=self.parts_folder, structure=structure)
+        orders: list[np.ndarray] = []  # the samples of each tar shard
+        tasks: list[Iterable[tuple[Callable[..., None], tuple]]] = []
+        formats: dict[str, Format] = {}
+        if "ffcv" in self.config.formats:
+            beton.create()
+            tasks.append((beton.write, place) for place in beton.positions(self.parts))
+            formats["ffcv"] = Format(files=(BETON,), index=BETON_INDEX)
+        if "webdataset" in self.config.formats:
+            order = tarshards.permutation(samples, self.config.seed)
+            size = self.config.samples_per_shard
+            orders = [order[at : at + size] for at in range(0, samples, size)]
+            stored = (self.parts, self.parts_folder, codecs)
+            tasks.append(
+                (tarshards.write_shard, (self.work, number, members, *stored))
+                for number, members in enumerate(orders)
+            )
+            names = tuple(tarshards.shard_name(number) for number in range(len(orders)))
+            formats["webdataset"] = Format(files=names, index=tarshards.INDEX)
+        count = len(self.parts) * ("ffcv" in formats) + len(orders)
+        self._collect(run_all(self.executor, _call, chain(*tasks)), count, "pieces")
+        if "ffcv" in formats:
+            beton.finish()
+        if "webdataset" in formats:
+            tarshards.merge_index(self.work, orders)
+        return formats
+
+    def hash_files(self, formats: dict[str, Format]) -> dict[str, ShardFile]:
+        """Write all files of the folder through to the disk, and measure and hash them."""
+        names = [BACKGROUNDS]
+        for name, form in formats.items():
+            names += [*form.files, form.index]
+            if name == "webdataset":
+                names += [tarshards.dali_index_name(number) for number in range(len(form.files))]
+        hashed = run_all(self.executor, _sync_and_hash, ((self.work / name,) for name in names))
+        return dict(sorted(self._collect(hashed, len(names), "checksums")))
+
+    def _collect(self, results: Iterator[T], total: int, unit: str) -> list[T]:
+        hidden = None if self.progress else True
+        return list(tqdm(results, total=total, unit=f" {unit}", disable=hidden))
+
+
+def _write_part(source: Source, codecs: dict[str, str], part: Part, folder: Path) -> int:
+    write_part(source, codecs, part, folder)
+    return part.stop - part.start
+
+
+def _call(fn: Callable[..., None], args: tuple) -> None:
+    fn(*args)
+
+
+def _sync_and_hash(path: Path) -> tuple[str, ShardFile]:
+    sync(path)
+    return path.name, ShardFile.of(path)

@@ -1,4 +1,4 @@
-"""Random access to the stored fields of a shard folder: open, take, check, decode."""
+"""Random access to the stored fields of a shard folder."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Shards:
     manifest: the folder's manifest.
     backgrounds: uint8 (n_bg, H, W, 3), memory-mapped.
     records: the per-record index (`RECORD`), memory-mapped, in source order.
-    files: the mapped shard files, each uint8 and flat; names: theirs.
+    files: the mapped shard files, each uint8 and flat; names: their file names.
     index_name: file of the per-record index.
 
-    Opening checks that every file can be read and has the size of the manifest, and that every
-    record lies inside its file; raises DataError otherwise.
+    Opening checks that every file can be read and has the size given in the manifest, and that
+    every record is inside its file; raises DataError otherwise.
     """
 
     def __init__(self, folder: str | Path, form: str | None = None) -> None:
@@ -43,10 +43,12 @@ class Shards:
         self.index_name = form_files.index
         for name in (BACKGROUNDS, self.index_name, *self.names):
             self._check_size(name)
-        self.backgrounds = self._load(BACKGROUNDS)
-        self.records = self._load(self.index_name)
-        # Copy-on-write maps: some engines have a fast path for writable memory only, and no
-        # write to them ever reaches the file.
+        layout, n_bg = self.manifest.layout, len(self.manifest.backgrounds)
+        image = (layout.height, layout.width, 3)
+        self.backgrounds = self._load(BACKGROUNDS, np.dtype(np.uint8), n_bg, *image)
+        self.records = self._load(self.index_name, RECORD, layout.samples)
+        # Copy-on-write maps, because some engines have a fast path for writable memory only. No
+        # write reaches the file.
         self.files = [self._map(name) for name in self.names]
         self._check_records()
 
@@ -61,24 +63,20 @@ class Shards:
         with reading(self.folder / name):
             return np.memmap(self.folder / name, np.uint8, "c")
 
-    def _load(self, name: str) -> np.ndarray:
-        layout = self.manifest.layout
-        expected = {
-            BACKGROUNDS: ((len(self.manifest.backgrounds), layout.height, layout.width, 3), "u1"),
-        }.get(name, ((layout.samples,), RECORD))
+    def _load(self, name: str, dtype: np.dtype, *shape: int) -> np.ndarray:
         try:
             with reading(self.folder / name):
                 array = np.load(self.folder / name, mmap_mode="r")
         except DataError:
             raise
-        except Exception as error:  # a damaged header ends NumPy in many ways
+        except Exception as error:  # NumPy fails in many ways at a corrupt header
             raise DataError(
                 f"{self.folder / name}: not a NumPy file ({error}); pack again"
             ) from None
-        if (array.shape, array.dtype) != (expected[0], np.dtype(expected[1])):
+        if (array.shape, array.dtype) != (shape, dtype):
             raise DataError(
-                f"{self.folder / name}: found {array.dtype} {array.shape}, expected "
-                f"{expected[1]} {expected[0]}; pack again"
+                f"{self.folder / name}: found {array.dtype} {array.shape}, expected {dtype} "
+                f"{shape}; pack again"
             )
         return array
 
@@ -87,17 +85,15 @@ class Shards:
         for name in FIELDS:
             records = self.records[name]
             which = np.minimum(records["file"], len(sizes) - 1)
-            # Not offset + size > end: that sum can wrap around.
-            bad = (records["file"] >= len(sizes)) | (records["size"] > sizes[which])
-            bad |= records["offset"] > sizes[which] - np.minimum(records["size"], sizes[which])
-            if bad.any():
-                index = int(np.argmax(bad))
-                raise RecordError(
-                    index, name, str(self.folder), "lies outside its file; pack again"
-                )
+            # Written without offset + size, which can overflow.
+            outside = (records["file"] >= len(sizes)) | (records["size"] > sizes[which])
+            outside |= records["offset"] > sizes[which] - np.minimum(records["size"], sizes[which])
+            if outside.any():
+                index = int(np.argmax(outside))
+                raise RecordError(index, name, str(self.folder), "is outside its file; pack again")
 
     def close(self) -> None:
-        """Unmap all files at once: an object in a reference cycle would keep them open for long."""
+        """Unmap all files now; an object in a reference cycle would keep them open for long."""
         self.files = []
         self.records = np.empty(0, RECORD)
         self.backgrounds = np.empty((0, *self.backgrounds.shape[1:]), np.uint8)
@@ -117,7 +113,7 @@ class Shards:
         return str(self.folder / self.names[int(self.records[index][name]["file"])])
 
     def check(self, index: int, name: str) -> None:
-        """RecordError if the stored bytes do not have the CRC32C of the index."""
+        """RecordError unless the stored bytes have the CRC32C of the index."""
         found = crc32c.crc32c(self.stored(index, name).data)
         expected = int(self.records[index][name]["crc32c"])
         if found != expected:
@@ -125,7 +121,7 @@ class Shards:
                 index,
                 name,
                 self.where(index, name),
-                f"checksum {found:08x}, expected {expected:08x}: damaged after it was written",
+                f"checksum {found:08x}, expected {expected:08x}: corrupted after it was written",
             )
 
     def all_intact(self, indices: np.ndarray) -> bool:
@@ -138,8 +134,8 @@ class Shards:
             for which, size, at, crc in records[name].tolist()
         )
 
-    def fault(self, index: int) -> RecordError | None:
-        """What is wrong with a sample's first bad field; None where all is right."""
+    def find_corruption(self, index: int) -> RecordError | None:
+        """The problem of a sample's first corrupt field; None if the record is valid."""
         for name in FIELDS:
             try:
                 self.check(index, name)
@@ -149,7 +145,7 @@ class Shards:
         return None
 
     def check_files(self, names: Iterable[str]) -> None:
-        """DataError where a file of the folder does not have the SHA-256 of the manifest."""
+        """DataError unless the files of the folder have the SHA-256 given in the manifest."""
         for name in names:
             with reading(self.folder / name):
                 found = hash_file(self.folder / name)
@@ -157,11 +153,11 @@ class Shards:
             if found != expected:
                 raise DataError(
                     f"{self.folder / name}: SHA-256 {found[:12]}, expected {expected[:12]}: "
-                    "damaged after it was written; pack again"
+                    "corrupted after it was written; pack again"
                 )
 
     def decode(self, index: int, name: str) -> np.ndarray:
-        """Pixels of one field as its codec gives them; RecordError if it does not decode."""
+        """Pixels of one field as its codec decodes them; RecordError if that fails."""
         layout = self.manifest.layout
         codec = CODECS[self.manifest.codecs[name]]
         try:

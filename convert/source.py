@@ -1,4 +1,4 @@
-"""The folder layout of the data set -> ordered, checked sample records.
+"""Reads the folder layout of a data set into ordered, checked sample records.
 
 bg/bg_001.jpg ...                       one file a background
 fg_bg/bg_001/img_0001.jpg ...           its composites
@@ -28,13 +28,14 @@ FOLDERS = {"fg_bg": "fg_bg", "mask": "fg_bg_mask", "depth": "fg_bg_depth"}
 DATASET = "dataset.json"
 _SUFFIXES = (".jpg", ".jpeg")
 _IGNORED = ("Thumbs.db", "desktop.ini")
+_EXPECTED = "bg/, fg_bg/, fg_bg_mask/ and fg_bg_depth/ as in docs/format.md"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """A checked data set folder.
 
-    bg: the background files in order; sample i of the layout belongs to one of them.
+    bg: the background files in order; each sample of the layout belongs to one of them.
     metadata: what `dataset.json` says, empty if there is none.
     """
 
@@ -58,7 +59,7 @@ class Source:
         return fg_bg, mask, depth
 
     def names(self, group: int) -> list[str]:
-        """Sorted file names of one background's samples; DataError if some came or went."""
+        """Sorted file names of one background's samples; DataError if their number changed."""
         folder = self.folder / FOLDERS["fg_bg"] / self.bg[group].stem
         names = _names(folder, self._session)
         expected = int(self.layout.group_starts[group + 1] - self.layout.group_starts[group])
@@ -72,13 +73,13 @@ class Source:
 
 @functools.lru_cache(maxsize=4)
 def _names(folder: Path, session: str) -> list[str]:
-    """Kept for one `Source` (``session``) alone: the next may find other files."""
+    """`list_jpegs`, cached for one `Source` (``session``): the next may find other files."""
     return list_jpegs(folder)
 
 
 def list_jpegs(folder: Path) -> list[str]:
     """Sorted names of the JPEG files in a folder; DataError for anything else in it."""
-    names = _visible(folder)
+    names = _list_visible(folder)
     for name in names:
         if not name.lower().endswith(_SUFFIXES):
             raise DataError(f"{folder / name}: found a file that is not a .jpg; move it away")
@@ -86,9 +87,10 @@ def list_jpegs(folder: Path) -> list[str]:
 
 
 def list_backgrounds(folder: Path) -> tuple[Path, ...]:
-    """Background files of a data set by file name, each of another stem, for it names a folder.
+    """Background files of a data set, sorted by file name.
 
-    DataError for none, for two of one stem and for anything that is not a JPEG file.
+    DataError if there are none, if two have the same stem, which names the folder of their
+    composites, and for anything that is not a JPEG file.
     """
     found = tuple(folder / "bg" / name for name in list_jpegs(folder / "bg"))
     if not found:
@@ -104,12 +106,12 @@ def list_backgrounds(folder: Path) -> tuple[Path, ...]:
     return found
 
 
-def _visible(folder: Path) -> list[str]:
-    """Sorted entries of a folder without hidden files and what file managers leave."""
+def _list_visible(folder: Path) -> list[str]:
+    """Sorted entries of a folder, without hidden files and those of file managers."""
     try:
         names = os.listdir(folder)
     except FileNotFoundError:
-        raise DataError(f"{folder}: no such folder; expected {_layout_hint()}") from None
+        raise DataError(f"{folder}: no such folder; expected {_EXPECTED}") from None
     except NotADirectoryError:
         raise DataError(f"{folder}: found a file, expected a folder of images") from None
     except OSError as error:
@@ -117,59 +119,55 @@ def _visible(folder: Path) -> list[str]:
     return sorted(name for name in names if name[0] != "." and name not in _IGNORED)
 
 
-def _layout_hint() -> str:
-    return "bg/, fg_bg/, fg_bg_mask/ and fg_bg_depth/ as in docs/format.md"
-
-
 def read_source(dataset: str | Path, *, samples_per_fg: int | None = None) -> Source:
-    """Check the names of a whole data set and count its samples.
+    """Check the file names of a complete data set and count its samples.
 
-    Looks at names only; images are checked when they are read. ``samples_per_fg`` overrides
-    what `dataset.json` says. Raises DataError that names the first file out of place.
+    Images are checked only when they are read. ``samples_per_fg`` overrides `dataset.json`.
+    Raises DataError that names the first unexpected or missing file.
     """
     folder = Path(dataset)
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; expected a data set with {_layout_hint()}")
+        raise DataError(f"{folder}: no such folder; expected a data set with {_EXPECTED}")
     if (folder / MANIFEST).exists():
-        raise DataError(f"{folder}: is a shard folder; expected a data set with {_layout_hint()}")
+        raise DataError(f"{folder}: is a shard folder; expected a data set with {_EXPECTED}")
     bg = list_backgrounds(folder)
     stems = [path.stem for path in bg]
     for name in FOLDERS.values():
-        _same_names(folder / name, _visible(folder / name), stems, f"the names of {folder / 'bg'}")
+        found = _list_visible(folder / name)
+        _check_names(folder / name, found, stems, f"the names of {folder / 'bg'}")
     counts = [_count_group(folder, stem) for stem in stems]
     metadata = read_metadata(folder)
     height, width = _image_size(bg[0])
     starts = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
-    per_fg = _samples_per_fg(folder, samples_per_fg, metadata, stems, counts)
+    per_fg = _samples_per_fg(
+        folder, samples_per_fg, metadata, dict(zip(stems, counts, strict=True))
+    )
     layout = Layout(height=height, width=width, group_starts=starts, samples_per_fg=per_fg)
     return Source(folder=folder, bg=bg, layout=layout, metadata=metadata)
 
 
 def _samples_per_fg(
-    folder: Path,
-    told: int | None,
-    metadata: dict[str, object],
-    stems: list[str],
-    counts: list[int],
+    folder: Path, given: int | None, metadata: dict[str, object], counts: dict[str, int]
 ) -> int | None:
-    """Samples that show one person, checked: with a sample missing, all behind it would shift."""
-    found = metadata.get("samples_per_fg") if told is None else told
-    where, mend = "--samples-per-fg", "give --samples-per-fg another number"
-    if told is None:
-        where = f"{folder / DATASET}: samples_per_fg"
-        mend = (
-            "say that it is not known which show the same person: delete samples_per_fg in "
+    """Samples that show one foreground, checked: a missing sample would shift all after it."""
+    if given is None:
+        found, where = metadata.get("samples_per_fg"), f"{folder / DATASET}: samples_per_fg"
+        fix = (
+            "state that it is not known which show the same person: delete samples_per_fg in "
             f"{DATASET}"
         )
+    else:
+        found, where = given, "--samples-per-fg"
+        fix = "give --samples-per-fg another number"
     if found is None:
         return None
     if not isinstance(found, int) or found < 1:
         raise DataError(f"{where} is {found!r}, expected a count")
-    for stem, count in zip(stems, counts, strict=True):
+    for stem, count in counts.items():
         if count % found:
             raise DataError(
                 f"{folder / FOLDERS['fg_bg'] / stem}: found {count} images, expected a multiple of "
-                f"{found}, the samples of one person; give all of them, or {mend}"
+                f"{found}, the samples of one person; give all of them, or {fix}"
             )
     return found
 
@@ -180,20 +178,19 @@ def _count_group(folder: Path, stem: str) -> int:
         raise DataError(f"{folder / FOLDERS['fg_bg'] / stem}: found no images, expected at least 1")
     for name in ("mask", "depth"):
         other = folder / FOLDERS[name] / stem
-        _same_names(other, list_jpegs(other), names, f"as many as {FOLDERS['fg_bg']}/{stem}")
+        _check_names(other, list_jpegs(other), names, f"as many as {FOLDERS['fg_bg']}/{stem}")
     return len(names)
 
 
-def _same_names(folder: Path, found: list[str], expected: list[str], what: str) -> None:
-    """DataError unless both hold the same names, in whatever order."""
-    # The order may differ: by file name `a-b.jpg` comes before `a.jpg`, by stem behind it.
-    if sorted(found) == sorted(expected):
-        return
+def _check_names(folder: Path, found: list[str], expected: list[str], what: str) -> None:
+    """DataError unless both lists hold the same names, in any order."""
+    # File names and stems sort differently: `a-b.jpg` is before `a.jpg`, `a-b` is after `a`.
     missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-    first = f"{missing[0]} is missing" if missing else f"{extra[0]} has no counterpart"
-    raise DataError(
-        f"{folder}: found {len(found)} entries, expected {len(expected)} ({what}): {first}"
-    )
+    if missing or extra:
+        first = f"{missing[0]} is missing" if missing else f"{extra[0]} has no counterpart"
+        raise DataError(
+            f"{folder}: found {len(found)} entries, expected {len(expected)} ({what}): {first}"
+        )
 
 
 def read_metadata(folder: Path) -> dict[str, object]:

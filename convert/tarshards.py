@@ -1,7 +1,7 @@
 """Writes webdataset tar shards and their DALI index.
 
-Engines that stream can only shuffle within a window, so the records lie in a seeded
-permutation; each carries its index in the source order. Members of record 12:
+Engines that stream can only shuffle within a window, so the records are stored in a seeded
+permutation; each carries its index in source order. Members of record 12:
 `000000012.fg_bg.jpg`, `.mask.runs`, `.depth.jpg`, `.index` (int64, little-endian).
 """
 
@@ -33,7 +33,7 @@ def dali_index_name(number: int) -> str:
 
 
 def permutation(samples: int, seed: int) -> np.ndarray:
-    """Order of the records over all shards: int64 (samples,), the same for the same seed."""
+    """Order of the records over all shards: int64 (samples,), determined by the seed."""
     return np.random.default_rng(seed).permutation(samples)
 
 
@@ -52,8 +52,8 @@ def write_shard(
 ) -> None:
     """Write one tar shard with the samples of ``order``, its DALI index and its records.
 
-    The records (`RECORD`, in the order of ``order``) go to `samples-NNNNN.npy`, to be put
-    together by `merge_index`.
+    The records (`RECORD`, in the order of ``order``) are written to `samples-NNNNN.npy`, for
+    `merge_index`.
     """
     records, which = _gather_records(order, parts, parts_folder)
     names = extensions(codecs)
@@ -98,7 +98,8 @@ def _gather_records(
 
 def member_header(name: str, size: int) -> bytes:
     """A ustar header (POSIX.1-1988) of a plain file: mode 0644, owner 0, time 0."""
-    # What `tarfile` writes, for a quarter of its 15 us: only name, size and checksum differ.
+    # Equal to what `tarfile` writes, in a quarter of its 15 us: headers differ only in name, size
+    # and checksum.
     header = bytearray(_HEADER)
     header[: len(name)] = name.encode("ascii")
     header[124:135] = b"%011o" % size
@@ -108,14 +109,14 @@ def member_header(name: str, size: int) -> bytes:
 
 def _blank_header() -> bytes:
     blank = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)
-    return blank[:148] + b" " * 8 + blank[156:]  # the checksum counts itself as blanks
+    return blank[:148] + b" " * 8 + blank[156:]  # the checksum counts itself as spaces
 
 
 _HEADER = _blank_header()
 
 
 def merge_index(folder: Path, orders: list[np.ndarray]) -> None:
-    """Put the shards' records together in source order as `samples.tar.index.npy`."""
+    """Merge the shards' records in source order into `samples.tar.index.npy`."""
     samples = sum(len(order) for order in orders)
     index = create_array(folder / INDEX, RECORD, (samples,))
     for number, order in enumerate(orders):

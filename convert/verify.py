@@ -1,4 +1,4 @@
-"""Prove a shard folder right, or name everything that is wrong with it."""
+"""Checks a shard folder completely, and reports every problem."""
 
 from __future__ import annotations
 
@@ -28,42 +28,46 @@ def verify(
     workers: int | None = None,
     progress: bool = True,
 ) -> list[str]:
-    """Every fault of a shard folder, one line each; an empty list if there is none.
+    """Every problem of a shard folder, one line each; an empty list if there is none.
 
-    Checks sizes and SHA-256 of every file, the structure of the FFCV file, CRC32C and full
-    decode of every record of every format, that the statistics are those of the decoded
-    pixels, and with ``source`` that pixels and backgrounds equal those that Pillow decodes
-    from the source files. Raises DataError where the folder cannot be opened at all.
+    Checks the size and SHA-256 of every file, the structure of the FFCV file, and of every record
+    of every format that its CRC32C is right and that it decodes. Compares the statistics with the
+    decoded pixels and, given ``source``, pixels and backgrounds with those that Pillow decodes from
+    the source files. Raises DataError if the folder cannot be opened.
     """
     folder = Path(shards)
     manifest = read_manifest(folder)
     original = None if source is None else _matching_source(Path(source), manifest)
     hidden = None if progress else True  # None: shown on a terminal only
     with worker_pool(workers) as executor:
-        faults = _check_files(folder, manifest, executor)
-        faults += _check_backgrounds(folder, manifest, original)
+        problems = _check_files(folder, manifest, executor)
+        problems += _check_backgrounds(folder, manifest, original)
         for form in manifest.formats:
             try:
                 opened = Shards(folder, form)
             except DataError as error:
-                faults.append(error.message)
+                problems.append(error.message)
                 continue
             if form == "ffcv":
-                faults += beton.check_structure(opened)
+                problems += beton.check_structure(opened)
             parts = list(split_parts(manifest.layout))
             tasks = ((folder, form, part.start, part.stop, original) for part in parts)
             results = run_all(executor, _check_records, tasks)
             found: list[str] = []
-            sums = PartSummary()
-            for faults_of_part, sums_of_part in tqdm(
+            summary = PartSummary()
+            for problems_of_part, summary_of_part in tqdm(
                 results, total=len(parts), unit=" parts", desc=form, disable=hidden
             ):
-                found += faults_of_part
-                sums.add(sums_of_part)
-            faults += sorted(found)
+                found += problems_of_part
+                summary.add(summary_of_part)
+            problems += sorted(found)
             if not found:
-                faults += _check_statistics(folder, manifest, sums)
-    return list(dict.fromkeys(faults))
+                problems += [
+                    f"{folder}: statistics of {name} are not those of the pixels"
+                    for name in FIELDS
+                    if summary.statistics[name] != manifest.statistics[name]
+                ]
+    return list(dict.fromkeys(problems))
 
 
 def _matching_source(source: Path, manifest: Manifest) -> Source:
@@ -80,11 +84,11 @@ def _matching_source(source: Path, manifest: Manifest) -> Source:
 
 def _check_files(folder: Path, manifest: Manifest, executor: Executor) -> list[str]:
     files = ((folder / name, expected) for name, expected in manifest.files.items())
-    return sorted(fault for fault in run_all(executor, _file_fault, files) if fault)
+    return sorted(problem for problem in run_all(executor, _file_problem, files) if problem)
 
 
-def _file_fault(path: Path, expected: ShardFile) -> str | None:
-    """What is wrong with a file of the folder by its size and SHA-256."""
+def _file_problem(path: Path, expected: ShardFile) -> str | None:
+    """The problem of a file of the folder by its size and SHA-256."""
     try:
         found = ShardFile.of(path)
     except FileNotFoundError:
@@ -97,44 +101,38 @@ def _file_fault(path: Path, expected: ShardFile) -> str | None:
 
 
 def _check_backgrounds(folder: Path, manifest: Manifest, source: Source | None) -> list[str]:
-    """The bank against its statistics, and against the source's files."""
+    """Compare the backgrounds with their statistics, and with the source's files."""
     try:
-        bank = Shards(folder).backgrounds
+        backgrounds = Shards(folder).backgrounds
     except DataError:
-        return []  # said by whoever opens each format
-    faults = []
+        return []  # reported when each format is opened
+    problems = []
     total: Moments | None = None
-    for number, times in enumerate(np.diff(manifest.layout.group_starts).tolist()):
+    for number, samples in enumerate(np.diff(manifest.layout.group_starts).tolist()):
         sums = Accumulator(3, 255)
-        sums.add(np.asarray(bank[number]))
-        total = sums.moments * times if total is None else total + sums.moments * times
+        sums.add(np.asarray(backgrounds[number]))
+        total = sums.moments * samples if total is None else total + sums.moments * samples
         if source is not None:
             path = source.bg[number]
             if path.name != manifest.backgrounds[number]:
-                faults.append(f"background {number}: {path.name} in the source, not in the shards")
+                problems.append(
+                    f"background {number}: {path.name} in the source, not in the shards"
+                )
                 continue
             try:
-                same = np.array_equal(bank[number], _source_pixels(path, "fg_bg"))
+                same = np.array_equal(backgrounds[number], _source_pixels(path, "fg_bg"))
             except ValueError as error:
-                faults.append(f"background {number} ({path}): {error}")
+                problems.append(f"background {number} ({path}): {error}")
                 continue
             if not same:
-                faults.append(f"background {number} ({path}): differs from the source's")
+                problems.append(f"background {number} ({path}): differs from the source's")
     if total != manifest.statistics["bg"]:
-        faults.append(f"{folder}: statistics of bg are not those of the backgrounds")
-    return faults
+        problems.append(f"{folder}: statistics of bg are not those of the backgrounds")
+    return problems
 
 
-def _check_statistics(folder: Path, manifest: Manifest, sums: PartSummary) -> list[str]:
-    return [
-        f"{folder}: statistics of {name} are not those of the pixels"
-        for name in FIELDS
-        if sums.statistics[name] != manifest.statistics[name]
-    ]
-
-
-def _tar_header_fault(shards: Shards, index: int, name: str) -> str | None:
-    """What is wrong with the tar header of a field, by our index."""
+def _tar_header_problem(shards: Shards, index: int, name: str) -> str | None:
+    """The problem of the tar header of a field, according to the per-record index."""
     record = shards.records[index][name]
     extension = tarshards.extensions(shards.manifest.codecs)[name]
     expected = tarshards.member_header(f"{index:09d}.{extension}", int(record["size"]))
@@ -143,21 +141,21 @@ def _tar_header_fault(shards: Shards, index: int, name: str) -> str | None:
     if at >= 0 and file[at : at + len(expected)].tobytes() == expected:
         return None
     where = shards.where(index, name)
-    return f"record {index}, {name} ({where}): tar header at byte {at} is damaged"
+    return f"record {index}, {name} ({where}): tar header at byte {at} is corrupt"
 
 
 def _check_records(
     folder: Path, form: str, start: int, stop: int, source: Source | None
 ) -> tuple[list[str], PartSummary]:
-    """Faults of records start to stop - 1, and the sums of their pixels."""
-    # Opened for each part and forgotten: pages of a map that stays count as our memory.
+    """Problems of records start to stop - 1, and the statistics of their pixels."""
+    # Opened for each part, because the pages read of a map count as memory until it is closed.
     shards = Shards(folder, form)
-    faults = []
+    problems = []
     accumulators = new_accumulators()
     for index in range(start, stop):
         for column, name in enumerate(FIELDS):
-            if form == "webdataset" and (fault := _tar_header_fault(shards, index, name)):
-                faults.append(fault)
+            if form == "webdataset" and (problem := _tar_header_problem(shards, index, name)):
+                problems.append(problem)
             try:
                 shards.check(index, name)
                 pixels = shards.decode(index, name)
@@ -165,8 +163,8 @@ def _check_records(
                 if source is not None:
                     _compare(pixels, source.paths(index)[column], index, name)
             except RecordError as error:
-                faults.append(error.message)
-    return faults, PartSummary(statistics={name: a.moments for name, a in accumulators.items()})
+                problems.append(error.message)
+    return problems, PartSummary(statistics={name: a.moments for name, a in accumulators.items()})
 
 
 def _compare(pixels: np.ndarray, path: Path, index: int, name: str) -> None:
@@ -182,17 +180,17 @@ def _compare(pixels: np.ndarray, path: Path, index: int, name: str) -> None:
 
 
 def _source_pixels(path: Path, name: str) -> np.ndarray:
-    """`pillow_pixels` of a source file; ValueError with the reason where there are none."""
+    """`pillow_pixels` of a source file; ValueError with the reason if it cannot be decoded."""
     try:
         return pillow_pixels(path.read_bytes(), name)
-    except UnidentifiedImageError:  # says where in memory the bytes are
+    except UnidentifiedImageError:  # its message has an address in memory
         raise ValueError("cannot be read (not an image)") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot be read ({error})") from None
 
 
 def pillow_pixels(data: bytes, name: str) -> np.ndarray:
-    """What a field means, decoded by Pillow alone: the independent reference.
+    """The pixels of a field, decoded by Pillow alone as an independent reference.
 
     fg_bg: uint8 (H, W, 3). mask: uint8 (H, W), 1 where the gray value is at least 128.
     depth: uint8 (H, W), the luma plane.

@@ -1,4 +1,4 @@
-"""Worker processes that fail fast: bounded work in flight, no orphans, no hang."""
+"""Worker processes: bounded work in flight, and none left when the parent fails or dies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from concurrent.futures import (
     wait,
 )
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from convert.errors import DataError
 
@@ -31,10 +31,10 @@ def available_cores() -> int:
 
 
 class InlineExecutor(Executor):
-    """Runs work in this process when it is submitted: for tests and tiny data sets."""
+    """Runs work in this process as it is submitted, for tests and tiny data sets."""
 
-    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        """Run now; the future is done when this returns."""
+    def submit(self, fn: Callable[..., T], /, *args: object, **kwargs: object) -> Future[T]:
+        """Run the function; the future is done when this returns."""
         future: Future[T] = Future()
         try:
             future.set_result(fn(*args, **kwargs))
@@ -45,10 +45,10 @@ class InlineExecutor(Executor):
 
 @contextmanager
 def worker_pool(workers: int | None) -> Iterator[Executor]:
-    """A pool of ``workers`` processes (None: one a core, 0: none, work runs in this process).
+    """A pool of ``workers`` processes (None: one a core; 0: work runs in this process).
 
-    On any exception, Ctrl-C included, the workers are killed at once: nothing they hold is
-    needed any more. They also end when this process dies, even if it is killed outright.
+    On any exception, Ctrl-C included, the workers are killed at once. They also end when this
+    process dies, even if it is killed.
     """
     if workers is not None and workers < 0:
         raise DataError(f"workers: found {workers}, expected 0 (no processes) or more")
@@ -72,10 +72,10 @@ def worker_pool(workers: int | None) -> Iterator[Executor]:
 
 @contextmanager
 def cluster_pool(address: str) -> Iterator[Executor]:
-    """The workers of a Dask cluster, as an executor like any other (extra `cluster`).
+    """The workers of a Dask cluster as an executor (extra `cluster`).
 
-    They must see the same files under the same absolute paths. Raises DataError where Dask
-    is not installed, nobody answers at ``address``, or a worker died too often.
+    They must see the same files under the same absolute paths. Raises DataError if Dask is not
+    installed, ``address`` cannot be reached, or a worker died too often.
     """
     try:
         from distributed import Client
@@ -89,7 +89,7 @@ def cluster_pool(address: str) -> Iterator[Executor]:
     with client:
         try:
             with client.get_executor(pure=False) as executor:
-                # As on a pool of processes, `run_all` asks how much may be in flight.
+                # `run_all` reads this to bound the work in flight, as with a pool of processes.
                 executor._max_workers = max(1, sum(client.ncores().values()))
                 yield executor
         except KilledWorker as error:
@@ -99,7 +99,7 @@ def cluster_pool(address: str) -> Iterator[Executor]:
 
 
 def _end_with_parent() -> None:
-    """Watch the parent from a thread: a killed converter must leave no worker behind."""
+    """Exit when the parent process dies, so that a killed converter leaves no workers running."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -113,7 +113,7 @@ def _end_with_parent() -> None:
 def run_all(executor: Executor, fn: Callable[..., T], tasks: Iterable[tuple]) -> Iterator[T]:
     """Results of ``fn(*task)`` as they finish, with a bounded number in flight.
 
-    The first failure is raised at once. Raises DataError where a worker process died.
+    The first failure is raised at once. Raises DataError if a worker process died.
     """
     limit = _IN_FLIGHT * getattr(executor, "_max_workers", available_cores())
     waiting: set[Future[T]] = set()
@@ -129,8 +129,8 @@ def run_all(executor: Executor, fn: Callable[..., T], tasks: Iterable[tuple]) ->
             yield from (future.result() for future in done)
     except BrokenExecutor:
         raise DataError(
-            "a worker process died (killed, or out of memory); run again, perhaps with fewer "
-            "--workers; `pack` goes on where it stopped with --resume"
+            "a worker process died (killed, or out of memory); run again, possibly with "
+            "fewer --workers; `pack --resume` continues where it stopped"
         ) from None
     finally:
         for future in waiting:
@@ -139,7 +139,7 @@ def run_all(executor: Executor, fn: Callable[..., T], tasks: Iterable[tuple]) ->
 
 @contextmanager
 def _interrupt_blocked() -> Iterator[None]:
-    """Keep Ctrl-C from processes started inside: they inherit the mask, we answer it alone."""
+    """Block Ctrl-C in processes started inside, which inherit the mask; the parent handles it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

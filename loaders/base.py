@@ -140,7 +140,7 @@ class ShardLoader(Loader):
         return self.shards.manifest.statistics
 
     def _record_error(self, index: int) -> RecordError | None:
-        return self.shards.fault(index)
+        return self.shards.find_corruption(index)
 
     def _fails_check(self, indices: np.ndarray) -> bool:
         """Whether records are checked and one of these does not have its checksum."""

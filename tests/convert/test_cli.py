@@ -46,7 +46,7 @@ def test_compose_pack_verify_inspect_show(tmp_path: Path) -> None:
     assert run("compose", data, *size, "--workers", 0).exit_code == 0
     assert run("pack", data, shards, "--workers", 0).exit_code == 0
     result = run("verify", shards, "--source", data, "--workers", 0)
-    assert (result.exit_code, result.stdout) == (0, f"{shards}: no faults\n")
+    assert (result.exit_code, result.stdout) == (0, f"{shards}: no problems\n")
     assert "backgrounds    2 (4 samples each)" in run("inspect", shards).stdout
     manifest = json.loads(run("inspect", shards, "--json").stdout)
     assert manifest["samples"] == 8
@@ -194,9 +194,9 @@ def test_verify_names_a_source_that_is_no_image(
     (copy / "fg_bg" / "bg_002" / "img_0003.jpg").write_bytes(data)
     result = run("verify", shards, "--source", copy, "--workers", 0)
     assert result.exit_code == 1, result.output
-    faults = result.stdout.splitlines()
-    assert [fault.split(" (")[0] for fault in faults] == ["background 1", "record 20, fg_bg"]
-    assert all(reason in fault for fault in faults)
+    problems = result.stdout.splitlines()
+    assert [problem.split(" (")[0] for problem in problems] == ["background 1", "record 20, fg_bg"]
+    assert all(reason in problem for problem in problems)
 
 
 def test_verify_only_reads(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,4 +222,4 @@ def test_prints_names_that_are_not_utf_8(shards: Path, tmp_path: Path) -> None:
     strict = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
     result = subprocess.run(command, capture_output=True, env=strict, timeout=60, check=False)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.endswith(b"caf\\udce9: no faults\n")
+    assert result.stdout.endswith(b"caf\\udce9: no problems\n")

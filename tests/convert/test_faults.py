@@ -192,7 +192,7 @@ def test_what_was_done_before_a_signal_is_kept_for_resume(
     error: BaseException,
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("convert.pack._assemble", Mock(side_effect=error))
+        patch.setattr("convert.pack._Conversion.assemble", Mock(side_effect=error))
         with pytest.raises(type(error)):
             pack(dataset, tmp_path / "shards", config=CONFIG, workers=0, progress=False)
     work = tmp_path / "shards.partial"
@@ -449,13 +449,13 @@ def test_verify_finds_every_damage(few: Path) -> None:
         else:
             data[place] ^= 1 << int(chance.integers(8))
         (few / name).write_bytes(data)
-        faults = verify(few, workers=0, progress=False)
+        problems = verify(few, workers=0, progress=False)
         (few / name).write_bytes(whole)
-        assert any(name in fault for fault in faults), (name, place, cut)
+        assert any(name in problem for problem in problems), (name, place, cut)
         record = None if cut else record_at(opened, name, place)
         if record is not None:
             index, field = record
-            assert any(fault.startswith(f"record {index}, {field} (") for fault in faults)
+            assert any(problem.startswith(f"record {index}, {field} (") for problem in problems)
             named += 1
     assert named > DAMAGES // 3
     assert verify(few, workers=0, progress=False) == []

@@ -265,8 +265,8 @@ def test_foreign_manifest_is_refused(shards: Path, tmp_path: Path, change, reaso
     [
         (lambda value: value.update(samples=91), "do not agree"),
         (lambda value: value["codecs"].update(mask="zip"), "unknown codec 'zip'"),
-        (lambda value: value.update(statistics=[]), "damaged manifest"),
-        (lambda value: value.pop("codecs"), "damaged manifest"),
+        (lambda value: value.update(statistics=[]), "corrupt manifest"),
+        (lambda value: value.pop("codecs"), "corrupt manifest"),
     ],
 )
 def test_nonsense_is_refused(shards: Path, tmp_path: Path, change, reason: str) -> None:
@@ -315,7 +315,7 @@ def test_one_format_cut_short_leaves_the_other_usable(shards: Path, tmp_path: Pa
     with pytest.raises(DataError, match="has 5000 bytes"):
         Shards(target, "ffcv")
     assert len(Shards(target, "webdataset")) == 90
-    assert all("samples.beton" in fault for fault in verify(target, workers=0, progress=False))
+    assert all("samples.beton" in problem for problem in verify(target, workers=0, progress=False))
 
 
 def test_unfinished_folder_says_so(shards: Path, tmp_path: Path) -> None:

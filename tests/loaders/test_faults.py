@@ -168,7 +168,7 @@ def test_header_of_another_size_that_was_packed(
 ) -> None:
     """The size of what DALI decodes is compared with the layout, even if the checksum is valid."""
     need_engine("dali")
-    monkeypatch.setattr("convert.shards.Shards.fault", lambda self, index: None)
+    monkeypatch.setattr("convert.shards.Shards.find_corruption", lambda self, index: None)
     with (
         build_loader("dali", packed_as_jpeg, **OPTIONS) as loader,
         damage.Records(packed_as_jpeg).spoilt(INDEX, "depth", half_as_high),
