@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -102,13 +102,8 @@ class Manifest:
             "backgrounds": list(self.backgrounds),
             "codecs": self.codecs,
             "statistics": {name: m.to_json() for name, m in self.statistics.items()},
-            "formats": {
-                stored_format(name): {"files": list(f.files), "index": f.index}
-                for name, f in self.formats.items()
-            },
-            "files": {
-                name: {"bytes": f.bytes, "sha256": f.sha256} for name, f in self.files.items()
-            },
+            "formats": {stored_format(name): asdict(f) for name, f in self.formats.items()},
+            "files": {name: asdict(f) for name, f in self.files.items()},
             "counts": self.counts,
             "made": self.provenance,
         }

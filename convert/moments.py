@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numba
@@ -106,10 +106,7 @@ class Moments:
         return {
             "mean": list(self.mean),
             "std": list(self.std),
-            "values": self.values,
-            "sums": list(self.sums),
-            "squares": list(self.squares),
-            "scale": self.scale,
+            **asdict(self),
         }
 
     @classmethod

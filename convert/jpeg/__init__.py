@@ -1,4 +1,4 @@
-"""JPEG as bytes: what a header says, and decoding that checks every return code."""
+"""Reads headers of JPEG files and decodes them; a warning of the decoder is an error."""
 
 from convert.jpeg.header import JpegHeader, read_header
 from convert.jpeg.pixels import decode_gray, decode_rgb, kept_pixels

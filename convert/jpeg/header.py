@@ -1,4 +1,4 @@
-"""What the header of a JPEG says, read from its markers without decoding anything."""
+"""Reads the header of a JPEG from its markers, without decoding."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 
 @dataclass(frozen=True, kw_only=True)
 class JpegHeader:
-    """What the markers before the first scan say."""
+    """Properties given by the markers before the first scan."""
 
     height: int
     width: int
@@ -23,7 +23,7 @@ class JpegHeader:
 
     @property
     def refusal(self) -> str | None:
-        """Why not every engine can decode such a file the same way; None if all can."""
+        """Why engines would decode such a file differently; None if they agree."""
         if self.frame not in (_BASELINE, _EXTENDED, _PROGRESSIVE):
             return "a lossless, hierarchical or arithmetic-coded JPEG; save it as baseline JPEG"
         if self.precision != 8:
@@ -41,13 +41,13 @@ class JpegHeader:
 
 
 def read_header(data: bytes) -> JpegHeader:
-    """Size and kind of a JPEG from its markers; ValueError with the reason if it is none."""
+    """Size and kind of a JPEG from its markers; ValueError with the reason if it is not one."""
     if data[:2] != b"\xff\xd8":
         raise ValueError("not a JPEG: " + (f"starts with {data[:4]!r}" if data else "empty file"))
     at, orientation = 2, 1
     while at + 4 <= len(data):
         if data[at] != 0xFF:
-            raise ValueError(f"damaged JPEG: no marker at byte {at}")
+            raise ValueError(f"corrupt JPEG: no marker at byte {at}")
         marker = data[at + 1]
         if marker == 0xFF:  # fill byte
             at += 1
@@ -72,7 +72,7 @@ def read_header(data: bytes) -> JpegHeader:
         elif marker in (0xD9, 0xDA):
             break
         at += 2 + length
-    raise ValueError("damaged JPEG: no frame header")
+    raise ValueError("corrupt JPEG: no frame header")
 
 
 def _orientation(tiff: bytes) -> int:

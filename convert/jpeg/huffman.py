@@ -1,4 +1,4 @@
-"""Entropy coding of baseline JPEG, compiled: read the blocks of a scan, write those of one plane.
+"""Compiled entropy coding of baseline JPEG: reads the blocks of a scan, writes those of one plane.
 
 Names, procedures and figures are those of ITU-T T.81, annexes C, F and K.
 """
@@ -10,16 +10,16 @@ import numpy as np
 
 END_OF_BLOCK, ZERO_RUN = 0x00, 0xF0
 
-# Of 8-bit samples, quantised by at least 1: 11 bits and a sign.
+# For 8-bit samples, quantised by at least 1: 11 bits and a sign.
 _LARGEST_DC = 2047
 
 # Outcomes of `read_blocks`.
-NEUTRAL, COLOURED, DAMAGED = 0, 1, 2
+NEUTRAL, COLOURED, CORRUPT = 0, 1, 2
 
 _TAKEN = np.iinfo(np.int64).max
 
 _LOOK = 9
-"""Codes of at most this many bits are decoded by one look-up."""
+"""Codes of at most this many bits are decoded with one table access."""
 
 
 @numba.njit(cache=True)
@@ -27,8 +27,8 @@ def decoding_table(counts: np.ndarray, symbols: np.ndarray) -> np.ndarray:
     """One row for a Huffman table (annex C, F.2.2.3): int32.
 
     [0, 512): length << 8 | symbol by the next 9 bits, 0 where the code is longer.
-    [512, 529): largest code of each length; -1 where there is none.
-    [529, 546): what to add to a code of that length to get its place among the symbols.
+    [512, 529): largest code of each length; -1 if there is none.
+    [529, 546): what to add to a code of that length to get its position among the symbols.
     [546, 802): symbols.
     """
     row = np.zeros(802, np.int32)
@@ -52,11 +52,8 @@ def decoding_table(counts: np.ndarray, symbols: np.ndarray) -> np.ndarray:
 
 
 @numba.njit(cache=True)
-def _behind_marker(data: np.ndarray, at: int, marker: int) -> int:
-    """Place behind a marker that stands at ``at``, fill bytes before it or not; -1 if it does not.
-
-    Annex B.1.1.2.
-    """
+def _after_marker(data: np.ndarray, at: int, marker: int) -> int:
+    """Position after a marker at ``at``, with or without fill bytes (annex B.1.1.2); else -1."""
     while at + 1 < len(data) and data[at] == 0xFF and data[at + 1] == 0xFF:
         at += 1
     if at + 1 < len(data) and data[at] == 0xFF and data[at + 1] == marker:
@@ -76,26 +73,27 @@ def read_blocks(
     tokens: np.ndarray,
     ac_counts: np.ndarray,
 ) -> int:
-    """Decode all blocks (annex F.2.2), keep those of the first component as tokens.
+    """Decode all blocks (annex F.2.2) and keep those of the first component as tokens.
 
-    Every byte must belong to a block or be a marker in its place: else DAMAGED.
+    Every byte must belong to a block or be an expected marker; else the outcome is CORRUPT.
 
     starts: where the tokens of each luma block begin, in the order of the file.
-    dc: its DC coefficient. tokens: of AC, extra bits << 8 | run/size symbol.
-    ac_counts: how often each AC symbol came, to which is added.
+    dc: the DC coefficient of each luma block.
+    tokens: AC coefficients, as extra bits << 8 | run/size symbol.
+    ac_counts: the number of occurrences of each AC symbol, which is increased.
     """
-    # Above the ``held`` lowest bits stand those of codes that were read.
+    # Only the ``held`` lowest bits are unread.
     at, bits, held = 0, np.uint64(0), 0
-    padding = 0  # of the bits held, how many are not in the file
+    padding = 0  # how many of the bits held are not in the file
     block, token = 0, 0
     predicted = np.zeros(len(samplings), np.int32)
     for mcu in range(mcus):
         if restart and mcu and mcu % restart == 0:
-            # A restart marker stands at a byte border: drop the padding bits, of which a whole
-            # byte would be data that nobody asked for.
-            at = _behind_marker(data, at, 0xD0 + (mcu // restart - 1) % 8)
+            # A restart marker is at a byte border: drop the padding bits. A complete byte of them
+            # would be data that belongs to no block.
+            at = _after_marker(data, at, 0xD0 + (mcu // restart - 1) % 8)
             if at < 0 or held - padding >= 8:
-                return DAMAGED
+                return CORRUPT
             bits, held, padding = np.uint64(0), 0, 0
             predicted[:] = 0
         for component in range(len(samplings)):
@@ -115,7 +113,7 @@ def read_blocks(
                             byte = np.uint64(0xFF)  # stuffed, annex B.1.1.5
                             at += 2
                         else:
-                            padding += 8  # before a marker or the end of the file: stay there
+                            padding += 8  # at a marker or the end of the file
                         bits = bits << np.uint64(8) | byte
                         held += 8
                     table = tables[2 * component + (1 if position else 0)]
@@ -130,10 +128,10 @@ def read_blocks(
                             length += 1
                             code = np.int64(bits >> np.uint64(held - length)) & ((1 << length) - 1)
                         if length > 16:
-                            return DAMAGED
+                            return CORRUPT
                         place = code + table[529 + length]
                         if place < 0 or place > 255:
-                            return DAMAGED
+                            return CORRUPT
                         symbol = table[546 + place]
                     held -= length
                     size = symbol & 15
@@ -142,15 +140,15 @@ def read_blocks(
                         held -= size
                         value = np.int64(bits >> np.uint64(held)) & ((1 << size) - 1)
                     if held < padding:
-                        return DAMAGED
+                        return CORRUPT
                     if position == 0:
                         if symbol > 11:
-                            return DAMAGED
+                            return CORRUPT
                         if size and value < 1 << (size - 1):
                             value -= (1 << size) - 1
                         predicted[component] += value
                         if abs(predicted[component]) > _LARGEST_DC:
-                            return DAMAGED
+                            return CORRUPT
                         if luma:
                             dc[block] = predicted[component]
                         elif predicted[component]:
@@ -166,15 +164,15 @@ def read_blocks(
                     if not luma and size:
                         return COLOURED
                     if size == 0 and symbol != ZERO_RUN:
-                        return DAMAGED
+                        return CORRUPT
                     position += (symbol >> 4) + 1
                     if position > 64:
-                        return DAMAGED
+                        return CORRUPT
                 if luma:
                     block += 1
     starts[block] = token
-    if held - padding >= 8 or _behind_marker(data, at, 0xD9) < 0:
-        return DAMAGED
+    if held - padding >= 8 or _after_marker(data, at, 0xD9) < 0:
+        return CORRUPT
     return NEUTRAL
 
 
@@ -182,7 +180,7 @@ def read_blocks(
 def raster_order(
     blocks_y: int, blocks_x: int, mcus_x: int, vertical: int, horizontal: int
 ) -> np.ndarray:
-    """Place in the file of each luma block, row by row, without those beyond the border."""
+    """Position in the file of each luma block of the image, row by row, without padding blocks."""
     order = np.empty(blocks_y * blocks_x, np.int32)
     for y in range(blocks_y):
         for x in range(blocks_x):
@@ -205,7 +203,7 @@ def _size_of(value: int) -> int:
 
 @numba.njit(cache=True)
 def count_dc(order: np.ndarray, dc: np.ndarray) -> np.ndarray:
-    """How often each DC symbol comes when the blocks are written in ``order``: int64 (257,)."""
+    """Occurrences of each DC symbol if the blocks are written in ``order``: int64 (257,)."""
     counts = np.zeros(257, np.int64)
     before = 0
     for block in order:
@@ -216,7 +214,7 @@ def count_dc(order: np.ndarray, dc: np.ndarray) -> np.ndarray:
 
 @numba.njit(cache=True)
 def _take_least(keys: np.ndarray) -> tuple[int, int]:
-    """Place and frequency of the least key, which is taken out."""
+    """Remove the least key; returns its position and frequency."""
     least = keys[0]
     for key in keys:
         least = min(least, key)
@@ -229,16 +227,16 @@ def _take_least(keys: np.ndarray) -> tuple[int, int]:
 def optimal_table(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Code lengths and symbols of the best Huffman code of at most 16 bits (annex K.2).
 
-    counts: int64 (257,). Returns how many codes there are of each length, int32 (17,), and
-    the symbols by length, uint8 (n,).
+    counts: int64 (257,). Returns the number of codes of each length, int32 (17,), and the
+    symbols by length, uint8 (n,).
     """
     used = np.append(np.flatnonzero(counts[:256]), 256)
     size = np.zeros(len(used), np.int32)
     others = np.full(len(used), -1, np.int32)
-    # Frequency and place as one number: the least is found by plain minima, and of equal
-    # frequencies the later symbol comes first, as the annex has it.
+    # Frequency and position as one number, so that the least key is a plain minimum, and the later
+    # of symbols with equal frequency is first, as in the annex.
     keys = counts[used] << 9 | (511 - np.arange(len(used)))
-    keys[-1] = 1 << 9 | (512 - len(used))  # reserves the code of all ones, which JPEG forbids
+    keys[-1] = 1 << 9 | (512 - len(used))  # reserves the code of all ones, forbidden in JPEG
     for _ in range(len(used) - 1):
         least, first = _take_least(keys)
         second, then = _take_least(keys)
@@ -301,7 +299,7 @@ def _has_ff(word: np.uint64) -> bool:
 
 @numba.njit(cache=True)
 def _flush(bits: np.uint64, held: int, out: np.ndarray, at: int) -> int:
-    """Write the 32 highest of the bits held, bytes of 0xFF stuffed; returns the next place."""
+    """Write the 32 highest of the bits held, with stuffing; returns the next position."""
     word = bits >> np.uint64(held - 32)
     stuffed = _has_ff(word)
     for i in range(4):
@@ -352,7 +350,7 @@ def write_blocks(
 
 @numba.njit(cache=True)
 def _flush_last(bits: np.uint64, held: int, out: np.ndarray, at: int) -> int:
-    """Write what is left, filled up with ones to a byte."""
+    """Write the remaining bits, padded with ones to a byte."""
     filling = -held % 8
     bits = bits << np.uint64(filling) | np.uint64((1 << filling) - 1)
     held += filling
@@ -379,10 +377,10 @@ def recode(
     tokens: np.ndarray,
     out: np.ndarray,
 ) -> tuple[int, int, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Read a scan and write its luma blocks in ``order`` to ``out`` with the best tables.
+    """Read a scan and write its luma blocks in ``order`` to ``out`` with optimal tables.
 
-    Returns the outcome of `read_blocks`, the bytes written, and the DC and AC tables, each as
-    counts by length and symbols.
+    Returns the outcome of `read_blocks`, the number of bytes written, and the DC and AC tables,
+    each as counts by length and symbols.
     """
     ac_counts = np.zeros(257, np.int64)
     outcome = read_blocks(data, samplings, tables, mcus, restart, starts, dc, tokens, ac_counts)

@@ -1,12 +1,12 @@
-"""The luma plane of a baseline JPEG as a JPEG of its own: coefficients kept, not one changed.
+"""Cuts the luma plane out of a baseline JPEG, as a JPEG with the same coefficients.
 
-Depth maps come as gray pictures stored as RGB. Their chroma planes say nothing and cost
-bytes and decoding time. Here the entropy-coded data is read, the chroma blocks are left out
-and the luma blocks written again with Huffman tables made for them: the same coefficients,
-so the same pixels, in fewer bytes. Pure arithmetic: the bytes do not depend on
-any library's version.
+Depth maps are often gray images stored as RGB. Their chroma planes hold no information and cost
+bytes and decoding time. This module reads the entropy-coded data, leaves out the chroma blocks and
+writes the luma blocks with Huffman tables made for them: the same coefficients, so the same
+pixels, in fewer bytes than libjpeg-turbo's `tjTransform` (docs/format.md has the comparison). The
+bytes do not depend on the version of a library.
 
-Names and tables as in ITU-T T.81 (JPEG), annexes B, C, F and K.
+Names and tables are those of ITU-T T.81 (JPEG), annexes B, C, F and K.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ import numpy as np
 from convert.jpeg import huffman
 
 _DCT_BLOCK = 64
-_WHOLE_BLOCKS = b"\x00\x3f\x00"  # of a scan: coefficients 0 to 63, all bits at once
+_SEQUENTIAL = b"\x00\x3f\x00"  # end of a scan header: coefficients 0 to 63, all bits
 
 
 class NotReducible(Exception):
-    """The JPEG is not of the kind that can be cut (or is damaged): the message says why."""
+    """The JPEG is corrupt or of a kind that cannot be cut; the message gives the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Frame:
-    """What the frame header says: the component of luma is the first.
+    """The frame header; luma is the first component.
 
     quantiser: number of luma's quantisation table; quantisers: numbers of all that are used.
     """
@@ -50,7 +50,7 @@ class _Frame:
 
 @dataclass(frozen=True, kw_only=True)
 class _Scan:
-    """What decoding a scan takes: rows (component, dc and ac) of `decoding_table`."""
+    """What decoding a scan needs. tables: `decoding_table` of DC and AC of each component."""
 
     frame: _Frame
     tables: np.ndarray
@@ -60,16 +60,15 @@ class _Scan:
 
 
 def cut_to_luma(source: bytes) -> bytes:
-    """The luma plane of a gray picture stored as YCbCr, as a JPEG of one component.
+    """The luma plane of a gray image stored as YCbCr, as a JPEG of one component.
 
-    Every DCT coefficient and the quantisation table are those of the source. Raises
-    NotReducible where the source is not baseline, not YCbCr in one scan, has colour, or is
-    damaged.
+    Every DCT coefficient and the quantisation table are those of the source. Raises NotReducible
+    if the source is not baseline, is not YCbCr in one scan, has colour, or is corrupt.
     """
     try:
         scan = _parse(source)
     except (IndexError, struct.error):
-        raise NotReducible("its markers are damaged") from None
+        raise NotReducible("its markers are corrupt") from None
     frame = scan.frame
     data = np.frombuffer(source, np.uint8)[scan.data :]
     rows, columns = frame.mcus
@@ -77,14 +76,14 @@ def cut_to_luma(source: bytes) -> bytes:
     if blocks > 4 * len(data):  # a block takes at least two bits
         raise NotReducible("its size and its data do not agree")
     order = _raster_order(frame.height, frame.width, *frame.samplings[0].tolist())
-    # Written in another order a DC difference takes up to 27 bits; any byte may be stuffed.
+    # In another order a DC difference may take 27 bits, and every byte may need stuffing.
     out = np.empty(2 * (len(source) + 4 * blocks), np.uint8)
     outcome, size, *lists = huffman.recode(
         data, frame.samplings, scan.tables, rows * columns, scan.restart, order, *_scratch(blocks),
         out,
     )  # fmt: skip
-    if outcome == huffman.DAMAGED:
-        raise NotReducible("its entropy-coded data is damaged")
+    if outcome == huffman.CORRUPT:
+        raise NotReducible("its entropy-coded data is corrupt")
     if outcome == huffman.COLOURED:
         raise NotReducible("its chroma is not neutral")
     return _headers(scan, lists) + out[:size].tobytes() + b"\xff\xd9"
@@ -92,9 +91,9 @@ def cut_to_luma(source: bytes) -> bytes:
 
 @functools.lru_cache(maxsize=2)
 def _scratch(blocks: int) -> tuple[np.ndarray, ...]:
-    """Tokens of a picture, for `huffman.recode`: kept, as fresh memory costs page faults.
+    """Buffers for the tokens of an image, kept because new memory costs page faults.
 
-    One set a process: `convert` works with processes, never with threads.
+    One set for each process: `convert` uses processes, never threads.
     """
     starts, dc = np.empty(blocks + 1, np.int32), np.empty(blocks, np.int32)
     return starts, dc, np.empty(blocks * _DCT_BLOCK, np.int32)
@@ -102,13 +101,13 @@ def _scratch(blocks: int) -> tuple[np.ndarray, ...]:
 
 @functools.lru_cache(maxsize=8)
 def _raster_order(height: int, width: int, vertical: int, horizontal: int) -> np.ndarray:
-    """The same for all pictures of a data set, so kept."""
+    """`huffman.raster_order`, kept because it is the same for all images of a data set."""
     columns = -(-width // (8 * horizontal))
     return huffman.raster_order(-(-height // 8), -(-width // 8), columns, vertical, horizontal)
 
 
 def _parse(source: bytes) -> _Scan:
-    """Markers up to the first scan."""
+    """Read the markers up to the first scan."""
     quantisers: dict[int, bytes] = {}
     tables: list[bytes] = []
     frame: _Frame | None = None
@@ -117,13 +116,13 @@ def _parse(source: bytes) -> _Scan:
         raise NotReducible("it is not a JPEG")
     while at + 4 <= len(source):
         if source[at] != 0xFF:
-            raise NotReducible("its markers are damaged")
+            raise NotReducible("its markers are corrupt")
         marker = source[at + 1]
         (length,) = struct.unpack_from(">H", source, at + 2)
         body = source[at + 4 : at + 2 + length]
         at += 2 + length
         if length < 2 or at > len(source):
-            raise NotReducible("its markers are damaged")
+            raise NotReducible("its markers are corrupt")
         if marker == 0xDB:
             _read_quantisers(body, quantisers)
         elif marker == 0xC4:
@@ -144,16 +143,16 @@ def _parse(source: bytes) -> _Scan:
             quantiser = quantisers[frame.quantiser]
             chosen = _read_scan(body, frame.components, tuple(tables))
             return _Scan(frame=frame, tables=chosen, restart=restart, quantiser=quantiser, data=at)
-        elif not (0xE0 <= marker <= 0xEF or marker == 0xFE):  # remarks of programs and people
-            raise NotReducible("its markers are damaged")
+        elif not (0xE0 <= marker <= 0xEF or marker == 0xFE):  # application data and comments
+            raise NotReducible("its markers are corrupt")
     raise NotReducible("it has no scan")
 
 
 def _read_quantisers(body: bytes, quantisers: dict[int, bytes]) -> None:
-    """Whole tables of 8 bits by number; a later one replaces an earlier one."""
+    """Add complete tables of 8 bits by number; a later one replaces an earlier one."""
     while body:
         if body[0] > 3 or len(body) <= _DCT_BLOCK:
-            raise NotReducible("a quantisation table is damaged or not of 8 bits")
+            raise NotReducible("a quantisation table is corrupt or not of 8 bits")
         quantisers[body[0]] = body[1 : 1 + _DCT_BLOCK]
         body = body[1 + _DCT_BLOCK :]
 
@@ -165,10 +164,15 @@ def _read_huffman(body: bytes) -> dict[int, np.ndarray]:
         counts = np.frombuffer(body[1:17], np.uint8).astype(np.int32)
         total = int(counts.sum())
         listed = body[17 : 17 + total]
-        whole = len(counts) == 16 and len(listed) == total <= 256
-        largest = 0xFF if body[0] >> 4 else 0x0F  # a DC symbol is but a number of bits
-        if body[0] & ~0x13 or not whole or max(listed, default=0) > largest or not _fit(counts):
-            raise NotReducible("its Huffman tables are damaged")
+        is_complete = len(counts) == 16 and len(listed) == total <= 256
+        largest = 0xFF if body[0] >> 4 else 0x0F  # a DC symbol is a number of bits
+        if (
+            body[0] & ~0x13
+            or not is_complete
+            or max(listed, default=0) > largest
+            or not _fit(counts)
+        ):
+            raise NotReducible("its Huffman tables are corrupt")
         symbols = np.zeros(256, np.uint8)
         symbols[:total] = np.frombuffer(listed, np.uint8)
         tables[body[0]] = huffman.decoding_table(counts, symbols)
@@ -177,7 +181,7 @@ def _read_huffman(body: bytes) -> dict[int, np.ndarray]:
 
 
 def _fit(counts: np.ndarray) -> bool:
-    """Whether there can be so many codes of each length, 1 to 16, none all ones (annex C)."""
+    """Whether a code with these counts by length, 1 to 16, exists, none all ones (annex C)."""
     code = 0
     for length, count in enumerate(counts.tolist(), 1):
         code = 2 * code + count
@@ -188,7 +192,7 @@ def _fit(counts: np.ndarray) -> bool:
 
 @functools.lru_cache(maxsize=64)
 def _read_frame(body: bytes) -> _Frame:
-    """Kept, as all pictures of a data set have the same."""
+    """Parse a frame header; cached because all images of a data set have the same."""
     precision, height, width, count = struct.unpack_from(">BHHB", body)
     if precision != 8 or count != 3 or len(body) != 6 + 3 * count or not height * width:
         raise NotReducible("it does not have three components of 8 bits")
@@ -211,15 +215,15 @@ def _read_frame(body: bytes) -> _Frame:
 
 @functools.lru_cache(maxsize=64)
 def _read_scan(body: bytes, components: bytes, segments: tuple[bytes, ...]) -> np.ndarray:
-    """DC and AC table of each component, one after the other; kept, as most writers have one set.
+    """DC and AC table of each component, in turn; cached because most encoders use one set.
 
     segments: all that define Huffman tables, in order; a later table replaces an earlier one.
     """
     count = len(components)
     if body[0] != count or bytes(body[1 + 2 * i] for i in range(count)) != components:
         raise NotReducible("it is not stored in one scan")
-    if body[1 + 2 * count :] != _WHOLE_BLOCKS:
-        raise NotReducible("its scan is not of whole blocks")
+    if body[1 + 2 * count :] != _SEQUENTIAL:
+        raise NotReducible("its scan does not hold complete blocks")
     tables = {key: row for segment in segments for key, row in _read_huffman(segment).items()}
     keys = [key for i in range(count) for key in (body[2 + 2 * i] >> 4, 16 | body[2 + 2 * i] & 15)]
     if any(key not in tables for key in keys):
@@ -228,7 +232,7 @@ def _read_scan(body: bytes, components: bytes, segments: tuple[bytes, ...]) -> n
 
 
 def _headers(scan: _Scan, lists: list[np.ndarray]) -> bytes:
-    """Everything before the entropy-coded data (annex B).
+    """All segments before the entropy-coded data (annex B).
 
     lists: counts by length and symbols of the DC table, then of the AC table.
     """
@@ -241,7 +245,7 @@ def _headers(scan: _Scan, lists: list[np.ndarray]) -> bytes:
         + _segment(0xDB, b"\x00" + scan.quantiser)
         + _segment(0xC0, frame)
         + _segment(0xC4, tables)
-        + _segment(0xDA, b"\x01\x01\x00" + _WHOLE_BLOCKS)
+        + _segment(0xDA, b"\x01\x01\x00" + _SEQUENTIAL)
     )
 
 

@@ -22,10 +22,10 @@ _kept = _Kept()
 
 
 def kept_pixels(height: int, width: int, channels: int) -> np.ndarray:
-    """uint8 (H, W, C), the same memory whenever this thread asks for as many channels.
+    """uint8 (H, W, C), the same memory at each call of this thread with as many channels.
 
-    For pixels that are looked at once: fresh memory costs a page fault for every 4 KiB, which
-    for an RGB image of 224x224 is a third of the time of decoding it.
+    For pixels that are used once: new memory costs a page fault for every 4 KiB, which for an
+    RGB image of 224x224 is a third of the time of decoding it.
     """
     buffers = _kept.buffers
     if channels not in buffers or buffers[channels].shape[:2] != (height, width):

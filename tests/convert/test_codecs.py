@@ -253,13 +253,13 @@ def test_fill_bytes_before_a_marker_are_let_in(which: int) -> None:
     ids=["another marker", "a byte more", "bytes more", "no marker", "a byte less"],
 )
 def test_damage_at_a_marker_is_never_cut(damage: Callable[[bytes, int], bytes], which: int) -> None:
-    with pytest.raises(NotReducible, match="entropy-coded data is damaged"):
+    with pytest.raises(NotReducible, match="entropy-coded data is corrupt"):
         cut_to_luma(damage(DEPTH, markers(DEPTH)[which]))
 
 
 def test_a_lost_interval_is_never_cut() -> None:
     first, second = markers(DEPTH)[:2]
-    with pytest.raises(NotReducible, match="entropy-coded data is damaged"):
+    with pytest.raises(NotReducible, match="entropy-coded data is corrupt"):
         cut_to_luma(DEPTH[:first] + DEPTH[second:])
 
 

@@ -17,9 +17,8 @@ import numpy as np
 import pytest
 
 from convert.errors import RecordError
-from convert.files import write_json
 from convert.layout import FIELDS
-from convert.manifest import MANIFEST, ShardFile, read_manifest
+from convert.manifest import MANIFEST, ShardFile, read_manifest, write_manifest
 from convert.pack import PackConfig, pack
 from loaders import Batch, DataError, Loader, build_loader
 from loaders.engines.reference import ReferenceLoader
@@ -220,7 +219,7 @@ def record_changed(name: str, field: str, key: str, value: int) -> Callable[[Pat
             bytes=(folder / name).stat().st_size,
             sha256=hashlib.sha256((folder / name).read_bytes()).hexdigest(),
         )
-        write_json(folder / MANIFEST, manifest.to_json())
+        write_manifest(folder, manifest)
 
     return change
 
