@@ -22,7 +22,7 @@ _WORKERS = click.option(
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Convert a data set of composites once, and prove the result right."""
+    """Convert a data set of composites to shards once, and check the result."""
 
 
 @main.command()
@@ -43,11 +43,11 @@ def main() -> None:
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @_WORKERS
 def compose(dataset: Path, **options: object) -> None:
-    """Paste people on backgrounds: DATASET gets images, masks and depth."""
+    """Paste foregrounds on backgrounds: writes images, masks and depth to DATASET."""
     from convert.dataset.compose import compose as run
 
-    facts = run(dataset, **options)  # type: ignore[arg-type]
-    click.echo(f"{dataset}: {facts['samples']} composites, depth: {facts['depth']}")
+    metadata = run(dataset, **options)  # type: ignore[arg-type]
+    click.echo(f"{dataset}: {metadata['samples']} composites, depth: {metadata['depth']}")
 
 
 @main.command()
@@ -61,7 +61,7 @@ def compose(dataset: Path, **options: object) -> None:
 )
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--device", help="cpu, cuda:0, ...; default: the first GPU, or the CPU.")
-@click.option("--force", is_flag=True, help="Replace the depth maps that are there.")
+@click.option("--force", is_flag=True, help="Replace existing depth maps.")
 def depth(dataset: Path, model: str, **options: object) -> None:
     """Write depth maps of DATASET's composites with a depth model (extra `depth`)."""
     from convert.dataset.depth import estimate
@@ -83,11 +83,15 @@ def depth(dataset: Path, model: str, **options: object) -> None:
 @click.option("--mask-codec", type=click.Choice(["runs", "jpeg"]), default="runs")
 @click.option("--depth-codec", type=click.Choice(["luma", "jpeg"]), default="luma")
 @click.option("--samples-per-shard", type=click.IntRange(1), default=10_000, show_default=True)
-@click.option("--samples-per-fg", type=click.IntRange(1), help="Neighbours that show one person.")
+@click.option(
+    "--samples-per-fg",
+    type=click.IntRange(1),
+    help="Neighbouring samples that show one foreground.",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, help="Order of the tar shards.")
-@click.option("--resume", is_flag=True, help="Go on where a killed run stopped.")
+@click.option("--resume", is_flag=True, help="Continue a killed or interrupted run.")
 @click.option("--force", is_flag=True, help="Replace SHARDS, or what an unfinished run left.")
-@click.option("--scheduler", metavar="ADDRESS", help="Work on a Dask cluster instead.")
+@click.option("--scheduler", metavar="ADDRESS", help="Use the workers of a Dask cluster.")
 @_WORKERS
 def pack(
     dataset: Path,
@@ -144,7 +148,7 @@ def verify(shards: Path, source: Path | None, workers: int | None) -> None:
 @click.argument("shards", type=_FOLDER)
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def inspect(shards: Path, as_json: bool) -> None:
-    """Say what SHARDS holds."""
+    """Describe what SHARDS holds."""
     from convert.inspect import table
     from convert.manifest import read_manifest
 

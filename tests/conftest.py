@@ -1,4 +1,4 @@
-"""What many tests share: a small data set, its shards, and which engines are here."""
+"""What many tests share: a small data set, its shards, and which engines are installed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from convert.dataset.compose import compose
 from convert.errors import DataError
 from convert.pack import PackConfig, pack
 
-# The first example compiles numba kernels; and a failure must come again on the next run.
+# No deadline, because the first example compiles kernels; failures must be reproducible.
 settings.register_profile("maskdepth", deadline=None, derandomize=True)
 settings.load_profile("maskdepth")
 
-# Started in the background, a shell has it ignore Ctrl-C, and so would every program it tests.
+# A shell starts background jobs with Ctrl-C ignored, and the programs under test would inherit it.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -27,8 +27,8 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 def engine_missing(name: str) -> str | None:
     """Why an engine cannot be tested here; None if it can.
 
-    FFCV may be missing where its system packages are: `make install` writes down which. DALI
-    installs anywhere, so its absence is a failure, as is any other error.
+    FFCV may be missing if its system packages are: `make install` records which. DALI installs
+    anywhere, so its absence is a failure, as is any other error.
     """
     try:
         importlib.import_module(f"loaders.engines.{name}".replace("-", "_"))
@@ -42,7 +42,7 @@ def engine_missing(name: str) -> str | None:
 
 @pytest.fixture(scope="session")
 def need_engine() -> Callable[[str], None]:
-    """Call with an engine's name: skips the test, with the reason, where it is not here."""
+    """Call with an engine's name to skip the test, with the reason, if it is not installed."""
     reasons: dict[str, str | None] = {}
 
     def need(name: str) -> None:

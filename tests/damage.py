@@ -1,4 +1,4 @@
-"""Damage to records of a shard folder, in place and undone again."""
+"""Corrupts records of a shard folder in place, for good or until the end of a block."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Damage = Callable[[bytes], bytes]
 
 
 class Records:
-    """The records of a shard folder in all its formats, to be damaged.
+    """The records of a shard folder in all its formats.
 
-    Loaders that have the folder open see the damage, as they map the files.
+    Loaders that have the folder open see every change, because they map the files.
     """
 
     def __init__(self, shards: Path) -> None:
@@ -27,7 +27,7 @@ class Records:
         return self._forms[0].stored(index, name).tobytes()
 
     def write(self, index: int, name: str, stored: bytes) -> None:
-        """Put other bytes of the same number in the place of one field."""
+        """Replace the bytes of one field by as many others."""
         assert len(stored) == len(self.stored(index, name)) > 0
         for opened in self._forms:
             with open(opened.where(index, name), "r+b") as file:
@@ -35,12 +35,12 @@ class Records:
                 file.write(stored)
 
     def spoil(self, index: int, name: str, damage: Damage) -> None:
-        """Damage one field for good."""
+        """Corrupt one field for good."""
         self.write(index, name, damage(self.stored(index, name)))
 
     @contextmanager
     def spoilt(self, index: int, name: str, damage: Damage) -> Iterator[None]:
-        """Damage one field for a while."""
+        """Corrupt one field until the end of the block."""
         stored = self.stored(index, name)
         self.write(index, name, damage(stored))
         try:
@@ -55,7 +55,7 @@ def zeroed(stored: bytes) -> bytes:
 
 
 def zeroed_from(share: float) -> Damage:
-    """Zeros behind a part of the record: what a write cut short leaves."""
+    """Zeros after a share of the record, as an interrupted write leaves them."""
 
     def damage(stored: bytes) -> bytes:
         kept = int(len(stored) * share)
@@ -65,7 +65,7 @@ def zeroed_from(share: float) -> Damage:
 
 
 def zeroed_until(count: int) -> Damage:
-    """The first bytes 0: the header cut off."""
+    """Zeros in place of the first bytes, which hold the header."""
 
     def damage(stored: bytes) -> bytes:
         count_ = min(count, len(stored))
@@ -75,7 +75,7 @@ def zeroed_until(count: int) -> Damage:
 
 
 def shifted(by: int) -> Damage:
-    """Bytes lost at the front, the rest moved up."""
+    """Lose bytes at the front and move the rest up."""
 
     def damage(stored: bytes) -> bytes:
         return (stored[by:] + bytes(by))[: len(stored)]
@@ -84,8 +84,7 @@ def shifted(by: int) -> Damage:
 
 
 def garbage(seed: int, share: float, count: int) -> Damage:
-    """Random bytes from a part of the record on, in the scan of a JPEG where that is behind
-    the first tenth."""
+    """Random bytes from a share of the record on; after the first tenth, in the scan of a JPEG."""
 
     def damage(stored: bytes) -> bytes:
         at = int(len(stored) * share)
@@ -96,7 +95,7 @@ def garbage(seed: int, share: float, count: int) -> Damage:
 
 
 def bit_flipped(seed: int) -> Damage:
-    """One bit of the record is the other."""
+    """Flip one bit of the record."""
 
     def damage(stored: bytes) -> bytes:
         at = int(np.random.default_rng(seed).integers(8 * len(stored)))
@@ -108,7 +107,7 @@ def bit_flipped(seed: int) -> Damage:
 
 
 def replaced_by(other: bytes) -> Damage:
-    """The bytes of another record, filled up with zeros: decodes, to other pixels."""
+    """The bytes of another record, padded with zeros: valid, with other pixels."""
 
     def damage(stored: bytes) -> bytes:
         return (other + bytes(len(stored)))[: len(stored)]

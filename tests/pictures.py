@@ -1,4 +1,4 @@
-"""Small pictures that tests make in no time."""
+"""Small images that tests generate quickly."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def smooth(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """A gray picture with structure, uint8 (H, W)."""
+    """A smooth gray image, uint8 (H, W)."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (5, 7), dtype=np.uint8))
     return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))

@@ -44,8 +44,8 @@ def write_tiny_shards(
     folder.mkdir(parents=True)
     starts = np.arange(backgrounds + 1, dtype=np.int64) * samples_per_bg
     layout = Layout(height=SIDE, width=SIDE, group_starts=starts, samples_per_fg=None)
-    bank = np.random.default_rng(0).integers(0, 256, (backgrounds, SIDE, SIDE, 3), np.uint8)
-    np.save(folder / BACKGROUNDS, bank)
+    pixels = np.random.default_rng(0).integers(0, 256, (backgrounds, SIDE, SIDE, 3), np.uint8)
+    np.save(folder / BACKGROUNDS, pixels)
     if samples_per_shard:
         form, files = "webdataset", _write_tars(folder, layout.samples, samples_per_shard)
         index = tarshards.INDEX

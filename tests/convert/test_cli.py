@@ -51,9 +51,9 @@ def test_compose_pack_verify_inspect_show(tmp_path: Path) -> None:
     manifest = json.loads(run("inspect", shards, "--json").stdout)
     assert manifest["samples"] == 8
     assert run("show", shards, sheet, "--rows", 3).exit_code == 0
-    with Image.open(sheet) as picture:
-        assert picture.width > 4 * 64
-        assert len(np.unique(np.asarray(picture))) > 50
+    with Image.open(sheet) as image:
+        assert image.width > 4 * 64
+        assert len(np.unique(np.asarray(image))) > 50
 
 
 def test_missing_data_set(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_unequal_counts(copy: Path, tmp_path: Path) -> None:
 
 def test_non_image(copy: Path, tmp_path: Path) -> None:
     path = copy / "fg_bg" / "bg_002" / "img_0005.jpg"
-    path.write_text("not a picture")
+    path.write_text("not an image")
     result = run("pack", copy, tmp_path / "shards", "--workers", 0)
     expect_one_line(result, str(path), "record 22, fg_bg", "not a JPEG", "fix or replace")
     assert [path.name for path in tmp_path.iterdir()] == ["data"]

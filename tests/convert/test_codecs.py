@@ -221,7 +221,7 @@ DEPTH = jpeg_bytes(np.repeat(smooth(64, 64)[..., None], 3, axis=2), restart_mark
 
 
 def markers(source: bytes) -> list[int]:
-    """Places of the restart markers and of the end of the picture."""
+    """Places of the restart markers and of the end of the image."""
     return [found.start() for found in re.finditer(rb"\xff[\xd0-\xd7\xd9]", source)]
 
 

@@ -1,4 +1,4 @@
-"""Kills, full disks, dead workers, damaged files: one clear error, and never a wrong byte."""
+"""Kills, full disks, dead workers, corrupt files: one clear error, and never a wrong byte."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-# Forks a converter for each line it reads: warm, so that it can be killed at any moment of the
-# work itself. Many parts, so that there are many states to die in.
+# Forks a converter for each line it reads. It is warm, so that a kill can hit any moment of the
+# work itself, and it has many parts, so that there are many states to resume from.
 SERVER = """
 import os, sys, threading, traceback
 from pathlib import Path
 from tqdm import tqdm
 from convert.pack import PackConfig, pack
 
-# Its own lock lies in memory that forks share: one killed while holding it would stop all others.
+# The default lock is shared by forks: one killed while holding it would block all others.
 tqdm.set_lock(threading.RLock())
 tqdm.monitor_interval = 0
 dataset, target = map(Path, sys.argv[1:])
@@ -90,7 +90,7 @@ class Converter:
         return self._server.stdout.readline().strip()
 
     def run(self, kill_after_s: float | None = None) -> float:
-        """Seconds until it ended."""
+        """Start one; returns the seconds until it ended."""
         assert self._server.stdin is not None
         started = time.perf_counter()
         self._server.stdin.write("run\n")
@@ -125,7 +125,7 @@ def test_killed_at_any_moment_and_resumed(dataset: Path, shards: Path, tmp_path:
         if not target.exists():
             converter.run()
         assert tree(target) == tree(shards)
-        # A kill behind the last rename leaves the job's file, which the next run takes.
+        # A kill after the last rename leaves the job file, which the next run takes over.
         assert {path.name for path in tmp_path.iterdir()} <= {"shards", ".shards.job"}
     converter.close()
     assert len(states) > KILLS // 4  # the kills hit different moments
@@ -296,7 +296,7 @@ def test_unreadable_file(dataset: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(dataset, tmp_path / "data"))
     path = copy / "fg_bg" / "bg_002" / "img_0004.jpg"
     path.unlink()
-    path.mkdir()  # root may read every file, but nobody reads a folder
+    path.mkdir()  # root may read every file, but a folder cannot be read as one
     with pytest.raises(DataError, match=r"img_0004.jpg.*cannot be read"):
         pack(copy, tmp_path / "shards", workers=0, progress=False)
 
@@ -336,11 +336,11 @@ def test_force_starts_over_whatever_a_kill_left_of_removing(dataset: Path, tmp_p
 
 
 def spoil_first_then(dataset: Path, folder: Path) -> tuple[Path, Path, bytes]:
-    """A copy of the data set whose last sample is bad, so that a run stops with work done."""
+    """A copy of the data set whose last sample is corrupt, so that a run stops with work done."""
     copy = Path(shutil.copytree(dataset, folder / "data"))
     last = sorted((copy / "fg_bg" / "bg_005").iterdir())[-1]
     good = last.read_bytes()
-    last.write_text("not a picture")
+    last.write_text("not an image")
     return copy, last, good
 
 
@@ -416,10 +416,10 @@ def record_at(shards: Shards, name: str, place: int) -> tuple[int, str] | None:
     """Which record's field holds a byte of a file; None for headers, indices and gaps."""
     for field in FIELDS:
         records = shards.records[field]
-        in_file = np.array([told == name for told in shards.names])[records["file"]]
-        behind = records["offset"] <= place
-        before = place < records["offset"] + records["size"]
-        for index in np.flatnonzero(in_file & behind & before).tolist():
+        in_file = np.array([other == name for other in shards.names])[records["file"]]
+        starts_before = records["offset"] <= place
+        ends_after = place < records["offset"] + records["size"]
+        for index in np.flatnonzero(in_file & starts_before & ends_after).tolist():
             return index, field
     return None
 
@@ -428,7 +428,7 @@ def test_verify_finds_every_damage(few: Path) -> None:
     chance = np.random.default_rng(7)
     opened = Shards(few)
     manifest = opened.manifest
-    (told,) = manifest.formats.values()
+    (form,) = manifest.formats.values()
     # Half of the damage to the data files, where FFCV's is mostly empty pages; half anywhere.
     places = [
         (name, int(chance.integers(manifest.files[name].bytes)))
@@ -437,12 +437,12 @@ def test_verify_finds_every_damage(few: Path) -> None:
     for number in range(DAMAGES // 2):
         field, index = FIELDS[number % 3], int(chance.integers(12))
         record = opened.records[index][field]
-        name = told.files[int(record["file"])]
+        name = form.files[int(record["file"])]
         places.append((name, int(record["offset"]) + int(chance.integers(record["size"]))))
     named = 0
     for number, (name, place) in enumerate(places):
-        whole = (few / name).read_bytes()
-        data = bytearray(whole)
+        intact = (few / name).read_bytes()
+        data = bytearray(intact)
         cut = number % 10 == 0
         if cut:
             del data[place:]
@@ -450,7 +450,7 @@ def test_verify_finds_every_damage(few: Path) -> None:
             data[place] ^= 1 << int(chance.integers(8))
         (few / name).write_bytes(data)
         problems = verify(few, workers=0, progress=False)
-        (few / name).write_bytes(whole)
+        (few / name).write_bytes(intact)
         assert any(name in problem for problem in problems), (name, place, cut)
         record = None if cut else record_at(opened, name, place)
         if record is not None:
@@ -476,7 +476,7 @@ def test_a_dask_cluster_writes_the_same_bytes(dataset: Path, shards: Path, tmp_p
         pack(dataset, tmp_path / "shards", config=CONFIG, scheduler=address, progress=False)
         assert tree(tmp_path / "shards") == tree(shards)
         copy = Path(shutil.copytree(dataset, tmp_path / "data"))
-        (copy / "fg_bg" / "bg_002" / "img_0004.jpg").write_text("not a picture")
+        (copy / "fg_bg" / "bg_002" / "img_0004.jpg").write_text("not an image")
         with pytest.raises(DataError, match=r"record 21, fg_bg .*not a JPEG"):
             pack(copy, tmp_path / "bad", scheduler=address, progress=False)
 

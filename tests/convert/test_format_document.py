@@ -61,16 +61,18 @@ def test_manifest_files_and_backgrounds(dataset: Path, shards: Path) -> None:
     assert sorted(manifest["files"]) == sorted(
         path.name for path in shards.iterdir() if path.name != "manifest.json"
     )
-    for name, told in manifest["files"].items():
+    for name, found in manifest["files"].items():
         data = (shards / name).read_bytes()
-        assert told == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    bank = np.load(shards / "backgrounds.npy")
+        assert found == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    backgrounds = np.load(shards / "backgrounds.npy")
     for number, name in enumerate(manifest["backgrounds"]):
         assert np.array_equal(
-            bank[number], decode("jpeg", (dataset / "bg" / name).read_bytes(), (0, 0))
+            backgrounds[number], decode("jpeg", (dataset / "bg" / name).read_bytes(), (0, 0))
         )
     bg = manifest["statistics"]["bg"]
-    pixels = np.repeat(bank, manifest["samples_per_bg"], axis=0).reshape(-1, 3).astype(np.int64)
+    pixels = (
+        np.repeat(backgrounds, manifest["samples_per_bg"], axis=0).reshape(-1, 3).astype(np.int64)
+    )
     assert bg["values"] == len(pixels)
     assert bg["sums"] == pixels.sum(axis=0).tolist()
     assert bg["squares"] == (pixels**2).sum(axis=0).tolist()
@@ -81,9 +83,9 @@ def test_manifest_files_and_backgrounds(dataset: Path, shards: Path) -> None:
 @pytest.mark.parametrize("form", ["ffcv", "dali"])
 def test_every_record_by_the_index(dataset: Path, shards: Path, form: str) -> None:
     manifest = json.loads((shards / "manifest.json").read_text())
-    told = manifest["formats"][form]
-    files = [(shards / name).read_bytes() for name in told["files"]]
-    rows = np.load(shards / told["index"])
+    stored = manifest["formats"][form]
+    files = [(shards / name).read_bytes() for name in stored["files"]]
+    rows = np.load(shards / stored["index"])
     assert (len(rows), rows.dtype.itemsize) == (manifest["samples"], 60)
     height, width = manifest["image_size"]
     for index in range(0, manifest["samples"], 7):
@@ -116,8 +118,8 @@ def test_beton_by_its_own_tables(shards: Path) -> None:
         assert [fg_bg, mask, depth] == places
         assert size == rows[index]["mask"]["size"]
         sizes = [int(rows[index][field]["size"]) for field in FIELDS]
-        told = [struct.unpack_from("<QQQ", data, table + 24 * (3 * index + i)) for i in range(3)]
-        assert told == [(index, int(p), s) for p, s in zip(places, sizes, strict=True)]
+        found = [struct.unpack_from("<QQQ", data, table + 24 * (3 * index + i)) for i in range(3)]
+        assert found == [(index, int(p), s) for p, s in zip(places, sizes, strict=True)]
         assert fg_bg // page == (depth + sizes[2] - 1) // page
 
 

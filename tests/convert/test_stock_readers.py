@@ -119,12 +119,12 @@ def test_dali_index_agrees_with_tarfile(shards: Path) -> None:
         lines = (shards / name.replace(".tar", ".idx")).read_text().splitlines()
         with tarfile.open(shards / name) as archive:
             members = archive.getmembers()
-        told = [line.split() for line in lines[1:]]
-        triples = [tuple(line[at : at + 4]) for line in told for at in range(0, len(line), 4)]
+        rows = [line.split() for line in lines[1:]]
+        triples = [tuple(line[at : at + 4]) for line in rows for at in range(0, len(line), 4)]
         expected = [
             (m.name.split(".", 1)[1], str(m.offset_data), str(m.size), m.name) for m in members
         ]
-        assert lines[0] == f"v1.2 {len(told)}"
+        assert lines[0] == f"v1.2 {len(rows)}"
         assert triples == expected
 
 
