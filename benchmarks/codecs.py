@@ -11,12 +11,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
-import click
 import numpy as np
 import simplejpeg
 
 from benchmarks.harness.images import spread_indices
-from benchmarks.harness.options import REPEATS, SHARDS, command, option
+from benchmarks.harness.options import REPEATS, SHARDS, at_least_1, command
 from benchmarks.harness.results import CaseResult, Result, make_result
 from benchmarks.harness.timing import summarize, time_cpu
 from convert.codecs import decode_mask_jpeg, decode_runs, pack_runs
@@ -63,7 +62,7 @@ CANDIDATES = {
 
 @command(
     SHARDS,
-    option("--samples", type=click.IntRange(1), default=1000, help="Evenly spread over SHARDS."),
+    at_least_1("--samples", default=1000, help="Evenly spread over SHARDS."),
     REPEATS,
 )
 def codecs(shards: Path, samples: int, repeats: int) -> Result:

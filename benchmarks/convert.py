@@ -13,11 +13,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import click
 import numpy as np
 import simplejpeg
 
-from benchmarks.harness.options import DATASET, REPEATS, command, option
+from benchmarks.harness.options import DATASET, REPEATS, at_least_1, command
 from benchmarks.harness.progress import print_progress
 from benchmarks.harness.results import CaseResult, Result, make_result
 from benchmarks.harness.timing import Repeat, interleave, time_once
@@ -33,7 +32,7 @@ _CHUNK = 1000
 _FFCV_QUALITY = 90  # FFCV's default
 
 
-@command(DATASET, REPEATS, option("--workers", type=click.IntRange(1), default=available_cores()))
+@command(DATASET, REPEATS, at_least_1("--workers", default=available_cores()))
 def convert(dataset: Path, repeats: int, workers: int) -> Result:
     """Packing DATASET against stock FFCV's writer and against reading and decoding alone."""
     source = read_source(dataset)

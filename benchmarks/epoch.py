@@ -35,7 +35,7 @@ from model.precision import AMP, precision_for
            help="Samples to use at most, 70 % of them for training."),
     cli.option("--compile", "compiled", is_flag=True, show_default=False,
            help="The network by torch.compile; its first step is timed separately."),
-    cli.width_option(64),
+    cli.width_option(default=64),
     cli.ENGINE,
     cli.option("--amp", type=click.Choice(AMP), default="auto", help="As in `train.py fit`."),
     cli.loading_options,

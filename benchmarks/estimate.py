@@ -50,7 +50,7 @@ class ByteCounter(TorchDispatchMode):
         return found
 
 
-@command(width_option(64))
+@command(width_option(default=64))
 def estimate(width: int) -> Result:
     """What FLOPs and bytes allow on a T4, an A100 and an H100: limits, never measured."""
     cases = {}

@@ -10,11 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 
-import click
 import numpy as np
 
 from benchmarks.harness.images import spread_indices
-from benchmarks.harness.options import DATASET, REPEATS, command, option
+from benchmarks.harness.options import DATASET, REPEATS, at_least_1, command
 from benchmarks.harness.results import CaseResult, Result, make_result
 from benchmarks.harness.timing import summarize, time_cpu
 from convert import jpeg
@@ -66,7 +65,7 @@ def gray_transform() -> Callable[[bytes], bytes]:
 
 @command(
     DATASET,
-    option("--samples", type=click.IntRange(1), default=1000, help="Evenly spread over DATASET."),
+    at_least_1("--samples", default=1000, help="Evenly spread over DATASET."),
     REPEATS,
 )
 def luma(dataset: Path, samples: int, repeats: int) -> Result:

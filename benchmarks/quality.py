@@ -21,9 +21,9 @@ from model.training.config import read_config
 from model.training.run import BEST, CONFIG, METRICS
 from train import evaluate_checkpoint
 
-NAMES = ("mask_bce", "mask_iou", "depth_l1", "depth_rmse")
-RULES = {"mask_iou": "difference", "depth_rmse": "background_depth"}
-"""Score -> the baseline that it is compared with."""
+SCORED = ("mask_bce", "mask_iou", "depth_l1", "depth_rmse")
+BASELINES = {"mask_iou": "difference", "depth_rmse": "background_depth"}
+"""Score -> the baseline that it is compared with; results call it the rule."""
 
 
 @command(click.argument("runs", type=PATH, nargs=-1, required=True, metavar="RUN_DIR..."), DEVICE)
@@ -59,8 +59,8 @@ def _score(folder: Path, device: str) -> CaseResult:
     checkpoint = load_network(folder / BEST)
     report = evaluate_checkpoint(checkpoint, config.data, config.amp, choose_device(device))
     rows = report.evaluation.rows
-    figures = {name: _value(rows["network"], name) for name in NAMES} | {
-        f"rule_{name}": _value(rows[rule], name) for name, rule in RULES.items()
+    figures = {name: _value(rows["network"], name) for name in SCORED} | {
+        f"rule_{name}": _value(rows[baseline], name) for name, baseline in BASELINES.items()
     }
     figures["depth_rmse_of_rule"] = figures["depth_rmse"] / figures["rule_depth_rmse"]
     figures["training_cpu_min"] = sum(cpu_s) / 60

@@ -36,7 +36,7 @@ from model.training.evaluation import evaluate_network, predict_step, training_m
 from train import StageTrainer
 
 FLOAT32 = Precision(dtype=None, scale=False)
-SCORES = {"mask": "mask_iou", "depth": "depth_rmse"}
+SCORE_OF = {"mask": "mask_iou", "depth": "depth_rmse"}
 """Decoder -> its score."""
 
 
@@ -73,7 +73,8 @@ def stage_flops(stage: Stage) -> int:
     with FlopCounterMode(display=False) as counter:
         outputs = network(bg, fg_bg, decode=stage.decode)
         torch.stack([output.mean() for output in outputs if output is not None]).sum().backward()
-    return counter.get_total_flops()
+    flops: int = counter.get_total_flops()
+    return flops
 
 
 def follow(
@@ -161,11 +162,11 @@ def _both_scores(of_mask: Scores, of_depth: Scores) -> dict[str, float]:
     cli.option("--recipe", "names", multiple=True, default=("original", "joint", "fast")),
     cli.option("--minutes", type=click.FloatRange(0, min_open=True), default=4,
            help="CPU time of each."),
-    cli.width_option(12),
-    cli.batch_size_option(4),
-    cli.option("--points", type=click.IntRange(1), default=8, help="How often each is scored."),
-    cli.option("--samples", type=click.IntRange(1), default=100, help="Of validation."),
-    cli.option("--threads", type=click.IntRange(1), default=1),
+    cli.width_option(default=12),
+    cli.batch_size_option(default=4),
+    cli.at_least_1("--points", default=8, help="How often each is scored."),
+    cli.at_least_1("--samples", default=100, help="Of validation."),
+    cli.at_least_1("--threads", default=1),
     cli.ENGINE,
 )  # fmt: skip
 def recipes(

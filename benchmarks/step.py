@@ -25,10 +25,10 @@ KINDS = ("depth", "mask")
 @cli.command(
     cli.SHARDS,
     cli.REPEATS,
-    cli.option("--steps", type=click.IntRange(1), default=2, help="In each repeat."),
-    cli.width_option(64),
+    cli.at_least_1("--steps", default=2, help="In each repeat."),
+    cli.width_option(default=64),
     cli.option("--size", type=click.IntRange(8), default=112),
-    cli.batch_size_option(4),
+    cli.batch_size_option(default=4),
     cli.ENGINE,
     cli.DEVICE,
     cli.option("--amp", type=click.Choice(AMP), default="off", help="For both ways; off: float32."),

@@ -1,14 +1,16 @@
-"""Peak rates of GPUs, from their makers' data sheets: for MFU, and for estimates.
+"""Peak rates of GPUs, from NVIDIA's data sheets, and the energy that a GPU uses.
 
-Dense rates in TFLOP/s, memory in GB/s. Sources, all NVIDIA's: "Tesla P100 GPU Accelerator"
+Dense rates in TFLOP/s, memory in GB/s. Sources: "Tesla P100 GPU Accelerator"
 (2016), "T4 Tensor Core GPU" (2019), "V100 GPU Accelerator" (2020), "A100 Tensor Core GPU" (2021,
 40 GB: 2020), "A10" (2021), "L4" (2023), "H100 Tensor Core GPU" (2023), "H200 Tensor Core GPU"
-(2024). Where a sheet gives rates "with sparsity", half of them stands here.
+(2024). Rates that a sheet gives "with sparsity" are halved here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -17,14 +19,14 @@ from model.precision import Precision
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """tflops_half: float16 or bfloat16 on tensor cores (P100: on ordinary ones)."""
+    """Peaks of a GPU; tflops_half: float16 or bfloat16 on tensor cores (P100: without them)."""
 
     tflops_float: float
     tflops_half: float
     memory_gb_s: float
 
 
-# The first whose words are all in torch's name of the device counts.
+# Ordered: the first entry whose words are all in torch's name of the device is used.
 GPUS = {
     "H200": Gpu(tflops_float=67, tflops_half=989.5, memory_gb_s=4800),
     "H100 PCIe": Gpu(tflops_float=51, tflops_half=756.5, memory_gb_s=2000),
@@ -42,7 +44,7 @@ GPUS = {
 
 
 def find_gpu(name: str) -> Gpu | None:
-    """By torch's name of a device; None where it is not in the table."""
+    """The GPU with torch's name of a device; None if it is not in the table."""
     words = name.replace("-", " ").split()
     for known, gpu in GPUS.items():
         if all(part in words for part in known.replace("-", " ").split()):
@@ -51,10 +53,8 @@ def find_gpu(name: str) -> Gpu | None:
 
 
 def peak_tflops(device: torch.device, precision: Precision) -> float | None:
-    """Peak of a device with a precision, in TFLOP/s; None where not known."""
-    if device.type != "cuda":
-        return None
-    gpu = find_gpu(torch.cuda.get_device_name(device))
+    """Peak of a device with a precision, in TFLOP/s; None if it is not known."""
+    gpu = find_gpu(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     if gpu is None:
         return None
     if precision.tf32:
@@ -66,7 +66,7 @@ class EnergyMeter:
     """Joules that a GPU has used, by NVML; None where that cannot be read."""
 
     def __init__(self, device: torch.device) -> None:
-        self._handle = None
+        self._read_mj: Callable[[], int] | None = None
         if device.type != "cuda":
             return
         try:
@@ -74,15 +74,12 @@ class EnergyMeter:
 
             pynvml.nvmlInit()
             uuid = str(torch.cuda.get_device_properties(device).uuid)
-            self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())
-            pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
+            handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())
+            pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+            self._read_mj = partial(pynvml.nvmlDeviceGetTotalEnergyConsumption, handle)
         except Exception:  # not installed, no driver, or a GPU without the counter
-            self._handle = None
+            return
 
     def joules(self) -> float | None:
         """Since the driver was loaded."""
-        if self._handle is None:
-            return None
-        import pynvml
-
-        return pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) / 1e3
+        return None if self._read_mj is None else self._read_mj() / 1e3

@@ -17,16 +17,17 @@ _LIBRARIES = (
 )  # fmt: skip
 
 
-def describe_machine(device: torch.device | str = "cpu") -> dict[str, str | int | None]:
-    """Processor, cores and device; ``driver`` and ``gpu`` are None on a CPU."""
+def describe_machine(device: torch.device | str) -> dict[str, str | int | None]:
+    """The fields of `benchmarks.harness.results.Machine`."""
     device = torch.device(device)
     on_gpu = device.type == "cuda"
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     return {
         "cpu": _processor(),
         "cores": available_cores(),
         "device": device.type,
         "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
-        "driver": _driver() if on_gpu else None,
+        "driver": _first_line(query) if on_gpu else None,
         "system": platform.platform(),
     }
 
@@ -40,28 +41,22 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _driver() -> str:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    return _first_line(command) or "unknown"
-
-
 def commit() -> str:
-    """Of the checkout, with "-dirty" where it has changes; "unknown" outside of one."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    return _first_line(command) or "unknown"
+    """Of the checkout, with "-dirty" where it has changes; "unknown" without a checkout."""
+    return _first_line(["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"])
 
 
-def _first_line(command: list[str]) -> str | None:
+def _first_line(command: list[str]) -> str:
+    """Of the output of a command; "unknown" if it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
     except (OSError, subprocess.SubprocessError):
-        return None
-    lines = done.stdout.strip().splitlines()
-    return lines[0] if lines else None
+        return "unknown"
+    return done.stdout.partition("\n")[0].strip() or "unknown"
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the libraries that matter, those that are installed."""
+    """Of Python and of the libraries of `_LIBRARIES` that are installed."""
     found = {"python": platform.python_version()}
     for name in _LIBRARIES:
         try:

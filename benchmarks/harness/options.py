@@ -62,22 +62,11 @@ DATASET = click.argument("dataset", type=PATH)
 DEVICE = option(
     "--device", default="cpu", callback=_check_device, help="auto, cpu, cuda or cuda:N."
 )
-REPEATS = option(
-    "--repeats", type=click.IntRange(1), default=5, help="How often each case is timed."
-)
+at_least_1 = partial(option, type=click.IntRange(1))
+REPEATS = at_least_1("--repeats", default=5, help="How often each case is timed.")
 ENGINE = option("--loader", "engine", default="ffcv", help="ffcv or dali.")
-
-
-def width_option(default: int) -> Decorator:
-    """The option --width."""
-    return option(
-        "--width", type=click.IntRange(1), default=default, help="64 is the full network."
-    )
-
-
-def batch_size_option(default: int) -> Decorator:
-    """The option --batch-size."""
-    return option("--batch-size", type=click.IntRange(1), default=default)
+width_option = partial(at_least_1, "--width", help="64 is the full network.")
+batch_size_option = partial(at_least_1, "--batch-size")
 
 
 def loading_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -90,10 +79,8 @@ def loading_options(function: Callable[..., Any]) -> Callable[..., Any]:
         loading = Loading(repeats=repeats, batch_size=batch_size, threads=threads, device=device)
         return function(loading=loading, **others)
 
-    threads = option(
-        "--threads", type=click.IntRange(1), default=available_cores(), help="Of each contender."
-    )
-    return DEVICE(threads(batch_size_option(64)(REPEATS(with_loading))))
+    threads = at_least_1("--threads", default=available_cores(), help="Of each contender.")
+    return DEVICE(threads(batch_size_option(default=64)(REPEATS(with_loading))))
 
 
 def command(*options: Decorator) -> Callable[[Callable[..., Result]], click.Command]:

@@ -149,4 +149,5 @@ def gflop_per_sample(step: Callable[[Batch], None], batch: Batch) -> float:
     """2 x multiply-adds of one step, by torch's own counter, over the samples of the batch."""
     with FlopCounterMode(display=False) as counter:
         step(batch)
-    return counter.get_total_flops() / len(batch.index) / 1e9
+    flops: int = counter.get_total_flops()
+    return flops / len(batch.index) / 1e9

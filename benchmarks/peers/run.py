@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import torch
 
@@ -47,9 +46,7 @@ _LOSSY: dict[str, Any] = {"levels": 160, "mask_share": 1e-3}
 @cli.command(
     cli.DATASET,
     cli.SHARDS,
-    cli.option(
-        "--slow-share", type=click.IntRange(1), default=8, help="Pillow reads 1 of so many."
-    ),
+    cli.at_least_1("--slow-share", default=8, help="Pillow reads 1 of so many."),
     cli.option("--only", multiple=True, help="Part of the name of a contender; may be repeated."),
     cli.loading_options,
 )

@@ -143,7 +143,7 @@ def _lines(axes: Any, result: Result, axis: str, what: str) -> None:
 
 
 def recipes(result: Result) -> Canvas:
-    """Both scores over CPU minutes: a line a recipe, the rules as dashes."""
+    """Both scores over CPU minutes: a line for each recipe, dashes for the baselines."""
     canvas, panels = pyplot.subplots(1, 2, figsize=(_WIDTH, 2.6), layout="constrained")
     names = dict.fromkeys(
         str(case.parameters["recipe"]) for case in result.cases.values() if case.parameters
@@ -157,8 +157,8 @@ def recipes(result: Result) -> Canvas:
             ]
             if points:
                 axes.plot(*zip(*points, strict=True), marker="o", ms=3, label=recipe)
-        rule = result.cases[NO_NETWORK].figures[figure]
-        axes.axhline(rule, color="gray", linestyle="--", lw=1, label=NO_NETWORK)
+        baseline = result.cases[NO_NETWORK].figures[figure]
+        axes.axhline(baseline, color="gray", linestyle="--", lw=1, label=NO_NETWORK)
         axes.set_title(title, fontsize=8)
         axes.set_xlabel("CPU minutes of training", fontsize=8)
         axes.tick_params(labelsize=7)
@@ -170,7 +170,7 @@ def recipes(result: Result) -> Canvas:
 
 
 def quality(result: Result) -> Canvas:
-    """Both scores of every run, the network's bar above that of the rule."""
+    """Both scores of every run, the network's bar above that of the baseline."""
     names = list(reversed(result.cases))
     canvas, panels = pyplot.subplots(
         1, 2, figsize=(_WIDTH, 0.9 + 0.45 * len(names)), layout="constrained", sharey=True

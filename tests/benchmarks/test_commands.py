@@ -24,7 +24,7 @@ def measure(tmp_path: Path, *arguments: object) -> dict[str, Any]:
     command = [str(argument) for argument in (*arguments, "--json", out)]
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.output
-    found = json.loads(out.read_text())
+    found: dict[str, Any] = json.loads(out.read_text())
     assert found["machine"]["device"] == "cpu"
     assert found["machine"]["gpu"] is None
     return found
@@ -91,7 +91,7 @@ def test_parity_on_a_cpu_is_exact(
     assert levels["ours, FFCV, float"] < 0.01
 
 
-def test_a_sweep_of_the_hardware_decoder_needs_hardware(dataset: Path, shards: Path) -> None:
+def test_hardware_needs_a_gpu(dataset: Path, shards: Path) -> None:
     result = CliRunner().invoke(main, ["hardware", str(dataset), str(shards)])
     assert result.exit_code == 2
     assert "only a GPU" in result.output
@@ -107,7 +107,7 @@ def test_recipes(shards: Path, tmp_path: Path, need_engine: Callable[[str], None
     assert found["cases"]["no network"]["figures"]["mask_iou"] > 0.5
 
 
-def test_quality_is_what_evaluate_says(shards: Path, tmp_path: Path) -> None:
+def test_quality_equals_evaluate(shards: Path, tmp_path: Path) -> None:
     recipe, folder = tmp_path / "recipe.json", tmp_path / "run"
     stage = {"size": 32, "batch_size": 30, "lr": 0.01, "trains": ["encoder", "mask", "depth"]}
     recipe.write_text(json.dumps({"name": "one", "width": 2, "stages": [stage]}))
@@ -148,7 +148,7 @@ def run_train(*arguments: object) -> str:
         (["quality", "SHARDS"], "config.json"),
     ],
 )
-def test_mistakes_are_one_line(arguments: list[str], reason: str, shards: Path) -> None:
+def test_mistakes_are_reported_in_one_line(arguments: list[str], reason: str, shards: Path) -> None:
     done = CliRunner().invoke(main, [str(shards) if a == "SHARDS" else a for a in arguments])
     assert done.exit_code == 2
     assert done.output.startswith("Error: ")
@@ -156,8 +156,8 @@ def test_mistakes_are_one_line(arguments: list[str], reason: str, shards: Path) 
     assert len(done.output.splitlines()) == 1
 
 
-def test_whoever_decodes_on_a_gpu_may_differ_and_nobody_else(shards: Path) -> None:
-    """nvJPEG is not libjpeg; FFCV's engine decodes on the CPU for any device."""
+def test_only_pixels_decoded_on_a_gpu_may_differ(shards: Path) -> None:
+    """nvJPEG differs from libjpeg; FFCV's engine decodes on the CPU for any device."""
     loading = {"repeats": 1, "batch_size": 8, "threads": 1}
     for device, allowed in (("cpu", 0.0), ("cuda", 8.0)):
         found = our_contenders(shards, Loading(device=device, **loading))
@@ -166,7 +166,7 @@ def test_whoever_decodes_on_a_gpu_may_differ_and_nobody_else(shards: Path) -> No
         assert levels == {"dali": allowed}
 
 
-def test_images_are_brought_to_the_device() -> None:
+def test_images_are_moved_to_the_device() -> None:
     def epochs(number: int) -> Any:
         pixels = torch.zeros(2, 3, 4, 4)
         yield from (Images(pixels, pixels, pixels, pixels, torch.arange(2)), 5)

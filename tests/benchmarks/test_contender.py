@@ -1,4 +1,4 @@
-"""Contenders are checked before they are timed, and one that is wrong or hangs is no contender."""
+"""Contenders are checked before they are timed; those that are wrong or die are left out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCALE = Scale(mask_threshold=1)
 
 @contextmanager
 def open_images(damage: str = "") -> Iterator[Epochs]:
-    """Ten samples of 4 x 4, or something near it."""
+    """Ten samples of 4 x 4, with one kind of damage or none."""
     if damage == "import":
         import no_such_library  # type: ignore[import-not-found]  # noqa: F401
 
@@ -53,7 +53,7 @@ def truth() -> Truth:
     return Truth(index=np.arange(10), bg=pixels, fg_bg=pixels, mask=mask, depth=pixels[:, :1])
 
 
-def test_right_images_pass() -> None:
+def test_correct_images_pass() -> None:
     found = check(images(), np.arange(10), truth(), SCALE, 0, 0)
     assert found == {"largest_difference_levels": 0, "mask_pixels_that_differ": 0}
 
@@ -62,17 +62,17 @@ def test_right_images_pass() -> None:
     ("damage", "reason"),
     [("pixel", "up to 1 levels"), ("mask", "2 of 160 mask pixels"), ("missing", "1 of 10 samples")],
 )
-def test_wrong_images_do_not(damage: str, reason: str) -> None:
+def test_wrong_images_are_refused(damage: str, reason: str) -> None:
     with pytest.raises(WrongImages, match=reason):
         check(images(damage), np.arange(10), truth(), SCALE, 0, 0)
 
 
-def test_a_tolerance_is_a_tolerance() -> None:
+def test_differences_within_the_tolerance_pass() -> None:
     assert check(images("pixel"), np.arange(10), truth(), SCALE, 1, 0)
     assert check(images("mask"), np.arange(10), truth(), SCALE, 0, 2 / 160)
 
 
-def test_nothing_compared_is_no_success() -> None:
+def test_an_empty_epoch_is_refused() -> None:
     with pytest.raises(WrongImages, match="10 of 10"):
         check([], np.arange(10), truth(), SCALE, 0, 0)
 
@@ -87,7 +87,7 @@ def contender(name: str, damage: str = "") -> Contender:
     )
 
 
-def test_a_race_times_who_is_right_and_says_why_not_the_others() -> None:
+def test_a_race_times_correct_contenders_and_reports_why_others_are_skipped() -> None:
     field = [contender(name, name) for name in ("import", "dies", "pixel")]
     found = race([contender("right"), *field], truth(), repeats=2, optional=True)
     assert [repeat.samples for repeat in found.repeats["right"]] == [10, 10]
@@ -97,12 +97,12 @@ def test_a_race_times_who_is_right_and_says_why_not_the_others() -> None:
     assert "up to 1 levels" in found.skipped["pixel"]
 
 
-def test_of_our_own_none_may_fail() -> None:
+def test_a_contender_that_is_not_optional_must_not_fail() -> None:
     with pytest.raises(Unavailable, match=r"mine: .*up to 1 levels"):
         race([contender("mine", "pixel")], truth(), repeats=1)
 
 
-def test_truth_is_what_the_reference_loader_decodes(dataset: Path, shards: Path) -> None:
+def test_truth_equals_what_the_reference_loader_decodes(dataset: Path, shards: Path) -> None:
     chosen = np.array([0, 31, 89])
     found = read_truth(Shards(shards), chosen)
     with build_loader("reference", dataset, batch_size=3, indices=chosen, shuffle=False) as loader:

@@ -1,4 +1,4 @@
-"""Tables in the documents are those that `report` makes of the results beside them."""
+"""Tables in the documents are those that `report` makes of docs/results."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def figures() -> list[Figure]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_no_table_was_typed(document: str, figures: list[Figure], tmp_path: Path) -> None:
+def test_tables_are_up_to_date(document: str, figures: list[Figure], tmp_path: Path) -> None:
     copy = tmp_path / "copy.md"
     shutil.copy(ROOT / document, copy)
     filled = insert(copy, figures)
     assert copy.read_text() == (ROOT / document).read_text()
     marks = re.findall(r"<!-- ([\w.-]+):begin -->", copy.read_text())
-    assert filled == marks, "a mark names no result"
+    assert filled == marks, "a mark does not name a result"
 
 
 def test_results_name_the_commit_that_was_measured() -> None:

@@ -1,4 +1,4 @@
-"""Recipes at equal CPU time: their stages share it by their work, and each is scored."""
+"""Recipes at equal CPU time: stages share it by their FLOPs, and each recipe is scored."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_work_of_a_stage_is_that_of_the_description() -> None:
     assert stage_flops(RECIPES["joint"].stages[0]) * 4 == work[0]
 
 
-def test_recipes_are_followed(
+def test_a_recipe_is_trained_and_scored(
     shards: Path, need_engine: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     need_engine("dali")

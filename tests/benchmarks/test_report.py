@@ -1,4 +1,4 @@
-"""Results survive their file, tables follow from them, and the page shows every picture."""
+"""Results are read back unchanged, tables follow from them, and the page shows every picture."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ def step() -> Result:
 
 
 def recipes() -> Result:
-    rules = CaseResult.of(figures={"mask_iou": 0.9, "depth_rmse": 0.08})
-    cases = {"no network": rules}
+    baselines = CaseResult.of(figures={"mask_iou": 0.9, "depth_rmse": 0.08})
+    cases = {"no network": baselines}
     for minute in (1, 2):
         scores = {"depth_rmse": 0.2 / minute} | ({"mask_iou": 0.5} if minute == 2 else {})
         cases[f"original, {minute} min"] = CaseResult.of(
@@ -127,7 +127,7 @@ def invoke(*arguments: object) -> Any:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-def test_a_result_survives_its_file(tmp_path: Path) -> None:
+def test_a_result_is_read_back_unchanged(tmp_path: Path) -> None:
     result = peers()
     assert read_result(save(result, tmp_path)) == result
     assert result.machine.device == "cpu"
@@ -160,10 +160,10 @@ def test_floats_are_compared_with_floats() -> None:
             lambda value: value["cases"]["stock"]["samples_per_s"].update(median=99_999),
             "samples_per_s is not that of the repeats",
         ),
-        (lambda value: value.update(ours=["nobody"]), "nobody"),
+        (lambda value: value.update(ours=["absent"]), "absent"),
     ],
 )
-def test_a_file_that_is_no_result_is_refused(tmp_path: Path, change: Any, reason: str) -> None:
+def test_an_invalid_result_is_refused(tmp_path: Path, change: Any, reason: str) -> None:
     path = save(peers(), tmp_path)
     value = json.loads(path.read_text())
     change(value)
@@ -175,7 +175,7 @@ def test_a_file_that_is_no_result_is_refused(tmp_path: Path, change: Any, reason
     assert str(path) in done.output
 
 
-def test_report_of_an_empty_folder_says_what_to_do(tmp_path: Path) -> None:
+def test_report_of_an_empty_folder_is_an_error(tmp_path: Path) -> None:
     done = invoke("report", tmp_path)
     assert done.exit_code == 2
     assert "no results" in done.output
@@ -187,7 +187,7 @@ def test_report_writes_one_page_and_pictures(results: Path) -> None:
     page = (results / PAGE).read_text()
     assert "no GPU" in page
     assert "absent: not measured: No module named" in page
-    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page), "the page needs nothing else"
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page), "other files are needed"
     for figure in all_figures(results):
         assert figure.svg is not None
         assert base64.b64encode(figure.svg).decode() in page
@@ -204,7 +204,7 @@ def test_equal_results_give_equal_bytes(results: Path) -> None:
     assert (first.svg, first.png) == (second.svg, second.png)
 
 
-def test_tables_are_put_between_marks(results: Path, tmp_path: Path) -> None:
+def test_tables_are_inserted_between_marks(results: Path, tmp_path: Path) -> None:
     document = tmp_path / "document.md"
     document.write_text(
         "# Title\n\n<!-- peers.0:begin -->\nold figures\n<!-- peers.0:end -->\nkept\n"
@@ -228,7 +228,7 @@ def test_tables_are_put_between_marks(results: Path, tmp_path: Path) -> None:
     assert "no.md" in done.output
 
 
-def test_compare_says_what_became_slower(tmp_path: Path) -> None:
+def test_compare_reports_what_became_slower(tmp_path: Path) -> None:
     before, after = save(peers(), tmp_path / "a"), save(peers(slower=1.25), tmp_path / "b")
     same = invoke("compare", before, before)
     assert same.exit_code == 0, same.output
@@ -238,7 +238,7 @@ def test_compare_says_what_became_slower(tmp_path: Path) -> None:
         "peers: ours, FFCV: samples_per_s 6,000 -> 4,800, 20.0% worse"
     )
     assert invoke("compare", before, after, "--threshold", "0.3").exit_code == 0
-    assert invoke("compare", after, before).exit_code == 0  # faster is no fault
+    assert invoke("compare", after, before).exit_code == 0  # faster is not an error
     other = save(epoch(), tmp_path / "c")
     assert invoke("compare", before, other).exit_code == 2
 
@@ -256,8 +256,8 @@ PROBE = """
 addEventListener("load", () => {
   const shown = [...document.images].map((image) => {
     const box = image.getBoundingClientRect();
-    const whole = image.complete && image.naturalWidth > 0 && image.alt;
-    return whole && box.width > 100 && box.right <= WIDTH ? image.id : null;
+    const loaded = image.complete && image.naturalWidth > 0 && image.alt;
+    return loaded && box.width > 100 && box.right <= WIDTH ? image.id : null;
   });
   const wide = document.body.getBoundingClientRect().right > WIDTH;
   document.title = JSON.stringify({ shown, wide, tables: document.querySelectorAll("td").length });
@@ -269,7 +269,7 @@ addEventListener("load", () => {
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_shows_every_figure(results: Path, tmp_path: Path, width: int) -> None:
-    """Headless Chromium's narrowest window has 500 pixels; in it the page gets a phone's 390."""
+    """Headless Chromium's narrowest window has 500 pixels; the page gets a phone's 390."""
     browser = chromium()
     assert invoke("report", results).exit_code == 0
     probe, window = PROBE.replace("WIDTH", str(width)), max(width, 500)

@@ -96,7 +96,7 @@ def epochs_of(clock: FakeTime, loader_s: float) -> dict[str, dict[str, float]]:
     return epochs.figures(found)
 
 
-def test_a_loader_that_sleeps_10_ms_a_batch_is_measured_as_such(clock: FakeTime) -> None:
+def test_waiting_for_a_slow_loader_is_measured(clock: FakeTime) -> None:
     figures = epochs_of(clock, 0.010)
     training = figures["training"]
     assert training["data_wait_s"] == pytest.approx(8 * 0.010)
@@ -114,13 +114,13 @@ def test_a_loader_that_sleeps_10_ms_a_batch_is_measured_as_such(clock: FakeTime)
     assert figures["model"]["first_step_s"] == pytest.approx(0.020)
 
 
-def test_a_loader_that_costs_nothing_does_not_stall(clock: FakeTime) -> None:
+def test_a_fast_loader_does_not_stall(clock: FakeTime) -> None:
     training = epochs_of(clock, 1e-6)["training"]
     assert training["stall"] == pytest.approx(0, abs=1e-3)
     assert training["cpu_compute_share"] == pytest.approx(1, abs=1e-3)
 
 
-def test_stall_and_efficiency_are_the_arithmetic_of_their_definitions() -> None:
+def test_stall_and_efficiency_follow_their_definitions() -> None:
     assert stall(r_combined=60, r_model=80) == pytest.approx(0.25)
     assert efficiency(r_combined=60, r_loader=70, r_model=80) == pytest.approx(60 / 70)
     assert efficiency(r_combined=60, r_loader=90, r_model=80) == pytest.approx(60 / 80)
@@ -153,7 +153,8 @@ class FakeGpu:
 
         def elapsed_time(other: Any) -> float:
             assert self.passed, "an event was read before the device was synchronized"
-            return other.at - event.at
+            elapsed_ms: float = other.at - event.at
+            return elapsed_ms
 
         event.elapsed_time = elapsed_time
         return event
@@ -215,7 +216,7 @@ def test_cpu_time_of_children_counts_while_they_live() -> None:
         assert meter.cpu_s() - before >= 0.25  # /proc counts in steps of 10 ms
 
 
-def test_memory_of_a_run_is_seen() -> None:
+def test_memory_of_a_run_is_measured() -> None:
     def work() -> int:
         block = bytearray(300 * 2**20)
         time.sleep(0.2)
@@ -265,7 +266,7 @@ def test_cases_run_in_turn_after_a_warm_up(capsys: pytest.CaptureFixture[str]) -
     assert interleave({}, 3) == {}
 
 
-def test_dropping_the_cache_leaves_the_bytes(tmp_path: Path) -> None:
+def test_dropping_the_cache_keeps_the_files(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"x" * 10_000)
     assert meter.drop_cache([file]) == 10_000

@@ -1,4 +1,4 @@
-"""The timed step is the real one, the baseline computes the same, and FLOPs are those known."""
+"""The timed step is the real one, the original's way computes the same, FLOPs are as described."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def setup_for(dataset: Path, kind: str) -> tuple[Setup, Batch]:
 
 
 @pytest.mark.parametrize("kind", ["depth", "mask", "joint"])
-def test_timing_changes_nothing(dataset: Path, kind: str) -> None:
+def test_timing_does_not_change_the_weights(dataset: Path, kind: str) -> None:
     setup, batch = setup_for(dataset, kind)
     plain, timed = OurStep(setup), OurStep(setup)
     laps = Phases(torch.device("cpu"))
@@ -51,7 +51,7 @@ def test_baseline_trains_the_same_decoder_and_does_more(dataset: Path, kind: str
     }
     assert any(moved[name] for name in moved if name.startswith(f"{kind}_decoder"))
     assert not any(moved[name] for name in moved if name.startswith(f"{other}_decoder"))
-    # The mistake that ours does not make: the statistics of what is frozen drift.
+    # Ours avoids this mistake: the statistics of frozen parts drift.
     drifted = theirs.network.get_submodule(f"{other}_decoder").state_dict()
     assert any(
         not torch.equal(value, fresh.get_submodule(f"{other}_decoder").state_dict()[name])
@@ -71,7 +71,7 @@ def test_gflop_of_the_full_network_are_those_of_its_description(
     assert mbyte > 6.2 * 2  # every weight is read at least once
 
 
-def test_gpus_are_found_by_torchs_names() -> None:
+def test_gpus_are_found_by_the_names_that_torch_gives() -> None:
     names = {
         "Tesla T4": "T4", "NVIDIA A100-SXM4-40GB": "A100", "NVIDIA H100 80GB HBM3": "H100",
         "NVIDIA A100-SXM4-80GB": "A100-SXM4-80GB", "NVIDIA H100 PCIe": "H100 PCIe",
@@ -95,6 +95,6 @@ def test_peaks_follow_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("world", [1, 8, 1024])
 def test_order_of_four_billion_samples_costs_what_a_small_one_does(world: int) -> None:
-    found = walk(4_000_000_000, world)  # raises where a sample comes twice
+    found = walk(4_000_000_000, world)  # raises if a sample repeats
     assert found["order_peak_kib"] < 1024
     assert np.isfinite(found["order_us_per_batch"])

@@ -1,4 +1,4 @@
-"""On a GPU: no step waits for the device, and compiled steps compute what eager ones do."""
+"""On a GPU: a step never waits for the device, and compiled steps equal eager ones."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def make_step(
 
 @contextmanager
 def no_waiting() -> Iterator[None]:
-    """An operation for which the host waits is an error."""
+    """Within it, an operation that makes the host wait is an error."""
     torch.cuda.set_sync_debug_mode("error")
     try:
         yield
@@ -103,7 +103,7 @@ def test_no_score_waits(batch: Batch) -> None:
 
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
-def test_compiled_steps_are_those_of_eager(batch: Batch, mode: str) -> None:
+def test_compiled_steps_equal_eager_steps(batch: Batch, mode: str) -> None:
     if (capability := capability_of(torch.device("cuda"))) and capability < (7, 0):
         pytest.skip(f"torch.compile does not know compute capability {capability}")
     require_compile(mode, torch.device("cuda"))
