@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.__main__ import COMMANDS
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -62,3 +64,12 @@ def test_contributing_names_files_that_exist() -> None:
     assert len(paths) > 20
     missing = {path for path in paths if not (ROOT / path).exists()}
     assert missing - {".venv/ffcv-missing"} == set()
+
+
+def test_every_benchmark_command_is_documented() -> None:
+    documented = re.findall(
+        r"^\| `python -m benchmarks (\w+)",
+        (ROOT / "docs" / "benchmarks.md").read_text(),
+        re.MULTILINE,
+    )
+    assert sorted(documented) == sorted(COMMANDS)
