@@ -1,4 +1,8 @@
-"""Shards to batches on the device: `build_loader`, `Preprocess`, splits and epoch orders."""
+"""Shards to batches on the device: `build_loader`, `Preprocess`, splits and epoch orders.
+
+`loaders.backgrounds` has the background of each sample, `loaders.corrupt` says what happens on a
+corrupt record, and `loaders.engines` is the registry of the engines.
+"""
 
 from __future__ import annotations
 

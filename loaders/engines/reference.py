@@ -47,9 +47,8 @@ class ReferenceLoader(Loader):
         # Listed once, so that a file that disappears later does not shift the names after it.
         self._names = [self._source.names(group) for group in range(len(self._source.bg))]
         super().__init__(self._source.layout, options)
-        first_samples = self.layout.group_starts[:-1].tolist()
-        named = zip(first_samples, self._source.bg, strict=True)
-        self._bg = np.stack([self._read(index, "bg", path) for index, path in named])
+        first_samples = zip(self.layout.group_starts[:-1].tolist(), self._source.bg, strict=True)
+        self._bg = np.stack([self._read(index, "bg", path) for index, path in first_samples])
         self.backgrounds = Backgrounds.from_numpy(self._bg, self.layout, self.device)
         self._pool = ThreadPoolExecutor(options.num_workers) if options.num_workers else None
 
