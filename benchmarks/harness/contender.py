@@ -223,13 +223,8 @@ def race(
                 continue
             running[name] = isolated
             figures[name] = {**isolated.converted, **found}
-            print_progress(f"{name}: correct ({len(truth.index)} samples compared)")
+            compared = len(truth.index) if found else 0
+            print_progress(f"{name}: ready ({compared} samples compared)")
         measures = {name: isolated.run for name, isolated in running.items()}
         timed = interleave(measures, repeats, warmup=0)  # the check was a warm-up
     return Race(repeats=timed, figures=figures, skipped=skipped)
-
-
-def batches_of(indices: np.ndarray, size: int, seed: int) -> Iterator[np.ndarray]:
-    """A shuffled epoch in batches, for contenders that take an order."""
-    order = np.random.default_rng(seed).permutation(indices)
-    yield from (order[at : at + size] for at in range(0, len(order), size))

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from benchmarks.harness.contender import Epochs, batches_of
+from benchmarks.harness.contender import Epochs
 from benchmarks.harness.images import Images
 from benchmarks.peers.source import FIELDS, Files
 
@@ -37,7 +37,8 @@ def open_spdl(files: Files, batch_size: int, threads: int) -> Iterator[Epochs]:
         return Images(index=torch.from_numpy(files.indices[positions]), **pixels)
 
     def epoch(number: int) -> Iterator[Images]:
-        source = batches_of(np.arange(len(files)), batch_size, number)
+        order = np.random.default_rng(number).permutation(len(files))
+        source = (order[at : at + batch_size] for at in range(0, len(order), batch_size))
         builder = PipelineBuilder().add_source(source).pipe(decode, concurrency=threads)
         pipeline = builder.add_sink(2).build(num_threads=threads)
         with pipeline.auto_stop():
