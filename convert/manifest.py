@@ -81,17 +81,13 @@ class Manifest:
     formats: dict[str, Format]
     files: dict[str, ShardFile]
     counts: dict[str, int]
-    provenance: dict[str, Any]
+    provenance: dict[str, object]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain values in an order for reading, and their hash."""
-        value = self._values()
-        return {**value, "sha256": _digest(value)}
-
-    def _values(self) -> dict[str, Any]:
         layout = self.layout
         starts = None if layout.samples_per_bg else [int(s) for s in layout.group_starts]
-        return {
+        value = {
             "format": FORMAT,
             "version": VERSION,
             "samples": layout.samples,
@@ -107,9 +103,10 @@ class Manifest:
             "counts": self.counts,
             "made": self.provenance,
         }
+        return {**value, "sha256": _digest(value)}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Manifest:
+    def from_json(cls, value: Mapping[str, Any]) -> Manifest:  # parsed JSON
         """The inverse of ``to_json``; KeyError, TypeError or ValueError for invalid values."""
         n_bg = len(value["backgrounds"])
         starts = value["group_starts"]
@@ -182,7 +179,7 @@ def read_manifest(shards: str | Path) -> Manifest:
         raise DataError(f"{path}: corrupt manifest ({error!r}); pack again") from None
 
 
-def _digest(value: Mapping[str, Any]) -> str:
+def _digest(value: Mapping[str, object]) -> str:
     """SHA-256 of plain values, whatever the layout of the file."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -101,7 +101,7 @@ class Moments:
             scale=self.scale,
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain values; mean and std are written for people and other programs."""
         return {
             "mean": list(self.mean),
@@ -110,7 +110,7 @@ class Moments:
         }
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Moments:
+    def from_json(cls, value: Mapping[str, Any]) -> Moments:  # parsed JSON
         """The inverse of ``to_json``; mean and std are computed, not read."""
         return cls(
             values=int(value["values"]),

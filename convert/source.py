@@ -26,7 +26,7 @@ FOLDERS = {"fg_bg": "fg_bg", "mask": "fg_bg_mask", "depth": "fg_bg_depth"}
 """Folder of each field."""
 
 DATASET = "dataset.json"
-_SUFFIXES = (".jpg", ".jpeg")
+_JPEG_SUFFIXES = (".jpg", ".jpeg")
 _IGNORED = ("Thumbs.db", "desktop.ini")
 _EXPECTED = "bg/, fg_bg/, fg_bg_mask/ and fg_bg_depth/ as in docs/format.md"
 
@@ -45,18 +45,15 @@ class Source:
     metadata: dict[str, object]
     _session: str = field(default_factory=lambda: uuid.uuid4().hex, compare=False, repr=False)
 
-    def folders(self, group: int) -> tuple[Path, Path, Path]:
+    def folders(self, group: int) -> tuple[Path, ...]:
         """Folders of fg_bg, mask and depth of one background."""
-        stem = self.bg[group].stem
-        fg_bg, mask, depth = (self.folder / name / stem for name in FOLDERS.values())
-        return fg_bg, mask, depth
+        return tuple(self.folder / name / self.bg[group].stem for name in FOLDERS.values())
 
-    def paths(self, index: int) -> tuple[Path, Path, Path]:
+    def paths(self, index: int) -> tuple[Path, ...]:
         """Files of fg_bg, mask and depth of one sample."""
         group = int(self.layout.background_of(np.asarray(index)))
         name = self.names(group)[index - int(self.layout.group_starts[group])]
-        fg_bg, mask, depth = (folder / name for folder in self.folders(group))
-        return fg_bg, mask, depth
+        return tuple(folder / name for folder in self.folders(group))
 
     def names(self, group: int) -> list[str]:
         """Sorted file names of one background's samples; DataError if their number changed."""
@@ -81,7 +78,7 @@ def list_jpegs(folder: Path) -> list[str]:
     """Sorted names of the JPEG files in a folder; DataError for anything else in it."""
     names = _list_visible(folder)
     for name in names:
-        if not name.lower().endswith(_SUFFIXES):
+        if not name.lower().endswith(_JPEG_SUFFIXES):
             raise DataError(f"{folder / name}: found a file that is not a .jpg; move it away")
     return names
 

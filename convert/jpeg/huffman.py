@@ -177,20 +177,6 @@ def read_blocks(
 
 
 @numba.njit(cache=True)
-def raster_order(
-    blocks_y: int, blocks_x: int, mcus_x: int, vertical: int, horizontal: int
-) -> np.ndarray:
-    """Position in the file of each luma block of the image, row by row, without padding blocks."""
-    order = np.empty(blocks_y * blocks_x, np.int32)
-    for y in range(blocks_y):
-        for x in range(blocks_x):
-            mcu = (y // vertical) * mcus_x + x // horizontal
-            within = (y % vertical) * horizontal + x % horizontal
-            order[y * blocks_x + x] = mcu * vertical * horizontal + within
-    return order
-
-
-@numba.njit(cache=True)
 def _size_of(value: int) -> int:
     """Bits of a magnitude (annex F.1.2.1)."""
     magnitude = abs(value)

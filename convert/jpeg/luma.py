@@ -101,9 +101,14 @@ def _scratch(blocks: int) -> tuple[np.ndarray, ...]:
 
 @functools.lru_cache(maxsize=8)
 def _raster_order(height: int, width: int, vertical: int, horizontal: int) -> np.ndarray:
-    """`huffman.raster_order`, kept because it is the same for all images of a data set."""
-    columns = -(-width // (8 * horizontal))
-    return huffman.raster_order(-(-height // 8), -(-width // 8), columns, vertical, horizontal)
+    """Position in the file of each luma block of the image, row by row, without padding blocks.
+
+    Cached because it is the same for all images of a data set.
+    """
+    y, x = np.ogrid[: -(-height // 8), : -(-width // 8)]
+    mcu = y // vertical * -(-width // (8 * horizontal)) + x // horizontal
+    within = y % vertical * horizontal + x % horizontal
+    return (mcu * vertical * horizontal + within).astype(np.int32).ravel()
 
 
 def _parse(source: bytes) -> _Scan:
