@@ -1,4 +1,4 @@
-"""Train, evaluate, use and export the network.
+"""Train, evaluate and export the network, and predict with it.
 
 python train.py fit SHARDS RUN_DIR --recipe demo --width 16
 """
@@ -56,7 +56,7 @@ from model.unet import DualDecoderUNet
 
 @dataclass(kw_only=True)
 class StageTrainer:
-    """Trains one stage of a recipe: owns everything that a step changes."""
+    """Trains one stage of a recipe; holds network, optimiser, scaler and running loss."""
 
     network: DualDecoderUNet
     recipe: Recipe
@@ -80,7 +80,7 @@ class StageTrainer:
         self.running = RunningLoss(device)
 
     def step(self, batch: Batch, *, epoch: int, lr: float) -> None:
-        """Train on one batch. Does not name a device and does not make the host wait for it."""
+        """Train on one batch without a host sync; ``epoch`` counts over all stages of the run."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         inputs = self.preprocess(batch, epoch)
@@ -100,7 +100,7 @@ class StageTrainer:
     def check_finite(self, title: str, step: int) -> float:
         """Mean loss of all ranks in this epoch; ModelError unless it and the weights are finite.
 
-        Every rank must call it after the same step. Three host syncs.
+        Every rank must call it after the same step. Two host syncs.
         """
         loss = self.running.read_all(title)
         require_finite_weights(self.network, f"{title}, step {step}")
@@ -116,7 +116,7 @@ class StageTrainer:
         }
 
     def load_state(self, state: StageState) -> None:
-        """Continue where `state` was taken."""
+        """Restore optimiser, scaler and running loss from a result of `state`."""
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"]:  # empty if the run did not scale gradients so far
             self.scaler.load_state_dict(state["scaler"])
@@ -233,7 +233,7 @@ def evaluate_checkpoint(
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Train, evaluate, use and export the network."""
+    """Train, evaluate and export the network, and predict with it."""
 
 
 @main.command()
@@ -244,7 +244,7 @@ def main() -> None:
 @cli.amp_option
 @click.pass_context
 def fit(context: click.Context, run_dir: Path, resume: bool, **options: object) -> None:
-    """Train on SHARDS; write weights, figures and pictures to RUN_DIR."""
+    """Train on SHARDS; write weights, scores and pictures to RUN_DIR."""
     rank, world_size = distributed_rank()
     first = rank == 0
     recipe = load_recipe(str(options["recipe"]))

@@ -1,4 +1,4 @@
-"""The data that the model layer takes, as Protocols: it never imports the loaders."""
+"""Protocols of the data that the model layer takes, so that it never imports the loaders."""
 
 from __future__ import annotations
 
