@@ -300,7 +300,7 @@ def evaluate(
     info = loaded.info
     split = split or info.split
     data |= {"split": split, "split_seed": info.split_seed, "validation": info.validation}
-    config = DataConfig.from_options(data)
+    config = DataConfig(**data)  # type: ignore[arg-type]  # click has checked the types
     report = evaluate_checkpoint(loaded, config, amp, choose_device(config.device))
     rows, note = report.evaluation.rows, seen_note(split, info.split, report.seen)
     if note:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+
+import numpy as np
+import torch
 
 from model.errors import ModelError
 from model.files import replace_bytes
@@ -52,22 +55,14 @@ class DataConfig:
     check: bool = False
     """Whether the checksum of every record is verified before it is decoded."""
 
-    @classmethod
-    def from_options(cls, options: Mapping[str, object]) -> DataConfig:
-        """The configuration for options by name; raises ModelError for one out of range."""
-        try:
-            return cls(**options)  # type: ignore[arg-type]  # click has checked the types
-        except ValueError as error:
-            raise ModelError(str(error)) from None
-
     def __post_init__(self) -> None:
         _require_at_least(self, max_bad=0)
         if self.workers is not None:
             _require_at_least(self, workers=1)
         if not 0 < self.validation < 1:
-            raise ValueError(f"validation must be between 0 and 1, found {self.validation}")
+            raise ModelError(f"validation must be between 0 and 1, found {self.validation}")
         if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed must be from 0 to 2**63 - 1, found {self.seed}")
+            raise ModelError(f"seed must be from 0 to 2**63 - 1, found {self.seed}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,58 +93,39 @@ class RunConfig:
 
     @classmethod
     def from_options(cls, options: Mapping[str, object]) -> RunConfig:
-        """The configuration for options by name; raises ModelError for one out of range."""
-        data, rest = _split_options(options)
-        try:
-            return cls(data=DataConfig.from_options(data), **rest)  # type: ignore[arg-type]
-        except ValueError as error:
-            raise ModelError(str(error)) from None
+        """The configuration for options of the data and of the run by name."""
+        names = {field.name for field in fields(DataConfig)}
+        data = {name: value for name, value in options.items() if name in names}
+        rest = {name: value for name, value in options.items() if name not in names}
+        return cls(data=DataConfig(**data), **rest)  # type: ignore[arg-type]  # click checks types
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, object]) -> RunConfig:
-        """The inverse of `dataclasses.asdict`; raises TypeError, KeyError or ValueError."""
-        data, recipe = value["data"], value["recipe"]
-        if not isinstance(data, Mapping) or not isinstance(recipe, Mapping):
-            raise ValueError("data and recipe must be objects")
-        rest = {name: option for name, option in value.items() if name not in ("data", "recipe")}
-        return cls(data=DataConfig(**data), recipe=Recipe.from_json(recipe), **rest)  # type: ignore[arg-type]
-
-    def get_option(self, name: str) -> object:
-        """The value of an option, whether it belongs to the data or to the run."""
-        return getattr(self.data if name in _DATA_FIELDS else self, name)
-
-    def replace_options(self, options: Mapping[str, object]) -> RunConfig:
-        """A copy with some options changed."""
-        data, rest = _split_options(options)
-        return replace(self, data=replace(self.data, **data), **rest)  # type: ignore[arg-type]
-
-
-_DATA_FIELDS = frozenset(field.name for field in fields(DataConfig))
-
-
-def _split_options(options: Mapping[str, object]) -> tuple[dict[str, object], dict[str, object]]:
-    """The options of the data, and the others."""
-    data = {name: value for name, value in options.items() if name in _DATA_FIELDS}
-    return data, {name: value for name, value in options.items() if name not in data}
+    def options(self) -> dict[str, object]:
+        """The options of the data and of the run by name; the inverse of `from_options`."""
+        options = {**vars(self), **vars(self.data)}
+        del options["data"]
+        return options
 
 
 def _require_at_least(config: DataConfig | RunConfig, **lowest: int) -> None:
     for name, low in lowest.items():
         if (found := getattr(config, name)) < low:
-            raise ValueError(f"{name} must be at least {low}, found {found}")
+            raise ModelError(f"{name} must be at least {low}, found {found}")
 
 
-def write_config(path: Path, config: RunConfig, versions: Mapping[str, str]) -> None:
+def write_config(path: Path, config: RunConfig) -> None:
     """Save the configuration together with the versions of the libraries."""
-    text = json.dumps({"config": asdict(config), "versions": dict(versions)}, indent=1) + "\n"
+    versions = {"torch": torch.__version__, "numpy": np.__version__}
+    text = json.dumps({"config": asdict(config), "versions": versions}, indent=1) + "\n"
     replace_bytes(path, text.encode())
 
 
 def read_config(path: Path) -> RunConfig:
     """The configuration of an earlier run. Raises ModelError if the file is corrupt."""
     try:
-        return RunConfig.from_json(json.loads(path.read_text(encoding="utf-8"))["config"])
-    except (OSError, TypeError, KeyError, ValueError) as error:
+        value = json.loads(path.read_text(encoding="utf-8"))["config"]
+        parsed = {"data": DataConfig(**value["data"]), "recipe": Recipe.from_json(value["recipe"])}
+        return RunConfig(**(value | parsed))
+    except (OSError, TypeError, KeyError, ValueError, ModelError) as error:
         raise ModelError(f"{path}: not the configuration of a run: {error}") from None
 
 
@@ -163,8 +139,9 @@ def resumed_config(saved: RunConfig, given: Mapping[str, object], folder: Path) 
             f"{folder} was started on {saved.world_size} ranks, now {given['world_size']}: its "
             "epochs would have other steps; start as many ranks, or use a new RUN_DIR"
         )
+    options = saved.options()
     for name, value in given.items():
-        before = saved.get_option(name)
+        before = options[name]
         reordered = name == "engine" and OWN_ORDER in (before, value)
         if value != before and (name not in CHANGEABLE or reordered):
             old, new = (v.name if isinstance(v, Recipe) else v for v in (before, value))
@@ -173,4 +150,4 @@ def resumed_config(saved: RunConfig, given: Mapping[str, object], folder: Path) 
                 f"{folder} was started with another --{option} ({old!r}, now {new!r}): leave the "
                 "option out, or use a new RUN_DIR"
             )
-    return saved.replace_options({name: given[name] for name in CHANGEABLE if name in given})
+    return RunConfig.from_options({**options, **given})

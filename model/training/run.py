@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import TypedDict
 
 import click
-import numpy as np
-import torch
 from torch import Tensor
 
 from model.checkpoint import (
@@ -22,7 +20,7 @@ from model.checkpoint import (
     save_state,
 )
 from model.errors import ModelError
-from model.files import make_folder, require_writable
+from model.files import make_folder
 from model.metrics import Scores
 from model.pictures import draw_curves
 from model.recipe import Stage
@@ -35,30 +33,22 @@ CONFIG, LAST, BEST, METRICS = "config.json", "last.pt", "best.safetensors", "met
 CURVES, PREDICTIONS, TENSORBOARD = "curves.png", "predictions.png", "tensorboard"
 
 
-def require_fresh(folder: Path) -> None:
-    """Raise ModelError unless the folder is new or empty: a run overwrites nothing."""
-    if folder.exists() and not folder.is_dir():
-        raise ModelError(f"{folder}: found a file, expected a new folder for the run")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise ModelError(
-            f"{folder}: not empty; resume its run with --resume, or name a new RUN_DIR"
-        )
-    require_writable(folder / CONFIG)
-
-
 def config_to_run(
     config: RunConfig, given: Mapping[str, object], folder: Path, *, resume: bool, first: bool
 ) -> RunConfig:
     """The configuration of a new run, or that of the run in ``folder`` which is to be resumed.
 
-    given: the options that the command line sets. first: whether this is the first rank.
-    Raises ModelError where a new run would overwrite something, or a resumed one would compute
-    something else.
+    given: the options that the command line sets. first: whether this is the first rank, which
+    holds the lock of the folder. Raises ModelError where a new run would overwrite something,
+    or a resumed one would compute something else.
     """
     if resume and (folder / CONFIG).exists():
         return resumed_config(read_config(folder / CONFIG), given, folder)
     if first:  # other ranks may get here after the first one has created the folder
-        require_fresh(folder)
+        if any(folder.iterdir()):
+            raise ModelError(
+                f"{folder}: not empty; resume its run with --resume, or name a new RUN_DIR"
+            )
         if resume:
             click.echo(f"{folder}: no run to resume yet; starting it", err=True)
     return config
@@ -175,8 +165,7 @@ class Run:
     def _create(self) -> None:
         if not self.created:
             make_folder(self.folder)
-            versions = {"torch": torch.__version__, "numpy": np.__version__}
-            write_config(self.folder / CONFIG, self.config, versions)
+            write_config(self.folder / CONFIG, self.config)
             self.created = True
 
     def _write_reports(self) -> None:
