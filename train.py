@@ -5,6 +5,7 @@ python train.py fit SHARDS RUN_DIR --recipe demo --width 16
 
 from __future__ import annotations
 
+import json
 import os
 
 # Before torch loads libgomp, whose waiting threads spin by default: next to other work on the
@@ -38,17 +39,11 @@ from model.predictor import Predictor, pair_images, predict_files
 from model.recipe import Recipe, Stage, load_recipe
 from model.training import options as cli
 from model.training.config import DataConfig, RunConfig
-from model.training.evaluation import (
-    Report,
-    evaluate_network,
-    make_report,
-    training_means,
-    validate,
-)
+from model.training.evaluation import Report, evaluate_network, training_means, validate
 from model.training.optimizer import make_optimizer
 from model.training.progress import Elapsed, EpochMeter, RunningLoss, require_finite_weights
 from model.training.provenance import count_seen_by, require_fingerprint, seen_note
-from model.training.report import EpochRow, as_json, defined_figures, epoch_line, score_table
+from model.training.report import EpochRow, defined_figures, epoch_line, score_table
 from model.training.reporter import Reporter, listing_skipped, open_reporter
 from model.training.run import BEST, PREDICTIONS, TENSORBOARD, Run, StageState, config_to_run
 from model.unet import DualDecoderUNet
@@ -102,7 +97,7 @@ class StageTrainer:
 
         Every rank must call it after the same step. Two host syncs.
         """
-        loss = self.running.read_all(title)
+        loss = self.running.read(title, all_ranks=True)
         require_finite_weights(self.network, f"{title}, step {step}")
         return loss
 
@@ -131,15 +126,16 @@ def train_epoch(run: Run, trainer: StageTrainer, loader: Loader, reporter: Repor
     title = f"stage {number + 1}, epoch {epoch + 1} of {stage.epochs}"
     ranks = run.config.world_size
     trainer.wrapped.train()
-    with EpochMeter(title, batches, start, run.elapsed, ranks=ranks, shown=run.first) as meter:
+    meter = EpochMeter(title, batches, start, run.elapsed, ranks=ranks, shown=run.first)
+    with meter.bar:
         remaining = meter.batches(loader.epoch(run_epoch, start=start))
         for done, batch in enumerate(remaining, start + 1):
             lr = stage.lr_at(epoch * batches + done - 1, stage.epochs * batches)
             trainer.step(batch, epoch=run_epoch, lr=lr)
             run.steps += 1
             if meter.count(len(batch.index)):
-                meter.show(trainer.running.read(title))  # host sync: once per second
-                reporter.scalars(run.steps, {"lr": lr, **meter.figures()}, "training")
+                shown = meter.show(trainer.running.read(title))  # host sync: once per second
+                reporter.scalars(run.steps, {"lr": lr, **shown}, "training")
             if done % run.config.save_every == 0 and done < batches:
                 trainer.check_finite(title, done)  # host syncs: every save_every steps
                 state = trainer.state(meter.elapsed)
@@ -225,7 +221,7 @@ def evaluate_checkpoint(
             split_indices, validation.layout, seed=info.split_seed, validation=info.validation
         )
         seen = count_seen_by(info, data.split, validation, split)
-        return make_report(evaluation, validation.layout, data.split, info, seen)
+        return Report.of(evaluation, validation.layout, data.split, info, seen)
 
 
 # --- command line -----------------------------------------------------------------------
@@ -286,13 +282,14 @@ def fit(context: click.Context, run_dir: Path, resume: bool, **options: object) 
 @click.argument("shards")
 @click.argument("checkpoint", type=cli.PATH)
 @cli.option("--split", type=click.Choice(SPLITS), help="Default: the checkpoint's.")
-@cli.flag("--json", help="Print JSON instead of a table.")
+@cli.flag("--json", "as_json", help="Print JSON instead of a table.")
 @cli.option("--picture", type=cli.PATH, help="Write predictions to this PNG file.")
 @cli.data_options(ENGINES)
 @cli.amp_option
 def evaluate(
-    checkpoint: Path, split: str | None, json: bool, picture: Path | None, amp: str, **data: object
-) -> None:
+    checkpoint: Path, split: str | None, as_json: bool, picture: Path | None, amp: str,
+    **data: object,
+) -> None:  # fmt: skip
     """Score CHECKPOINT on the validation split of SHARDS, next to trivial baselines."""
     if picture:
         require_writable(picture)
@@ -305,10 +302,13 @@ def evaluate(
     rows, note = report.evaluation.rows, seen_note(split, info.split, report.seen)
     if note:
         click.echo(f"Note: {note}", err=True)
-    if json:
+    if as_json:
         spread = {kind: group.as_dict() for kind, group in report.spread.items()}
-        scores = {"title": report.title, "scores": defined_figures(rows), "spread": spread}
-        click.echo(as_json({**scores, "seen_in_training": report.seen, "note": note}))
+        scores = {
+            "title": report.title, "scores": defined_figures(rows), "spread": spread,
+            "seen_in_training": report.seen, "note": note,
+        }  # fmt: skip
+        click.echo(json.dumps(scores, indent=1))
     else:
         click.echo(score_table(rows, report.title, report.spread))
     if picture:

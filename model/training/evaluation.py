@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -64,8 +63,7 @@ def measure(prediction: Prediction, inputs: Inputs) -> Tensor:
     return sample_sums(prediction.mask_logits, prediction.depth, inputs.mask, inputs.depth)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class Evaluation(NamedTuple):
     """Scores by row of `report.ROWS`, the network's sums per sample, and examples."""
 
     rows: dict[str, Scores]
@@ -83,30 +81,27 @@ class Report(NamedTuple):
     """How much of the split training has seen (`provenance.count_seen`); None if unknown."""
     title: str
 
-
-def make_report(
-    evaluation: Evaluation,
-    layout: Layout,
-    split: str,
-    info: NetworkInfo,
-    seen: dict[str, int] | None,
-) -> Report:
-    """The scores with their spread over backgrounds and, where known, over foregrounds."""
-    samples = np.arange(layout.samples)
-    spread = {"bg": group_spread(evaluation.table, layout.background_of(samples))}
-    if layout.samples_per_fg is not None:
-        spread["fg"] = group_spread(evaluation.table, layout.foreground_of(samples))
-    title = (
-        f"validation: {evaluation.rows['network'].samples} samples, split {split}, "
-        f"{info.size}x{info.size}, width {info.width}"
-    )
-    return Report(evaluation, spread, seen, title)
+    @classmethod
+    def of(
+        cls, evaluation: Evaluation, layout: Layout, split: str, info: NetworkInfo,
+        seen: dict[str, int] | None,
+    ) -> Report:  # fmt: skip
+        """The scores with their spread over backgrounds and, where known, over foregrounds."""
+        samples = np.arange(layout.samples)
+        spread = {"bg": group_spread(evaluation.table, layout.background_of(samples))}
+        if layout.samples_per_fg is not None:
+            spread["fg"] = group_spread(evaluation.table, layout.foreground_of(samples))
+        title = (
+            f"validation: {evaluation.rows['network'].samples} samples, split {split}, "
+            f"{info.size}x{info.size}, width {info.width}"
+        )
+        return cls(evaluation, spread, seen, title)
 
 
-def _with_progress(loader: Loader, title: str) -> Iterable[Batch]:
+def _with_progress(loader: Loader, title: str) -> Iterator[Batch]:
     """Batches of epoch 0, with a progress bar on a terminal, on the first rank."""
     hidden = True if is_distributed() and dist.get_rank() else None
-    return tqdm(loader.epoch(0), total=len(loader), desc=title, disable=hidden, leave=False)
+    yield from tqdm(loader.epoch(0), total=len(loader), desc=title, disable=hidden, leave=False)
 
 
 def validate(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator
-from types import TracebackType
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -36,25 +35,19 @@ class RunningLoss:
         self.sums[1] += samples
         self.sums[2] += self.sums[0].isfinite()  # once infinite or NaN, the sum stays so
 
-    def read(self, title: str) -> float:
-        """Mean over this rank's samples so far; NaN before the first. A host sync.
-
-        Raises ModelError that names the first step whose loss was not finite.
-        """
-        return self._mean(self.sums, title)
-
-    def read_all(self, title: str) -> float:
-        """Mean over the samples of all ranks; every rank must call it. Otherwise as `read`."""
-        sums = self.sums.clone()
-        if is_distributed():
-            dist.all_reduce(sums)
-        return self._mean(sums, title)
-
     def reset(self) -> None:
         """Start at zero. No host sync."""
         self.sums.zero_()
 
-    def _mean(self, sums: Tensor, title: str) -> float:
+    def read(self, title: str, *, all_ranks: bool = False) -> float:
+        """Mean over this rank's samples so far; NaN before the first. A host sync.
+
+        all_ranks: over the samples of all ranks, each of which must call it. Raises ModelError
+        that names the first step whose loss was not finite.
+        """
+        sums = self.sums.clone()
+        if all_ranks and is_distributed():
+            dist.all_reduce(sums)
         total, samples, _ = sums.tolist()
         mean = total / samples if samples else math.nan
         if samples and not math.isfinite(mean):
@@ -68,11 +61,10 @@ def require_finite_weights(network: DualDecoderUNet, where: str) -> None:
 
     No run can resume from such weights, and the loss shows them only one step later.
     """
-    largest = torch.stack(
-        [values.abs().amax().double() for values in network.state_dict().values()]
-    ).amax()
-    if not math.isfinite(largest.item()):
-        raise not_finite("largest weight", largest.item(), where)
+    each = [values.abs().amax().double() for values in network.state_dict().values()]
+    largest = torch.stack(each).amax().item()
+    if not math.isfinite(largest):
+        raise not_finite("largest weight", largest, where)
 
 
 def not_finite(what: str, value: float, where: str) -> ModelError:
@@ -93,7 +85,7 @@ class Elapsed(NamedTuple):
 
 
 class EpochMeter:
-    """Measures an epoch and shows a progress bar on a terminal.
+    """Measures an epoch and shows a progress bar on a terminal; close its `bar` at the end.
 
     The wait is the time in which the host waited for the next batch, as a share of the epoch's
     wall time: near 0 the network is the bottleneck, near 1 the loader is.
@@ -103,36 +95,23 @@ class EpochMeter:
         self,
         title: str,
         batches: int,
-        done: int = 0,
-        before: Elapsed | None = None,
+        done: int,
+        before: Elapsed,
         *,
-        ranks: int = 1,
-        shown: bool = True,
+        ranks: int,
+        shown: bool,
     ) -> None:
         """Start after ``done`` of ``batches``, which took ``before`` in an interrupted run.
 
         ranks: processes that each train on as many samples. shown: whether to show the bar.
         """
-        before = before or Elapsed()
         hidden = None if shown else True  # None: shown on a terminal only
         self.bar = tqdm(total=batches, initial=done, desc=title, unit="batch", disable=hidden)
         self.ranks, self.shown = ranks, shown
         self.samples, self.wait_s = before.samples, before.wait_s
-        self.loss = math.nan
         self.last_read = time.perf_counter()
         self.started = self.last_read - before.wall_s
         self.cpu_started = time.process_time() - before.cpu_s
-
-    def __enter__(self) -> EpochMeter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.bar.close()
 
     def batches(self, source: Iterable[T]) -> Iterator[T]:
         """The batches of a loader; the time until each arrives counts as waiting."""
@@ -152,18 +131,12 @@ class EpochMeter:
         self.bar.update()
         return self.shown and time.perf_counter() - self.last_read >= READ_EVERY_S
 
-    def show(self, loss: float) -> None:
-        """Show the loss, the rate and the wait next to the bar."""
+    def show(self, loss: float) -> dict[str, float]:
+        """Show the loss, the rate and the wait next to the bar; returns them by name."""
         self.last_read = time.perf_counter()
-        self.loss = loss
-        self.bar.set_postfix_str(
-            f"loss {loss:.4f}, {self.samples_per_s:.1f} samples/s, wait {self.wait_share:.0%}"
-        )
-
-    def figures(self) -> dict[str, float]:
-        """The values that `show` showed last, by name."""
         rate, wait = self.samples_per_s, self.wait_share
-        return {"loss": self.loss, "samples_per_s": rate, "data_wait": wait}
+        self.bar.set_postfix_str(f"loss {loss:.4f}, {rate:.1f} samples/s, wait {wait:.0%}")
+        return {"loss": loss, "samples_per_s": rate, "data_wait": wait}
 
     @property
     def elapsed(self) -> Elapsed:

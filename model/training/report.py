@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -95,8 +94,3 @@ def epoch_line(row: EpochRow) -> str:
         f"({row['epoch_s']:.0f} s, {row['samples_per_s']:.1f} samples/s, "
         f"{row['data_wait']:.0%} waiting for data)"
     )
-
-
-def as_json(value: Mapping[str, object]) -> str:
-    """Indented JSON for other programs."""
-    return json.dumps(value, indent=1)

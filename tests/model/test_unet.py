@@ -21,7 +21,8 @@ class _Double(nn.Module):
         self.double_conv = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.double_conv(x)
+        result: Tensor = self.double_conv(x)
+        return result
 
 
 class _Down(nn.Module):
@@ -30,7 +31,8 @@ class _Down(nn.Module):
         self.maxpool_conv = nn.Sequential(nn.MaxPool2d(2), _Double(cin, cout))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.maxpool_conv(x)
+        result: Tensor = self.maxpool_conv(x)
+        return result
 
 
 class _Up(nn.Module):
@@ -40,7 +42,8 @@ class _Up(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         up = nn.functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
-        return self.conv(torch.cat([skip, up], 1))
+        result: Tensor = self.conv(torch.cat([skip, up], 1))
+        return result
 
 
 class _Out(nn.Module):
@@ -49,7 +52,8 @@ class _Out(nn.Module):
         self.conv = nn.Conv2d(cin, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
+        result: Tensor = self.conv(x)
+        return result
 
 
 class Original(nn.Module):
