@@ -11,18 +11,13 @@ from torch import Tensor
 
 
 class Batch(Protocol):
-    """One batch of stored pixels on the loader's device.
+    """One batch on the loader's device; only a `Preprocessor` reads its masks and depth maps.
 
-    fg_bg: uint8 (B, 3, H, W). mask: uint8 (B, 1, H, W), 0 or 1. depth: uint8 (B, 1, H, W).
-    index: int64 (B,), the samples.
+    fg_bg: uint8 (B, 3, H, W), as stored. index: int64 (B,), the samples.
     """
 
     @property
     def fg_bg(self) -> Tensor: ...
-    @property
-    def mask(self) -> Tensor: ...
-    @property
-    def depth(self) -> Tensor: ...
     @property
     def index(self) -> Tensor: ...
 
@@ -92,11 +87,9 @@ class DataSummary(Protocol):
 
 
 class Backgrounds(Protocol):
-    """All backgrounds, resident on the device."""
+    """All backgrounds, on the device; `gather` returns that of each sample, as in `Batch`."""
 
-    def gather(self, index: Tensor) -> Tensor:
-        """The background of each sample: uint8 (B, 3, H, W)."""
-        ...
+    def gather(self, index: Tensor) -> Tensor: ...
 
 
 class SkippedRecord(Protocol):
@@ -108,13 +101,6 @@ class SkippedRecord(Protocol):
     def message(self) -> str: ...
 
 
-class Skipping(Protocol):
-    """A loader that skips corrupt records."""
-
-    @property
-    def skipped(self) -> Sequence[SkippedRecord]: ...
-
-
 class Loader(DataSummary, Protocol):
     """Batches in the order of an epoch."""
 
@@ -122,6 +108,8 @@ class Loader(DataSummary, Protocol):
     def device(self) -> torch.device: ...
     @property
     def backgrounds(self) -> Backgrounds: ...
+    @property
+    def skipped(self) -> Sequence[SkippedRecord]: ...
     def __len__(self) -> int: ...
     def epoch(self, n: int, start: int = 0) -> Iterator[Batch]: ...
 

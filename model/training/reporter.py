@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.contract import Inputs, Skipping
+from model.contract import Inputs, Loader
 from model.errors import ModelError
 from model.training.evaluation import Prediction
 
@@ -125,7 +125,7 @@ def open_reporter(folder: Path | None, step: int, *, shown: bool) -> Iterator[Re
 
 
 @contextmanager
-def listing_skipped(*loaders: Skipping) -> Iterator[None]:
+def listing_skipped(*loaders: Loader) -> Iterator[None]:
     """At the end of the block, list the corrupt records that loaders skipped, each once."""
     try:
         yield
