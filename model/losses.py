@@ -9,7 +9,7 @@ copies its small kernels to the device at every call.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -17,15 +17,13 @@ from torch import Tensor
 
 from model.contract import Inputs
 
+if TYPE_CHECKING:
+    from model.recipe import Stage
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 """Taps and sigma of the Gaussian window, as in Wang et al. 2004."""
-
-
-def mask_bce(logits: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy in nats per pixel."""
-    return F.binary_cross_entropy_with_logits(logits, target)
 
 
 def mask_dice(logits: Tensor, target: Tensor) -> Tensor:
@@ -39,7 +37,7 @@ def mask_dice(logits: Tensor, target: Tensor) -> Tensor:
 
 def mask_bce_dice(logits: Tensor, target: Tensor) -> Tensor:
     """BCE + Dice: BCE rates each pixel's probability, Dice the overlap of the regions (IoU)."""
-    return mask_bce(logits, target) + mask_dice(logits, target)
+    return F.binary_cross_entropy_with_logits(logits, target) + mask_dice(logits, target)
 
 
 def mask_ssim(logits: Tensor, target: Tensor) -> Tensor:
@@ -50,11 +48,6 @@ def mask_ssim(logits: Tensor, target: Tensor) -> Tensor:
 def mask_l1(logits: Tensor, target: Tensor) -> Tensor:
     """Mean absolute error of the probability."""
     return F.l1_loss(logits.sigmoid(), target)
-
-
-def depth_l1(depth: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute error."""
-    return F.l1_loss(depth, target)
 
 
 def depth_ssim(depth: Tensor, target: Tensor) -> Tensor:
@@ -88,11 +81,6 @@ def _blur(images: Tensor) -> Tensor:
     return F.conv2d(F.conv2d(padded, row, groups=channels), row.mT, groups=channels)
 
 
-def depth_bce(logits: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy with the depth as a probability; the output is the depth's logit."""
-    return F.binary_cross_entropy_with_logits(logits, target)
-
-
 def depth_edges(depth: Tensor, target: Tensor) -> Tensor:
     """L1 between the Sobel gradients (x and y) of the prediction and of the target."""
     return F.l1_loss(gradients(depth), gradients(target))
@@ -113,20 +101,20 @@ def gradients(images: Tensor) -> Tensor:
 
 def depth_densedepth(depth: Tensor, target: Tensor) -> Tensor:
     """0.1 L1 + (1 - SSIM) / 2 + edges, equations 1 to 4 of Alhashim and Wonka 2018."""
-    return 0.1 * depth_l1(depth, target) + depth_ssim(depth, target) + depth_edges(depth, target)
+    return 0.1 * F.l1_loss(depth, target) + depth_ssim(depth, target) + depth_edges(depth, target)
 
 
 MASK_LOSSES: dict[str, Loss] = {
-    "bce": mask_bce,
+    "bce": F.binary_cross_entropy_with_logits,  # in nats per pixel
     "dice": mask_dice,
     "bce+dice": mask_bce_dice,
     "ssim": mask_ssim,
     "l1": mask_l1,
 }
 DEPTH_LOSSES: dict[str, Loss] = {
-    "l1": depth_l1,
+    "l1": F.l1_loss,
     "ssim": depth_ssim,
-    "bce": depth_bce,
+    "bce": F.binary_cross_entropy_with_logits,  # takes the depth as a probability
     "densedepth": depth_densedepth,
 }
 LOGIT_DEPTH = frozenset({"bce"})
@@ -138,25 +126,16 @@ def depth_values(output: Tensor, loss: str) -> Tensor:
     return output.sigmoid() if loss in LOGIT_DEPTH else output
 
 
-class ChosenLosses(Protocol):
-    """Keys of `MASK_LOSSES` and `DEPTH_LOSSES`; a `model.recipe.Stage` has them."""
-
-    @property
-    def mask_loss(self) -> str: ...
-    @property
-    def depth_loss(self) -> str: ...
-
-
 def training_loss(
-    chosen: ChosenLosses, inputs: Inputs, mask_logits: Tensor | None, depth: Tensor | None
+    stage: Stage, inputs: Inputs, mask_logits: Tensor | None, depth: Tensor | None
 ) -> Tensor:
-    """Sum of the losses of the decoders that ran; a scalar, computed in float32.
+    """Sum of the stage's losses of the decoders that ran; a scalar, computed in float32.
 
     mask_logits, depth: float (B, 1, S, S) of any precision; None where a decoder did not run.
     """
     terms = []
     if mask_logits is not None:
-        terms.append(MASK_LOSSES[chosen.mask_loss](mask_logits.float(), inputs.mask))
+        terms.append(MASK_LOSSES[stage.mask_loss](mask_logits.float(), inputs.mask))
     if depth is not None:
-        terms.append(DEPTH_LOSSES[chosen.depth_loss](depth.float(), inputs.depth))
+        terms.append(DEPTH_LOSSES[stage.depth_loss](depth.float(), inputs.depth))
     return torch.stack(terms).sum()
