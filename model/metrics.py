@@ -8,7 +8,7 @@ sample, scores of any group (a background, a foreground) come from the same tabl
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -93,10 +93,6 @@ class Scores:
     depth_rmse_x10: float | None = None
     delta1: float | None = None
     silog: float | None = None
-
-    def as_dict(self) -> dict[str, float | None]:
-        """Return the scores by name, in the order above."""
-        return asdict(self)
 
 
 class SampleTable:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypedDict
 
@@ -138,7 +138,7 @@ class Run:
         score = sum(losses[part] or 0.0 for part in stage.trains if part in losses)
         if not math.isfinite(score):
             raise not_finite("validation loss", score, f"stage {number + 1}, epoch {epoch + 1}")
-        self.history.append({**row, **scores.as_dict()})
+        self.history.append({**row, **asdict(scores)})
         if self._is_best(stage, score):
             self.best = {"score": score, "stage": number, "epoch": epoch}
             if self.first:
@@ -186,6 +186,6 @@ class Run:
             split=data.split,
             split_seed=data.split_seed,
             validation=data.validation,
-            scores=scores.as_dict(),
+            scores=asdict(scores),
             data=config.fingerprint,
         )
