@@ -144,8 +144,7 @@ def train_epoch(run: Run, trainer: StageTrainer, loader: Loader, reporter: Repor
     trainer.running.reset()
     return {
         "stage": number + 1, "epoch": epoch + 1, "size": stage.size, "lr": lr, "train_loss": loss,
-        "epoch_s": meter.epoch_s, "epoch_cpu_s": meter.epoch_cpu_s,
-        "samples_per_s": meter.samples_per_s, "data_wait": meter.wait_share,
+        **meter.figures(),
     }  # fmt: skip
 
 

@@ -26,9 +26,6 @@ rounding, not its results. The folder of the data may move or hold another forma
 OWN_ORDER = "dali-stream"
 """The engine whose epochs have another order than those of all other engines."""
 
-OPTION_NAMES = {"engine": "loader"}
-"""Fields whose command line option has another name."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -99,12 +96,6 @@ class RunConfig:
         rest = {name: value for name, value in options.items() if name not in names}
         return cls(data=DataConfig(**data), **rest)  # type: ignore[arg-type]  # click checks types
 
-    def options(self) -> dict[str, object]:
-        """The options of the data and of the run by name; the inverse of `from_options`."""
-        options = {**vars(self), **vars(self.data)}
-        del options["data"]
-        return options
-
 
 def _require_at_least(config: DataConfig | RunConfig, **lowest: int) -> None:
     for name, low in lowest.items():
@@ -139,13 +130,14 @@ def resumed_config(saved: RunConfig, given: Mapping[str, object], folder: Path) 
             f"{folder} was started on {saved.world_size} ranks, now {given['world_size']}: its "
             "epochs would have other steps; start as many ranks, or use a new RUN_DIR"
         )
-    options = saved.options()
+    options = {**vars(saved), **vars(saved.data)}
+    del options["data"]
     for name, value in given.items():
         before = options[name]
         reordered = name == "engine" and OWN_ORDER in (before, value)
         if value != before and (name not in CHANGEABLE or reordered):
             old, new = (v.name if isinstance(v, Recipe) else v for v in (before, value))
-            option = OPTION_NAMES.get(name, name).replace("_", "-")
+            option = "loader" if name == "engine" else name.replace("_", "-")
             raise ModelError(
                 f"{folder} was started with another --{option} ({old!r}, now {new!r}): leave the "
                 "option out, or use a new RUN_DIR"

@@ -41,10 +41,6 @@ class Prediction(NamedTuple):
     depth: Tensor | None
 
 
-ShowPrediction = Callable[[Tensor, Tensor, Prediction, Inputs], None]
-"""Takes bg and fg_bg, uint8 (B, 3, H, W), the prediction for them and its targets."""
-
-
 @torch.inference_mode()
 def predict_step(
     inputs: Inputs, network: nn.Module, precision: Precision, depth_loss: str, decode: Decode
@@ -111,11 +107,12 @@ def validate(
     precision: Precision,
     depth_loss: str,
     decode: Decode,
-    show: ShowPrediction | None = None,
+    show: Callable[[Tensor, Tensor, Prediction, Inputs], None] | None = None,
 ) -> Scores:
     """The network's scores over a loader, of all ranks; leaves the network in eval mode.
 
-    show: called with the first batch.
+    show: called with bg and fg_bg of the first batch, uint8 (B, 3, H, W), the prediction for them
+    and its targets.
     """
     network.eval()
     table = SampleTable(loader.layout.samples, loader.device)
@@ -164,10 +161,16 @@ def evaluate_network(
     for batch in _with_progress(loader, "evaluating"):
         inputs = preprocess(batch)
         prediction = predict_step(inputs, network, precision, info.depth_loss, "both")
-        tables["network"].add(batch.index, measure(prediction, inputs))
         bg = loader.backgrounds.gather(batch.index)
-        for row, (logits, depth) in _baselines(batch, bg, inputs, means, info.size).items():
-            tables[row].add(batch.index, sample_sums(logits, depth, inputs.mask, inputs.depth))
+        predictions = {
+            "network": prediction,
+            "difference": Prediction(difference_logits(bg, batch.fg_bg, info.size), None),
+            "prior": Prediction(means.prior_logit(inputs.mask), None),
+            "background_depth": Prediction(None, means.background_depth(batch.index)),
+            "overall_depth": Prediction(None, means.overall_depth(batch.index)),
+        }
+        for row, table in tables.items():
+            table.add(batch.index, measure(predictions[row], inputs))
         count = len(batch.index)
         if wanted is None:
             # Spread over the full batches: the last one may be smaller.
@@ -183,18 +186,6 @@ def evaluate_network(
         table=collected["network"],
         examples=shown,
     )
-
-
-def _baselines(
-    batch: Batch, bg: Tensor, inputs: Inputs, means: TrainingMeans, size: int
-) -> dict[str, tuple[Tensor | None, Tensor | None]]:
-    """(mask logits, depth) of each baseline, like a network's prediction."""
-    return {
-        "difference": (difference_logits(bg, batch.fg_bg, size), None),
-        "prior": (means.prior_logit(inputs.mask), None),
-        "background_depth": (None, means.background_depth(batch.index)),
-        "overall_depth": (None, means.overall_depth(batch.index)),
-    }
 
 
 def _example(batch: Batch, bg: Tensor, inputs: Inputs, prediction: Prediction, row: int) -> Example:

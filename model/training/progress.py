@@ -92,14 +92,7 @@ class EpochMeter:
     """
 
     def __init__(
-        self,
-        title: str,
-        batches: int,
-        done: int,
-        before: Elapsed,
-        *,
-        ranks: int,
-        shown: bool,
+        self, title: str, batches: int, done: int, before: Elapsed, *, ranks: int, shown: bool
     ) -> None:
         """Start after ``done`` of ``batches``, which took ``before`` in an interrupted run.
 
@@ -115,15 +108,11 @@ class EpochMeter:
 
     def batches(self, source: Iterable[T]) -> Iterator[T]:
         """The batches of a loader; the time until each arrives counts as waiting."""
-        iterator = iter(source)
-        while True:
-            before = time.perf_counter()
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
+        before = time.perf_counter()
+        for batch in source:
             self.wait_s += time.perf_counter() - before
             yield batch
+            before = time.perf_counter()
 
     def count(self, samples: int) -> bool:
         """Count a batch. True when it is time to read the loss and call `show`."""
@@ -134,31 +123,24 @@ class EpochMeter:
     def show(self, loss: float) -> dict[str, float]:
         """Show the loss, the rate and the wait next to the bar; returns them by name."""
         self.last_read = time.perf_counter()
-        rate, wait = self.samples_per_s, self.wait_share
+        figures = self.figures()
+        rate, wait = figures["samples_per_s"], figures["data_wait"]
         self.bar.set_postfix_str(f"loss {loss:.4f}, {rate:.1f} samples/s, wait {wait:.0%}")
         return {"loss": loss, "samples_per_s": rate, "data_wait": wait}
 
     @property
     def elapsed(self) -> Elapsed:
-        """What the epoch has taken so far, for a run that resumes here."""
-        return Elapsed(self.epoch_s, self.epoch_cpu_s, self.wait_s, self.samples)
+        """What the epoch has taken so far, without what a killed process did after its last save.
 
-    @property
-    def epoch_s(self) -> float:
-        """Wall time in seconds, without what a killed process did after its last save."""
-        return time.perf_counter() - self.started
+        The CPU time is that of all threads of the process: loading and training, no validation.
+        """
+        wall_s, cpu_s = time.perf_counter() - self.started, time.process_time() - self.cpu_started
+        return Elapsed(wall_s, cpu_s, self.wait_s, self.samples)
 
-    @property
-    def epoch_cpu_s(self) -> float:
-        """CPU time of the process in seconds, all threads: loading and training, no validation."""
-        return time.process_time() - self.cpu_started
-
-    @property
-    def samples_per_s(self) -> float:
-        """Training samples per second of wall time, of all ranks."""
-        return self.samples / max(self.epoch_s, 1e-9)
-
-    @property
-    def wait_share(self) -> float:
-        """Share of the wall time spent waiting for data, in 0..1."""
-        return self.wait_s / max(self.epoch_s, 1e-9)
+    def figures(self) -> dict[str, float]:
+        """As in metrics.csv: `elapsed`, samples of all ranks per second, share of time waited."""
+        wall_s, cpu_s, wait_s, samples = self.elapsed
+        return {
+            "epoch_s": wall_s, "epoch_cpu_s": cpu_s,
+            "samples_per_s": samples / max(wall_s, 1e-9), "data_wait": wait_s / max(wall_s, 1e-9),
+        }  # fmt: skip

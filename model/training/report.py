@@ -52,11 +52,10 @@ def score_table(rows: Mapping[str, Scores], title: str, spread: Mapping[str, Gro
     width = max(len(ROWS[row][0]) for row in rows)
     head = " ".join(f"{name:>10}" for name in FIGURES.values())
     lines = [title, f"{'':{width}} {head}"]
-    for row, scores in rows.items():
-        label, names = ROWS[row]
-        values = [getattr(scores, name) if name in names else None for name in FIGURES]
+    for row, figures in defined_figures(rows).items():
+        values = [figures.get(name) for name in FIGURES]
         cells = " ".join(f"{'-' if v is None else format(v, '.4f'):>10}" for v in values)
-        lines.append(f"{label:{width}} {cells}")
+        lines.append(f"{ROWS[row][0]:{width}} {cells}")
     lines.append(NOTE)
     for kind, group in spread.items():
         lines += [_spread_line(kind, group, name) for name in FIGURES if name in group.figures]

@@ -20,7 +20,6 @@ from model.checkpoint import (
     save_state,
 )
 from model.errors import ModelError
-from model.files import make_folder
 from model.metrics import Scores
 from model.pictures import draw_curves
 from model.recipe import Stage
@@ -104,11 +103,11 @@ class Run:
             self._write_reports()  # the process may have been killed between state and reports
 
     def save(self, position: Position, network: DualDecoderUNet, stage_state: StageState) -> None:
-        """Write `last.pt` for a run that resumes at ``position``; creates the folder."""
+        """Write `last.pt` for a run that resumes at ``position``."""
         self.position = position
         if not self.first:
             return
-        self._create()
+        self._write_config()
         state = {
             "network": network.state_dict(),
             "position": tuple(position),
@@ -132,8 +131,9 @@ class Run:
 
         statistics: what bg and fg_bg are normalised with. stage_state: with no time elapsed.
         """
+        config, data = self.config, self.config.data
         number, epoch, _ = self.position
-        stage = self.config.recipe.stages[number]
+        stage = config.recipe.stages[number]
         losses = {"mask": scores.mask_bce, "depth": scores.depth_l1}
         score = sum(losses[part] or 0.0 for part in stage.trains if part in losses)
         if not math.isfinite(score):
@@ -142,8 +142,13 @@ class Run:
         if self._is_best(stage, score):
             self.best = {"score": score, "stage": number, "epoch": epoch}
             if self.first:
-                self._create()
-                info = self._describe_network(stage, scores, statistics)
+                self._write_config()
+                info = NetworkInfo(
+                    width=config.width, size=stage.size, depth_loss=config.recipe.depth_loss,
+                    statistics=statistics, recipe=config.recipe.name, split=data.split,
+                    split_seed=data.split_seed, validation=data.validation,
+                    scores=asdict(scores), data=config.fingerprint,
+                )  # fmt: skip
                 save_network(self.folder / BEST, network, info)
         self.elapsed = Elapsed()
         finished = epoch + 1 == stage.epochs
@@ -152,19 +157,16 @@ class Run:
         self._write_reports()
 
     def _is_best(self, stage: Stage, score: float) -> bool:
-        """Whether the score is the lowest so far among epochs of the same size and parts.
-
-        Weights of a smaller size, or from before the mask decoder trained, are not comparable.
-        """
+        """Whether the score is the lowest so far among epochs of the same size and parts."""
         if self.best is None:
             return True
+        # Weights of a smaller size, or from before the mask decoder trained, are not comparable.
         other = self.config.recipe.stages[int(self.best["stage"])]
         comparable = other.size == stage.size and set(other.trains) == set(stage.trains)
         return not comparable or score < self.best["score"]
 
-    def _create(self) -> None:
+    def _write_config(self) -> None:
         if not self.created:
-            make_folder(self.folder)
             write_config(self.folder / CONFIG, self.config)
             self.created = True
 
@@ -172,20 +174,3 @@ class Run:
         if self.first:
             write_history(self.folder / METRICS, self.history)
             draw_curves(self.folder / CURVES, self.history, f"recipe {self.config.recipe.name}")
-
-    def _describe_network(
-        self, stage: Stage, scores: Scores, statistics: dict[str, ChannelStatistics]
-    ) -> NetworkInfo:
-        config, data = self.config, self.config.data
-        return NetworkInfo(
-            width=config.width,
-            size=stage.size,
-            depth_loss=config.recipe.depth_loss,
-            statistics=statistics,
-            recipe=config.recipe.name,
-            split=data.split,
-            split_seed=data.split_seed,
-            validation=data.validation,
-            scores=asdict(scores),
-            data=config.fingerprint,
-        )
