@@ -6,13 +6,12 @@ import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from model.errors import ModelError
 from model.files import replace_file, require_writable
-from model.predictor import Pair, Predictor, resize
+from model.predictor import Pair, Predictor
 
 TOLERANCE = 1e-4
 """Largest accepted difference of a probability or depth from the network run eagerly."""
@@ -38,47 +37,33 @@ def export_network(predictor: Predictor, path: Path, pairs: Sequence[Pair] = ())
         raise ModelError(f"{path.parent}: no such folder")
     require_writable(path)
     predictor = predictor.to("cpu").eval()
-    differences: list[float] = []
+    difference = 0.0
 
     def write(temporary: Path) -> None:
+        nonlocal difference
         exported = writers[path.suffix](predictor, temporary)
         # A batch of 3: it was traced with 2.
         checks = [_seeded_images(3, predictor.size)]
-        checks += [_resized_images(pair, predictor.size) for pair in pairs]
-        difference = max(_difference(exported, predictor, images) for images in checks)
+        checks += [predictor.inputs_of(*pair.read()) for pair in pairs]
+        with torch.no_grad():
+            results = [zip(exported(*pair), predictor(*pair), strict=True) for pair in checks]
+        difference = max(float((a - b).abs().max()) for both in results for a, b in both)
         if not difference <= TOLERANCE:
             raise ModelError(
                 f"{path}: differs from the network by {difference:g}, expected at most {TOLERANCE}"
             )
-        differences.append(difference)
 
     replace_file(path, write)
-    return differences[0]
+    return difference
 
 
-@torch.no_grad()
-def _difference(
-    exported: ExportedModel, predictor: Predictor, images: tuple[Tensor, Tensor]
-) -> float:
-    both = zip(exported(*images), predictor(*images), strict=True)
-    return max(float((ours - theirs).abs().max()) for ours, theirs in both)
-
-
-def _resized_images(pair: Pair, size: int) -> tuple[Tensor, Tensor]:
-    """Read a pair of images; float32 (1, 3, size, size) in 0..255, each."""
-    pixels = torch.from_numpy(np.stack(pair.read())).permute(0, 3, 1, 2)
-    bg, fg_bg = resize(pixels, size).split(1)
-    return bg, fg_bg
-
-
-def _seeded_images(batch: int, size: int) -> tuple[Tensor, Tensor]:
+def _seeded_images(batch: int, size: int) -> tuple[Tensor, ...]:
     """Smooth random images with some noise, in 0..255: closer to photos than noise alone."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(2 * batch, 3, 7, 7, generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bicubic")
     noise = 0.05 * torch.randn(2 * batch, 3, size, size, generator=generator)
-    bg, fg_bg = (255 * (smooth + noise).clamp(0, 1)).round().chunk(2)
-    return bg, fg_bg
+    return (255 * (smooth + noise).clamp(0, 1)).round().chunk(2)
 
 
 def _exported(predictor: Predictor) -> torch.export.ExportedProgram:

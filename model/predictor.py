@@ -59,12 +59,15 @@ class Predictor(nn.Module):
 
         bg, fg_bg: uint8 (H, W, 3), RGB, of equal size.
         """
-        device = self.get_buffer("bg_scale").device
-        pair = torch.from_numpy(np.stack([bg, fg_bg])).to(device).permute(0, 3, 1, 2)
-        results = torch.cat(self(*resize(pair, self.size).split(1)))
-        results = F.interpolate(results, size=pair.shape[-2:], mode="bilinear")
+        results = torch.cat(self(*self.inputs_of(bg, fg_bg)))
+        results = F.interpolate(results, size=bg.shape[:2], mode="bilinear")
         mask, depth = results[:, 0].cpu().numpy()  # host sync: once per image
         return mask, depth
+
+    def inputs_of(self, bg: np.ndarray, fg_bg: np.ndarray) -> tuple[Tensor, ...]:
+        """Resize one pair as `predict_image` takes it; float32 (1, 3, S, S), as for `forward`."""
+        pair = torch.from_numpy(np.stack([bg, fg_bg])).to(self.get_buffer("bg_scale").device)
+        return resize(pair.permute(0, 3, 1, 2), self.size).chunk(2)
 
 
 def resize(images: Tensor, size: int) -> Tensor:
@@ -85,8 +88,6 @@ def predict_files(
     The files go to ``out``, at the size of each pair; yields each path once it is written. Raises
     ModelError for an unreadable image, two of unequal size, or a folder that cannot be written.
     """
-    if out.exists() and not out.is_dir():
-        raise ModelError(f"{out}: found a file, expected a folder for the results")
     for pair in pairs:
         bg, fg_bg = pair.read()
         paths = [out / f"{pair.name}_{kind}.png" for kind in ("mask", "depth", "side_by_side")]
