@@ -171,34 +171,31 @@ def group_spread(table: Mapping[str, np.ndarray], group: np.ndarray) -> GroupSpr
     group: int64 (samples,), the background or the foreground of each sample.
     """
     seen = table["seen"] > 0
-    each = [pooled_scores(table, seen & (group == name)) for name in np.unique(group[seen])]
+    names, number = np.unique(group[seen], return_inverse=True)
+    table = {name: column[seen] for name, column in table.items()}
+    each = [pooled_scores(table, number == place) for place in range(len(names))]
     figures = {}
     for name in RATIOS:
         values = [v for v in (getattr(scores, name) for scores in each) if v is not None]
         if values:
             worst, best = (min, max) if name == "mask_iou" else (max, min)
-            interval = _bootstrap_interval(table, group, name)
+            interval = _bootstrap_interval(table, number, name)
             mean = float(np.mean(values))
             figures[name] = FigureSpread(worst(values), mean, best(values), interval)
     return GroupSpread(groups=len(each), figures=figures)
 
 
 def _bootstrap_interval(
-    table: Mapping[str, np.ndarray], group: np.ndarray, figure: str
+    table: Mapping[str, np.ndarray], number: np.ndarray, figure: str
 ) -> tuple[float, float] | None:
-    """95 % interval of the pooled mask_iou or depth_rmse over the choice of groups.
-
-    The percentiles of the cluster bootstrap of Davison and Hinkley (1997), with a fixed seed:
-    samples of one group resemble each other, so complete groups are drawn, with replacement.
-    None for fewer than two groups.
-    """
-    seen = table["seen"] > 0
-    names, number = np.unique(group[seen], return_inverse=True)
-    if len(names) < 2:
+    """95 % percentile interval of a pooled score; None for fewer than two groups."""
+    above, below = (np.bincount(number, table[column]) for column in RATIOS[figure])
+    if len(above) < 2:
         return None
-    sums = [np.bincount(number, table[column][seen]) for column in RATIOS[figure]]
-    draws = np.random.default_rng(0).integers(len(names), size=(RESAMPLED, len(names)))
-    ratio = sums[0][draws].sum(axis=1) / np.maximum(sums[1][draws].sum(axis=1), 1)
+    # The cluster bootstrap of Davison and Hinkley (1997): samples of one group resemble each
+    # other, so complete groups are drawn, with replacement.
+    draws = np.random.default_rng(0).integers(len(above), size=(RESAMPLED, len(above)))
+    ratio = above[draws].sum(axis=1) / np.maximum(below[draws].sum(axis=1), 1)
     values = np.sqrt(ratio) if figure == "depth_rmse" else ratio
     low, high = np.percentile(values, (2.5, 97.5))
     return float(low), float(high)

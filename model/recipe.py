@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -53,9 +53,11 @@ class Stage:
         expected = "a list with mask, depth or both, optionally encoder, and no part twice"
         _check(valid, "trains", expected, trains)
         object.__setattr__(self, "trains", parts)
-        _check_choice(self, "schedule", SCHEDULES)
-        _check_choice(self, "mask_loss", MASK_LOSSES)
-        _check_choice(self, "depth_loss", DEPTH_LOSSES)
+        tables = {"schedule": SCHEDULES, "mask_loss": MASK_LOSSES, "depth_loss": DEPTH_LOSSES}
+        for key, choices in tables.items():
+            value = getattr(self, key)
+            listed = isinstance(value, str) and value in choices
+            _check(listed, key, f"one of {', '.join(choices)}", value)
 
     @property
     def decode(self) -> Decode:
@@ -200,12 +202,6 @@ def _check_counts(config: Stage | Recipe, *keys: str) -> None:
     for key in keys:
         value = getattr(config, key)
         _check(type(value) is int and value >= 1, key, "a whole number >= 1", value)
-
-
-def _check_choice(config: Stage, key: str, choices: Collection[str]) -> None:
-    value = getattr(config, key)
-    known = isinstance(value, str) and value in choices
-    _check(known, key, f"one of {', '.join(choices)}", value)
 
 
 def _check_keys(kind: type[Stage | Recipe], table: Mapping[str, object]) -> None:

@@ -177,17 +177,13 @@ class DualDecoderUNet(nn.Module):
 
 def original_name(name: str) -> str:
     """Return the original work's name of one of our parameters or buffers."""
-    part, layer, *rest = name.split(".")
+    part, layer, rest = name.split(".", maxsplit=2)
     suffix = "_Depth" if part == "depth_decoder" else ""
-    if layer == "outc":
-        inside = ["conv"]
-    elif layer == "inc":
-        inside = ["double_conv"]
-    elif layer.startswith("down"):
-        inside = ["maxpool_conv", "1", "double_conv"]
-    else:
-        inside, rest = ["conv", "double_conv"], rest[1:]
-    return ".".join([layer + suffix, *inside, *rest])
+    inside = {
+        "outc": "conv.", "inc": "double_conv.", "down": "maxpool_conv.1.double_conv.",
+        "up": "conv.double_conv.",
+    }[layer.rstrip("123")]  # fmt: skip
+    return f"{layer}{suffix}.{inside}{rest.removeprefix('conv.')}"
 
 
 def rename_original(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
