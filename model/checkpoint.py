@@ -37,8 +37,9 @@ class ChannelStatistics(NamedTuple):
     std: tuple[float, ...]
 
 
-_PUBLISHED_BG = ChannelStatistics((0.5039, 0.5001, 0.4849), (0.2465, 0.2463, 0.2582))
-ORIGINAL_STATISTICS = {"bg": _PUBLISHED_BG, "fg_bg": _PUBLISHED_BG}
+ORIGINAL_STATISTICS = dict.fromkeys(
+    ("bg", "fg_bg"), ChannelStatistics((0.5039, 0.5001, 0.4849), (0.2465, 0.2463, 0.2582))
+)
 """Normalisation that the original trained with: it used the statistics of bg for fg_bg, too."""
 
 
@@ -65,11 +66,9 @@ class NetworkInfo:
     recipe: str = ""
     """Name of the recipe."""
     split: str = "random"
-    """Name of the training and validation split."""
     split_seed: int = 42
-    """Seed of the split."""
     validation: float = 0.3
-    """Share of the validation split."""
+    """The split into training and validation, as in `model.training.config.DataConfig`."""
     data: str = ""
     """Fingerprint of the data set (`model.training.provenance`); empty if it is not known."""
     scores: dict[str, float | None] | None = None

@@ -54,18 +54,17 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def share_batch_norm(network: DualDecoderUNet) -> DualDecoderUNet:
+def share_batch_norm(network: DualDecoderUNet) -> None:
     """Make every BatchNorm compute its statistics over all ranks; names and values are kept.
 
     Uses torch's SyncBatchNorm on a GPU, and `SharedBatchNorm` on a CPU.
     """
     if next(network.parameters()).device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        return network
+        return
     for module in network.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SharedBatchNorm  # the same state with another forward
-    return network
 
 
 class SharedBatchNorm(nn.BatchNorm2d):

@@ -74,7 +74,7 @@ def draw_predictions(path: Path, examples: Sequence[Example], title: str = "") -
     _save(figure, path)
 
 
-def draw_curves(path: Path, history: Sequence[Mapping[str, float | None]], title: str = "") -> None:
+def draw_curves(path: Path, history: Sequence[Mapping[str, float | None]], title: str) -> None:
     """Write a PNG of the run: training loss, mask IoU and depth RMSE over epochs."""
     from matplotlib.figure import Figure
 
@@ -85,8 +85,7 @@ def draw_curves(path: Path, history: Sequence[Mapping[str, float | None]], title
     _curve(rmse, history, "depth_rmse", "validation depth RMSE", VALIDATION_COLOUR)
     for axis in (loss, rmse):
         axis.set_ylim(bottom=0)
-    if title:
-        figure.suptitle(title, fontsize=10, color=MUTED)
+    figure.suptitle(title, fontsize=10, color=MUTED)
     _save(figure, path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,13 +58,12 @@ def choose_precision(
 ) -> Precision:
     """Return the precision for `--amp` and a device.
 
-    ``capability`` is the CUDA compute capability, None on other devices; ``cpu_flags`` are those
-    of /proc/cpuinfo.
+    capability: CUDA compute capability, None on other devices. cpu_flags: of /proc/cpuinfo.
+
     auto is bfloat16 on GPUs from 8.0 (A100) and on CPUs with BF16_UNITS; float16 with a scaler
     on older GPUs (P100, T4), which emulate bfloat16; off on other CPUs, where bfloat16 was
-    measured 5 to 6 times slower than float32.
-    off is full float32; tf32 is float32 with TF32 convolutions and products.
-    Raises ModelError for fp16 on a CPU, and for tf32 on a device without it.
+    measured 5 to 6 times slower. off is full float32; tf32 is float32 with TF32 convolutions
+    and products. Raises ModelError for fp16 on a CPU, and for tf32 on a device without it.
     """
     ampere = capability is not None and capability >= (8, 0)
     if request == "auto" and device_type == "cuda":
@@ -132,10 +132,7 @@ def capability_of(device: torch.device) -> tuple[int, int] | None:
 
 
 def cpu_flags() -> frozenset[str]:
-    """Flags of this machine's CPU from /proc/cpuinfo; empty if that file does not exist."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return frozenset()
-    flags = (line.partition(":")[2] for line in lines if line.startswith("flags"))
-    return frozenset(next(flags, "").split())
+    """Flags of this machine's CPU from /proc/cpuinfo; empty if that file does not have them."""
+    path = Path("/proc/cpuinfo")
+    found = re.search(r"^flags\s*:(.*)", path.read_text() if path.exists() else "", re.MULTILINE)
+    return frozenset(found[1].split() if found else ())

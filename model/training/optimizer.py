@@ -16,13 +16,9 @@ def make_optimizer(network: DualDecoderUNet, recipe: Recipe, stage: Stage) -> to
     """
     parameters = network.trained_parameters()
     optimizer = torch.optim.SGD(
-        parameters,
-        fused=parameters[0].device.type in ("cpu", "cuda"),
-        lr=stage.lr,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        nesterov=recipe.nesterov,
-    )
+        parameters, lr=stage.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay,
+        nesterov=recipe.nesterov, fused=parameters[0].device.type in ("cpu", "cuda"),
+    )  # fmt: skip
     if recipe.momentum:
         # The fused kernel allocates the momentum uninitialised and fills it in the first step.
         # If the scale of fp16 makes that step overflow, it is skipped, and the next one would

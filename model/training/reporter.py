@@ -40,12 +40,12 @@ class Reporter:
             click.echo(text)
 
     def scalars(self, step: int, values: Mapping[str, object], group: str) -> None:
-        """Numbers at a step of the run; only a `Board` keeps them."""
+        """Write numbers at a step of the run, if this is a `Board`; other values are left out."""
 
     def picture(
         self, step: int, bg: Tensor, fg_bg: Tensor, prediction: Prediction, inputs: Inputs
     ) -> None:
-        """The first samples of a batch; only a `Board` keeps them."""
+        """Write the first samples of a batch as a `grid`, if this is a `Board`: a host sync."""
 
 
 class Board(Reporter):
@@ -75,7 +75,6 @@ class Board(Reporter):
         return self._open()
 
     def scalars(self, step: int, values: Mapping[str, object], group: str) -> None:
-        """Write numbers at a step of the run; other values are left out."""
         with self._writing():
             for name, value in values.items():
                 if isinstance(value, int | float):
@@ -84,10 +83,8 @@ class Board(Reporter):
     def picture(
         self, step: int, bg: Tensor, fg_bg: Tensor, prediction: Prediction, inputs: Inputs
     ) -> None:
-        """Write the first samples of a batch, see `grid`. A host sync."""
         with self._writing():
-            image = grid(bg, fg_bg, prediction, inputs).cpu().numpy()
-            self._writer.add_image("validation", image, step)
+            self._writer.add_image("validation", grid(bg, fg_bg, prediction, inputs), step)
 
     def close(self) -> None:
         """Write what is buffered."""

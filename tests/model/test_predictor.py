@@ -164,7 +164,7 @@ def test_pictures_are_written(tmp_path: Path) -> None:
     image, gray = _pixels(16, 16), np.zeros((8, 8))
     example = Example(bg=image, fg_bg=image, mask=gray, depth=gray, target_mask=gray)
     draw_predictions(tmp_path / "grid.png", [example, example], "title")
-    draw_curves(tmp_path / "one.png", [{"stage": 1, "train_loss": 0.5, "mask_iou": None}])
+    draw_curves(tmp_path / "one.png", [{"stage": 1, "train_loss": 0.5, "mask_iou": None}], "title")
     rows = [{"stage": s, "train_loss": 1 / s, "mask_iou": 0.1 * s} for s in (1, 1, 2)]
     draw_curves(tmp_path / "three.png", rows, "title")
     for name in ("grid.png", "one.png", "three.png"):
