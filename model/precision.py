@@ -83,8 +83,7 @@ def require_compile(
 ) -> None:
     """Raise ModelError unless the device supports the mode of `--compile`.
 
-    On a GPU the kernels of torch.compile (Triton) need capability 7.0, which a P100 does not
-    have; it is read from the device if it is None. CUDA graphs (reduce-overhead) need a GPU.
+    capability: of a GPU, read from the device if None. Triton needs 7.0; a P100 has 6.0.
     """
     capability = capability or capability_of(device)
     if mode != "off" and capability is not None and capability < (7, 0):

@@ -53,9 +53,7 @@ class DataConfig:
     """Whether the checksum of every record is verified before it is decoded."""
 
     def __post_init__(self) -> None:
-        _require_at_least(self, max_bad=0)
-        if self.workers is not None:
-            _require_at_least(self, workers=1)
+        _require_at_least(self, max_bad=0, workers=1)
         if not 0 < self.validation < 1:
             raise ModelError(f"validation must be between 0 and 1, found {self.validation}")
         if not 0 <= self.seed < 2**63:
@@ -99,7 +97,7 @@ class RunConfig:
 
 def _require_at_least(config: DataConfig | RunConfig, **lowest: int) -> None:
     for name, low in lowest.items():
-        if (found := getattr(config, name)) < low:
+        if (found := getattr(config, name)) is not None and found < low:
             raise ModelError(f"{name} must be at least {low}, found {found}")
 
 
