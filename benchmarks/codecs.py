@@ -1,7 +1,4 @@
-"""Why masks are stored as run lengths: bytes and decoding time of the lossless candidates.
-
-python -m benchmarks codecs SHARDS
-"""
+"""Why masks are stored as run lengths: bytes and decoding time of the lossless candidates."""
 
 from __future__ import annotations
 

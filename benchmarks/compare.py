@@ -1,7 +1,4 @@
-"""What got slower from one folder of results to another.
-
-python -m benchmarks compare BEFORE AFTER --threshold 0.1
-"""
+"""What got slower from one folder of results to another."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""How fast data is converted: ours, stock FFCV's writer, and reading and decoding alone.
-
-python -m benchmarks convert DATASET
-"""
+"""How fast data is converted: ours, stock FFCV's writer, and reading and decoding alone."""
 
 from __future__ import annotations
 

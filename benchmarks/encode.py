@@ -1,7 +1,4 @@
-"""Where the time of a conversion goes: each step of packing a sample, in one process.
-
-python -m benchmarks encode DATASET
-"""
+"""Where the time of a conversion goes: each step of packing a sample, in one process."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""A real epoch of a stage, taken apart: loader, copy, preprocessing, forward, backward, optimiser.
-
-python -m benchmarks epoch cli.SHARDS --stage depth --stage mask --size 112 --size 224
-"""
+"""A real epoch of a stage by its parts: loader, copy, preprocessing and the phases of a step."""
 
 from __future__ import annotations
 

@@ -3,8 +3,6 @@
 A step of each stage runs on torch's meta device. Time is FLOPs over the GPU's peak rate plus the
 bytes that each operation reads and writes over its memory's rate: kernels run one after another,
 and nothing is fused. Real kernels reach only a part of these peaks.
-
-python -m benchmarks estimate
 """
 
 from __future__ import annotations

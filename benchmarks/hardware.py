@@ -1,7 +1,4 @@
-"""How much of the JPEGs the GPU's own decoder should take: DALI's ``hw_decoder_load``, swept.
-
-python -m benchmarks hardware DATASET SHARDS --device cuda
-"""
+"""How much of the JPEGs the GPU's own decoder should take: DALI's ``hw_decoder_load``, swept."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""From shards to batches on the device: our engines beside the floor.
-
-python -m benchmarks loader SHARDS
-"""
+"""From shards to batches on the device: our engines beside the floor."""
 
 from __future__ import annotations
 

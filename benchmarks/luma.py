@@ -1,7 +1,4 @@
-"""Cutting depth maps to their luma plane: this program's code against libjpeg-turbo's tjTransform.
-
-python -m benchmarks luma DATASET
-"""
+"""Cutting depth maps to their luma plane: this program's code against libjpeg-turbo's tjTransform."""
 
 from __future__ import annotations
 

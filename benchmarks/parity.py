@@ -1,7 +1,4 @@
-"""Are the pixels that a device delivers those that the CPU decodes one by one?
-
-python -m benchmarks parity SHARDS --device cuda
-"""
+"""Are the pixels that a device delivers those that the CPU decodes one by one?"""
 
 from __future__ import annotations
 

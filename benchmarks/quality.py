@@ -1,7 +1,4 @@
-"""What finished runs reach on their validation splits, beside baselines without a network.
-
-python -m benchmarks quality RUN_DIR ...
-"""
+"""What finished runs reach on their validation splits, beside baselines without a network."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
 """What recipes reach in equal time: mask IoU and depth RMSE over minutes of CPU time.
 
-python -m benchmarks recipes cli.SHARDS --minutes 4
-
 Each recipe is shrunk to the time: its stages keep their order, learning rates and share of the
 work (by FLOPs), its batches become as small as `--batch-size`, because with so few samples the
 number of steps is the limit. Time is the CPU time of training, without validation. Scores are of

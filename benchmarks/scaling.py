@@ -1,7 +1,4 @@
-"""How cost grows as work grows: threads, batch size, image size, number of records.
-
-python -m benchmarks scaling SHARDS
-"""
+"""How cost grows as work grows: threads, batch size, image size, number of records."""
 
 from __future__ import annotations
 

@@ -2,8 +2,6 @@
 
 The order of an epoch is evaluated at its true size, for real ranks and steps. What would need the
 data itself is computed from the bytes of a packed folder.
-
-python -m benchmarks simulate SHARDS
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""One training step of each stage, beside the original's way to do it.
-
-python -m benchmarks step cli.SHARDS --width 64 --size 112
-"""
+"""One training step of each stage, beside the original's way to do it."""
 
 from __future__ import annotations
 

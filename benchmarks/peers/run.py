@@ -1,7 +1,4 @@
-"""The same job with other libraries, in one run, in turn, each checked first.
-
-python -m benchmarks peers cli.DATASET SHARDS
-"""
+"""The same job with other libraries, in one run, in turn, each checked first."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""A folder of results as one page without other files, and as PNG files.
-
-python -m benchmarks report RESULTS_DIR
-"""
+"""A folder of results as one page without other files, and as PNG files."""
 
 from __future__ import annotations
 
