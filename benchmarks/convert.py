@@ -14,9 +14,8 @@ import numpy as np
 import simplejpeg
 
 from benchmarks.harness.options import DATASET, REPEATS, at_least_1, command
-from benchmarks.harness.progress import print_progress
 from benchmarks.harness.results import CaseResult, Result, make_result
-from benchmarks.harness.timing import Repeat, interleave, time_once
+from benchmarks.harness.timing import Repeat, interleave, print_progress, time_once
 from benchmarks.peers.ffcv import WriteBeton
 from benchmarks.peers.source import Files
 from convert.manifest import Manifest

@@ -12,10 +12,9 @@ import torch
 
 from benchmarks.harness import options as cli
 from benchmarks.harness.gpus import EnergyMeter, peak_tflops
-from benchmarks.harness.phases import Phases
 from benchmarks.harness.results import CaseResult, Result, make_result
 from benchmarks.harness.steps import TRAINS, OurStep, Setup, gflop_per_sample, make_stage
-from benchmarks.harness.timing import Repeat, interleave, median, time_once
+from benchmarks.harness.timing import Phases, Repeat, interleave, median, time_once
 from convert.errors import DataError
 from loaders import Batch, Loader, build_loader, read_layout, split_indices
 from model.precision import AMP, precision_for

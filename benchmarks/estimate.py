@@ -16,9 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness.gpus import find_gpu
 from benchmarks.harness.options import command, width_option
-from benchmarks.harness.progress import print_progress
 from benchmarks.harness.results import CaseResult, Result, make_result
 from benchmarks.harness.steps import make_stage
+from benchmarks.harness.timing import print_progress
 from loaders import Inputs
 from model.losses import training_loss
 from model.unet import DualDecoderUNet

@@ -8,9 +8,9 @@ from benchmarks.harness.contender import Contender, Isolated, race
 from benchmarks.harness.images import read_truth, some_samples
 from benchmarks.harness.options import SHARDS, Loading, command, loading_options
 from benchmarks.harness.ours import floor_contender, our_contenders, skipped_engines
-from benchmarks.harness.progress import print_progress
 from benchmarks.harness.resources import drop_cache
 from benchmarks.harness.results import CaseResult, Result, make_result
+from benchmarks.harness.timing import print_progress
 from convert.shards import Shards
 
 

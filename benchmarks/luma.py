@@ -1,4 +1,4 @@
-"""Cutting depth maps to their luma plane: this program's code against libjpeg-turbo's tjTransform."""
+"""Cutting depth maps to their luma: this project's code against libjpeg-turbo's tjTransform."""
 
 from __future__ import annotations
 

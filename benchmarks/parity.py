@@ -8,8 +8,8 @@ from benchmarks.harness.contender import Isolated, Unavailable
 from benchmarks.harness.images import read_truth, some_samples
 from benchmarks.harness.options import SHARDS, Loading, command, loading_options
 from benchmarks.harness.ours import our_contenders
-from benchmarks.harness.progress import print_progress
 from benchmarks.harness.results import CaseResult, Result, make_result
+from benchmarks.harness.timing import print_progress
 from convert.shards import Shards
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from benchmarks.harness.options import DEVICE, PATH, command
-from benchmarks.harness.progress import print_progress
 from benchmarks.harness.results import CaseResult, Result, make_result
+from benchmarks.harness.timing import print_progress
 from convert.errors import DataError
 from model.checkpoint import load_network
 from model.metrics import Scores

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import options as cli
-from benchmarks.harness.progress import print_progress
 from benchmarks.harness.results import NO_NETWORK, CaseResult, Result, make_result
+from benchmarks.harness.timing import print_progress
 from loaders import Loader, Preprocess, build_loader, read_layout, split_indices
 from model import DualDecoderUNet
 from model.checkpoint import NetworkInfo

@@ -18,9 +18,9 @@ from benchmarks.harness.contender import Contender, race
 from benchmarks.harness.images import read_truth
 from benchmarks.harness.options import SHARDS, Loading, command, loading_options, option
 from benchmarks.harness.ours import ENGINES, missing_engines, our_contenders
-from benchmarks.harness.progress import print_progress
 from benchmarks.harness.repeated import write_repeated
 from benchmarks.harness.results import CaseResult, Result, make_result
+from benchmarks.harness.timing import print_progress
 from convert.dataset.compose import compose
 from convert.pack import pack
 from convert.shards import Shards

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness.options import SHARDS, command
-from benchmarks.harness.progress import print_progress
 from benchmarks.harness.results import CaseResult, Result, make_result
+from benchmarks.harness.timing import print_progress
 from convert.layout import RECORD
 from convert.manifest import Manifest, read_manifest
 from loaders.options import LoaderOptions

@@ -22,9 +22,8 @@ import numpy as np
 import torch
 
 from benchmarks.harness.images import Images, Scale, Truth, check
-from benchmarks.harness.progress import print_progress
 from benchmarks.harness.results import CaseResult
-from benchmarks.harness.timing import Repeat, interleave, time_once
+from benchmarks.harness.timing import Repeat, interleave, print_progress, time_once
 from convert.errors import DataError
 
 Epochs = Callable[[int], Iterable[Images | int]]

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.harness.phases import Phases
+from benchmarks.harness.timing import Phases
 from convert.errors import DataError
 from loaders import Batch, Loader, Preprocess
 from model.contract import NoPhases

@@ -1,7 +1,6 @@
-"""How everything is timed: interleaved repeats, wall and CPU time, peak memory.
+"""How everything is timed: interleaved repeats, wall and CPU time, peak memory, phases of a step.
 
-Works on any device: a GPU is synchronized before a clock is read. `benchmarks.harness.phases`
-times the phases of a step.
+Works on any device: a GPU is synchronized before a clock is read.
 """
 
 from __future__ import annotations
@@ -9,13 +8,14 @@ from __future__ import annotations
 import gc
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import click
 import torch
 
-from benchmarks.harness.progress import print_progress
 from benchmarks.harness.resources import cpu_s, peak_memory
 
 
@@ -69,6 +69,11 @@ def time_once(run: Callable[[], int], *, device: torch.device | str = "cpu") -> 
     )
 
 
+def print_progress(text: str) -> None:
+    """Print a line on standard error, so that standard output holds results alone."""
+    click.echo(text, err=True)
+
+
 def interleave(
     cases: Mapping[str, Callable[[], Repeat]],
     repeats: int,
@@ -109,3 +114,42 @@ def summarize(values: Sequence[float], name: str) -> dict[str, float]:
     """Median and range of the values, as figures of a case."""
     median, lowest, highest = statistics.median(values), min(values), max(values)
     return {f"median_{name}": median, f"lowest_{name}": lowest, f"highest_{name}": highest}
+
+
+class Phases:
+    """Adds up the time that one device spends in named phases.
+
+    On a GPU a mark is a CUDA event on the current stream of that GPU, so that measuring makes the
+    host wait for nothing; the time between two events is time of the stream, including the time
+    in which it has nothing to do. On a CPU a mark is a reading of the host's monotonic clock.
+
+    cuda: `torch.cuda`, or what replaces it in a test.
+    """
+
+    def __init__(self, device: torch.device, cuda: Any = torch.cuda) -> None:
+        self._device, self._cuda = device, cuda
+        self._laps: list[tuple[str, Any, Any]] = []
+        self._last = self._mark()
+
+    def end(self, name: str) -> None:
+        """Add the time since the last mark to phase ``name``."""
+        now = self._mark()
+        self._laps.append((name, self._last, now))
+        self._last = now
+
+    def totals_s(self) -> dict[str, float]:
+        """Seconds of each phase; waits for the device, once."""
+        on_gpu = self._device.type == "cuda"
+        if on_gpu:
+            self._cuda.synchronize(self._device)
+        totals: dict[str, float] = defaultdict(float)
+        for name, first, last in self._laps:
+            totals[name] += first.elapsed_time(last) / 1e3 if on_gpu else last - first
+        return dict(totals)
+
+    def _mark(self) -> Any:
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = self._cuda.Event(enable_timing=True)
+        event.record(self._cuda.current_stream(self._device))
+        return event

@@ -10,8 +10,8 @@ import torch
 
 from benchmarks.estimate import work
 from benchmarks.harness.gpus import GPUS, find_gpu, peak_tflops
-from benchmarks.harness.phases import Phases
 from benchmarks.harness.steps import OriginalStep, OurStep, Setup, gflop_per_sample, make_stage
+from benchmarks.harness.timing import Phases
 from benchmarks.simulate import walk
 from loaders import Batch, build_loader
 from model.precision import Precision, choose_precision, precision_for
