@@ -1,8 +1,14 @@
-"""A folder of results as one page without other files, and as PNG files."""
+"""A folder of results as one page without other files, as PNG files, and in documents.
+
+Tables are put into documents between marks, so that no figure is typed by hand. Marks enclose
+what is replaced: `<!-- peers:begin -->` and `<!-- peers:end -->`, by the name of a figure.
+`<!-- peers.0:begin -->` takes its first table alone.
+"""
 
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -13,9 +19,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from benchmarks.harness.options import PATH
 from benchmarks.harness.results import Benchmark, read_results
 from benchmarks.report.figures import Figure, draw
-from benchmarks.report.insert import insert
+from convert.errors import DataError
 
 PAGE = "report.html"
+_MARK = re.compile(r"<!-- (?P<name>[\w-]+)(?:\.(?P<table>\d+))?:begin -->")
 
 
 @click.command()
@@ -59,5 +66,42 @@ def write_page(path: Path, figures: Sequence[Figure]) -> None:
     )
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
     template = environment.get_template("page.html.j2")
-    page = template.render(title="maskdepth: measured", figures=figures)
-    path.write_text(page)
+    path.write_text(template.render(title="maskdepth: measured", figures=figures))
+
+
+def insert(path: Path, figures: Sequence[Figure]) -> list[str]:
+    """Fill the marks of a document that name a figure; returns their names.
+
+    Raises DataError where a mark has no end, or names a table that its figure does not have.
+    """
+    known = {figure.name: figure for figure in figures}
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: {error}; expected a Markdown document") from None
+    filled, at = [], 0
+    while match := _MARK.search(text, at):
+        at = match.end()
+        mark, figure = match[0][5:-10], known.get(match["name"])
+        if figure is None:
+            continue
+        end = text.find(f"<!-- {mark}:end -->", at)
+        if end < 0:
+            raise DataError(f"{path}: found {match[0]}, expected <!-- {mark}:end --> after it")
+        block = f"\n{_markdown(path, figure, match['table'])}\n"
+        text = text[:at] + block + text[end:]
+        filled.append(mark)
+    path.write_text(text, encoding="utf-8")
+    return filled
+
+
+def _markdown(path: Path, figure: Figure, table: str | None) -> str:
+    chosen = figure.tables
+    if table is not None:
+        if int(table) >= len(chosen):
+            raise DataError(
+                f"{path}: found a mark for table {table} of {figure.name}, which has {len(chosen)}"
+            )
+        chosen = (chosen[int(table)],)
+    notes = (figure.where, *figure.notes)
+    return "\n\n".join([*(one.markdown() for one in chosen), *notes])

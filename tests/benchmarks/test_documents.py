@@ -10,8 +10,7 @@ import pytest
 
 from benchmarks.harness.results import read_results
 from benchmarks.report.figures import Figure
-from benchmarks.report.insert import insert
-from benchmarks.report.page import all_figures
+from benchmarks.report.page import all_figures, insert
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
