@@ -81,7 +81,7 @@ def _case(name: str, candidate: Candidate, masks: list[np.ndarray], repeats: int
     cpu_us = time_cpu(
         lambda: [candidate.decode(data, height, width) for data in stored], len(stored), repeats
     )
-    return CaseResult.of(
+    return CaseResult(
         parameters={"on_a_gpu": candidate.on_a_gpu},
         figures={"bytes": fmean(map(len, stored))} | summarize(cpu_us, "decode_cpu_us"),
     )

@@ -56,7 +56,7 @@ def convert(dataset: Path, repeats: int, workers: int) -> Result:
         "dataset": dataset.name, "repeats": repeats, "workers": workers,
         "samples": source.layout.samples,
     }  # fmt: skip
-    results = {name: CaseResult.of(repeats) for name, repeats in found.items()}
+    results = {name: CaseResult(repeats=repeats) for name, repeats in found.items()}
     return make_result("convert", arguments, results, ours=(OURS,), sizes=sizes)
 
 

@@ -39,7 +39,7 @@ def encode(dataset: Path, samples: int, repeats: int) -> Result:
     samples = min(samples, int(source.layout.group_starts[1]))
     rounds = [_round(source, samples) for _ in range(repeats + 1)][1:]
     cases = {
-        step: CaseResult.of(figures=summarize([one[step] for one in rounds], "cpu_us"))
+        step: CaseResult(figures=summarize([one[step] for one in rounds], "cpu_us"))
         for step in rounds[0]
     }
     return make_result("encode", {"samples": samples, "repeats": repeats}, cases)

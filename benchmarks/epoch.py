@@ -113,10 +113,10 @@ def _cases(epochs: Epochs, setup: Setup, kind: str, repeats: int) -> dict[str, C
     figures = epochs.figures(found)
     figures["training"] |= epochs.device_figures(setup, median(found["training"], "samples_per_s"))
     return {
-        f"{title}: {part}": CaseResult.of(
-            found[part],
-            {"stage": kind, "size": setup.stage.size, "part": part},
-            figures[part],
+        f"{title}: {part}": CaseResult(
+            parameters={"stage": kind, "size": setup.stage.size, "part": part},
+            repeats=found[part],
+            figures=figures[part],
         )
         for part in works
     }

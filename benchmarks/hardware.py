@@ -40,10 +40,8 @@ def hardware(dataset: Path, shards: Path, loading: Loading) -> Result:
             for load in LOADS
         ]  # fmt: skip
         truth = read_truth(opened, some_samples(len(opened)))
-        found = race(contenders, truth, loading.repeats, optional=True)
-    if not found.repeats:
-        raise Unavailable(f"hw_decoder_load: no value could be measured: {found.skipped}")
+        cases, skipped = race(contenders, truth, loading.repeats, optional=True)
+    if not cases:
+        raise Unavailable(f"hw_decoder_load: no value could be measured: {skipped}")
     arguments = loading.arguments(dataset=dataset.name)
-    return make_result(
-        "hardware", arguments, found.cases, device=loading.device, skipped=found.skipped
-    )
+    return make_result("hardware", arguments, cases, device=loading.device, skipped=skipped)

@@ -25,7 +25,7 @@ def loader(shards: Path, loading: Loading) -> Result:
     ours = our_contenders(shards, loading)
     floats = our_contenders(shards, loading, normalise=True)
     contenders = [*ours, *floats, floor_contender(shards, loading.threads)]
-    cases = race(contenders, truth, loading.repeats).cases
+    cases, _ = race(contenders, truth, loading.repeats)
     for contender in ours:
         name = f"{contender.name}, cold cache"
         cases[name] = _cold_case(contender, opened)
@@ -44,4 +44,4 @@ def _cold_case(contender: Contender, opened: Shards) -> CaseResult:
     """The first epoch of a new process, after the kernel was asked to forget the shards."""
     dropped = drop_cache([opened.folder / file for file in opened.manifest.files])
     with Isolated(contender) as isolated:
-        return CaseResult.of([isolated.run()], figures={"dropped_bytes": float(dropped)})
+        return CaseResult(repeats=[isolated.run()], figures={"dropped_bytes": float(dropped)})

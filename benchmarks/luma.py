@@ -82,4 +82,4 @@ def _case(name: str, way: Callable[[bytes], bytes], maps: list[bytes], repeats: 
             raise AssertionError(f"{name} changes pixels")
     cpu_us = time_cpu(lambda: [way(one) for one in maps], len(maps), repeats)
     figures = {"bytes": fmean(map(len, cuts)), "source_bytes": fmean(map(len, maps))}
-    return CaseResult.of(figures=figures | summarize(cpu_us, "cpu_us"))
+    return CaseResult(figures=figures | summarize(cpu_us, "cpu_us"))

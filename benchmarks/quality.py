@@ -61,7 +61,7 @@ def _score(folder: Path, device: str) -> CaseResult:
     }
     figures["depth_rmse_of_rule"] = figures["depth_rmse"] / figures["rule_depth_rmse"]
     figures["training_cpu_min"] = sum(cpu_s) / 60
-    return CaseResult.of(
+    return CaseResult(
         parameters={
             "recipe": config.recipe.name,
             "split": config.data.split,

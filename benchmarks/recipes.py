@@ -182,7 +182,7 @@ def recipes(
     train, val = split_indices(read_layout(shards), "random")
     chosen = np.sort(val)[np.linspace(0, len(val) - 1, min(samples, len(val)), dtype=int)]
     data = Data(shards=shards, engine=engine, train=train, scored=chosen, batch_size=batch_size)
-    cases = {NO_NETWORK: CaseResult.of(figures=baselines(data))}
+    cases = {NO_NETWORK: CaseResult(figures=baselines(data))}
     torch.set_num_threads(threads)  # FFCV, once opened, sets it too
     for name in names:
         recipe = load_recipe(name)
@@ -191,8 +191,8 @@ def recipes(
             title = f"{recipe.name}, {minutes_spent:.2f} min"
             scores = (f"{name} {value:.4f}" for name, value in point.scores.items())
             print_progress(f"{title}: {', '.join(scores)}")
-            cases[title] = CaseResult.of(
-                (), {"recipe": recipe.name, "cpu_min": minutes_spent}, point.scores
+            cases[title] = CaseResult(
+                parameters={"recipe": recipe.name, "cpu_min": minutes_spent}, figures=point.scores
             )
     arguments = {
         "shards": shards.name, "minutes": minutes, "width": width, "batch_size": batch_size,

@@ -76,11 +76,11 @@ def _race_axis(
         for contender in some
     }
     renamed = [replace(one, name=name, scale=None) for name, (_, one) in points.items()]
-    found = race(renamed, read_truth(Shards(shards), np.arange(1)), repeats)
+    found, _ = race(renamed, read_truth(Shards(shards), np.arange(1)), repeats)
     return {
-        name: CaseResult.of(
-            found.repeats[name],
-            {"axis": axis, "value": float(value), "engine": contender.name},
+        name: CaseResult(
+            parameters={"axis": axis, "value": float(value), "engine": contender.name},
+            repeats=found[name].repeats,
         )
         for name, (value, contender) in points.items()
     }

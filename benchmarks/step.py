@@ -74,7 +74,10 @@ def step(
         "shards": shards.name, "repeats": repeats, "steps": len(batches), "width": width,
         "size": size, "batch_size": batch_size, "device": device, "amp": amp,
     }  # fmt: skip
-    cases = {name: CaseResult.of(found[name], parameters[name], figures[name]) for name in measures}
+    cases = {
+        name: CaseResult(parameters=parameters[name], repeats=found[name], figures=figures[name])
+        for name in measures
+    }
     ours = tuple(f"{kind} stage, ours" for kind in KINDS)
     return make_result("step", arguments, cases, device=device, ours=ours)
 

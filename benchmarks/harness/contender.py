@@ -180,28 +180,12 @@ class Isolated:
             self._process.join()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Race:
-    """What a comparison found, by name of the contender; skipped: why it was not timed."""
-
-    repeats: dict[str, list[Repeat]]
-    figures: dict[str, dict[str, float]]
-    skipped: dict[str, str]
-
-    @property
-    def cases(self) -> dict[str, CaseResult]:
-        """Of the contenders that were timed."""
-        return {
-            name: CaseResult.of(repeats, figures=self.figures[name])
-            for name, repeats in self.repeats.items()
-        }
-
-
 def race(
     contenders: Sequence[Contender], truth: Truth, repeats: int, *, optional: bool = False
-) -> Race:
+) -> tuple[dict[str, CaseResult], dict[str, str]]:
     """Open and check all contenders, then time an epoch of each in turn, ``repeats`` times.
 
+    Returns the cases, by name of the contender, and why others were not timed.
     optional: a contender that cannot run or is wrong is skipped with the reason; otherwise
         Unavailable is raised.
     """
@@ -226,4 +210,5 @@ def race(
             print_progress(f"{name}: ready ({compared} samples compared)")
         measures = {name: isolated.run for name, isolated in running.items()}
         timed = interleave(measures, repeats, warmup=0)  # the check was a warm-up
-    return Race(repeats=timed, figures=figures, skipped=skipped)
+    cases = {name: CaseResult(repeats=timed[name], figures=figures[name]) for name in timed}
+    return cases, skipped

@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
+from pydantic import BaseModel
 
 from convert.workers import available_cores
 
@@ -17,19 +18,30 @@ _LIBRARIES = (
 )  # fmt: skip
 
 
-def describe_machine(device: torch.device | str) -> dict[str, str | int | None]:
-    """The fields of `benchmarks.harness.results.Machine`."""
-    device = torch.device(device)
-    on_gpu = device.type == "cuda"
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    return {
-        "cpu": _processor(),
-        "cores": available_cores(),
-        "device": device.type,
-        "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
-        "driver": _first_line(query) if on_gpu else None,
-        "system": platform.platform(),
-    }
+class Machine(BaseModel, extra="forbid", frozen=True):
+    """Where a result was measured; gpu and driver are None where device is "cpu"."""
+
+    cpu: str
+    cores: int
+    device: str
+    gpu: str | None
+    driver: str | None
+    system: str
+
+    @classmethod
+    def of(cls, name: str) -> Machine:
+        """This machine, with the device that was measured."""
+        device = torch.device(name)
+        on_gpu = device.type == "cuda"
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        return cls(
+            cpu=_processor(),
+            cores=available_cores(),
+            device=device.type,
+            gpu=torch.cuda.get_device_name(device) if on_gpu else None,
+            driver=_first_line(query) if on_gpu else None,
+            system=platform.platform(),
+        )
 
 
 def _processor() -> str:

@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from benchmarks.harness.machine import commit, describe_machine, versions
+from benchmarks.harness.machine import Machine, commit, versions
 from benchmarks.harness.timing import Repeat
 from convert.errors import DataError
 
@@ -36,17 +36,6 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Machine(_Strict):
-    """Where a result was measured; gpu and driver are None where device is "cpu"."""
-
-    cpu: str
-    cores: int
-    device: str
-    gpu: str | None
-    driver: str | None
-    system: str
-
-
 class Spread(_Strict):
     """Median and range of the repeats."""
 
@@ -64,44 +53,30 @@ class CaseResult(_Strict):
     """One thing measured.
 
     parameters: those that vary between the cases of a result. repeats: the raw runs; empty where
-    nothing was timed. samples_per_s and cpu_us_per_sample must follow from the repeats.
+    nothing was timed. samples_per_s and cpu_us_per_sample follow from the repeats.
     figures: other numbers of the case, each with its unit in its name.
     """
 
     parameters: dict[str, str | float] = {}
-    repeats: tuple[Repeat, ...] = ()
-    samples_per_s: Spread | None = None
-    cpu_us_per_sample: Spread | None = None
+    repeats: list[Repeat] = []
+    samples_per_s: Spread | None = Field(
+        default_factory=lambda case: _spread(case["repeats"], "samples_per_s")
+    )
+    cpu_us_per_sample: Spread | None = Field(
+        default_factory=lambda case: _spread(case["repeats"], "cpu_us_per_sample")
+    )
     figures: dict[str, float] = {}
-
-    @classmethod
-    def of(
-        cls,
-        repeats: Sequence[Repeat] = (),
-        parameters: Mapping[str, str | float] | None = None,
-        figures: Mapping[str, float] | None = None,
-    ) -> CaseResult:
-        """A case with the medians of its repeats."""
-        return cls(
-            parameters=dict(parameters or {}),
-            repeats=tuple(repeats),
-            figures=dict(figures or {}),
-            **_spreads(repeats),
-        )
 
     @model_validator(mode="after")
     def _agrees(self) -> CaseResult:
-        for name, spread in _spreads(self.repeats).items():
-            if getattr(self, name) != spread:
+        for name in ("samples_per_s", "cpu_us_per_sample"):
+            if getattr(self, name) != _spread(self.repeats, name):
                 raise ValueError(f"{name} is not that of the repeats")
         return self
 
 
-def _spreads(repeats: Sequence[Repeat]) -> dict[str, Spread | None]:
-    names = ("samples_per_s", "cpu_us_per_sample")
-    if not repeats:
-        return dict.fromkeys(names)
-    return {name: Spread.of([getattr(repeat, name) for repeat in repeats]) for name in names}
+def _spread(repeats: list[Repeat], what: str) -> Spread | None:
+    return Spread.of([getattr(repeat, what) for repeat in repeats]) if repeats else None
 
 
 class Result(_Strict):
@@ -164,12 +139,12 @@ class Result(_Strict):
 def make_result(
     benchmark: Benchmark,
     arguments: Mapping[str, object],
-    cases: Mapping[str, CaseResult],
+    cases: dict[str, CaseResult],
     *,
     device: str = "cpu",
     ours: tuple[str, ...] = (),
-    skipped: Mapping[str, str] | None = None,
-    sizes: Mapping[str, float] | None = None,
+    skipped: Mapping[str, str] = {},
+    sizes: Mapping[str, float] = {},
 ) -> Result:
     """A result of this run, on this machine, at this commit."""
     return Result(
@@ -177,12 +152,12 @@ def make_result(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         commit=commit(),
         arguments={name: str(value) for name, value in arguments.items()},
-        machine=Machine.model_validate(describe_machine(device)),
+        machine=Machine.of(device),
         versions=versions(),
-        cases=dict(cases),
+        cases=cases,
         ours=ours,
-        skipped=dict(skipped or {}),
-        sizes=dict(sizes or {}),
+        skipped=dict(skipped),
+        sizes=dict(sizes),
     )
 
 

@@ -66,14 +66,15 @@ def peers(
             for contender in contenders
             if not only or any(part.lower() in contender.name.lower() for part in only)
         ]
-        found = race(chosen, _read_truth(dataset, slow_share), loading.repeats, optional=True)
+        truth = _read_truth(dataset, slow_share)
+        cases, skipped = race(chosen, truth, loading.repeats, optional=True)
     return make_result(
         "peers",
         loading.arguments(dataset=dataset.name, samples=samples, slow_share=slow_share),
-        found.cases,
+        cases,
         device=loading.device,
-        ours=tuple(one.name for one in (*ours, *floats) if one.name in found.repeats),
-        skipped={**skipped_engines(shards), **found.skipped},
+        ours=tuple(one.name for one in (*ours, *floats) if one.name in cases),
+        skipped={**skipped_engines(shards), **skipped},
     )
 
 

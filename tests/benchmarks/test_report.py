@@ -39,9 +39,9 @@ def save(result: Result, folder: Path) -> Path:
 
 def peers(slower: float = 1.0) -> Result:
     cases = {
-        "ours, FFCV": CaseResult.of(repeats(6000 / slower)),
-        "ours, DALI": CaseResult.of(repeats(5000)),
-        "stock": CaseResult.of(repeats(2000), figures={"convert_s": 3.0, "bytes": 2.0**21}),
+        "ours, FFCV": CaseResult(repeats=repeats(6000 / slower)),
+        "ours, DALI": CaseResult(repeats=repeats(5000)),
+        "stock": CaseResult(repeats=repeats(2000), figures={"convert_s": 3.0, "bytes": 2.0**21}),
     }
     ours = ("ours, FFCV", "ours, DALI")
     skipped = {"absent": "No module named 'absent'"}
@@ -55,7 +55,7 @@ def epoch() -> Result:
             figures = {"data_wait_s": 0.5, "forward_s": 5.0, "loss_and_backward_s": 9.0}
             if part == "training":
                 figures |= {"stall": 0.1, "efficiency": 0.9, "cpu_compute_share": 0.95}
-            cases[f"depth {size}: {part}"] = CaseResult.of(repeats(rate), {}, figures)
+            cases[f"depth {size}: {part}"] = CaseResult(repeats=repeats(rate), figures=figures)
     return make_result("epoch", {"width": 16}, cases)
 
 
@@ -68,14 +68,16 @@ def scaling() -> Result:
                 parameters: dict[str, Any] = {"axis": axis, "value": value, "engine": engine}
                 name = f"{engine}, {axis} {value}"
                 timed = repeats(4000 * value) if axis == "threads" else []
-                cases[name] = CaseResult.of(timed, parameters, {} if timed else figures)
+                cases[name] = CaseResult(
+                    parameters=parameters, repeats=timed, figures={} if timed else figures
+                )
     return make_result("scaling", {}, cases)
 
 
 def step() -> Result:
     cases = {
-        f"{kind} stage, {way}": CaseResult.of(
-            repeats(rate), {"stage": kind}, {"gflop_per_sample": 35.0}
+        f"{kind} stage, {way}": CaseResult(
+            parameters={"stage": kind}, repeats=repeats(rate), figures={"gflop_per_sample": 35.0}
         )
         for kind in ("depth", "mask")
         for way, rate in (("ours", 6.0), ("original's way", 5.0))
@@ -85,12 +87,12 @@ def step() -> Result:
 
 
 def recipes() -> Result:
-    baselines = CaseResult.of(figures={"mask_iou": 0.9, "depth_rmse": 0.08})
+    baselines = CaseResult(figures={"mask_iou": 0.9, "depth_rmse": 0.08})
     cases = {"no network": baselines}
     for minute in (1, 2):
         scores = {"depth_rmse": 0.2 / minute} | ({"mask_iou": 0.5} if minute == 2 else {})
-        cases[f"original, {minute} min"] = CaseResult.of(
-            (), {"recipe": "original", "cpu_min": minute}, scores
+        cases[f"original, {minute} min"] = CaseResult(
+            parameters={"recipe": "original", "cpu_min": minute}, figures=scores
         )
     return make_result("recipes", {"minutes": 2}, cases)
 
@@ -105,14 +107,14 @@ def quality() -> Result:
         "rule_mask_iou": 0.9, "rule_depth_rmse": 0.08, "depth_rmse_of_rule": 0.5,
         "training_cpu_min": 7.5,
     }  # fmt: skip
-    cases = {name: CaseResult.of((), about, scores) for name in ("photos", "drawn")}
+    cases = {name: CaseResult(parameters=about, figures=scores) for name in ("photos", "drawn")}
     return make_result("quality", {}, cases)
 
 
 def encode() -> Result:
     steps = ("decode", "all")
     figures = {"median_cpu_us": 200.0, "lowest_cpu_us": 190.0, "highest_cpu_us": 220.0}
-    return make_result("encode", {}, {step: CaseResult.of(figures=figures) for step in steps})
+    return make_result("encode", {}, {step: CaseResult(figures=figures) for step in steps})
 
 
 @pytest.fixture
@@ -141,7 +143,7 @@ def test_a_result_is_read_back_unchanged(tmp_path: Path) -> None:
 
 def test_floats_are_compared_with_floats() -> None:
     rates = {"ours, FFCV": 6000, "ours, FFCV, float": 4000, "stock": 2000, "stock, float": 1000}
-    cases = {name: CaseResult.of(repeats(rate)) for name, rate in rates.items()}
+    cases = {name: CaseResult(repeats=repeats(rate)) for name, rate in rates.items()}
     result = make_result("peers", {}, cases, ours=("ours, FFCV", "ours, FFCV, float"))
     found = {name: result.faster_by(name) for name in ("stock", "stock, float")}
     assert {name: spread and spread.median for name, spread in found.items()} == {
