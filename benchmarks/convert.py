@@ -16,7 +16,7 @@ import simplejpeg
 from benchmarks.harness.options import DATASET, REPEATS, at_least_1, command
 from benchmarks.harness.results import CaseResult, Result, make_result
 from benchmarks.harness.timing import Repeat, interleave, print_progress, time_once
-from benchmarks.peers.ffcv import WriteBeton
+from benchmarks.peers.ffcv import write_beton
 from benchmarks.peers.source import Files
 from convert.manifest import Manifest
 from convert.pack import PackConfig, pack
@@ -44,9 +44,8 @@ def convert(dataset: Path, repeats: int, workers: int) -> Result:
         else:
             files = Files(dataset, np.arange(source.layout.samples))
             files.paths(0)  # lists the folder outside the clock; the writer's processes inherit it
-            write = WriteBeton(files, workers, _FFCV_QUALITY)
             cases["stock FFCV DatasetWriter, 4 RGB JPEG fields"] = partial(
-                write, folder / "stock.beton"
+                write_beton, files, workers, _FFCV_QUALITY, folder / "stock.beton"
             )
         found = interleave(
             {name: partial(_time, work, source) for name, work in cases.items()}, repeats

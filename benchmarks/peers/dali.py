@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.utils.dlpack import from_dlpack
 from benchmarks.harness.contender import Contender, Epochs
 from benchmarks.harness.images import Images, MeanStd, Scale, allowed_levels, normalised_scale
 from benchmarks.harness.options import Loading
-from benchmarks.peers.source import FIELDS, Files, WriteTars
+from benchmarks.peers.source import FIELDS, Files, write_tars
 from convert.manifest import read_manifest
 from convert.moments import Statistics
 from convert.shards import Shards
@@ -89,7 +90,7 @@ def dali_contender(
             **loading.options, "shards": shards, "resident": resident, "normalise": normalise,
             "load": load,
         },
-        convert=WriteTars(files, loading.threads),
+        convert=partial(write_tars, files, loading.threads),
         store=store,
         expected=files.indices,
         scale=normalised_scale(statistics, threshold) if normalise else Scale(),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,11 +57,12 @@ def open_webdataset(store: Path, loader_options: dict[str, Any]) -> Iterator[Epo
         webdataset.handle_extension(f"{name}.jpg", partial(decode_pillow, name=name))
         for name in ("mask", "depth")
     ]
+    index = partial(int.from_bytes, byteorder="little")
     fields = [f"{name}.jpg" for name in FIELDS]
     dataset = (
         webdataset.WebDataset(urls, shardshuffle=len(urls), seed=0)
         .shuffle(_WINDOW)
-        .decode(*gray, webdataset.handle_extension("index", _index), "rgb8")
+        .decode(*gray, webdataset.handle_extension("index", index), "rgb8")
         .to_tuple(*fields, "index")
         .batched(loader_options["batch_size"])
     )
@@ -76,23 +76,14 @@ def open_webdataset(store: Path, loader_options: dict[str, Any]) -> Iterator[Epo
     yield epoch
 
 
-def _index(data: bytes) -> int:
-    return int.from_bytes(data, "little")
-
-
-@dataclass(frozen=True)
-class WriteMDS:
+def write_mds(files: Files, store: Path) -> None:
     """MosaicML's `MDSWriter`: the stored bytes of every file."""
+    from streaming import MDSWriter
 
-    files: Files
-
-    def __call__(self, store: Path) -> None:
-        from streaming import MDSWriter
-
-        columns = {**dict.fromkeys(FIELDS, "bytes"), "index": "int"}
-        with MDSWriter(out=str(store), columns=columns) as out:
-            for position in range(len(self.files)):
-                out.write(self.files.sample(position))
+    columns = {**dict.fromkeys(FIELDS, "bytes"), "index": "int"}
+    with MDSWriter(out=str(store), columns=columns) as out:
+        for position in range(len(files)):
+            out.write(files.sample(position))
 
 
 @contextmanager
@@ -106,27 +97,21 @@ def open_streaming(store: Path, loader_options: dict[str, Any]) -> Iterator[Epoc
     yield lambda number: loader
 
 
-@dataclass(frozen=True)
-class WriteChunks:
+def write_chunks(files: Files, workers: int, store: Path) -> None:
     """litData's `optimize`: the stored bytes of every file, in chunks."""
+    from litdata import optimize
 
-    files: Files
-    workers: int
-
-    def __call__(self, store: Path) -> None:
-        from litdata import optimize
-
-        # `optimize` empties its cache folders when it begins and ends. By default they are `data`
-        # and `chunks` in the system's folder for temporary files, where a user may have files.
-        for name in ("DATA_OPTIMIZER_CACHE_FOLDER", "DATA_OPTIMIZER_DATA_CACHE_FOLDER"):
-            os.environ[name] = str(store.with_name(f"{store.name}-{name.lower()}"))
-        optimize(
-            fn=self.files.sample,
-            inputs=list(range(len(self.files))),
-            output_dir=str(store),
-            chunk_bytes="64MB",
-            num_workers=self.workers,
-        )
+    # `optimize` empties its cache folders when it begins and ends. By default they are `data`
+    # and `chunks` in the system's folder for temporary files, where a user may have files.
+    for name in ("DATA_OPTIMIZER_CACHE_FOLDER", "DATA_OPTIMIZER_DATA_CACHE_FOLDER"):
+        os.environ[name] = str(store.with_name(f"{store.name}-{name.lower()}"))
+    optimize(
+        fn=files.sample,
+        inputs=list(range(len(files))),
+        output_dir=str(store),
+        chunk_bytes="64MB",
+        num_workers=workers,
+    )
 
 
 @contextmanager

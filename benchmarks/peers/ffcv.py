@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,22 +34,15 @@ class _Pixels:
         return (*images, int(self._files.indices[position]))
 
 
-@dataclass(frozen=True)
-class WriteBeton:
+def write_beton(files: Files, workers: int, jpeg_quality: int, store: Path) -> None:
     """FFCV's `DatasetWriter` as its documentation uses it: four JPEG fields, and the index."""
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.writer import DatasetWriter
 
-    files: Files
-    workers: int
-    jpeg_quality: int = SOURCE_QUALITY
-
-    def __call__(self, store: Path) -> None:
-        from ffcv.fields import IntField, RGBImageField
-        from ffcv.writer import DatasetWriter
-
-        image = partial(RGBImageField, write_mode="jpg", jpeg_quality=self.jpeg_quality)
-        fields = {**{name: image() for name in FIELDS}, "index": IntField()}
-        writer = DatasetWriter(str(store), fields, num_workers=self.workers)
-        writer.from_indexed_dataset(_Pixels(self.files))
+    image = partial(RGBImageField, write_mode="jpg", jpeg_quality=jpeg_quality)
+    fields = {**{name: image() for name in FIELDS}, "index": IntField()}
+    writer = DatasetWriter(str(store), fields, num_workers=workers)
+    writer.from_indexed_dataset(_Pixels(files))
 
 
 @contextmanager

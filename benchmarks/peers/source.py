@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ import torch
 from PIL import Image
 
 from benchmarks.harness.images import Images
-from convert.source import Source, read_source
+from convert.source import read_source
 
 FIELDS = ("bg", "fg_bg", "mask", "depth")
 MODES = {"bg": "RGB", "fg_bg": "RGB", "mask": "L", "depth": "L"}
 """Field -> its mode in Pillow."""
+
+_list_once = cache(read_source)  # in each process
 
 
 @dataclass(frozen=True)
@@ -31,22 +33,14 @@ class Files:
     dataset: Path
     indices: np.ndarray
 
-    @cached_property
-    def _source(self) -> Source:
-        return read_source(self.dataset)
-
-    def __getstate__(self) -> dict[str, object]:
-        """Without the listing of the folder: each process makes one."""
-        return {"dataset": self.dataset, "indices": self.indices}
-
     def __len__(self) -> int:
         return len(self.indices)
 
     def paths(self, position: int) -> dict[str, Path]:
         """bg, fg_bg, mask and depth of one sample."""
-        index = int(self.indices[position])
-        group = int(self._source.layout.background_of(np.asarray(index)))
-        paths = (self._source.bg[group], *self._source.paths(index))
+        source, index = _list_once(self.dataset), int(self.indices[position])
+        group = int(source.layout.background_of(np.asarray(index)))
+        paths = (source.bg[group], *source.paths(index))
         return dict(zip(FIELDS, paths, strict=True))
 
     def sample(self, position: int) -> dict[str, Any]:
@@ -55,28 +49,22 @@ class Files:
         return {**stored, "index": int(self.indices[position])}
 
 
-@dataclass(frozen=True)
-class WriteTars:
-    """Writes webdataset shards of four JPEGs and the index, in a seeded random order.
+def write_tars(files: Files, shards: int, store: Path) -> None:
+    """Write webdataset shards of four JPEGs and the index, in a seeded random order.
 
     The order on disk is random because both of its readers shuffle in a window only.
     shards: at least the number of processes that will read, as each reads complete shards.
     """
-
-    files: Files
-    shards: int
-
-    def __call__(self, store: Path) -> None:
-        store.mkdir(parents=True)
-        order = np.random.default_rng(0).permutation(len(self.files))
-        for number, positions in enumerate(np.array_split(order, self.shards)):
-            with tarfile.open(store / f"samples-{number:05d}.tar", "w") as archive:
-                for position in positions.tolist():
-                    sample = self.files.sample(position)
-                    index = sample.pop("index")
-                    _add(archive, f"{index:09d}.index", index.to_bytes(8, "little"))
-                    for name, data in sample.items():
-                        _add(archive, f"{index:09d}.{name}.jpg", data)
+    store.mkdir(parents=True)
+    order = np.random.default_rng(0).permutation(len(files))
+    for number, positions in enumerate(np.array_split(order, shards)):
+        with tarfile.open(store / f"samples-{number:05d}.tar", "w") as archive:
+            for position in positions.tolist():
+                sample = files.sample(position)
+                index = sample.pop("index")
+                _add(archive, f"{index:09d}.index", index.to_bytes(8, "little"))
+                for name, data in sample.items():
+                    _add(archive, f"{index:09d}.{name}.jpg", data)
 
 
 def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
