@@ -62,24 +62,17 @@ def peak_tflops(device: torch.device, precision: Precision) -> float | None:
     return gpu.tflops_float if precision.dtype is None else gpu.tflops_half
 
 
-class EnergyMeter:
-    """Joules that a GPU has used, by NVML; None where that cannot be read."""
+def energy_counter(device: torch.device) -> Callable[[], int] | None:
+    """Reads the millijoules that a GPU has used, by NVML; None where that cannot be read."""
+    if device.type != "cuda":
+        return None
+    try:
+        import pynvml
 
-    def __init__(self, device: torch.device) -> None:
-        self._read_mj: Callable[[], int] | None = None
-        if device.type != "cuda":
-            return
-        try:
-            import pynvml
-
-            pynvml.nvmlInit()
-            uuid = str(torch.cuda.get_device_properties(device).uuid)
-            handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())
-            pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-            self._read_mj = partial(pynvml.nvmlDeviceGetTotalEnergyConsumption, handle)
-        except Exception:  # not installed, no driver, or a GPU without the counter
-            return
-
-    def joules(self) -> float | None:
-        """Since the driver was loaded."""
-        return None if self._read_mj is None else self._read_mj() / 1e3
+        pynvml.nvmlInit()
+        uuid = str(torch.cuda.get_device_properties(device).uuid)
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+    except Exception:  # not installed, no driver, or a GPU without the counter
+        return None
+    return partial(pynvml.nvmlDeviceGetTotalEnergyConsumption, handle)
