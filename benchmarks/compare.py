@@ -8,7 +8,7 @@ from typing import NamedTuple
 import click
 
 from benchmarks.harness.options import PATH, option
-from benchmarks.harness.results import CaseResult, Result, read_result, read_results
+from benchmarks.harness.results import Result, read_result, read_results
 from convert.errors import DataError
 
 MEASURES = ("samples_per_s", "cpu_us_per_sample")
@@ -51,10 +51,16 @@ def find_changes(before: Path, after: Path, measure: str) -> list[Change]:
     old, new = _load(before), _load(after)
     changes = []
     for name in old.keys() & new.keys():
-        _require_same_device(name, old[name], new[name])
+        devices = [
+            f"{one.machine.gpu or one.machine.cpu} ({one.machine.cores} cores)"
+            for one in (old[name], new[name])
+        ]
+        if devices[0] != devices[1]:
+            raise DataError(f"{name}: measured on {' and on '.join(devices)}; expected one machine")
         for case in old[name].cases.keys() & new[name].cases.keys():
-            first, second = (_median(one[name].cases[case], measure) for one in (old, new))
-            if first is not None and second is not None:
+            spreads = [getattr(one[name].cases[case], measure) for one in (old, new)]
+            if None not in spreads:
+                first, second = (spread.median for spread in spreads)
                 worse = 1 - second / first if measure == "samples_per_s" else second / first - 1
                 changes.append(Change(worse, f"{name}: {case}", first, second))
     if not changes:
@@ -62,18 +68,5 @@ def find_changes(before: Path, after: Path, measure: str) -> list[Change]:
     return sorted(changes, key=lambda change: (-change.worse, change.case))
 
 
-def _median(case: CaseResult, measure: str) -> float | None:
-    spread = case.samples_per_s if measure == "samples_per_s" else case.cpu_us_per_sample
-    return None if spread is None else spread.median
-
-
 def _load(path: Path) -> dict[str, Result]:
     return read_results(path) if path.is_dir() else {(one := read_result(path)).benchmark: one}
-
-
-def _require_same_device(name: str, old: Result, new: Result) -> None:
-    first, second = (
-        f"{one.machine.gpu or one.machine.cpu} ({one.machine.cores} cores)" for one in (old, new)
-    )
-    if first != second:
-        raise DataError(f"{name}: measured on {first} and on {second}; expected one machine")

@@ -86,7 +86,8 @@ def loading_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def command(*options: Decorator) -> Callable[[Callable[..., Result]], click.Command]:
     """Make a command of a function that returns a result.
 
-    The command prints the result, and writes it as JSON where --json names a file.
+    The command prints the tables and figures of the result, and writes it as JSON where --json
+    names a file.
     """
     json_option: Decorator = click.option(
         "--json", "json_path", type=PATH, callback=_check_writable, help="Write JSON."
@@ -95,7 +96,11 @@ def command(*options: Decorator) -> Callable[[Callable[..., Result]], click.Comm
     def make(run: Callable[..., Result]) -> click.Command:
         @wraps(run)
         def run_and_write(json_path: Path | None, **values: Any) -> None:
-            write_result(run(**values), json_path)
+            result = run(**values)
+            click.echo(tables.text(result))
+            if json_path is not None:
+                json_path.parent.mkdir(parents=True, exist_ok=True)
+                json_path.write_text(result.model_dump_json(indent=1) + "\n")
 
         function: Callable[..., Any] = run_and_write
         for decorate in [json_option, *reversed(options)]:
@@ -103,11 +108,3 @@ def command(*options: Decorator) -> Callable[[Callable[..., Result]], click.Comm
         return click.command()(function)
 
     return make
-
-
-def write_result(result: Result, path: Path | None) -> None:
-    """Print the tables and figures of a result; with ``path`` write the JSON too."""
-    click.echo(tables.text(result))
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(result.model_dump_json(indent=1) + "\n")

@@ -46,6 +46,9 @@ class _Kind(NamedTuple):
 
 _BARS = partial(plots.bars, label="samples/s, more is better; line: range of the repeats")
 _STEP_BARS = partial(plots.bars, label="samples/s of training steps, more is better")
+# Validation has no new backgrounds and foregrounds, or new ones of at least one kind.
+_RANDOM = partial(tables.quality, splits=("random",))
+_HELD_OUT = partial(tables.quality, splits=("bg", "fg", "both"))
 _KINDS = (
     _Kind("convert", "Conversion: from files to shards", (tables.timed,), _BARS,
           "Bars: samples per second of packing, of stock FFCV's writer and of reading alone"),
@@ -71,7 +74,7 @@ _KINDS = (
           "Lines: mask IoU and depth RMSE over CPU minutes, one for each recipe"),
     _Kind("quality",
           "What training reaches, beside baselines: difference above 40, mean map of the bg",
-          (tables.quality_random, tables.quality_held_out), plots.quality,
+          (_RANDOM, _HELD_OUT), plots.quality,
           "Bars: mask IoU and depth RMSE of runs, beside the baselines without a network"),
     _Kind("simulation", "Millions and billions of samples (arithmetic and simulation)",
           (tables.figures,)),

@@ -32,7 +32,6 @@ class Table:
         return Table((*self.head, name), tuple(rows))
 
     def markdown(self) -> str:
-        """As GitHub shows it."""
         lines = [self.head, tuple("---" if at == 0 else "---:" for at in range(len(self.head)))]
         return "\n".join("| " + " | ".join(row) + " |" for row in (*lines, *self.rows))
 
@@ -47,11 +46,11 @@ class Table:
         ]
 
 
-def number(value: float | None, digits: int = 3) -> str:
+def number(value: float | None) -> str:
     """Three significant figures, with thousands separators; empty for None."""
     if value is None:
         return ""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.{digits}g}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def text(result: Result) -> str:
@@ -222,18 +221,8 @@ def recipes_over_time(result: Result) -> Table:
     )
 
 
-def quality_random(result: Result) -> Table:
-    """Runs whose validation backgrounds and foregrounds are all in training too."""
-    return _quality(result, ("random",))
-
-
-def quality_held_out(result: Result) -> Table:
-    """Runs that are scored on new backgrounds, new foregrounds or both."""
-    return _quality(result, ("bg", "fg", "both"))
-
-
-def _quality(result: Result, splits: tuple[str, ...]) -> Table:
-    """Scores of runs beside those of the baselines, and their CPU time."""
+def quality(result: Result, splits: tuple[str, ...]) -> Table:
+    """Scores of runs with these splits beside those of the baselines, and their CPU time."""
     rows = []
     for name, case in result.cases.items():
         about, found = case.parameters, case.figures
