@@ -16,11 +16,11 @@ from benchmarks.harness.images import Images, MeanStd, Scale, allowed_levels, no
 from benchmarks.harness.options import Loading
 from benchmarks.peers.source import FIELDS, Files, write_tars
 from convert.manifest import read_manifest
-from convert.moments import Statistics
 from convert.shards import Shards
 from loaders.backgrounds import Backgrounds
 
 _WINDOW = 1024  # the reader's own default
+_MASK_THRESHOLD = 128 / 255  # of floats
 
 
 @contextmanager
@@ -41,19 +41,32 @@ def open_dali(
     load: ``hw_decoder_load`` of the decoders on a GPU; None: DALI's default.
     """
     opened = Shards(shards)
-    names = FIELDS[1:] if resident else FIELDS
-    moments = _moments(opened.manifest.statistics) if normalise else None
-    paths = sorted(store.glob("*.tar"))
+    layout, names = opened.manifest.layout, FIELDS[1:] if resident else FIELDS
+    scale = normalised_scale(opened.manifest.statistics, _MASK_THRESHOLD)
+    unit = ((0.0,), (255.0,))
+    moments = {"bg": scale.bg, "fg_bg": scale.fg_bg, "mask": unit, "depth": unit}
+    on_gpu = torch.device(device).type == "cuda"
     decoder: dict[str, Any] = {} if load is None else {"hw_decoder_load": load}
-    pipeline = _pipeline(paths, names, batch_size, threads, device, moments, decoder)
+    if on_gpu:  # as all others interpolate chroma; DALI's default on a GPU repeats its pixels
+        decoder["jpeg_fancy_upsampling"] = True
+    graph = _graph(sorted(store.glob("*.tar")), names, moments if normalise else None, decoder)
+    pipeline = graph(
+        "mixed" if on_gpu else "cpu",
+        batch_size=batch_size,
+        num_threads=threads,
+        device_id=(torch.device(device).index or 0) if on_gpu else None,
+        prefetch_queue_depth=2,
+    )
     pipeline.build()
-    layout = opened.manifest.layout
-    backgrounds = _backgrounds(opened, device, moments) if resident else None
-    batches = -(-layout.samples // batch_size)
+    if resident:
+        backgrounds = Backgrounds.from_numpy(opened.backgrounds, layout, device).images
+        if normalise:
+            mean, std = (torch.tensor(one, device=device).view(-1, 1, 1) for one in scale.bg)
+            backgrounds = (backgrounds.float() - mean) / std
 
     def epoch(number: int) -> Iterator[Images]:
         left = layout.samples
-        for _ in range(batches):
+        for _ in range(-(-layout.samples // batch_size)):
             outputs: Any = pipeline.run()
             *pixels, index = (from_dlpack(output.as_tensor()) for output in outputs)
             # The last batch is filled up with repeated samples.
@@ -62,7 +75,7 @@ def open_dali(
                 fields = {name: field.permute(0, 3, 1, 2) for name, field in fields.items()}
             index = index[:left].flatten().to(device)
             left -= batch_size
-            if backgrounds is not None:
+            if resident:
                 group = torch.div(index, layout.samples_per_bg or 1, rounding_mode="floor")
                 fields["bg"] = backgrounds.index_select(0, group)
             yield Images(index=index, **fields)
@@ -82,7 +95,7 @@ def dali_contender(
     load: float | None = None,
 ) -> Contender:
     """Stock DALI on tar shards that are written into ``store``; see `open_dali`."""
-    statistics, threshold = read_manifest(shards).statistics, 128 / 255
+    statistics = read_manifest(shards).statistics
     return Contender(
         name=name,
         opens=open_dali,
@@ -93,46 +106,24 @@ def dali_contender(
         convert=partial(write_tars, files, loading.threads),
         store=store,
         expected=files.indices,
-        scale=normalised_scale(statistics, threshold) if normalise else Scale(),
+        scale=normalised_scale(statistics, _MASK_THRESHOLD) if normalise else Scale(),
         levels=allowed_levels(loading.device, 0.01 if normalise else 0.0),
         threads=loading.threads,
         device=loading.device,
     )  # fmt: skip
 
 
-def _moments(statistics: Statistics) -> dict[str, MeanStd]:
-    """Mean and std in 0..255, by field."""
-    scale = normalised_scale(statistics, mask_threshold=128 / 255)
-    unit = ((0.0,), (255.0,))
-    return {"bg": scale.bg, "fg_bg": scale.fg_bg, "mask": unit, "depth": unit}
-
-
-def _backgrounds(opened: Shards, device: str, moments: dict[str, MeanStd] | None) -> torch.Tensor:
-    """(n_bg, 3, H, W), normalised once where there are moments."""
-    images = Backgrounds.from_numpy(opened.backgrounds, opened.manifest.layout, device).images
-    if moments is None:
-        return images
-    mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in moments["bg"])
-    return (images.float() - mean) / std
-
-
-def _pipeline(
+def _graph(
     paths: list[Path],
     names: tuple[str, ...],
-    batch_size: int,
-    threads: int,
-    device: str,
     moments: dict[str, MeanStd] | None,
     decoder: dict[str, Any],
 ) -> Any:
+    """A function that makes the pipeline, from the device of the decoders and DALI's options."""
     from nvidia.dali import fn, pipeline_def, types
 
-    on_gpu = torch.device(device).type == "cuda"
-    if on_gpu:  # as all others interpolate chroma; DALI's default on a GPU repeats its pixels
-        decoder = {**decoder, "jpeg_fancy_upsampling": True}
-
     @pipeline_def
-    def graph() -> tuple[Any, ...]:
+    def graph(where: str) -> tuple[Any, ...]:
         read: Any = fn.readers.webdataset
         *stored, index = read(
             paths=[str(path) for path in paths],
@@ -145,7 +136,6 @@ def _pipeline(
         decoded = []
         for name, data in zip(names, stored, strict=True):
             form = types.RGB if name in ("bg", "fg_bg") else types.GRAY
-            where = "mixed" if on_gpu else "cpu"
             image = fn.decoders.image(data, device=where, output_type=form, **decoder)
             if moments is not None:
                 mean, std = moments[name]
@@ -155,9 +145,4 @@ def _pipeline(
             decoded.append(image)
         return (*decoded, fn.reinterpret(index, dtype=types.INT64))
 
-    return graph(
-        batch_size=batch_size,
-        num_threads=threads,
-        device_id=(torch.device(device).index or 0) if on_gpu else None,
-        prefetch_queue_depth=2,
-    )
+    return graph
