@@ -21,6 +21,7 @@ from benchmarks.harness.steps import make_stage
 from benchmarks.harness.timing import print_progress
 from loaders import Inputs
 from model.losses import training_loss
+from model.recipe import Stage
 from model.unet import DualDecoderUNet
 
 DEVICES = ("T4", "A100", "H100")
@@ -38,7 +39,6 @@ class ByteCounter(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run the operation, and count."""
         found = func(*args, **(kwargs or {}))
         if not func.is_view:
             tensors = tree_leaves((args, kwargs, found))
@@ -54,7 +54,7 @@ def estimate(width: int) -> Result:
     cases = {}
     for size in (112, 224):
         for kind in ("depth", "mask"):
-            gflop, mbyte = work(kind, size, width)
+            gflop, mbyte = work(make_stage(kind, size, _BATCH), width)
             for name in DEVICES:
                 gpu = find_gpu(name)
                 assert gpu is not None
@@ -73,13 +73,12 @@ def estimate(width: int) -> Result:
     return make_result("estimate", {"width": width}, cases)
 
 
-def work(kind: str, size: int, width: int) -> tuple[float, float]:
+def work(stage: Stage, width: int) -> tuple[float, float]:
     """GFLOP and MB of memory traffic of one training step, per sample, in bfloat16."""
-    stage = make_stage(kind, size, _BATCH)
     with torch.device("meta"):
         network = DualDecoderUNet(width).bfloat16().freeze(*stage.frozen).train()
-        image = torch.empty(_BATCH, 3, size, size, dtype=torch.bfloat16)
-        target = torch.empty(_BATCH, 1, size, size)
+        image = torch.empty(_BATCH, 3, stage.size, stage.size, dtype=torch.bfloat16)
+        target = torch.empty(_BATCH, 1, stage.size, stage.size)
     inputs = Inputs(image, image, target, target)
     optimizer = torch.optim.SGD(network.trained_parameters(), lr=1e-3, momentum=0.9)
     with FlopCounterMode(display=False) as flops, ByteCounter() as traffic:

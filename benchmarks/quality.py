@@ -56,8 +56,8 @@ def _score(folder: Path, device: str) -> CaseResult:
     checkpoint = load_network(folder / BEST)
     report = evaluate_checkpoint(checkpoint, config.data, config.amp, choose_device(device))
     rows = report.evaluation.rows
-    figures = {name: _value(rows["network"], name) for name in SCORED} | {
-        f"rule_{name}": _value(rows[baseline], name) for name, baseline in BASELINES.items()
+    figures = {name: value_of(rows["network"], name) for name in SCORED} | {
+        f"rule_{name}": value_of(rows[baseline], name) for name, baseline in BASELINES.items()
     }
     figures["depth_rmse_of_rule"] = figures["depth_rmse"] / figures["rule_depth_rmse"]
     figures["training_cpu_min"] = sum(cpu_s) / 60
@@ -74,7 +74,8 @@ def _score(folder: Path, device: str) -> CaseResult:
     )
 
 
-def _value(scores: Scores, name: str) -> float:
+def value_of(scores: Scores, name: str) -> float:
+    """One score of a network, or of a baseline that has it."""
     value = getattr(scores, name)
     assert value is not None, "both decoders are scored"
     return float(value)

@@ -19,20 +19,23 @@ import click
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.estimate import work
 from benchmarks.harness import options as cli
+from benchmarks.harness.images import spread_indices
 from benchmarks.harness.results import NO_NETWORK, CaseResult, Result, make_result
 from benchmarks.harness.timing import print_progress
+from benchmarks.quality import BASELINES, value_of
 from loaders import Loader, Preprocess, build_loader, read_layout, split_indices
 from model import DualDecoderUNet
 from model.checkpoint import NetworkInfo
-from model.metrics import BASELINE_SAMPLES, SampleTable, Scores, pooled_scores, sample_sums
+from model.metrics import BASELINE_SAMPLES, SampleTable, pooled_scores, sample_sums
 from model.precision import Precision
-from model.recipe import Recipe, Stage, load_recipe
+from model.recipe import Recipe, load_recipe
 from model.training.evaluation import evaluate_network, predict_step, training_means
 from train import StageTrainer
 
+_COUNTED_WIDTH = 8  # of the network whose FLOPs are counted
 FLOAT32 = Precision(dtype=None, scale=False)
 SCORE_OF = {"mask": "mask_iou", "depth": "depth_rmse"}
 """Decoder -> its score."""
@@ -63,18 +66,6 @@ class Data:
         )  # fmt: skip
 
 
-def stage_flops(stage: Stage) -> int:
-    """Floating point operations of one sample in training, counted at width 8 on no device."""
-    with torch.device("meta"):
-        network = DualDecoderUNet(8).freeze(*stage.frozen)
-        bg, fg_bg = torch.zeros(2, 1, 3, stage.size, stage.size)
-    with FlopCounterMode(display=False) as counter:
-        outputs = network(bg, fg_bg, decode=stage.decode)
-        torch.stack([output.mean() for output in outputs if output is not None]).sum().backward()
-    flops: int = counter.get_total_flops()
-    return flops
-
-
 def follow(
     recipe: Recipe, data: Data, *, width: int, budget_s: float, points: int
 ) -> Iterator[Point]:
@@ -83,8 +74,8 @@ def follow(
     network = DualDecoderUNet(width).place("cpu")
     if recipe.from_difference:
         network.start_from_difference()
-    work = [stage_flops(stage) * stage.epochs for stage in recipe.stages]
-    ends = np.cumsum(work) / sum(work) * budget_s
+    shares = [work(stage, _COUNTED_WIDTH)[0] * stage.epochs for stage in recipe.stages]
+    ends = np.cumsum(shares) / sum(shares) * budget_s
     ends[-1] = budget_s  # without a rounding error
     spent, scored_times = 0.0, 0
     trained: set[str] = set()
@@ -108,10 +99,8 @@ def follow(
                 spent += time.process_time() - started
                 if spent >= min(budget_s, (scored_times + 1) * budget_s / points):
                     scores = score(network, scored, stage.size, recipe.depth_loss)
-                    names = {"mask": "mask_iou", "depth": "depth_rmse"}
-                    yield Point(
-                        spent, {n: scores[n] for part, n in names.items() if part in trained}
-                    )
+                    names = [name for part, name in SCORE_OF.items() if part in trained]
+                    yield Point(spent, {name: scores[name] for name in names})
                     scored_times += 1
                     network.train()
 
@@ -133,7 +122,7 @@ def score(network: DualDecoderUNet, loader: Loader, size: int, depth_loss: str) 
         )
         table.add(batch.index, sample_sums(mask_logits, depth, truth.mask, truth.depth))
     scores = pooled_scores(table.collect())
-    return _both_scores(scores, scores)
+    return {name: value_of(scores, name) for name in BASELINES}
 
 
 def baselines(data: Data) -> dict[str, float]:
@@ -146,13 +135,7 @@ def baselines(data: Data) -> dict[str, float]:
         untrained = DualDecoderUNet(1).eval()
         info = NetworkInfo(width=1, size=size, depth_loss="l1", statistics={})
         found = evaluate_network(untrained, val, plain, FLOAT32, info, means)
-    return _both_scores(found.rows["difference"], found.rows["background_depth"])
-
-
-def _both_scores(of_mask: Scores, of_depth: Scores) -> dict[str, float]:
-    assert of_mask.mask_iou is not None
-    assert of_depth.depth_rmse is not None
-    return {"mask_iou": of_mask.mask_iou, "depth_rmse": of_depth.depth_rmse}
+    return {name: value_of(found.rows[rule], name) for name, rule in BASELINES.items()}
 
 
 @cli.command(
@@ -180,7 +163,7 @@ def recipes(
 ) -> Result:
     """Recipes trained on SHARDS for the same CPU time: mask IoU and depth RMSE over minutes."""
     train, val = split_indices(read_layout(shards), "random")
-    chosen = np.sort(val)[np.linspace(0, len(val) - 1, min(samples, len(val)), dtype=int)]
+    chosen = np.sort(val)[spread_indices(len(val), samples)]
     data = Data(shards=shards, engine=engine, train=train, scored=chosen, batch_size=batch_size)
     cases = {NO_NETWORK: CaseResult(figures=baselines(data))}
     torch.set_num_threads(threads)  # FFCV, once opened, sets it too

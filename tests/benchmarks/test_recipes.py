@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.recipes import Data, baselines, follow, stage_flops
+from benchmarks.estimate import work
+from benchmarks.recipes import Data, baselines, follow
 from loaders import read_layout, split_indices
 from model.recipe import RECIPES, Recipe, Stage
 
@@ -18,9 +19,9 @@ def test_work_of_a_stage_is_that_of_the_description() -> None:
     """228, 139 and 98 GFLOP a sample at full width; the same ratios at any."""
     depth, mask = RECIPES["original"].stages[2], RECIPES["original"].stages[7]
     joint = RECIPES["joint"].stages[2]
-    work = [stage_flops(stage) for stage in (joint, depth, mask)]
-    assert np.array(work) / work[0] == pytest.approx(np.array([228, 139, 98]) / 228, rel=0.02)
-    assert stage_flops(RECIPES["joint"].stages[0]) * 4 == work[0]
+    gflop = [work(stage, 8)[0] for stage in (joint, depth, mask)]
+    assert np.array(gflop) / gflop[0] == pytest.approx(np.array([228, 139, 98]) / 228, rel=0.02)
+    assert work(RECIPES["joint"].stages[0], 8)[0] * 4 == gflop[0]
 
 
 def test_a_recipe_is_trained_and_scored(
