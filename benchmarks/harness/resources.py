@@ -6,7 +6,7 @@ import itertools
 import os
 import resource
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -31,57 +31,46 @@ def cpu_s() -> float:
     return total
 
 
-class Peak:
-    """Largest memory of this process and its children seen so far."""
+def _memory(*, closely: bool = False) -> tuple[int, int]:
+    """Resident bytes of this process and its children, and what children share with others.
 
-    def __init__(self) -> None:
-        self._resident = self._shared = 0
-
-    @property
-    def gib(self) -> float:
-        """Resident GiB, where pages that a child shares with others count once."""
-        return (self._resident - self._shared) / 2**30
-
-    def look(self, *, closely: bool = False) -> None:
-        """Sum the resident memory, a few microseconds a process.
-
-        closely: also sum what children share with others: 10 ms a child, as the kernel walks its
-        pages.
-        """
-        this = psutil.Process()
-        resident, shared = this.memory_info().rss, 0
-        for child in this.children(recursive=True):
-            with suppress(psutil.Error):  # it has ended
-                resident += child.memory_info().rss
-                if closely:
-                    memory = child.memory_full_info()
-                    shared += memory.rss - memory.uss
-        self._resident, self._shared = max(self._resident, resident), max(self._shared, shared)
+    closely: the second is 0 without it. It takes 10 ms a child, as the kernel walks its pages; the
+    first takes a few microseconds a process.
+    """
+    this = psutil.Process()
+    resident, shared = this.memory_info().rss, 0
+    for child in this.children(recursive=True):
+        with suppress(psutil.Error):  # it has ended
+            resident += child.memory_info().rss
+            if closely:
+                memory = child.memory_full_info()
+                shared += memory.rss - memory.uss
+    return resident, shared
 
 
 @contextmanager
-def peak_memory() -> Iterator[Peak]:
+def peak_memory() -> Iterator[Callable[[], float]]:
     """Watch this process and all its children: 50 times a second, closely every 3 s and at the end.
 
-    What children share (libraries, torch, the parent's pages after a fork) is subtracted.
+    Yields a function that returns the largest resident GiB so far. What children share (libraries,
+    torch, the parent's pages after a fork) is subtracted.
     """
-    peak, done = Peak(), threading.Event()
+    peak, done = list(_memory()), threading.Event()
 
     def watch() -> None:
         for number in itertools.count(1):
             if done.wait(_SAMPLING_S):
                 return
-            peak.look(closely=number % _CLOSELY_EVERY == 0)
+            peak[:] = map(max, peak, _memory(closely=number % _CLOSELY_EVERY == 0))
 
-    peak.look()
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield peak
+        yield lambda: (peak[0] - peak[1]) / 2**30
     finally:
         done.set()
         thread.join()
-        peak.look(closely=True)
+        peak[:] = map(max, peak, _memory(closely=True))
 
 
 def drop_cache(files: Iterable[Path]) -> int:

@@ -54,7 +54,7 @@ def time_once(run: Callable[[], int], *, device: torch.device | str = "cpu") -> 
     if on_gpu:
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
-    with peak_memory() as peak:
+    with peak_memory() as peak_gib:
         cpu, wall = cpu_s(), time.perf_counter()
         samples = run()
         if on_gpu:
@@ -64,7 +64,7 @@ def time_once(run: Callable[[], int], *, device: torch.device | str = "cpu") -> 
         samples=samples,
         wall_s=wall,
         cpu_s=cpu,
-        peak_gib=peak.gib,
+        peak_gib=peak_gib(),
         peak_device_gib=torch.cuda.max_memory_allocated(device) / 2**30 if on_gpu else None,
     )
 
