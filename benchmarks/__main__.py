@@ -23,11 +23,9 @@ class Commands(errors.Commands):
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names of all commands."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a command."""
         if cmd_name not in COMMANDS:
             return None
         module = import_module(f"benchmarks.{_MODULES.get(cmd_name, cmd_name)}")

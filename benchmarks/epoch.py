@@ -106,7 +106,7 @@ def _cases(epochs: Epochs, setup: Setup, kind: str, repeats: int) -> dict[str, C
         "training": epochs.train, "validation": epochs.validate,
     }  # fmt: skip
     measures = {
-        f"{title}: {part}": partial(time_once, work, device=setup.device)
+        f"{title}: {part}": partial(time_once, work, device=setup.loader.device)
         for part, work in works.items()
     }
     found = dict(zip(works, interleave(measures, repeats).values(), strict=True))
@@ -206,11 +206,11 @@ class Epochs:
         rate: samples/s of training.
         """
         found = {"gflop_per_sample": gflop_per_sample(self._step, self.fixed)}
-        peak = peak_tflops(setup.device, setup.precision)
+        peak = peak_tflops(self._device, setup.precision)
         if peak is not None:
             found["mfu"] = found["gflop_per_sample"] * rate / (peak * 1e3)
-        if setup.device.type == "cuda":
-            found["host_to_device_s"] = _copy_s(self.fixed, setup.device) * len(self._training)
+        if self._device.type == "cuda":
+            found["host_to_device_s"] = _copy_s(self.fixed, self._device) * len(self._training)
         return found
 
 

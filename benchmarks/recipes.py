@@ -59,7 +59,6 @@ class Data:
     batch_size: int
 
     def open(self, indices: np.ndarray, *, shuffle: bool) -> Loader:
-        """A loader over some samples."""
         return build_loader(
             self.engine, self.shards, batch_size=self.batch_size, indices=indices,
             shuffle=shuffle, drop_last=shuffle,

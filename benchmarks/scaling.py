@@ -7,6 +7,7 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -17,14 +18,14 @@ import psutil
 from benchmarks.harness.contender import Contender, race
 from benchmarks.harness.images import read_truth
 from benchmarks.harness.options import SHARDS, Loading, command, loading_options, option
-from benchmarks.harness.ours import ENGINES, missing_engines, our_contenders
+from benchmarks.harness.ours import our_contenders
 from benchmarks.harness.repeated import write_repeated
 from benchmarks.harness.results import CaseResult, Result, make_result
 from benchmarks.harness.timing import print_progress
 from convert.dataset.compose import compose
 from convert.pack import pack
 from convert.shards import Shards
-from loaders import Loader, build_loader
+from loaders import build_loader
 
 BATCH_SIZES = (16, 64, 256)
 IMAGE_SIZES = (112, 224, 448)
@@ -102,15 +103,12 @@ def _open_records(
 ) -> dict[str, CaseResult]:
     """Cases of opening a folder of so many records, in a new process for each engine."""
     samples = write_repeated(shards, folder, count)
-    missing = missing_engines(shards)
     found = {}
-    for engine in ENGINES:
-        if engine in missing:
-            continue
+    for contender in our_contenders(shards, loading):
+        name, engine = contender.name, contender.options["engine"]
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=context) as pool:
             figures = pool.submit(_open, engine, shards, folder, loading).result()
-        name = f"ours, {engine.upper()}"
         first = figures["first_batch_s"]
         print_progress(f"{name}, {samples} records: first batch after {first:.2f} s")
         found[f"{name}, records {samples}"] = CaseResult(
@@ -122,12 +120,10 @@ def _open_records(
 
 def _open(engine: str, warm: Path, folder: Path, loading: Loading) -> dict[str, float]:
     """Seconds to the first batch, memory that the loader adds, and the rate of later batches."""
-
-    def open_loader(shards: Path) -> Loader:
-        return build_loader(
-            engine, shards, device=loading.device, num_workers=loading.threads, rank=0, world_size=1
-        )
-
+    open_loader = partial(
+        build_loader, engine, device=loading.device, num_workers=loading.threads, rank=0,
+        world_size=1,
+    )  # fmt: skip
     with open_loader(warm) as loader:  # imports modules, compiles kernels
         next(iter(loader.epoch(0)))
     this = psutil.Process()

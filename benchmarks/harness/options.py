@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any
@@ -73,11 +73,9 @@ def loading_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options of `Loading`, which the function gets as ``loading``."""
 
     @wraps(function)
-    def with_loading(
-        repeats: int, batch_size: int, threads: int, device: str, **others: Any
-    ) -> Any:
-        loading = Loading(repeats=repeats, batch_size=batch_size, threads=threads, device=device)
-        return function(loading=loading, **others)
+    def with_loading(**values: Any) -> Any:
+        loading = Loading(**{field.name: values.pop(field.name) for field in fields(Loading)})
+        return function(loading=loading, **values)
 
     threads = at_least_1("--threads", default=available_cores(), help="Of each contender.")
     return DEVICE(threads(batch_size_option(default=64)(REPEATS(with_loading))))

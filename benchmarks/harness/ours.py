@@ -19,7 +19,9 @@ from convert.shards import Shards
 from loaders import Preprocess, build_loader
 from loaders.engines import REGISTRY, is_installed
 
-ENGINES = ("ffcv", "dali")
+ENGINES = {"ours, FFCV": "ffcv", "ours, DALI": "dali"}
+"""Name of a contender -> its engine."""
+
 _ACCURATE_DCT = 4096  # TJFLAG_ACCURATEDCT of turbojpeg.h: what exact pixels need
 _RGB, _GRAY = 0, 6
 _CHUNK = 64
@@ -46,13 +48,13 @@ def open_ours(
 
 
 def our_contenders(shards: Path, loading: Loading, *, normalise: bool = False) -> list[Contender]:
-    """Each of our engines that can be measured; see `missing_engines`."""
+    """Each of our engines that can be measured; see `skipped_engines`."""
     manifest = Shards(shards).manifest
     exact = 0.01 if normalise else 0.0
-    missing = missing_engines(shards)
+    skipped = skipped_engines(shards)
     return [
         Contender(
-            name=f"ours, {engine.upper()}{FLOAT if normalise else ''}",
+            name=name + (FLOAT if normalise else ""),
             opens=open_ours,
             options={
                 **loading.options, "engine": engine, "shards": shards, "normalise": normalise
@@ -68,27 +70,22 @@ def our_contenders(shards: Path, loading: Loading, *, normalise: bool = False) -
             threads=loading.threads,
             device=loading.device,
         )
-        for engine in ENGINES
-        if engine not in missing
+        for name, engine in ENGINES.items()
+        if name not in skipped
     ]  # fmt: skip
 
 
-def missing_engines(shards: Path) -> dict[str, str]:
-    """Engines that cannot be measured, and why."""
+def skipped_engines(shards: Path) -> dict[str, str]:
+    """Names of our contenders that cannot be measured, and why."""
     reasons = {}
-    for engine in ENGINES:
+    for name, engine in ENGINES.items():
         needs = REGISTRY[engine].needs
         # DALI's engine reads either format.
         if engine == "ffcv" and engine not in Shards(shards).manifest.formats:
-            reasons[engine] = "the folder holds no files of this format"
+            reasons[name] = "the folder holds no files of this format"
         if not is_installed(needs):
-            reasons[engine] = f"{needs} is not installed"
+            reasons[name] = f"{needs} is not installed"
     return reasons
-
-
-def skipped_engines(shards: Path) -> dict[str, str]:
-    """`missing_engines` by the name of the contender."""
-    return {f"ours, {name.upper()}": why for name, why in missing_engines(shards).items()}
 
 
 @contextmanager

@@ -48,11 +48,6 @@ class Setup:
     width: int
     precision: Precision
 
-    @property
-    def device(self) -> torch.device:
-        """Where the step runs."""
-        return self.loader.device
-
     def preprocess(self, *, channels_last: bool = True) -> Preprocess:
         """To the stage's size."""
         return Preprocess(
@@ -72,14 +67,14 @@ class OurStep:
     def __init__(self, setup: Setup, *, compiled: bool = False) -> None:
         torch.manual_seed(0)
         self.trainer = StageTrainer(
-            network=DualDecoderUNet(setup.width).place(setup.device),
+            network=DualDecoderUNet(setup.width).place(setup.loader.device),
             recipe=RECIPES["original"],
             stage=setup.stage,
             preprocess=setup.preprocess(),
             precision=setup.precision,
             compile="default" if compiled else "off",
         )
-        self._table = SampleTable(setup.loader.layout.samples, setup.device)
+        self._table = SampleTable(setup.loader.layout.samples, setup.loader.device)
 
     def __call__(self, batch: Batch, phases: Phases | None = None) -> None:
         """One step; with ``phases``, the times of its phases are added to them."""
@@ -115,7 +110,7 @@ class OriginalStep:
     def __init__(self, setup: Setup) -> None:
         torch.manual_seed(0)
         self._stage, self._precision = setup.stage, setup.precision
-        self.network = DualDecoderUNet(setup.width).to(setup.device)
+        self.network = DualDecoderUNet(setup.width).to(setup.loader.device)
         self.network.freeze(*setup.stage.frozen)
         self.network.frozen = frozenset()  # gradients stay off; all else is as if never frozen
         nn.Module.train(self.network)
@@ -129,7 +124,6 @@ class OriginalStep:
         )
 
     def __call__(self, batch: Batch) -> None:
-        """One step."""
         inputs = self.preprocess(batch)
         self._optimizer.zero_grad()
         with self._precision.autocast(inputs.mask.device.type):
@@ -149,5 +143,4 @@ def gflop_per_sample(step: Callable[[Batch], None], batch: Batch) -> float:
     """2 x multiply-adds of one step, by torch's own counter, over the samples of the batch."""
     with FlopCounterMode(display=False) as counter:
         step(batch)
-    flops: int = counter.get_total_flops()
-    return flops / len(batch.index) / 1e9
+    return counter.get_total_flops() / len(batch.index) / 1e9
