@@ -38,7 +38,15 @@ _MARK = re.compile(r"<!-- (?P<name>[\w-]+)(?:\.(?P<table>\d+))?:begin -->")
 def report(results: Path, pictures: Path | None, documents: tuple[Path, ...]) -> None:
     """One page, report.html, and PNG files from all results in RESULTS."""
     figures = all_figures(results)
-    write_page(results / PAGE, figures)
+    environment = Environment(
+        loader=PackageLoader("benchmarks.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
+    template = environment.get_template("page.html.j2")
+    (results / PAGE).write_text(template.render(title="maskdepth: measured", figures=figures))
     folder = pictures or results / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
     images = {figure.name: figure.png for figure in figures if figure.png is not None}
@@ -54,19 +62,6 @@ def all_figures(folder: Path) -> list[Figure]:
     results, order = read_results(folder), get_args(Benchmark)
     names = sorted(results, key=lambda name: (order.index(results[name].benchmark), name))
     return [figure for name in names for figure in draw(name, results[name])]
-
-
-def write_page(path: Path, figures: Sequence[Figure]) -> None:
-    """One HTML file that contains its pictures."""
-    environment = Environment(
-        loader=PackageLoader("benchmarks.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    )
-    environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
-    template = environment.get_template("page.html.j2")
-    path.write_text(template.render(title="maskdepth: measured", figures=figures))
 
 
 def insert(path: Path, figures: Sequence[Figure]) -> list[str]:
@@ -88,20 +83,14 @@ def insert(path: Path, figures: Sequence[Figure]) -> list[str]:
         end = text.find(f"<!-- {mark}:end -->", at)
         if end < 0:
             raise DataError(f"{path}: found {match[0]}, expected <!-- {mark}:end --> after it")
-        block = f"\n{_markdown(path, figure, match['table'])}\n"
-        text = text[:at] + block + text[end:]
+        chosen = figure.tables
+        if match["table"] is not None:
+            chosen = chosen[int(match["table"]) :][:1]
+            if not chosen:
+                count = len(figure.tables)
+                raise DataError(f"{path}: found {match[0]}, but {figure.name} has {count} tables")
+        parts = [*(table.markdown() for table in chosen), figure.where, *figure.notes]
+        text = text[:at] + "\n" + "\n\n".join(parts) + "\n" + text[end:]
         filled.append(mark)
     path.write_text(text, encoding="utf-8")
     return filled
-
-
-def _markdown(path: Path, figure: Figure, table: str | None) -> str:
-    chosen = figure.tables
-    if table is not None:
-        if int(table) >= len(chosen):
-            raise DataError(
-                f"{path}: found a mark for table {table} of {figure.name}, which has {len(chosen)}"
-            )
-        chosen = (chosen[int(table)],)
-    notes = (figure.where, *figure.notes)
-    return "\n\n".join([*(one.markdown() for one in chosen), *notes])

@@ -121,18 +121,18 @@ def _lines(axes: Any, result: Result, axis: str, what: str) -> None:
         "first_batch_s": "s to the first batch",
     }
     engines = dict.fromkeys(str(case.parameters["engine"]) for case in result.cases.values())
+    cases = [case for case in result.cases.values() if case.parameters["axis"] == axis]
     for engine, marker, colour in zip(engines, "os^v", (_OURS, _FLOOR, _OTHERS, "k"), strict=False):
         points = sorted(
             (float(case.parameters["value"]), value)
-            for case in result.cases.values()
-            if case.parameters["axis"] == axis and case.parameters["engine"] == engine
-            if (value := tables.point(case, what)) is not None
+            for case in cases
+            if case.parameters["engine"] == engine
+            and (value := tables.point(case, what)) is not None
         )
         if points:
             axes.plot(*zip(*points, strict=True), marker=marker, ms=3, color=colour, label=engine)
     axes.set_xscale("log")
     if axis != "records":
-        cases = (case for case in result.cases.values() if case.parameters["axis"] == axis)
         values = sorted({float(case.parameters["value"]) for case in cases})
         axes.set_xticks(values, [f"{value:.0f}" for value in values])
         axes.minorticks_off()
