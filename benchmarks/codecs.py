@@ -13,8 +13,8 @@ import simplejpeg
 
 from benchmarks.harness.images import spread_indices
 from benchmarks.harness.options import REPEATS, SHARDS, at_least_1, command
-from benchmarks.harness.results import CaseResult, Result, make_result
-from benchmarks.harness.timing import summarize, time_cpu
+from benchmarks.harness.results import CaseResult, Result, make_result, summarize
+from benchmarks.harness.timing import time_cpu
 from convert.codecs import decode_mask_jpeg, decode_runs, pack_runs
 from convert.shards import Shards
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,7 @@ import crc32c
 import numpy as np
 
 from benchmarks.harness.options import DATASET, REPEATS, at_least_1, command
-from benchmarks.harness.results import CaseResult, Result, make_result
-from benchmarks.harness.timing import summarize
+from benchmarks.harness.results import CaseResult, Result, make_result, summarize
 from convert import jpeg
 from convert.codecs import pack_runs, threshold_mask
 from convert.jpeg.luma import cut_to_luma
@@ -59,7 +58,7 @@ def _round(source: Source, samples: int) -> dict[str, float]:
     height, width = source.layout.height, source.layout.width
     rgb, gray = np.empty((height, width, 3), np.uint8), np.empty((height, width, 1), np.uint8)
     for index in range(samples):
-        fg_bg, mask, depth = clock("read 3 files", _read, source.paths(index))
+        fg_bg, mask, depth = clock("read 3 files", list, map(Path.read_bytes, source.paths(index)))
         clock("decode fg_bg", jpeg.decode_rgb, fg_bg, rgb)
         clock("sums of fg_bg", sums["fg_bg"].add, rgb)
         pixels = clock("decode mask", jpeg.decode_gray, mask, gray)
@@ -69,16 +68,8 @@ def _round(source: Source, samples: int) -> dict[str, float]:
         cut = clock("cut depth to luma", cut_to_luma, depth)
         pixels = clock("decode depth", jpeg.decode_gray, cut, gray)
         clock("sums of depth", sums["depth"].add, pixels)
-        clock("checksums", _checksums, fg_bg, runs, cut)
+        clock("checksums", list, map(crc32c.crc32c, (fg_bg, runs, cut)))
     with tempfile.TemporaryDirectory(prefix="maskdepth-bench-") as folder:
         part = Part(number=0, start=0, stop=samples)
         clock(ALL_STEPS, write_part, source, PackConfig().codecs, part, Path(folder))
     return {step: total / samples * 1e6 for step, total in seconds.items()}
-
-
-def _read(paths: Iterable[Path]) -> list[bytes]:
-    return [path.read_bytes() for path in paths]
-
-
-def _checksums(*fields: bytes) -> list[int]:
-    return [crc32c.crc32c(data) for data in fields]

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.harness.gpus import find_gpu
+from benchmarks.harness.gpus import GPUS
 from benchmarks.harness.options import command, width_option
 from benchmarks.harness.results import CaseResult, Result, make_result
 from benchmarks.harness.steps import make_stage
@@ -56,8 +56,7 @@ def estimate(width: int) -> Result:
         for kind in ("depth", "mask"):
             gflop, mbyte = work(make_stage(kind, size, _BATCH), width)
             for name in DEVICES:
-                gpu = find_gpu(name)
-                assert gpu is not None
+                gpu = GPUS[name]
                 step_s = gflop / (gpu.tflops_half * 1e3) + mbyte / (gpu.memory_gb_s * 1e3)
                 figures = {
                     "gflop_per_sample": gflop,

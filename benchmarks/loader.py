@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.harness.contender import Contender, Isolated, race
+from benchmarks.harness.contender import Isolated, race
 from benchmarks.harness.images import read_truth, some_samples
 from benchmarks.harness.options import SHARDS, Loading, command, loading_options
 from benchmarks.harness.ours import floor_contender, our_contenders, skipped_engines
@@ -28,8 +28,12 @@ def loader(shards: Path, loading: Loading) -> Result:
     cases, _ = race(contenders, truth, loading.repeats)
     for contender in ours:
         name = f"{contender.name}, cold cache"
-        cases[name] = _cold_case(contender, opened)
-        print_progress(f"{name}: {cases[name].repeats[0].samples_per_s:,.1f} samples/s")
+        # The first epoch of a new process, after the kernel was asked to forget the shards.
+        dropped = drop_cache([opened.folder / file for file in opened.manifest.files])
+        with Isolated(contender) as isolated:
+            repeat, figures = isolated.run(), {"dropped_bytes": float(dropped)}
+        cases[name] = CaseResult(repeats=[repeat], figures=figures)
+        print_progress(f"{name}: {repeat.samples_per_s:,.1f} samples/s")
     return make_result(
         "loader",
         loading.arguments(shards=shards.name, samples=len(opened)),
@@ -38,10 +42,3 @@ def loader(shards: Path, loading: Loading) -> Result:
         ours=tuple(contender.name for contender in (*ours, *floats)),
         skipped=skipped_engines(shards),
     )
-
-
-def _cold_case(contender: Contender, opened: Shards) -> CaseResult:
-    """The first epoch of a new process, after the kernel was asked to forget the shards."""
-    dropped = drop_cache([opened.folder / file for file in opened.manifest.files])
-    with Isolated(contender) as isolated:
-        return CaseResult(repeats=[isolated.run()], figures={"dropped_bytes": float(dropped)})

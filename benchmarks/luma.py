@@ -11,8 +11,8 @@ import numpy as np
 
 from benchmarks.harness.images import spread_indices
 from benchmarks.harness.options import DATASET, REPEATS, at_least_1, command
-from benchmarks.harness.results import CaseResult, Result, make_result
-from benchmarks.harness.timing import summarize, time_cpu
+from benchmarks.harness.results import CaseResult, Result, make_result, summarize
+from benchmarks.harness.timing import time_cpu
 from convert import jpeg
 from convert.errors import DataError
 from convert.jpeg.luma import cut_to_luma

@@ -191,7 +191,7 @@ def race(
     """
     figures: dict[str, dict[str, float]] = {}
     skipped: dict[str, str] = {}
-    running: dict[str, Isolated] = {}
+    measures: dict[str, Callable[[], Repeat]] = {}
     with ExitStack() as stack:
         for contender in contenders:
             name = contender.name
@@ -204,11 +204,10 @@ def race(
                 skipped[name] = str(error)
                 print_progress(f"{name}: skipped, {error}")
                 continue
-            running[name] = isolated
+            measures[name] = isolated.run
             figures[name] = {**isolated.converted, **found}
             compared = len(truth.index) if found else 0
             print_progress(f"{name}: ready ({compared} samples compared)")
-        measures = {name: isolated.run for name, isolated in running.items()}
         timed = interleave(measures, repeats, warmup=0)  # the check was a warm-up
     cases = {name: CaseResult(repeats=timed[name], figures=figures[name]) for name in timed}
     return cases, skipped

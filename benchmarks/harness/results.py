@@ -79,6 +79,11 @@ def _spread(repeats: list[Repeat], what: str) -> Spread | None:
     return Spread.of([getattr(repeat, what) for repeat in repeats]) if repeats else None
 
 
+def summarize(values: Sequence[float], name: str) -> dict[str, float]:
+    """Median and range of the values, as figures of a case."""
+    return {f"{what}_{name}": value for what, value in Spread.of(values)}
+
+
 class Result(_Strict):
     """One run of one benchmark.
 

@@ -110,12 +110,6 @@ def time_cpu(work: Callable[[], object], samples: int, repeats: int) -> list[flo
     return times
 
 
-def summarize(values: Sequence[float], name: str) -> dict[str, float]:
-    """Median and range of the values, as figures of a case."""
-    median, lowest, highest = statistics.median(values), min(values), max(values)
-    return {f"median_{name}": median, f"lowest_{name}": lowest, f"highest_{name}": highest}
-
-
 class Phases:
     """Adds up the time that one device spends in named phases.
 
