@@ -18,7 +18,6 @@ from benchmarks.harness.gpus import GPUS
 from benchmarks.harness.options import command, width_option
 from benchmarks.harness.results import CaseResult, Result, make_result
 from benchmarks.harness.steps import make_stage
-from benchmarks.harness.timing import print_progress
 from loaders import Inputs
 from model.losses import training_loss
 from model.recipe import Stage
@@ -68,7 +67,6 @@ def estimate(width: int) -> Result:
                 case = f"{name}, {kind} {size}"
                 parameters: dict[str, str | float] = {"gpu": name, "stage": kind, "size": size}
                 cases[case] = CaseResult(parameters=parameters, figures=figures)
-                print_progress(f"{case}: at most {1 / step_s:,.0f} samples/s")
     return make_result("estimate", {"width": width}, cases)
 
 

@@ -1,1 +1,1 @@
-"""What the benchmark commands share: contenders, timing, resources, machine and results."""
+"""What the benchmark commands share: contenders, timing, resources and results."""

@@ -32,17 +32,13 @@ def cpu_s() -> float:
 
 
 def _memory(*, closely: bool = False) -> tuple[int, int]:
-    """Resident bytes of this process and its children, and what children share with others.
-
-    closely: the second is 0 without it. It takes 10 ms a child, as the kernel walks its pages; the
-    first takes a few microseconds a process.
-    """
+    """Resident bytes of the process tree; if ``closely``, also what children share with others."""
     this = psutil.Process()
     resident, shared = this.memory_info().rss, 0
     for child in this.children(recursive=True):
         with suppress(psutil.Error):  # it has ended
             resident += child.memory_info().rss
-            if closely:
+            if closely:  # 10 ms, as the kernel walks all pages
                 memory = child.memory_full_info()
                 shared += memory.rss - memory.uss
     return resident, shared

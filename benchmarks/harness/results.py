@@ -5,17 +5,22 @@ The models below are the schema of its JSON; `docs/benchmarks.md` describes it i
 
 from __future__ import annotations
 
+import platform
 import statistics
+import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from benchmarks.harness.machine import Machine, commit, versions
 from benchmarks.harness.timing import Repeat
 from convert.errors import DataError
+from convert.workers import available_cores
 
 SCHEMA = 3
 
@@ -32,8 +37,40 @@ NO_NETWORK = "no network"
 """Name of the case that holds the scores of the baselines of `model.metrics`."""
 
 
+_LIBRARIES = (
+    "torch", "numpy", "numba", "pillow", "simplejpeg", "kornia", "ffcv", "nvidia-dali-cuda130",
+    "nvidia-dali-cuda120", "webdataset", "mosaicml-streaming", "litdata", "spdl",
+)  # fmt: skip
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Machine(_Strict):
+    """Where a result was measured; gpu and driver are None where device is "cpu"."""
+
+    cpu: str
+    cores: int
+    device: str
+    gpu: str | None
+    driver: str | None
+    system: str
+
+    @classmethod
+    def of(cls, name: str) -> Machine:
+        """This machine, with the device that was measured."""
+        device = torch.device(name)
+        on_gpu = device.type == "cuda"
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        return cls(
+            cpu=_processor(),
+            cores=available_cores(),
+            device=device.type,
+            gpu=torch.cuda.get_device_name(device) if on_gpu else None,
+            driver=_first_line(query) if on_gpu else None,
+            system=platform.platform(),
+        )
 
 
 class Spread(_Strict):
@@ -155,15 +192,47 @@ def make_result(
     return Result(
         benchmark=benchmark,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        commit=commit(),
+        commit=_commit(),
         arguments={name: str(value) for name, value in arguments.items()},
         machine=Machine.of(device),
-        versions=versions(),
+        versions=_versions(),
         cases=cases,
         ours=ours,
         skipped=dict(skipped),
         sizes=dict(sizes),
     )
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    """Of the checkout, with "-dirty" where it has changes; "unknown" without a checkout."""
+    return _first_line(["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"])
+
+
+def _first_line(command: list[str]) -> str:
+    """Of the output of a command; "unknown" if it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.partition("\n")[0].strip() or "unknown"
+
+
+def _versions() -> dict[str, str]:
+    """Of Python and of the libraries of `_LIBRARIES` that are installed."""
+    found = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def read_result(path: Path) -> Result:

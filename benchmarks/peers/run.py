@@ -82,10 +82,7 @@ def _read_truth(files: Files) -> Truth:
 def _peer_contenders(
     files: Files, some: Files, shards: Path, folder: Path, loading: cli.Loading
 ) -> list[Contender]:
-    """All other libraries, in the order in which they take turns.
-
-    some: what those read that decode with Pillow. folder: where their files are written.
-    """
+    """All other libraries, in turn; those that decode with Pillow read only ``some`` files."""
     threads, device = loading.threads, loading.device
     fast = partial(Contender, expected=files.indices, threads=threads, device=device, scale=Scale())
     slow = partial(fast, expected=some.indices)
