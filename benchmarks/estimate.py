@@ -64,9 +64,9 @@ def estimate(width: int) -> Result:
                     "copied_gb_per_s": 5 * 224 * 224 / step_s / 1e9,
                     "share_of_pcie": 5 * 224 * 224 / step_s / 1e9 / _PCIE_GB_S,
                 }
-                case = f"{name}, {kind} {size}"
-                parameters: dict[str, str | float] = {"gpu": name, "stage": kind, "size": size}
-                cases[case] = CaseResult(parameters=parameters, figures=figures)
+                cases[f"{name}, {kind} {size}"] = CaseResult(
+                    parameters={"gpu": name, "stage": kind, "size": size}, figures=figures
+                )
     return make_result("estimate", {"width": width}, cases)
 
 

@@ -15,7 +15,6 @@ import numpy as np
 
 from benchmarks.harness.options import SHARDS, command
 from benchmarks.harness.results import CaseResult, Result, make_result
-from benchmarks.harness.timing import print_progress
 from convert.layout import RECORD
 from convert.manifest import Manifest, read_manifest
 from loaders.options import LoaderOptions
@@ -37,12 +36,10 @@ def simulate(shards: Path) -> Result:
     for samples in SAMPLES:
         for world in WORLDS:
             name = f"{samples:,} samples, {world:,} GPUs"
-            figures = {**sizes(manifest, samples, world), **walk(samples, world)}
             cases[name] = CaseResult(
                 parameters={"samples": float(samples), "world_size": float(world)},
-                figures=figures,
+                figures={**sizes(manifest, samples, world), **walk(samples, world)},
             )
-            print_progress(f"{name}: {figures['order_us_per_batch']:.0f} us a batch")
     arguments = {"shards": shards.name, "batch_size": BATCH_SIZE, "steps": STEPS}
     return make_result("simulation", arguments, cases)
 
