@@ -24,7 +24,7 @@ def loader(shards: Path, loading: Loading) -> Result:
     truth = read_truth(opened, some_samples(len(opened)))
     ours = our_contenders(shards, loading)
     floats = our_contenders(shards, loading, normalise=True)
-    contenders = [*ours, *floats, floor_contender(shards, loading.threads)]
+    contenders = [*ours, *floats, floor_contender(shards, loading)]
     cases, _ = race(contenders, truth, loading.repeats)
     for contender in ours:
         name = f"{contender.name}, cold cache"

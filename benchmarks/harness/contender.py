@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks.harness.images import Images, Scale, Truth, check
+from benchmarks.harness.options import Loading
 from benchmarks.harness.results import CaseResult
 from benchmarks.harness.timing import Repeat, interleave, print_progress, time_once
 from convert.errors import DataError
@@ -36,17 +37,17 @@ _PATIENCE_S = 600.0
 class Contender:
     """One way to load.
 
-    opens: context manager that yields `Epochs`; called with ``options``, and with ``store`` if
-        there is a ``convert``.
+    opens: context manager that yields `Epochs`; called with ``loading``, ``options``, and with
+        ``store`` if there is a ``convert``.
     convert: writes the files that it reads into ``store``, unless they exist; its time is not
         part of the loading.
     expected: int64, the samples of an epoch.
     scale, levels, mask_share: see `images.check`; scale None: delivers no images.
-    device: where the images are needed; those delivered on the CPU are copied, as a user would.
     """
 
     name: str
     opens: Callable[..., AbstractContextManager[Epochs]]
+    loading: Loading
     options: dict[str, Any] = field(default_factory=dict)
     convert: Callable[[Path], None] | None = None
     store: Path | None = None
@@ -54,8 +55,6 @@ class Contender:
     scale: Scale | None = None
     levels: float = 0.0
     mask_share: float = 0.0
-    threads: int = 1
-    device: str = "cpu"
 
 
 class Unavailable(DataError):
@@ -71,12 +70,14 @@ def _serve(pipe: Connection, contender: Contender) -> None:
     os.dup2(2, 1)  # libraries that print must not disturb the results on standard output
     try:
         with ExitStack() as stack:
-            torch.set_num_threads(contender.threads)
+            torch.set_num_threads(contender.loading.threads)
             converted = _convert(contender)
-            store = {} if contender.store is None else {"store": contender.store}
-            epochs = stack.enter_context(contender.opens(**contender.options, **store))
+            options = dict(contender.options)
+            if contender.store is not None:
+                options["store"] = contender.store
+            epochs = stack.enter_context(contender.opens(contender.loading, **options))
             pipe.send((True, converted))
-            device, number = torch.device(contender.device), 0
+            device, number = torch.device(contender.loading.device), 0
             while True:
                 truth: Truth | None = pipe.recv()
                 batches = _on_device(epochs, device, number)
@@ -151,7 +152,6 @@ class Isolated:
         return found
 
     def run(self) -> Repeat:
-        """Time one epoch."""
         self._pipe.send(None)
         repeat: Repeat = self._answer()
         return repeat

@@ -24,18 +24,14 @@ class Loading:
     """How the benchmarks of loading load, the same for all contenders.
 
     repeats: rounds that are timed. threads: of a loader, or its worker processes.
-    device: of torch, where the batches are needed.
+    device: of torch, where the batches are needed; those that are delivered on the CPU are copied,
+        as a user would.
     """
 
     repeats: int
     batch_size: int
     threads: int
     device: str
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Keyword arguments of whatever opens a loader."""
-        return {"batch_size": self.batch_size, "threads": self.threads, "device": self.device}
 
     def arguments(self, **more: object) -> dict[str, object]:
         """For the result: what was run, and with what."""

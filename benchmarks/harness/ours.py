@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -28,12 +29,12 @@ _CHUNK = 64
 
 
 @contextmanager
-def open_ours(
-    engine: str, shards: Path, batch_size: int, threads: int, device: str, normalise: bool
-) -> Iterator[Epochs]:
+def open_ours(loading: Loading, engine: str, shards: Path, normalise: bool) -> Iterator[Epochs]:
     """Yield epochs of uint8 bg, fg_bg, mask and depth on the device, or of normalised floats."""
-    options = {"batch_size": batch_size, "num_workers": threads, "device": device}
-    with build_loader(engine, shards, rank=0, world_size=1, **options) as loader:  # type: ignore[arg-type]
+    with build_loader(
+        engine, shards, batch_size=loading.batch_size, num_workers=loading.threads,
+        device=loading.device, rank=0, world_size=1,
+    ) as loader:  # fmt: skip
         prepare = Preprocess(loader.backgrounds, loader.statistics)
 
         def epoch(number: int) -> Iterator[Images]:
@@ -56,9 +57,8 @@ def our_contenders(shards: Path, loading: Loading, *, normalise: bool = False) -
         Contender(
             name=name + (FLOAT if normalise else ""),
             opens=open_ours,
-            options={
-                **loading.options, "engine": engine, "shards": shards, "normalise": normalise
-            },
+            loading=loading,
+            options={"engine": engine, "shards": shards, "normalise": normalise},
             expected=np.arange(manifest.layout.samples),
             scale=(
                 normalised_scale(manifest.statistics, mask_threshold=0.5)
@@ -67,8 +67,6 @@ def our_contenders(shards: Path, loading: Loading, *, normalise: bool = False) -
             ),
             # FFCV's engine decodes on the CPU for any device, DALI's on the device.
             levels=exact if engine == "ffcv" else allowed_levels(loading.device, exact),
-            threads=loading.threads,
-            device=loading.device,
         )
         for name, engine in ENGINES.items()
         if name not in skipped
@@ -89,7 +87,7 @@ def skipped_engines(shards: Path) -> dict[str, str]:
 
 
 @contextmanager
-def open_floor(shards: Path, threads: int) -> Iterator[Epochs]:
+def open_floor(loading: Loading, shards: Path) -> Iterator[Epochs]:
     """Decode each stored JPEG once with the system's libjpeg-turbo, into the same warm memory.
 
     There is no order, batch, tensor or check of return codes. Masks, which are not JPEGs, are
@@ -100,7 +98,7 @@ def open_floor(shards: Path, threads: int) -> Iterator[Epochs]:
 
     def epoch(number: int) -> Iterator[int]:
         starts = range(0, len(opened), _CHUNK)
-        with ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(loading.threads) as pool:
             yield from pool.map(partial(_decode_chunk, opened, files), starts)
 
     yield epoch
@@ -130,12 +128,12 @@ def _decode_chunk(shards: Shards, files: list[int], start: int) -> int:
     return len(records)
 
 
-def floor_contender(shards: Path, threads: int) -> Contender:
+def floor_contender(shards: Path, loading: Loading) -> Contender:
     """The floor as a contender; it runs on the CPU for any device."""
     return Contender(
         name="floor: libjpeg-turbo alone",
         opens=open_floor,
-        options={"shards": shards, "threads": threads},
+        loading=replace(loading, device="cpu"),
+        options={"shards": shards},
         expected=np.arange(len(Shards(shards))),
-        threads=threads,
     )

@@ -49,7 +49,6 @@ class Setup:
     precision: Precision
 
     def preprocess(self, *, channels_last: bool = True) -> Preprocess:
-        """To the stage's size."""
         return Preprocess(
             self.loader.backgrounds,
             self.loader.statistics,

@@ -25,11 +25,9 @@ _MASK_THRESHOLD = 128 / 255  # of floats
 
 @contextmanager
 def open_dali(
+    loading: Loading,
     store: Path,
     shards: Path,
-    batch_size: int,
-    threads: int,
-    device: str,
     resident: bool,
     normalise: bool,
     load: float | None = None,
@@ -40,7 +38,7 @@ def open_dali(
     normalise: by `crop_mirror_normalize`, with the statistics of the shard folder.
     load: ``hw_decoder_load`` of the decoders on a GPU; None: DALI's default.
     """
-    opened = Shards(shards)
+    opened, device, batch_size = Shards(shards), loading.device, loading.batch_size
     layout, names = opened.manifest.layout, FIELDS[1:] if resident else FIELDS
     scale = normalised_scale(opened.manifest.statistics, _MASK_THRESHOLD)
     unit = ((0.0,), (255.0,))
@@ -53,7 +51,7 @@ def open_dali(
     pipeline = graph(
         "mixed" if on_gpu else "cpu",
         batch_size=batch_size,
-        num_threads=threads,
+        num_threads=loading.threads,
         device_id=(torch.device(device).index or 0) if on_gpu else None,
         prefetch_queue_depth=2,
     )
@@ -99,18 +97,14 @@ def dali_contender(
     return Contender(
         name=name,
         opens=open_dali,
-        options={
-            **loading.options, "shards": shards, "resident": resident, "normalise": normalise,
-            "load": load,
-        },
+        loading=loading,
+        options={"shards": shards, "resident": resident, "normalise": normalise, "load": load},
         convert=partial(write_tars, files, loading.threads),
         store=store,
         expected=files.indices,
         scale=normalised_scale(statistics, _MASK_THRESHOLD) if normalise else Scale(),
         levels=allowed_levels(loading.device, 0.01 if normalise else 0.0),
-        threads=loading.threads,
-        device=loading.device,
-    )  # fmt: skip
+    )
 
 
 def _graph(

@@ -1,7 +1,4 @@
-"""Libraries whose worker processes decode with Pillow.
-
-Each opens with ``loader_options``: keyword arguments of torch's `DataLoader`.
-"""
+"""Libraries whose worker processes decode with Pillow."""
 
 from __future__ import annotations
 
@@ -17,9 +14,20 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.harness.contender import Epochs
 from benchmarks.harness.images import Images
+from benchmarks.harness.options import Loading
 from benchmarks.peers.source import FIELDS, Files, decode_pillow, decode_stored, to_images
 
 _WINDOW = 1000  # as in the documentation of webdataset
+
+
+def _loader_options(loading: Loading) -> dict[str, Any]:
+    """Keyword arguments of torch's `DataLoader`."""
+    return {
+        "batch_size": loading.batch_size,
+        "num_workers": loading.threads,
+        "persistent_workers": True,
+        "pin_memory": torch.device(loading.device).type == "cuda",
+    }
 
 
 class PillowImages(Dataset):
@@ -41,14 +49,14 @@ class PillowImages(Dataset):
 
 
 @contextmanager
-def open_pillow(files: Files, loader_options: dict[str, Any]) -> Iterator[Epochs]:
+def open_pillow(loading: Loading, files: Files) -> Iterator[Epochs]:
     """The original's way: `torch.utils.data.DataLoader` on the files of the data set."""
-    loader: DataLoader = DataLoader(PillowImages(files), shuffle=True, **loader_options)
+    loader: DataLoader = DataLoader(PillowImages(files), shuffle=True, **_loader_options(loading))
     yield lambda number: (Images(*batch) for batch in loader)
 
 
 @contextmanager
-def open_webdataset(store: Path, loader_options: dict[str, Any]) -> Iterator[Epochs]:
+def open_webdataset(loading: Loading, store: Path) -> Iterator[Epochs]:
     """webdataset: shuffled by shard and in a window; the workers make the batches."""
     import webdataset
 
@@ -64,9 +72,9 @@ def open_webdataset(store: Path, loader_options: dict[str, Any]) -> Iterator[Epo
         .shuffle(_WINDOW)
         .decode(*gray, webdataset.handle_extension("index", index), "rgb8")
         .to_tuple(*fields, "index")
-        .batched(loader_options["batch_size"])
+        .batched(loading.batch_size)
     )
-    loader = webdataset.WebLoader(dataset, **{**loader_options, "batch_size": None})
+    loader = webdataset.WebLoader(dataset, **{**_loader_options(loading), "batch_size": None})
 
     def epoch(number: int) -> Iterator[Images]:
         for batch in loader:
@@ -87,13 +95,12 @@ def write_mds(files: Files, store: Path) -> None:
 
 
 @contextmanager
-def open_streaming(store: Path, loader_options: dict[str, Any]) -> Iterator[Epochs]:
+def open_streaming(loading: Loading, store: Path) -> Iterator[Epochs]:
     """MosaicML streaming: shuffled by its own algorithm."""
     from streaming import StreamingDataset
 
-    batch_size = loader_options["batch_size"]
-    dataset = StreamingDataset(local=str(store), shuffle=True, batch_size=batch_size)
-    loader: DataLoader = DataLoader(dataset, collate_fn=decode_stored, **loader_options)
+    dataset = StreamingDataset(local=str(store), shuffle=True, batch_size=loading.batch_size)
+    loader: DataLoader = DataLoader(dataset, collate_fn=decode_stored, **_loader_options(loading))
     yield lambda number: loader
 
 
@@ -115,10 +122,10 @@ def write_chunks(files: Files, workers: int, store: Path) -> None:
 
 
 @contextmanager
-def open_litdata(store: Path, loader_options: dict[str, Any]) -> Iterator[Epochs]:
+def open_litdata(loading: Loading, store: Path) -> Iterator[Epochs]:
     """litData: shuffled by chunk and within chunks."""
     from litdata import StreamingDataLoader, StreamingDataset
 
     dataset = StreamingDataset(str(store), shuffle=True, drop_last=False, seed=0)
-    loader = StreamingDataLoader(dataset, collate_fn=decode_stored, **loader_options)
+    loader = StreamingDataLoader(dataset, collate_fn=decode_stored, **_loader_options(loading))
     yield lambda number: loader

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from benchmarks.harness.contender import Epochs
+from benchmarks.harness.options import Loading
 from benchmarks.peers.source import FIELDS, Files, to_images
 
 SOURCE_QUALITY = 65
@@ -46,20 +47,21 @@ def write_beton(files: Files, workers: int, jpeg_quality: int, store: Path) -> N
 
 
 @contextmanager
-def open_ffcv(store: Path, batch_size: int, threads: int, device: str) -> Iterator[Epochs]:
+def open_ffcv(loading: Loading, store: Path) -> Iterator[Epochs]:
     """Yield epochs of uint8 in random order; FFCV itself copies to a GPU."""
     from ffcv.fields.basics import IntDecoder
     from ffcv.fields.rgb_image import SimpleRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import ToDevice, ToTensor
 
-    moved = [ToDevice(torch.device(device), non_blocking=True)] if device != "cpu" else []
+    device = torch.device(loading.device)
+    moved = [ToDevice(device, non_blocking=True)] if device.type != "cpu" else []
     pipelines = {name: [SimpleRGBImageDecoder(), ToTensor(), *moved] for name in FIELDS}
     pipelines["index"] = [IntDecoder(), ToTensor(), *moved]
     loader = Loader(
         str(store),
-        batch_size=batch_size,
-        num_workers=threads,
+        batch_size=loading.batch_size,
+        num_workers=loading.threads,
         order=OrderOption.RANDOM,
         os_cache=True,
         drop_last=False,

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks.harness import options as cli
 from benchmarks.harness.contender import Contender, race
@@ -50,7 +49,7 @@ def peers(
     floats = our_contenders(shards, loading, normalise=True)
     with tempfile.TemporaryDirectory(prefix="maskdepth-peers-") as folder:
         others = _peer_contenders(files, some, shards, Path(folder), loading)
-        contenders = [*ours, *floats, floor_contender(shards, loading.threads), *others]
+        contenders = [*ours, *floats, floor_contender(shards, loading), *others]
         chosen = [
             contender
             for contender in contenders
@@ -83,36 +82,27 @@ def _peer_contenders(
     files: Files, some: Files, shards: Path, folder: Path, loading: cli.Loading
 ) -> list[Contender]:
     """All other libraries, in turn; those that decode with Pillow read only ``some`` files."""
-    threads, device = loading.threads, loading.device
-    fast = partial(Contender, expected=files.indices, threads=threads, device=device, scale=Scale())
+    threads = loading.threads
+    fast = partial(Contender, loading=loading, expected=files.indices, scale=Scale())
     slow = partial(fast, expected=some.indices)
-    loader_options = {
-        "batch_size": loading.batch_size,
-        "num_workers": threads,
-        "persistent_workers": True,
-        "pin_memory": torch.device(device).type == "cuda",
-    }
-    workers = {"loader_options": loader_options}
     unit = ((0.0,), (255.0,))
     unit_floats = Scale(bg=unit, fg_bg=unit, depth=255.0, mask_threshold=128 / 255)
     dali = partial(dali_contender, files=files, store=folder / "tars", shards=shards,
                    loading=loading)  # fmt: skip
     return [
         slow(name=f"Pillow + DataLoader, 4 images{FLOAT}", opens=dataloaders.open_pillow,
-             options={"files": some, **workers}, scale=unit_floats, levels=0.001),
-        fast(name="stock FFCV, 4 RGB JPEG fields", opens=open_ffcv, options=loading.options,
+             options={"files": some}, scale=unit_floats, levels=0.001),
+        fast(name="stock FFCV, 4 RGB JPEG fields", opens=open_ffcv,
              convert=partial(write_beton, files, threads, SOURCE_QUALITY),
              store=folder / "stock.beton", **_LOSSY),
         dali("stock DALI webdataset, 4 images"),
         dali("stock DALI, 3 images, bg resident", resident=True),
         dali(f"stock DALI, 3 images, bg resident{FLOAT}", resident=True, normalise=True),
-        slow(name="webdataset library, Pillow", opens=dataloaders.open_webdataset, options=workers,
+        slow(name="webdataset library, Pillow", opens=dataloaders.open_webdataset,
              convert=partial(write_tars, some, 2 * threads), store=folder / "some-tars"),
-        slow(name="MosaicML streaming, Pillow", opens=dataloaders.open_streaming, options=workers,
+        slow(name="MosaicML streaming, Pillow", opens=dataloaders.open_streaming,
              convert=partial(dataloaders.write_mds, some), store=folder / "mds"),
-        slow(name="litData, Pillow", opens=dataloaders.open_litdata, options=workers,
+        slow(name="litData, Pillow", opens=dataloaders.open_litdata,
              convert=partial(dataloaders.write_chunks, some, threads), store=folder / "chunks"),
-        fast(name="SPDL, FFmpeg", opens=open_spdl,
-             options={"files": files, "batch_size": loading.batch_size, "threads": threads},
-             **_LOSSY),
+        fast(name="SPDL, FFmpeg", opens=open_spdl, options={"files": files}, **_LOSSY),
     ]  # fmt: skip

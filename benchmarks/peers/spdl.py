@@ -10,13 +10,14 @@ import torch
 
 from benchmarks.harness.contender import Epochs
 from benchmarks.harness.images import Images
+from benchmarks.harness.options import Loading
 from benchmarks.peers.source import FIELDS, Files
 
 _FORMATS = {"bg": "rgb24", "fg_bg": "rgb24", "mask": "gray", "depth": "gray"}
 
 
 @contextmanager
-def open_spdl(files: Files, batch_size: int, threads: int) -> Iterator[Epochs]:
+def open_spdl(loading: Loading, files: Files) -> Iterator[Epochs]:
     """Yield epochs of shuffled batches; each thread decodes one batch at a time."""
     import spdl.io
     from spdl.pipeline import PipelineBuilder
@@ -37,6 +38,7 @@ def open_spdl(files: Files, batch_size: int, threads: int) -> Iterator[Epochs]:
         return Images(index=torch.from_numpy(files.indices[positions]), **pixels)
 
     def epoch(number: int) -> Iterator[Images]:
+        batch_size, threads = loading.batch_size, loading.threads
         order = np.random.default_rng(number).permutation(len(files))
         source = (order[at : at + batch_size] for at in range(0, len(order), batch_size))
         builder = PipelineBuilder().add_source(source).pipe(decode, concurrency=threads)

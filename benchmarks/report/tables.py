@@ -27,7 +27,6 @@ class Table:
         return cls(tuple(rows[0]) if rows else (), tuple(tuple(row.values()) for row in rows))
 
     def with_column(self, name: str, cells: Iterable[str]) -> Table:
-        """The same table with one more column."""
         rows = ((*row, cell) for row, cell in zip(self.rows, cells, strict=True))
         return Table((*self.head, name), tuple(rows))
 

@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.harness.contender import Contender, Epochs, Unavailable, race
 from benchmarks.harness.images import Images, Scale, Truth, WrongImages, check, read_truth
+from benchmarks.harness.options import Loading
 from convert.shards import Shards
 from loaders import build_loader
 
@@ -20,7 +21,7 @@ SCALE = Scale(mask_threshold=1)
 
 
 @contextmanager
-def open_images(damage: str = "") -> Iterator[Epochs]:
+def open_images(loading: Loading, damage: str = "") -> Iterator[Epochs]:
     """Ten samples of 4 x 4, with one kind of damage or none."""
     if damage == "import":
         import no_such_library  # type: ignore[import-not-found]  # noqa: F401
@@ -81,6 +82,7 @@ def contender(name: str, damage: str = "") -> Contender:
     return Contender(
         name=name,
         opens=open_images,
+        loading=Loading(repeats=1, batch_size=5, threads=1, device="cpu"),
         options={"damage": damage},
         expected=np.arange(10),
         scale=SCALE,
