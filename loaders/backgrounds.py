@@ -44,7 +44,7 @@ class Backgrounds:
         self.layout = layout
         self._pixels = images.permute(0, 2, 3, 1).contiguous()
         self._samples_per_bg = layout.samples_per_bg
-        self._pool: BufferPool | None = None
+        self._pool = BufferPool((0, *self._pixels.shape[1:]), np.dtype(np.uint8))
         # The number of group ends at or below an index is the number of its background.
         ends = torch.from_numpy(np.asarray(layout.group_starts[1:], dtype=np.int64))
         self._ends = ends.to(images.device)
@@ -70,9 +70,7 @@ class Backgrounds:
             return self._pixels.index_select(0, numbers).permute(0, 3, 1, 2)
         pixels, rows, count = self._pixels.numpy(), numbers.numpy(), len(numbers)
         require_numbers(rows, len(pixels))
-        if self._pool is None or count > self._pool.shape[0]:
-            self._pool = BufferPool((count, *pixels.shape[1:]), pixels.dtype)
-        out = self._pool.take()[:count]
+        out = self._pool.take(count)
 
         def copy(thread: int, first: int, last: int) -> None:
             # With mode="raise" NumPy would write to `out` through a copy.

@@ -15,23 +15,26 @@ class BufferPool:
     no array or tensor views it, so what a user keeps is never overwritten, and the pool grows
     to the number of buffers that are held at the same time.
 
-    shape, dtype: of each buffer. pinned: page-locked, for copies to a GPU.
+    shape, dtype: of each buffer; ``take`` raises the number of rows where it is too small.
+    pinned: page-locked, for copies to a GPU.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype, *, pinned: bool = False) -> None:
-        self.shape, self._dtype, self._pinned = shape, np.dtype(dtype), pinned
+        self._shape, self._dtype, self._pinned = shape, dtype, pinned
         self._buffers: list[np.ndarray] = []
 
-    def take(self) -> np.ndarray:
-        """A buffer that is not in use; its content is arbitrary."""
+    def take(self, rows: int | None = None) -> np.ndarray:
+        """The first ``rows`` (None: all) of a buffer not in use; the content is arbitrary."""
+        if rows is not None and rows > self._shape[0]:
+            self._shape, self._buffers = (rows, *self._shape[1:]), []
         for buffer in self._buffers:
             if sys.getrefcount(buffer) == _UNUSED:
-                return buffer
-        buffer = np.empty(self.shape, self._dtype)
+                return buffer[:rows]
+        buffer = np.empty(self._shape, self._dtype)
         if self._pinned:
             buffer = torch.from_numpy(buffer).pin_memory().numpy()
         self._buffers.append(buffer)
-        return buffer
+        return buffer[:rows]
 
     def __len__(self) -> int:
         """Buffers made so far."""

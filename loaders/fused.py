@@ -16,10 +16,11 @@ from loaders.threads import run_shared
 
 
 class Fused:
-    """Turns batches into floats on the CPU, in memory that is reused when it is dropped."""
+    """Turns batches into floats of one size on the CPU, in memory reused when it is dropped."""
 
-    def __init__(self) -> None:
-        self._pools: list[BufferPool] = []
+    def __init__(self, height: int, width: int) -> None:
+        shapes = [(0, height, width, channels) for channels in (3, 3, 1, 1)]
+        self._pools = [BufferPool(shape, np.dtype(np.float32)) for shape in shapes]
 
     def __call__(
         self,
@@ -37,12 +38,11 @@ class Fused:
         factors: float32 (3,) each: scale and shift of bg, then of fg_bg.
         pixels_per_value: how many pixels of a field are summed to one value, 1 or 4.
         """
-        count, (height, width) = len(numbers), backgrounds.shape[1:3]
-        require_numbers(numbers.numpy(), len(backgrounds))
-        out = tuple(buffer[:count] for buffer in self._take(count, height, width))
-        bg, number_of = backgrounds.numpy(), numbers.numpy()
+        count, bg, number_of = len(numbers), backgrounds.numpy(), numbers.numpy()
+        require_numbers(number_of, len(bg))
+        out = tuple(pool.take(count) for pool in self._pools)
         stored = tuple(x.permute(0, 2, 3, 1).contiguous().numpy() for x in fields)
-        rows = tuple(x.repeat(width).numpy() for x in factors)
+        rows = tuple(x.repeat(bg.shape[2]).numpy() for x in factors)
         depth_scale = np.float32(1 / (255 * pixels_per_value))
 
         def work(thread: int, first: int, last: int) -> None:
@@ -50,13 +50,6 @@ class Fused:
 
         run_shared(work, count)
         return tuple(torch.from_numpy(x).permute(0, 3, 1, 2) for x in out)
-
-    def _take(self, count: int, height: int, width: int) -> list[np.ndarray]:
-        shape = self._pools[0].shape if self._pools else (0,)
-        if shape[0] < count or shape[1:3] != (height, width):
-            shapes = [(count, height, width, channels) for channels in (3, 3, 1, 1)]
-            self._pools = [BufferPool(shape, np.dtype(np.float32)) for shape in shapes]
-        return [pool.take() for pool in self._pools]
 
 
 @numba.njit(nogil=True, cache=True)

@@ -35,7 +35,7 @@ def unpack_batch(
     if runs.device.type == "cpu":
         if pool is None:
             pool = BufferPool((len(runs), 1, height, width), np.dtype(np.uint8))
-        out = torch.from_numpy(pool.take()[: len(runs)])
+        out = torch.from_numpy(pool.take(len(runs)))
         _unpack_rows(runs.numpy(), out.numpy().reshape(len(runs), -1))
         return out
     return unpack_by_sums(runs, height, width)

@@ -133,7 +133,7 @@ class Preprocess(nn.Module):
             expect("image size", size, 1)
         self.size = size
         self._take_backgrounds(backgrounds)
-        self._fused = Fused()
+        self._fused = Fused(*self._resized.shape[1:3])
         self.dtype = dtype
         self.channels_last = channels_last
         self.augment = augment
