@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +30,9 @@ from loaders.options import LoaderOptions
 from loaders.transfer import CudaStreams, transfer
 
 try:
+    from nvidia.dali import Pipeline as Pipeline  # dali_stream imports it from here
     from nvidia.dali import fn, pipeline_def, types
+    from nvidia.dali.tensors import TensorListCPU, TensorListGPU
 except ImportError as error:
     raise DataError(
         f"DALI cannot be imported ({error}); install it with `pip install .[dali-cu13]` "
@@ -39,27 +41,6 @@ except ImportError as error:
 
 CORRUPT = "a record of this batch is corrupt"  # `CorruptRecords.walk` finds out which one
 _AHEAD = 2
-
-
-class Output(Protocol):
-    """What is used of DALI's untyped output of a batch."""
-
-    def shape(self) -> list[tuple[int, ...]]: ...
-    def at(self, row: int) -> np.ndarray: ...
-    def as_array(self) -> np.ndarray: ...
-    def as_tensor(self) -> object: ...
-
-
-class Pipeline(Protocol):
-    """What is used of DALI's untyped pipelines."""
-
-    _pipe: object
-
-    def build(self) -> None: ...
-    def schedule_run(self) -> None: ...
-    def outputs(self, cuda_stream: object = None) -> Sequence[Output]: ...
-    def run(self) -> Sequence[Output]: ...
-    def reset(self) -> None: ...
 
 
 @pipeline_def
@@ -143,7 +124,7 @@ class DALILoader(ShardLoader):
 
     def _build(self) -> Pipeline:
         on_gpu = self.device.type == "cuda"
-        pipeline: Pipeline = _graph(
+        pipeline = _graph(
             source=self._next_fields, device="mixed" if on_gpu else "cpu",
             mask_is_jpeg=self._mask_is_jpeg, height=self.layout.height, width=self.layout.width,
             batch_size=self.order.options.batch_size, num_threads=self.num_workers,
@@ -251,7 +232,9 @@ class DALILoader(ShardLoader):
             return (mask.permute(0, 3, 1, 2) >= MASK_THRESHOLD).to(torch.uint8)
         return unpack_batch(mask, self.layout.height, self.layout.width, self._masks)
 
-    def _check_sizes(self, outputs: Sequence[Output], indices: np.ndarray) -> None:
+    def _check_sizes(
+        self, outputs: Sequence[TensorListCPU | TensorListGPU], indices: np.ndarray
+    ) -> None:
         """RecordError for an image whose header has another size: DALI decodes any size."""
         height, width = self.layout.height, self.layout.width
         for name, output in zip(FIELDS, outputs, strict=True):

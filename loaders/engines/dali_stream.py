@@ -113,7 +113,7 @@ class DALIStreamLoader(DALILoader):
         with tempfile.TemporaryDirectory(prefix="maskdepth-") as scratch:
             parts = self._stream.parts(epoch)
             index_paths = [self._write_lines(Path(scratch), *part) for part in parts]
-            reader: Pipeline = reading_graph(
+            reader = reading_graph(
                 paths=[str(self.shards.folder / self.shards.names[shard]) for shard, _ in parts],
                 index_paths=index_paths,
                 extensions=list(extensions(self.shards.manifest.codecs).values()),
