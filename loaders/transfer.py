@@ -94,29 +94,22 @@ def transfer(
 
     failed: DataError | None = None
     try:
-        for borrowed in _until_error(batches):
-            if isinstance(borrowed, DataError):
-                failed = borrowed
-                break
-            device = Batch(*(streams.start_copy(field) for field in borrowed))
-            event = streams.mark()
-            started.append((device, event))
-            held.append((borrowed, event))
-            del borrowed
-            while held and streams.has_passed(held[0][1]):
-                held.popleft()
-            if len(started) > ahead:
-                yield take()
+        try:
+            for borrowed in batches:
+                device = Batch(*(streams.start_copy(field) for field in borrowed))
+                event = streams.mark()
+                started.append((device, event))
+                held.append((borrowed, event))
+                del borrowed
+                while held and streams.has_passed(held[0][1]):
+                    held.popleft()
+                if len(started) > ahead:
+                    yield take()
+        except DataError as error:
+            failed = error
         while started:
             yield take()
         if failed:
             raise failed
     finally:
         streams.finish()
-
-
-def _until_error(batches: Iterator[Batch]) -> Iterator[Batch | DataError]:
-    try:
-        yield from batches
-    except DataError as error:
-        yield error
