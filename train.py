@@ -172,16 +172,13 @@ def fit_stage(
 def fit_run(run: Run, network: DualDecoderUNet, device: torch.device, reporter: Reporter) -> None:
     """Train the remaining stages of a run."""
     recipe, data, world_size = run.config.recipe, run.config.data, run.config.world_size
-    rank = distributed_rank()[0] if world_size > 1 else 0
     precision = precision_for(run.config.amp, device)
     augment = Augment(
         flip=recipe.flip, jitter=recipe.jitter, rgb_shift=recipe.rgb_shift, seed=data.seed
     )
     for number in range(run.position.stage, len(recipe.stages)):
         stage = recipe.stages[number]
-        pair = open_pair(
-            data, device=device, batch_size=stage.batch_size, rank=rank, world_size=world_size
-        )
+        pair = open_pair(data, device=device, batch_size=stage.batch_size, world_size=world_size)
         with pair as (training, validation), listing_skipped(training, validation):
             found = require_fingerprint(data, run.config.fingerprint, training)
             run.config = replace(run.config, fingerprint=found)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import distributed
 
 from convert.errors import Commands, DataError, RecordError
 from convert.layout import Layout
@@ -73,8 +72,7 @@ def build_loader(
         back and shuffles within a window: the same samples in an order of its own. "auto" is
         what `choose_engine` selects.
     shards: folder that `pack` wrote; for "reference" the data set folder itself.
-    rank, world_size: this process among all; None takes those of `torch.distributed` where it
-        is initialised, or RANK and WORLD_SIZE as torchrun sets them.
+    rank, world_size: this process among all; None takes those of `distributed_rank`.
 
     The other arguments are the fields of `LoaderOptions`.
 
@@ -83,18 +81,10 @@ def build_loader(
     if rank is None or world_size is None:
         if rank is not world_size:
             raise DataError("give both rank and world_size, or neither")
-        rank, world_size = _this_rank()
+        rank, world_size = distributed_rank()
     options = LoaderOptions(
         batch_size=batch_size, indices=indices, shuffle=shuffle, drop_last=drop_last, seed=seed,
         device=device, num_workers=num_workers, rank=rank, world_size=world_size, max_bad=max_bad,
         check=check,
     )  # fmt: skip
     return open_loader(engine, shards, options)
-
-
-def _this_rank() -> tuple[int, int]:
-    # `torch.multiprocessing` makes process groups without the environment variables. Ignoring
-    # them, each rank would take itself for the only one and read all samples.
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return distributed_rank()

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numba
 import numpy as np
+from torch import distributed
 
 from convert.errors import DataError
 from loaders.options import LoaderOptions, expect
@@ -143,13 +144,17 @@ def permute(positions: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
     return values
 
 
-def distributed_rank(environment: Mapping[str, str] | None = None) -> tuple[int, int]:
-    """(rank, world_size) from RANK and WORLD_SIZE as torchrun sets them; (0, 1) without.
+def distributed_rank() -> tuple[int, int]:
+    """(rank, world_size) of this process; (0, 1) if it is the only one.
 
-    Raises DataError if only one is set or RANK is not within 0..WORLD_SIZE - 1.
+    Those of `torch.distributed` where it is initialised, or RANK and WORLD_SIZE as torchrun sets
+    them. Raises DataError if only one is set or RANK is not within 0..WORLD_SIZE - 1.
     """
-    environment = os.environ if environment is None else environment
-    found = {name: environment.get(name) for name in ("RANK", "WORLD_SIZE")}
+    # `torch.multiprocessing` makes process groups without the environment variables. Ignoring
+    # them, each rank would take itself for the only one and read all samples.
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    found = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE")}
     if found == {"RANK": None, "WORLD_SIZE": None}:
         return 0, 1
     try:

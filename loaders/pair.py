@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from loaders.base import Loader
 from loaders.engines import open_loader
 from loaders.folder import read_layout
 from loaders.options import LoaderOptions
+from loaders.order import distributed_rank
 from loaders.split import split_indices
 
 
@@ -53,7 +54,7 @@ def open_pair(
     *,
     device: torch.device,
     batch_size: int,
-    rank: int = 0,
+    rank: int | None = None,
     world_size: int = 1,
     drop_last: bool = False,
     shuffle: bool = True,
@@ -62,12 +63,15 @@ def open_pair(
     """Training and validation loaders of one split; closed at the end.
 
     batch_size: samples of a batch on each rank.
+    rank: of this process; None takes that of `distributed_rank`, or 0 if ``world_size`` is 1.
     drop_last, shuffle: of training; validation visits all its samples in their order. Several
         ranks always drop an incomplete last step, so that all weigh the same in each gradient.
     train_limit: train on this many samples, the same random ones each time, in ascending order.
 
     Raises DataError if the split leaves too few samples for one training step.
     """
+    if rank is None:
+        rank = distributed_rank()[0] if world_size > 1 else 0
     layout = read_layout(source.shards)
     train, val = split_indices(
         layout, source.split, seed=source.split_seed, validation=source.validation
@@ -81,11 +85,11 @@ def open_pair(
     )  # fmt: skip
     drop_last = drop_last or world_size > 1
     training = replace(validating, indices=train, shuffle=shuffle, drop_last=drop_last)
-    with closing(open_loader(source.engine, source.shards, training)) as first:
+    with open_loader(source.engine, source.shards, training) as first:
         if not len(first):
             raise DataError(
                 f"{source.shards}: found {len(train)} samples for training, expected a batch of "
                 f"{batch_size} for each of {world_size} ranks"
             )
-        with closing(open_loader(source.engine, source.shards, validating)) as second:
+        with open_loader(source.engine, source.shards, validating) as second:
             yield first, second

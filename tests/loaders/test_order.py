@@ -221,8 +221,9 @@ def test_batches_outside_an_epoch() -> None:
 
 
 def test_rank_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert distributed_rank({}) == (0, 1)
-    assert distributed_rank({"RANK": "2", "WORLD_SIZE": "3"}) == (2, 3)
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert distributed_rank() == (0, 1)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert distributed_rank() == (1, 4)
@@ -238,6 +239,12 @@ def test_rank_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         {"RANK": "one", "WORLD_SIZE": "2"},
     ],
 )
-def test_half_an_environment_is_an_error(environment: dict[str, str]) -> None:
+def test_half_an_environment_is_an_error(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(DataError, match="expected 0 <= RANK < WORLD_SIZE"):
-        distributed_rank(environment)
+        distributed_rank()

@@ -65,6 +65,14 @@ def test_several_ranks_train_on_full_steps_alone(source: Source, rank: int) -> N
         assert sum(len(batch.index) for batch in validation.epoch(0)) in (13, 14)
 
 
+def test_the_rank_is_that_of_this_process(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for world_size, rank in ((2, 1), (1, 0)):
+        with open_pair(source, device=CPU, batch_size=8, world_size=world_size) as pair:
+            assert [loader.order.options.rank for loader in pair] == [rank, rank]
+
+
 def test_too_few_samples_for_one_step(source: Source) -> None:
     pair = open_pair(source, device=CPU, batch_size=64, drop_last=True)
     with pytest.raises(DataError, match="found 63 samples for training, expected a batch of 64"):
