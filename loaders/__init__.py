@@ -17,7 +17,7 @@ from loaders.backgrounds import Backgrounds
 from loaders.base import Loader
 from loaders.batch import Batch
 from loaders.engines import ENGINES, choose_engine, open_loader
-from loaders.folder import read_layout, shard_formats
+from loaders.folder import read_layout
 from loaders.options import LoaderOptions
 from loaders.order import Order, distributed_rank
 from loaders.pair import DataSource, open_pair
@@ -44,7 +44,6 @@ __all__ = [
     "distributed_rank",
     "open_pair",
     "read_layout",
-    "shard_formats",
     "split_indices",
 ]
 

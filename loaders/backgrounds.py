@@ -97,9 +97,4 @@ class Backgrounds:
 
     @property
     def device(self) -> torch.device:
-        """Where the pixels are."""
         return self._pixels.device
-
-    def __len__(self) -> int:
-        """Number of backgrounds."""
-        return len(self._pixels)

@@ -53,7 +53,7 @@ class Loader(AbstractContextManager["Loader"], ABC):
     @property
     def skipped(self) -> list[RecordError]:
         """An error for each corrupt record skipped so far, in the order of meeting them."""
-        return list(self._corrupt.skipped)
+        return list(self._corrupt.skipped.values())
 
     def __len__(self) -> int:
         """Batches of an epoch on this rank."""
@@ -86,7 +86,7 @@ class Loader(AbstractContextManager["Loader"], ABC):
 
     def _samples(self, epoch: int, k: int) -> np.ndarray:
         """Samples of batch ``k``: int64, with a replacement for each skipped one."""
-        return self.order.batch(epoch, k, self._corrupt.indices)
+        return self.order.batch(epoch, k, self._corrupt.skipped)
 
     def _record_errors(self, epoch: int, k: int) -> Iterator[RecordError]:
         return filter(None, map(self._record_error, self._samples(epoch, k).tolist()))
@@ -103,7 +103,6 @@ class Loader(AbstractContextManager["Loader"], ABC):
         self._closed = True
 
     def __exit__(self, *_: object) -> None:
-        """Close the loader."""
         self.close()
 
 

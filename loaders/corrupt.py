@@ -26,18 +26,16 @@ class CorruptRecords:
 
     max_bad: number of records that may be skipped during the life of the loader. A record counts
         once, however many epochs meet it.
-    skipped: an error for each skipped record, in the order in which they were met.
-    indices: their samples.
+    skipped: the error of each skipped record by its sample, in the order in which they were met.
     """
 
     def __init__(self, max_bad: int) -> None:
         self.max_bad = max_bad
-        self.skipped: list[RecordError] = []
-        self.indices: set[int] = set()
+        self.skipped: dict[int, RecordError] = {}
 
     def skip(self, error: RecordError) -> None:
         """List a corrupt record as skipped; raises if no more may be skipped."""
-        if error.index in self.indices:
+        if error.index in self.skipped:
             return
         if not self.max_bad:
             raise error
@@ -46,8 +44,7 @@ class CorruptRecords:
             raise TooManyCorruptRecords(
                 error.index, error.field, error.where, f"{error.reason}; {reason}"
             )
-        self.skipped.append(error)
-        self.indices.add(error.index)
+        self.skipped[error.index] = error
 
     def walk(
         self,
@@ -57,7 +54,7 @@ class CorruptRecords:
     ) -> Generator[Batch, None, None]:
         """Batches ``start`` to the end of an epoch, with a replacement for each skipped record.
 
-        batches: runs the engine from a batch on, without the samples in ``indices``. It may raise
+        batches: runs the engine from a batch on, without the samples in ``skipped``. It may raise
             any DataError for a corrupt record, after the batches before it.
         record_errors: the errors of the records of one batch, in the order of the batch.
         """
@@ -78,7 +75,7 @@ class CorruptRecords:
             found = list(record_errors(k))
             if not found and isinstance(failed, RecordError):
                 found = [failed]
-            if all(error.index in self.indices for error in found):
+            if all(error.index in self.skipped for error in found):
                 raise failed  # replacing them again would not help
             for error in found:
                 self.skip(error)

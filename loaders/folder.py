@@ -1,4 +1,4 @@
-"""What a folder holds: a data set, or shards and in which formats."""
+"""What a folder holds: a data set or shards."""
 
 from __future__ import annotations
 
@@ -12,11 +12,6 @@ from convert.source import FOLDERS, read_source
 def is_dataset(path: str | Path) -> bool:
     """Whether a folder is laid out as a data set; if not, it is read as a shard folder."""
     return (Path(path) / FOLDERS["fg_bg"]).is_dir()
-
-
-def shard_formats(shards: str | Path) -> tuple[str, ...]:
-    """Formats of a shard folder, "ffcv" or "webdataset" or both; DataError if it is none."""
-    return tuple(read_manifest(shards).formats)
 
 
 def read_layout(path: str | Path) -> Layout:

@@ -45,9 +45,6 @@ def split_indices(
     if not 0 < validation < 1:
         raise DataError(f"share of validation: found {validation}, expected between 0 and 1")
     expect("seed of the split", seed, 0, 2**32 - 1)
-    if name == "random":
-        return _random(layout.samples, seed, validation)
-
     held_out = []
     samples = np.arange(layout.samples, dtype=np.int64)
     if name in ("bg", "both"):
@@ -56,27 +53,19 @@ def split_indices(
     if name in ("fg", "both"):
         groups = layout.foreground_of(samples)
         held_out.append(_hold_out(groups, "foregrounds", [seed, 1], validation))
-    train = np.flatnonzero(~np.logical_or.reduce(held_out))
-    val = np.flatnonzero(np.logical_and.reduce(held_out))
+    if name == "random":
+        # NumPy guarantees the stream of RandomState.
+        np.random.RandomState(seed).shuffle(samples)
+        val, train = np.split(samples, [math.floor(validation * len(samples))])
+    else:
+        train = np.flatnonzero(~np.logical_or.reduce(held_out))
+        val = np.flatnonzero(np.logical_and.reduce(held_out))
     if len(train) == 0 or len(val) == 0:
         raise DataError(
             f"split {name!r}: found {len(train)} samples for training and {len(val)} for "
-            "validation, expected some of each; choose another seed, share or split"
+            "validation, expected some of each; choose another share, seed or split"
         )
     return train, val
-
-
-def _random(samples: int, seed: int, validation: float) -> tuple[np.ndarray, np.ndarray]:
-    """The original work's split; NumPy guarantees the stream of RandomState."""
-    shuffled = np.arange(samples, dtype=np.int64)
-    np.random.RandomState(seed).shuffle(shuffled)
-    held_out = math.floor(validation * samples)
-    if held_out == 0:
-        raise DataError(
-            f"split 'random': {validation:g} of {samples} samples leaves none for validation; "
-            "use a larger share or more samples"
-        )
-    return shuffled[held_out:], shuffled[:held_out]
 
 
 def _hold_out(group_of: np.ndarray, what: str, seed: list[int], validation: float) -> np.ndarray:

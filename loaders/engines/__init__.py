@@ -14,8 +14,9 @@ from typing import NamedTuple
 import torch
 
 from convert.errors import DataError
+from convert.manifest import read_manifest
 from loaders.base import Loader
-from loaders.folder import is_dataset, shard_formats
+from loaders.folder import is_dataset
 from loaders.options import LoaderOptions
 
 
@@ -55,7 +56,7 @@ def choose_engine(shards: str | Path, device: str | torch.device) -> str:
     """
     if is_dataset(shards):
         return "reference"
-    ffcv = is_installed("ffcv") and "ffcv" in shard_formats(shards)
+    ffcv = is_installed("ffcv") and "ffcv" in read_manifest(shards).formats
     on_gpu = torch.device(device).type == "cuda"
     return "ffcv" if ffcv and not (on_gpu and is_installed("nvidia.dali")) else "dali"
 

@@ -191,7 +191,7 @@ class DALIStreamLoader(DALILoader):
     def _valid_rows(self, read: Stored) -> tuple[list[int], list[RecordError]]:
         """Rows of a batch that are not corrupt, and the errors of the others."""
         errors = self._checksum_errors(read) if self._check else []
-        corrupt = self._corrupt.indices | {error.index for error in errors}
+        corrupt = self._corrupt.skipped.keys() | {error.index for error in errors}
         rows = enumerate(read.indices.tolist())
         return [row for row, index in rows if index not in corrupt], errors
 

@@ -125,14 +125,11 @@ class _HeaderReader(Reader):
         """Do not read it."""
 
 
-class _FreeBuffers:
+class _FreeBuffers(BufferPool):
     """Lets FFCV's graph take a free buffer where it would take the next of a fixed rotation."""
 
-    def __init__(self, pool: BufferPool) -> None:
-        self._pool = pool
-
     def __getitem__(self, slot: int) -> np.ndarray:
-        return self._pool.take()
+        return self.take()
 
 
 class _DecodingLoader(StockLoader):
@@ -159,7 +156,7 @@ class _DecodingLoader(StockLoader):
         queries, _ = self.graph.collect_requirements()
 
         def new_pool(query: AllocationQuery) -> _FreeBuffers:
-            return _FreeBuffers(BufferPool((batch_size, *query.shape), query.dtype, pinned=pinned))
+            return _FreeBuffers((batch_size, *query.shape), query.dtype, pinned=pinned)
 
         operations = queries["operation"].items()
         self.buffers = {node: tuple(map(new_pool, fields)) for node, fields in operations}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -30,7 +31,8 @@ def test_engine_for_shards(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(engines, "is_installed", lambda module: module in installed.split())
-    monkeypatch.setattr(engines, "shard_formats", lambda shards: tuple(formats.split()))
+    manifest = SimpleNamespace(formats=formats.split())
+    monkeypatch.setattr(engines, "read_manifest", lambda shards: manifest)
     assert engines.choose_engine(tmp_path, device) == engine
 
 

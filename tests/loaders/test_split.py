@@ -121,7 +121,7 @@ def test_the_same_seed_gives_the_same_split(name: str) -> None:
         ([4, 4], 2, "bg", {"validation": float("nan")}, "found nan"),
         ([4, 4], 2, "random", {"seed": -1}, "found -1"),
         ([4, 4], 2, "fg", {"seed": 2**32}, "expected 0 to 4294967295"),
-        ([1, 1], 1, "random", {}, "none for validation"),
+        ([1, 1], 1, "random", {}, "2 samples for training and 0 for validation"),
         ([4], 2, "bg", {}, "backgrounds: found 1, expected 2 or more"),
         ([2, 2], 2, "fg", {}, "foregrounds: found 1, expected 2 or more"),
         ([4, 4], None, "fg", {}, "does not say which samples show the same person"),
