@@ -135,7 +135,6 @@ class ShardLoader(Loader):
 
     @property
     def statistics(self) -> Statistics:
-        """Moments of bg, fg_bg, mask and depth, from the manifest."""
         return self.shards.manifest.statistics
 
     def _record_error(self, index: int) -> RecordError | None:
@@ -146,6 +145,5 @@ class ShardLoader(Loader):
         return self._check and not self.shards.all_intact(indices)
 
     def close(self) -> None:
-        """End every thread and unmap the shards."""
         super().close()
         self.shards.close()

@@ -136,12 +136,10 @@ def permute(positions: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
     permutations equally likely.
     """
     if n <= _SORTED_UP_TO:
-        values: np.ndarray = _sorted_permutation(n, seed, epoch)[positions]
-    else:
-        columns = math.isqrt(n - 1) + 1
-        rows, keys = -(-n // columns), _round_keys(seed, epoch)
-        values = _walk(np.asarray(positions, np.int64), n, rows, columns, keys)
-    return values
+        return _sorted_permutation(n, seed, epoch)[positions]
+    columns = math.isqrt(n - 1) + 1
+    rows, keys = -(-n // columns), _round_keys(seed, epoch)
+    return _walk(positions, n, rows, columns, keys)
 
 
 def distributed_rank() -> tuple[int, int]:

@@ -102,17 +102,12 @@ class Stored(NamedTuple):
 
 
 class DALILoader(ShardLoader):
-    """Batches decoded by DALI.
-
-    It reads either format of the folder, because both have a per-record index.
-    """
+    """Batches decoded by DALI, from either format: both have a per-record index."""
 
     def __init__(self, shards: Shards | str | Path, options: LoaderOptions) -> None:
         if not isinstance(shards, Shards):
-            formats = read_manifest(shards).formats
-            shards = Shards(
-                shards, "webdataset" if "webdataset" in formats else next(iter(formats))
-            )
+            has_tars = "webdataset" in read_manifest(shards).formats
+            shards = Shards(shards, "webdataset" if has_tars else None)
         super().__init__(shards, options)
         self._mask_is_jpeg = self.shards.manifest.codecs["mask"] != "runs"
         self._plan: Generator[Stored, None, None] | None = None
@@ -181,11 +176,7 @@ class DALILoader(ShardLoader):
                 yield Stored(indices, fields, [])
 
     def _next_fields(self) -> list[np.ndarray | list[np.ndarray]]:
-        """The external source of DALI: the stored fields of the next batch, or StopIteration.
-
-        Also at a batch that cannot be decoded. `_take` raises its error in its turn, because DALI
-        works ahead.
-        """
+        """The external source of DALI: the stored fields of the next batch, or StopIteration."""
         stored = Stored(np.empty(0, np.int64), [], [])
         try:
             stored = next(self._plan or iter(()))
@@ -198,6 +189,7 @@ class DALILoader(ShardLoader):
                 if (runs.sum(axis=1, dtype=np.int64) != pixels).any():
                     raise DataError(CORRUPT)
         except DataError as error:
+            # DALI works ahead: `_take` raises the error when it is the turn of this batch.
             self._fed.append(stored._replace(failed=error))
             raise StopIteration from None
         self._fed.append(stored)
@@ -263,7 +255,6 @@ class DALILoader(ShardLoader):
             self._pipeline = self._build()
 
     def close(self) -> None:
-        """End DALI's threads."""
         if not self._closed:
             super().close()
             del self._pipeline

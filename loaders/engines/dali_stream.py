@@ -40,10 +40,10 @@ class StreamOrder:
 
     def __init__(self, order: Order, shard: np.ndarray, offset: np.ndarray) -> None:
         self._order = order
-        self.wanted = np.ones(order.n, np.bool_)
-        if order.options.indices is not None:
-            self.wanted[:] = False
-            self.wanted[order.options.indices] = True
+        indices = order.options.indices
+        self.wanted = np.full(order.n, indices is None)
+        if indices is not None:
+            self.wanted[indices] = True
         self.stored = np.bincount(shard)
         ends = np.cumsum(self.stored)
         to_read = self.wanted[np.lexsort((offset, shard))]
@@ -164,11 +164,7 @@ class DALIStreamLoader(DALILoader):
         return Stored(indices, fields, [])
 
     def _replace_corrupt(self, read: Stored, before: Stored | None) -> Stored:
-        """A batch with valid records in place of the corrupt ones.
-
-        They are from the same batch or, if none of it is valid, from the batch before. So a batch
-        depends on nothing but these two, wherever the epoch was started.
-        """
+        """Replace corrupt records from these two batches alone, wherever the epoch started."""
         valid, errors = self._valid_rows(read)
         count = len(read.indices)
         if len(valid) == count:

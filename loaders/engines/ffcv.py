@@ -154,12 +154,13 @@ class _DecodingLoader(StockLoader):
         finally:
             Compiler.set_enabled(True)
         queries, _ = self.graph.collect_requirements()
-
-        def new_pool(query: AllocationQuery) -> _FreeBuffers:
-            return _FreeBuffers((batch_size, *query.shape), query.dtype, pinned=pinned)
-
-        operations = queries["operation"].items()
-        self.buffers = {node: tuple(map(new_pool, fields)) for node, fields in operations}
+        self.buffers = {
+            node: tuple(
+                _FreeBuffers((batch_size, *field.shape), field.dtype, pinned=pinned)
+                for field in fields
+            )
+            for node, fields in queries["operation"].items()
+        }
 
 
 class _Epoch(EpochIterator):
@@ -203,7 +204,6 @@ class _Epoch(EpochIterator):
         return False
 
     def __next__(self) -> _Decoding:
-        """The next batch, decoded."""
         item = self.output_queue.get()
         if item is None:
             raise StopIteration
@@ -213,7 +213,6 @@ class _Epoch(EpochIterator):
         return item
 
     def close(self) -> None:
-        """End the threads and wait for them."""
         self.terminate_event.set()
         with suppress(Empty):
             while True:
@@ -270,7 +269,6 @@ class FFCVLoader(ShardLoader):
         return RecordError(index, name, self.shards.where(index, name), "does not decode")
 
     def close(self) -> None:
-        """End the threads and free libjpeg-turbo's handles."""
         if not self._closed:
             super().close()
             self._free()

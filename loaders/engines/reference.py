@@ -84,13 +84,18 @@ class ReferenceLoader(Loader):
                 continue
             for name, pixels in images.items():
                 histograms[name] += _histogram(pixels)
+        values = np.arange(256)
         return {
-            name: _moments(counts, 1 if name == "mask" else 255)
-            for name, counts in histograms.items()
+            name: Moments(
+                values=int(histogram[0].sum()),
+                sums=tuple((histogram @ values).tolist()),
+                squares=tuple((histogram @ values**2).tolist()),
+                scale=1 if name == "mask" else 255,
+            )
+            for name, histogram in histograms.items()
         }
 
     def close(self) -> None:
-        """End the decoding threads."""
         super().close()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
@@ -142,16 +147,5 @@ def _reason(error: Exception) -> str:
 
 def _histogram(pixels: np.ndarray) -> np.ndarray:
     """How often each value occurs: uint8 (H, W, C) -> int64 (C, 256)."""
-    channels = np.moveaxis(pixels, -1, 0).reshape(pixels.shape[-1], -1)
+    channels = pixels.reshape(-1, pixels.shape[-1]).T
     return np.stack([np.bincount(channel, minlength=256) for channel in channels])
-
-
-def _moments(histogram: np.ndarray, scale: int) -> Moments:
-    """Exact sums from int64 (C, 256)."""
-    values = np.arange(256)
-    return Moments(
-        values=int(histogram[0].sum()),
-        sums=tuple((histogram @ values).tolist()),
-        squares=tuple((histogram @ values**2).tolist()),
-        scale=scale,
-    )
