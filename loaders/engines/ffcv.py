@@ -1,4 +1,4 @@
-"""The FFCV engine: FFCV's file, pipeline graph and reader thread with our decoders and order.
+"""The FFCV engine: FFCV's file and pipeline graph with our decoders, threads and order.
 
 The only module that imports `ffcv`. Stock FFCV decodes with a fast but inexact DCT, cannot
 make gray images, ignores decoding errors, hangs when its thread raises and hands out buffers
@@ -8,12 +8,12 @@ that it will overwrite. This module replaces each of these parts.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, suppress
+from collections import deque
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from queue import Empty, Full, Queue
-from threading import Event, Thread
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -35,7 +35,6 @@ from loaders.turbojpeg import decode_samples, free_handles, new_handles
 _torch_threads = torch.get_num_threads()
 try:
     from ffcv.fields.rgb_image import SimpleRGBImageDecoder
-    from ffcv.loader import Loader as StockLoader
     from ffcv.loader.epoch_iterator import IS_CUDA, EpochIterator
     from ffcv.pipeline import Compiler, PipelineSpec
     from ffcv.pipeline.allocation_query import AllocationQuery
@@ -50,8 +49,7 @@ except ImportError as error:
 finally:
     torch.set_num_threads(_torch_threads)  # `import ffcv` sets it to 1
 
-_AHEAD = 3
-_POLL_S = 0.05
+_AHEAD = 4  # batches that are decoded while the user has one
 _CHANNELS = {"fg_bg": 3, "mask": 1, "depth": 1}
 
 
@@ -132,8 +130,8 @@ class _FreeBuffers(BufferPool):
         return self.take()
 
 
-class _DecodingLoader(StockLoader):
-    """FFCV's loader with our operation, built once for all epochs.
+class _Pipeline:
+    """FFCV's graph with our operation, built once for all epochs.
 
     The operation calls a kernel that numba caches on disk. So FFCV's own compilation, which takes
     1 to 2 s for each loader, is switched off while the graph is made.
@@ -142,87 +140,39 @@ class _DecodingLoader(StockLoader):
     def __init__(
         self, path: Path, batch_size: int, operation: _DecodeSamples, pinned: bool
     ) -> None:
-        self.batch_size, self.operation = batch_size, operation
-        self.reader = _HeaderReader(str(path))
-        handlers = self.reader.handlers
-        self.pipeline_specs = {FIELDS[0]: PipelineSpec(FIELDS[0], decoder=operation)}
-        places = {name: place for place, name in enumerate(handlers)}
-        self.graph = Graph(self.pipeline_specs, handlers, places, self.reader.metadata, None)
+        self.operation = operation
+        reader = _HeaderReader(str(path))
+        specs = {FIELDS[0]: PipelineSpec(FIELDS[0], decoder=operation)}
+        places = {name: place for place, name in enumerate(reader.handlers)}
+        graph = Graph(specs, reader.handlers, places, reader.metadata, None)
         Compiler.set_enabled(False)
         try:
-            self.generate_code()
+            queries, stages = graph.collect_requirements()
+            code = graph.codegen_all(stages)
         finally:
             Compiler.set_enabled(True)
-        queries, _ = self.graph.collect_requirements()
-        self.buffers = {
+        buffers = {
             node: tuple(
                 _FreeBuffers((batch_size, *field.shape), field.dtype, pinned=pinned)
                 for field in fields
             )
             for node, fields in queries["operation"].items()
         }
+        self._state = SimpleNamespace(
+            loader=SimpleNamespace(code=code),
+            metadata=reader.metadata,
+            # FFCV announces each batch to its memory manager. Our file is memory-mapped instead.
+            memory_context=SimpleNamespace(start_batch=lambda batch: None),
+            memory_allocations={"operation": buffers, "shared": dict.fromkeys(buffers)},
+            storage_state=None,
+            # FFCV expects a stream where there is a GPU; none of our work runs on it.
+            cuda_streams=[torch.cuda.current_stream() if IS_CUDA else None],
+        )
 
-
-class _Epoch(EpochIterator):
-    """FFCV's reader thread that passes errors on, ends with `close` and overwrites no buffer."""
-
-    def __init__(
-        self, loader: _DecodingLoader, batches: Iterator[np.ndarray], threads: int
-    ) -> None:
-        Thread.__init__(self, daemon=True, name="maskdepth-ffcv")
-        self.loader, self.metadata = loader, loader.reader.metadata
-        self._batches = batches
-        # FFCV announces each batch to its memory manager. Our file is memory-mapped instead.
-        self.memory_context = SimpleNamespace(start_batch=lambda batch: None)
-        self.storage_state, shared = None, dict.fromkeys(loader.buffers)
-        self.memory_allocations = {"operation": loader.buffers, "shared": shared}
-        # FFCV expects a stream where there is a GPU; none of our work runs on it.
-        self.cuda_streams = [torch.cuda.current_stream() if IS_CUDA else None]
-        self.output_queue: Queue[_Decoding | BaseException | None] = Queue(_AHEAD)
-        self.terminate_event = Event()
-        self.closed = False
-        self._team = loader.operation.team = ThreadTeam(threads, "maskdepth-decode")
-        self.start()
-
-    def run(self) -> None:
-        """Body of the thread: start to decode batches ahead; pass on each, or the error."""
-        try:
-            for number, indices in enumerate(self._batches):
-                (decoding,) = self.run_pipeline(number, indices, 0, None)
-                if not self._put(decoding):
-                    return
-                del decoding
-            self._put(None)
-        except BaseException as error:
-            self._put(error)
-
-    def _put(self, item: _Decoding | BaseException | None) -> bool:
-        while not self.terminate_event.is_set():
-            with suppress(Full):
-                self.output_queue.put(item, timeout=_POLL_S)
-                return True
-        return False
-
-    def __next__(self) -> _Decoding:
-        item = self.output_queue.get()
-        if item is None:
-            raise StopIteration
-        if isinstance(item, BaseException):
-            raise item
-        item.pending.wait()
-        return item
-
-    def close(self) -> None:
-        self.terminate_event.set()
-        with suppress(Empty):
-            while True:
-                self.output_queue.get_nowait()
-        if self.ident is not None:
-            self.join()
-        self._team.close()
-
-    def __del__(self) -> None:
-        """Do nothing: FFCV's own fails if Ctrl-C interrupted the construction of the epoch."""
+    def start(self, indices: np.ndarray) -> _Decoding:
+        """Start to decode a batch: FFCV's step for one, without the thread that it runs in."""
+        (decoding,) = EpochIterator.run_pipeline(self._state, 0, indices, 0, None)
+        return decoding
 
 
 class FFCVLoader(ShardLoader):
@@ -240,7 +190,7 @@ class FFCVLoader(ShardLoader):
         self._free = weakref.finalize(operation, free_handles, self._handles)
         self._free.atexit = False
         path, pinned = opened.folder / opened.names[0], self.device.type == "cuda"
-        self._loader = _DecodingLoader(path, options.batch_size, operation, pinned)
+        self._pipeline = _Pipeline(path, options.batch_size, operation, pinned)
 
     def _batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         on_gpu = self.device.type == "cuda"
@@ -248,9 +198,15 @@ class FFCVLoader(ShardLoader):
             yield from transfer(host, CudaStreams(self.device)) if on_gpu else host
 
     def _host_batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
-        batches = (self._samples(epoch, k) for k in range(start, len(self)))
-        with closing(_Epoch(self._loader, batches, self.num_workers)) as running:
-            for decoding in running:
+        samples = (self._samples(epoch, k) for k in range(start, len(self)))
+        started = map(self._pipeline.start, samples)
+        with closing(ThreadTeam(self.num_workers, "maskdepth-decode")) as team:
+            self._pipeline.operation.team = team
+            ahead = deque(islice(started, _AHEAD))
+            while ahead:
+                ahead.extend(islice(started, 1))
+                decoding = ahead.popleft()
+                decoding.pending.wait()
                 if not decoding.valid.all():
                     raise self._first_error(decoding)
                 fg_bg, mask, depth = (
