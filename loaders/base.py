@@ -92,9 +92,7 @@ class Loader(AbstractContextManager["Loader"], ABC):
         return filter(None, map(self._record_error, self._samples(epoch, k).tolist()))
 
     def _end_running(self) -> None:
-        running = self._running() if self._running else None
-        self._running = None
-        if running:
+        if self._running and (running := self._running()):
             running.close()
 
     def close(self) -> None:

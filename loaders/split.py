@@ -76,8 +76,7 @@ def _hold_out(group_of: np.ndarray, what: str, seed: list[int], validation: floa
             f"split by {what}: found {len(groups)}, expected 2 or more, one on each side; "
             "use the split 'random'"
         )
-    count = math.floor(validation * len(groups) + 0.5)
-    count = min(max(count, 1), len(groups) - 1)
+    count = min(max(math.floor(validation * len(groups) + 0.5), 1), len(groups) - 1)
     # A separate stream for each kind of group keeps the two choices independent.
     chosen = np.random.RandomState(seed).permutation(groups)[:count]
     return np.isin(group_of, chosen)

@@ -196,27 +196,24 @@ class DALILoader(ShardLoader):
         return fields
 
     def _take(self) -> Batch:
+        """The outputs of the graph, in DALI's memory; the host waits for no GPU."""
         stored = self._fed.popleft()
         if stored.failed:
             raise stored.failed
-        fg_bg, mask, depth = self._outputs(stored.indices)
+        with self._streams.copying() if self._streams else nullcontext() as stream:
+            try:
+                outputs = self._pipeline.outputs(cuda_stream=stream)
+            except RuntimeError as failure:
+                where = f"{self.shards.folder}: samples {stored.indices.tolist()}"
+                raise DataError(f"{where}: DALI failed: {first_line(failure)}") from None
+            self._check_sizes(outputs, stored.indices)
+            fg_bg, mask, depth = (from_dlpack(output.as_tensor()) for output in outputs)
         for error in stored.replaced:
             self._corrupt.skip(error)
         index = torch.from_numpy(stored.indices)
         if self.device.type == "cuda":
             index = index.pin_memory()
         return Batch(fg_bg.permute(0, 3, 1, 2), mask, depth.permute(0, 3, 1, 2), index)
-
-    def _outputs(self, indices: np.ndarray) -> list[torch.Tensor]:
-        """Outputs of the graph for a batch, in DALI's memory; the host waits for no GPU."""
-        with self._streams.copying() if self._streams else nullcontext() as stream:
-            try:
-                outputs = self._pipeline.outputs(cuda_stream=stream)
-            except RuntimeError as failure:
-                where = f"{self.shards.folder}: samples {indices.tolist()}"
-                raise DataError(f"{where}: DALI failed: {first_line(failure)}") from None
-            self._check_sizes(outputs, indices)
-            return [from_dlpack(output.as_tensor()) for output in outputs]
 
     def _mask(self, mask: torch.Tensor) -> torch.Tensor:
         """uint8 (B, 1, H, W), 0 or 1, from the output of the graph."""
