@@ -1,11 +1,7 @@
-"""Writes files atomically and durably, hashes and locks them, and publishes finished folders.
-
-Everything in `convert` that must survive a crash or a second process goes through this module.
-"""
+"""Writes files atomically and durably, hashes them, and publishes finished folders."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -58,24 +54,6 @@ def hash_file(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def lock_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file, created if missing, for reading and appending, locked for this process alone.
-
-    Raises BlockingIOError where another process holds the lock. Whoever removes the file must
-    hold the lock.
-    """
-    with open(path, "a+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        try:
-            is_current = os.path.samestat(os.fstat(file.fileno()), path.stat())
-        except FileNotFoundError:
-            is_current = False
-        if not is_current:  # the previous holder removed it after it was opened here
-            raise BlockingIOError
-        yield file
 
 
 @contextmanager

@@ -8,18 +8,19 @@ folder always has its job; one without belongs to someone else and is never touc
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import click
 
 from convert.errors import DataError, RecordError
-from convert.files import lock_file, publish_folder
+from convert.files import publish_folder
 from convert.manifest import MANIFEST
 
 Job = Mapping[str, object]
@@ -84,12 +85,16 @@ def _is_worthless(work: Path, error: BaseException, resume: bool) -> bool:
 
 @contextmanager
 def _locked_job_file(shards: Path, work: Path) -> Iterator[BinaryIO]:
+    """Open and lock the job file, created if missing; remove it at the end if no work is left."""
     path = shards.with_name(f".{shards.name}.job")
-    with ExitStack() as stack:
+    with open(path, "a+b") as file:
         try:
-            file = stack.enter_context(lock_file(path))
-        except BlockingIOError:
-            raise DataError(f"{shards}: another converter is writing it; wait for it") from None
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_ours = os.path.samestat(os.fstat(file.fileno()), path.stat())
+        except (BlockingIOError, FileNotFoundError):
+            is_ours = False
+        if not is_ours:  # locked, or removed by the previous holder after it was opened here
+            raise DataError(f"{shards}: another converter is writing it; wait for it")
         try:
             yield file
         finally:
