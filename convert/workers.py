@@ -7,15 +7,10 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    BrokenExecutor,
-    Executor,
-    Future,
-    ProcessPoolExecutor,
-    wait,
-)
+from concurrent import futures
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from typing import TypeVar
 
 from convert.errors import DataError
@@ -116,16 +111,20 @@ def run_all(executor: Executor, fn: Callable[..., T], tasks: Iterable[tuple]) ->
     The first failure is raised at once. Raises DataError if a worker process died.
     """
     limit = _IN_FLIGHT * getattr(executor, "_max_workers", available_cores())
+    remaining = iter(tasks)
     waiting: set[Future[T]] = set()
     try:
-        for task in tasks:
-            with _interrupt_blocked():
-                waiting.add(executor.submit(fn, *task))
-            while len(waiting) >= limit:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-        while waiting:
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+        while True:
+            for task in islice(remaining, limit - len(waiting)):
+                # A process started here inherits the mask: the parent alone handles Ctrl-C.
+                before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+                try:
+                    waiting.add(executor.submit(fn, *task))
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            if not waiting:
+                return
+            done, waiting = futures.wait(waiting, return_when=futures.FIRST_COMPLETED)
             yield from (future.result() for future in done)
     except BrokenExecutor:
         raise DataError(
@@ -135,13 +134,3 @@ def run_all(executor: Executor, fn: Callable[..., T], tasks: Iterable[tuple]) ->
     finally:
         for future in waiting:
             future.cancel()
-
-
-@contextmanager
-def _interrupt_blocked() -> Iterator[None]:
-    """Block Ctrl-C in processes started inside, which inherit the mask; the parent handles it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
