@@ -6,16 +6,16 @@ All work is done in `SHARDS.partial`, which is published by one rename.
 from __future__ import annotations
 
 import hashlib
+import operator
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
-from typing import TypeVar
 
 import click
 import numpy as np
@@ -58,7 +58,6 @@ from convert.workers import cluster_pool, run_all, worker_pool
 MASK_CODECS = {"runs": "runs", "jpeg": "jpeg-mask"}
 DEPTH_CODECS = {"luma": "jpeg-luma", "jpeg": "jpeg-gray"}
 _PARTS = "parts"
-T = TypeVar("T")
 _LIBRARIES = ("numpy", "pillow", "simplejpeg", "crc32c")
 
 
@@ -137,7 +136,8 @@ def pack(
     with work_folder(shards, job, resume=resume, force=force) as work, pool as executor:
         if not (work / MANIFEST).exists():  # else an earlier run had only to clean up
             parts = list(split_parts(source.layout, part_size))
-            _Conversion(source, config, parts, work, executor, progress).run()
+            hidden = None if progress else True  # None: shown on a terminal only
+            _Conversion(source, config, parts, work, work / _PARTS, executor, hidden).run()
         # A failed cleanup must not fail a finished conversion.
         shutil.rmtree(work / _PARTS, ignore_errors=True)
     if (shards / _PARTS).exists():
@@ -180,8 +180,9 @@ class _Conversion:
     config: PackConfig
     parts: list[Part]
     work: Path
+    parts_folder: Path
     executor: Executor
-    progress: bool
+    hidden: bool | None
 
     def run(self) -> None:
         """Write backgrounds and parts, assemble the formats, hash all files; last the manifest."""
@@ -201,41 +202,31 @@ class _Conversion:
         )
         write_manifest(self.work, manifest)
 
-    @property
-    def parts_folder(self) -> Path:
-        """Folder of the parts, removed at the end."""
-        return self.work / _PARTS
-
     def write_backgrounds(self) -> Moments:
         """Write all backgrounds, uint8 (n_bg, H, W, 3); returns their sums over all samples."""
         layout = self.source.layout
         shape = (len(self.source.bg), layout.height, layout.width, 3)
         backgrounds = create_array(self.work / BACKGROUNDS, np.dtype(np.uint8), shape)
-        total: Moments | None = None
+        sums = Accumulator(3, 255)
         for number, path in enumerate(self.source.bg):
             try:
                 encoded = CODECS["jpeg"].encode(path.read_bytes(), layout.height, layout.width)
             except (OSError, ValueError) as error:
                 raise RecordError(number, "bg", str(path), f"{error}; fix or replace it") from None
             backgrounds[number] = encoded.pixels
-            sums = Accumulator(3, 255)
-            sums.add(encoded.pixels)
             start, stop = layout.group_starts[number : number + 2].tolist()
-            moments = sums.moments * (stop - start)
-            total = moments if total is None else total + moments
+            sums.add(encoded.pixels, times=stop - start)
         backgrounds.flush()
-        assert total is not None
-        return total
+        return sums.moments
 
     def write_parts(self) -> PartSummary:
         """Write the parts that an earlier run has not finished; returns the summary of all."""
         samples = self.source.layout.samples
         missing = [p for p in self.parts if not is_finished(p, self.source, self.parts_folder)]
-        hidden = None if self.progress else True  # None: shown on a terminal only
-        with tqdm(total=samples, unit=" samples", disable=hidden) as bar:
+        with tqdm(total=samples, unit=" samples", disable=self.hidden) as bar:
             bar.update(samples - sum(p.stop - p.start for p in missing))
             tasks = ((self.source, self.config.codecs, p, self.parts_folder) for p in missing)
-            for size in run_all(self.executor, _write_part, tasks):
+            for size in run_all(self.executor, write_part, tasks):
                 bar.update(size)
         total = PartSummary()
         for part in self.parts:
@@ -248,25 +239,26 @@ class _Conversion:
         structure = Structure(layout=self.source.layout, codecs=codecs)
         beton = BetonWriter(path=self.work / BETON, folder=self.parts_folder, structure=structure)
         orders: list[np.ndarray] = []  # the samples of each tar shard
-        tasks: list[Iterable[tuple[Callable[..., None], tuple]]] = []
+        tasks: list[Iterable[tuple]] = []  # of each format; a task is a function and its arguments
         formats: dict[str, Format] = {}
         if "ffcv" in self.config.formats:
             beton.create()
-            tasks.append((beton.write, place) for place in beton.positions(self.parts))
+            tasks.append((beton.write, *place) for place in beton.positions(self.parts))
             formats["ffcv"] = Format(files=(BETON,), index=BETON_INDEX)
         if "webdataset" in self.config.formats:
-            order = tarshards.permutation(samples, self.config.seed)
+            order = np.random.default_rng(self.config.seed).permutation(samples)
             size = self.config.samples_per_shard
             orders = [order[at : at + size] for at in range(0, samples, size)]
             stored = (self.parts, self.parts_folder, codecs)
             tasks.append(
-                (tarshards.write_shard, (self.work, number, members, *stored))
+                (tarshards.write_shard, self.work, number, members, *stored)
                 for number, members in enumerate(orders)
             )
             names = tuple(tarshards.shard_name(number) for number in range(len(orders)))
             formats["webdataset"] = Format(files=names, index=tarshards.INDEX)
         count = len(self.parts) * ("ffcv" in formats) + len(orders)
-        self._collect(run_all(self.executor, _call, chain(*tasks)), count, "pieces")
+        written = run_all(self.executor, operator.call, chain(*tasks))
+        list(tqdm(written, total=count, unit=" pieces", disable=self.hidden))
         if "ffcv" in formats:
             beton.finish()
         if "webdataset" in formats:
@@ -281,20 +273,8 @@ class _Conversion:
             if name == "webdataset":
                 names += [tarshards.dali_index_name(number) for number in range(len(form.files))]
         hashed = run_all(self.executor, _sync_and_hash, ((self.work / name,) for name in names))
-        return dict(sorted(self._collect(hashed, len(names), "checksums")))
-
-    def _collect(self, results: Iterator[T], total: int, unit: str) -> list[T]:
-        hidden = None if self.progress else True
-        return list(tqdm(results, total=total, unit=f" {unit}", disable=hidden))
-
-
-def _write_part(source: Source, codecs: dict[str, str], part: Part, folder: Path) -> int:
-    write_part(source, codecs, part, folder)
-    return part.stop - part.start
-
-
-def _call(fn: Callable[..., None], args: tuple) -> None:
-    fn(*args)
+        bar = tqdm(hashed, total=len(names), unit=" checksums", disable=self.hidden)
+        return dict(sorted(bar))
 
 
 def _sync_and_hash(path: Path) -> tuple[str, ShardFile]:

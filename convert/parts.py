@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from pathlib import Path
 import crc32c
 import numpy as np
 
-from convert.codecs import CODECS, Encoded
+from convert.codecs import CODECS
 from convert.errors import DataError, RecordError
 from convert.files import replace_file, write_json
 from convert.layout import FIELDS, RECORD, Layout
@@ -55,16 +56,11 @@ class PartSummary:
     """Statistics and counts of one part, or of all."""
 
     statistics: Statistics = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-
-    def count(self, counts: dict[str, int]) -> None:
-        """Add counts by name."""
-        for name, number in counts.items():
-            self.counts[name] = self.counts.get(name, 0) + number
+    counts: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: PartSummary) -> None:
         """Add another part; the order does not matter, as all sums are integers."""
-        self.count(other.counts)
+        self.counts.update(other.counts)
         for name, moments in other.statistics.items():
             known = self.statistics.get(name)
             self.statistics[name] = moments if known is None else known + moments
@@ -84,55 +80,67 @@ def new_accumulators() -> dict[str, Accumulator]:
     return {name: Accumulator(*_SCALES[name]) for name in FIELDS}
 
 
-def write_part(source: Source, codecs: dict[str, str], part: Part, folder: Path) -> None:
-    """Encode one part's samples into ``folder``; RecordError names a corrupt source file."""
-    summary = PartSummary()
+def write_part(source: Source, codecs: dict[str, str], part: Part, folder: Path) -> int:
+    """Encode one part's samples into ``folder`` and return their number.
+
+    Raises RecordError that names a corrupt source file.
+    """
+    counts: Counter[str] = Counter()
     accumulators = new_accumulators()
-    group = int(source.layout.background_of(np.asarray(part.start)))
-    first = int(source.layout.group_starts[group])
+    layout = source.layout
+    group = int(layout.background_of(np.asarray(part.start)))
+    first = int(layout.group_starts[group])
     names = source.names(group)[part.start - first : part.stop - first]
     folders = [str(path) for path in source.folders(group)]
     places: dict[str, list[tuple[int, int, int, int]]] = {name: [] for name in FIELDS}
-    offset = source_bytes = crc = 0
+    offset = crc = 0
     stamps = hashlib.sha256()
     with replace_file(part.path(folder, "bin"), buffering=_WRITE_BYTES) as file:
         for index, file_name in enumerate(names, part.start):
             for name, parent in zip(FIELDS, folders, strict=True):
                 path = f"{parent}/{file_name}"
-                raw, stamp = _read(index, name, path)
+                try:
+                    raw, stamp = _read(path)
+                    encoded = CODECS[codecs[name]].encode(raw, layout.height, layout.width)
+                except OSError as error:
+                    reason = f"cannot be read ({error.strerror})"
+                    raise RecordError(index, name, path, reason) from None
+                except ValueError as error:
+                    reason = f"{error}; fix or replace the file"
+                    raise RecordError(index, name, path, reason) from None
                 stamps.update(stamp)
-                encoded = _encode(raw, codecs[name], index, name, path, source.layout)
                 file.write(encoded.data)
                 crc = crc32c.crc32c(encoded.data, crc)
                 size = len(encoded.data)
                 places[name].append((0, size, offset, crc32c.crc32c(encoded.data)))
                 offset += size
-                source_bytes += len(raw)
                 accumulators[name].add(encoded.pixels)
-                summary.count(encoded.counts)
-    summary.count({"source_bytes": source_bytes})
-    records = np.empty(part.stop - part.start, RECORD)
+                counts.update(encoded.counts, source_bytes=len(raw))
+    records = np.empty(len(names), RECORD)
     for name, rows in places.items():
         records[name] = rows
     with replace_file(part.path(folder, "npy")) as file:
         np.save(file, records)
-    summary.statistics = {name: a.moments for name, a in accumulators.items()}
-    write_json(
-        part.path(folder, "json"),
-        {
-            "stamps": stamps.hexdigest(),
-            "crc32c": crc,
-            "statistics": {name: m.to_json() for name, m in summary.statistics.items()},
-            "counts": summary.counts,
-        },
-    )
+    summary = {
+        "stamps": stamps.hexdigest(),
+        "crc32c": crc,
+        "statistics": {name: a.moments.to_json() for name, a in accumulators.items()},
+        "counts": counts,
+    }
+    write_json(part.path(folder, "json"), summary)
+    return len(names)
 
 
 def is_finished(part: Part, source: Source, folder: Path) -> bool:
     """Whether a part was written, from files that are still the same by size and time."""
-    if not _is_complete(part, folder):
+    try:
+        recorded = json.loads(part.path(folder, "json").read_text())["stamps"]
+        last = read_records(part, folder)[part.stop - part.start - 1][FIELDS[-1]]
+        size = part.path(folder, "bin").stat().st_size
+    except Exception:  # a file is missing, or the disk lost its end; NumPy fails in many ways
         return False
-    recorded = json.loads(part.path(folder, "json").read_text())["stamps"]
+    if size != int(last["offset"]) + int(last["size"]):
+        return False
     stamps = hashlib.sha256()
     for index in range(part.start, part.stop):
         for name, path in zip(FIELDS, source.paths(index), strict=True):
@@ -144,44 +152,22 @@ def is_finished(part: Part, source: Source, folder: Path) -> bool:
     return recorded == stamps.hexdigest()
 
 
-def _is_complete(part: Part, folder: Path) -> bool:
-    """Whether a part's files exist with the sizes that they were written with."""
-    if not part.path(folder, "json").exists():
-        return False
-    try:
-        last = read_records(part, folder)[part.stop - part.start - 1][FIELDS[-1]]
-        size = part.path(folder, "bin").stat().st_size
-    except Exception:  # the disk lost the end of a file; NumPy fails in many ways
-        return False
-    return size == int(last["offset"]) + int(last["size"])
-
-
 def _stamp(status: os.stat_result) -> bytes:
     return f"{status.st_size} {status.st_mtime_ns}\n".encode()
 
 
-def _read(index: int, name: str, path: str) -> tuple[bytes, bytes]:
+def _read(path: str) -> tuple[bytes, bytes]:
     """A file's bytes and its stamp."""
     # Plain system calls, because a file object makes more of them for each of a million files.
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            status = os.fstat(descriptor)
-            data = os.read(descriptor, status.st_size)
-            while len(data) < status.st_size and (more := os.read(descriptor, status.st_size)):
-                data += more
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise RecordError(index, name, path, f"cannot be read ({error.strerror})") from None
+        status = os.fstat(descriptor)
+        data = os.read(descriptor, status.st_size)
+        while len(data) < status.st_size and (more := os.read(descriptor, status.st_size)):
+            data += more
+    finally:
+        os.close(descriptor)
     return data, _stamp(status)
-
-
-def _encode(raw: bytes, codec: str, index: int, name: str, path: str, layout: Layout) -> Encoded:
-    try:
-        return CODECS[codec].encode(raw, layout.height, layout.width)
-    except ValueError as error:
-        raise RecordError(index, name, path, f"{error}; fix or replace the file") from None
 
 
 def read_summary(part: Part, folder: Path) -> PartSummary:
@@ -189,7 +175,7 @@ def read_summary(part: Part, folder: Path) -> PartSummary:
     value = json.loads(part.path(folder, "json").read_text())
     return PartSummary(
         statistics={name: Moments.from_json(m) for name, m in value["statistics"].items()},
-        counts=value["counts"],
+        counts=Counter(value["counts"]),
     )
 
 
@@ -206,18 +192,19 @@ def read_data(part: Part, folder: Path) -> bytes:
 
 
 class PartFiles:
-    """Stored fields of finished parts, read by system calls so that no pages stay mapped."""
+    """Stored fields of finished parts, read by system calls so that no pages stay mapped.
+
+    Files are opened as they are needed, and closed at the end of the block.
+    """
 
     def __init__(self, parts: list[Part], folder: Path) -> None:
         self._parts, self._folder = parts, folder
         self._descriptors: dict[int, int] = {}
 
     def __enter__(self) -> PartFiles:
-        """Open files as they are needed, until the end of the block."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close all files."""
         for descriptor in self._descriptors.values():
             os.close(descriptor)
 

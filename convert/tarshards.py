@@ -20,6 +20,8 @@ INDEX = "samples.tar.index.npy"
 SAMPLES_PER_SHARD = 10_000
 _BLOCK = 512
 _DALI_INDEX_VERSION = "v1.2"
+_BLANK = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)
+_HEADER = _BLANK[:148] + b" " * 8 + _BLANK[156:]  # the checksum counts itself as spaces
 
 
 def shard_name(number: int) -> str:
@@ -30,11 +32,6 @@ def shard_name(number: int) -> str:
 def dali_index_name(number: int) -> str:
     """File name of a tar shard's DALI index."""
     return f"samples-{number:05d}.idx"
-
-
-def permutation(samples: int, seed: int) -> np.ndarray:
-    """Order of the records over all shards: int64 (samples,), determined by the seed."""
-    return np.random.default_rng(seed).permutation(samples)
 
 
 def extensions(codecs: dict[str, str]) -> dict[str, str]:
@@ -105,14 +102,6 @@ def member_header(name: str, size: int) -> bytes:
     header[124:135] = b"%011o" % size
     header[148:155] = b"%06o\0" % sum(header)
     return bytes(header)
-
-
-def _blank_header() -> bytes:
-    blank = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)
-    return blank[:148] + b" " * 8 + blank[156:]  # the checksum counts itself as spaces
-
-
-_HEADER = _blank_header()
 
 
 def merge_index(folder: Path, orders: list[np.ndarray]) -> None:

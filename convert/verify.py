@@ -14,7 +14,7 @@ from convert import beton, tarshards
 from convert.errors import DataError, RecordError
 from convert.layout import FIELDS, MASK_THRESHOLD
 from convert.manifest import Manifest, ShardFile, read_manifest
-from convert.moments import Accumulator, Moments
+from convert.moments import Accumulator
 from convert.parts import PartSummary, new_accumulators, split_parts
 from convert.shards import Shards
 from convert.source import Source, read_source
@@ -107,11 +107,9 @@ def _check_backgrounds(folder: Path, manifest: Manifest, source: Source | None) 
     except DataError:
         return []  # reported when each format is opened
     problems = []
-    total: Moments | None = None
+    sums = Accumulator(3, 255)
     for number, samples in enumerate(np.diff(manifest.layout.group_starts).tolist()):
-        sums = Accumulator(3, 255)
-        sums.add(np.asarray(backgrounds[number]))
-        total = sums.moments * samples if total is None else total + sums.moments * samples
+        sums.add(np.asarray(backgrounds[number]), times=samples)
         if source is not None:
             path = source.bg[number]
             if path.name != manifest.backgrounds[number]:
@@ -126,7 +124,7 @@ def _check_backgrounds(folder: Path, manifest: Manifest, source: Source | None) 
                 continue
             if not same:
                 problems.append(f"background {number} ({path}): differs from the source's")
-    if total != manifest.statistics["bg"]:
+    if sums.moments != manifest.statistics["bg"]:
         problems.append(f"{folder}: statistics of bg are not those of the backgrounds")
     return problems
 
