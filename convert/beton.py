@@ -22,7 +22,6 @@ NAME = "samples.beton"
 INDEX = "samples.beton.index.npy"
 VERSION = 2
 PAGE = 1 << 23
-_ROWS = 10_000  # of the index, read at a time
 
 HEADER = np.dtype(
     [
@@ -113,11 +112,11 @@ class Structure:
         return table
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class BetonWriter:
     """An FFCV file that several processes assemble from parts.
 
-    `create` it, `write` each part at the position that `positions` gives, then `finish` it.
+    `create` it, `write` each part at the position that `place` gives, then `finish` it.
     folder: where the parts are.
     """
 
@@ -127,18 +126,26 @@ class BetonWriter:
 
     def create(self) -> None:
         """Create the unfinished file, and its empty per-record index beside it."""
-        create_array(self._index, RECORD, (self._samples,))
+        create_array(self._index, RECORD, (self.structure.layout.samples,))
         self.path.write_bytes(self.structure.header())
 
-    def positions(self, parts: list[Part]) -> Iterator[tuple[Part, int]]:
-        """Each part, and the first byte that its data may take. parts: all, in sample order."""
-        at = self.structure.data_at
-        for part in parts:
-            yield part, at
-            at = _end(_placed(read_records(part, self.folder), at))
+    def place(self, parts: list[Part]) -> tuple[list[tuple[Part, int]], int]:
+        """Each part with the first byte that its data may take, and the end of the data.
 
-    def write(self, part: Part, at: int) -> None:
-        """Copy a part's data to byte ``at``, and write its rows of metadata and index."""
+        parts: all, in sample order.
+        """
+        places, at = [], self.structure.data_at
+        for part in parts:
+            places.append((part, at))
+            last = _placed(read_records(part, self.folder), at)[-1][FIELDS[-1]]
+            at = int(last["offset"]) + int(last["size"])
+        return places, at
+
+    def write(self, part: Part, at: int, end: int) -> None:
+        """Copy a part's data to byte ``at``, and write its rows of all tables.
+
+        end: of the data of all parts, where the allocation table begins.
+        """
         data = read_data(part, self.folder)
         records = read_records(part, self.folder)
         placed = _placed(records, at)
@@ -149,35 +156,23 @@ class BetonWriter:
             rows = self.structure.rows(part.start, placed)
             file.seek(self.structure.rows_at + part.start * rows.itemsize)
             file.write(rows.tobytes())
+            allocations = self.structure.allocations(part.start, placed)
+            file.seek(end + part.start * allocations[0].nbytes)
+            file.write(allocations.tobytes())
         with open(self._index, "r+b") as file:
             # Not through a map: on some network file systems that writes complete pages, with the
             # rows of neighbouring parts in them.
-            file.seek(-(self._samples - part.start) * RECORD.itemsize, os.SEEK_END)
+            rows_left = self.structure.layout.samples - part.start
+            file.seek(-rows_left * RECORD.itemsize, os.SEEK_END)
             file.write(placed.tobytes())
 
-    def finish(self) -> None:
-        """Write the allocation table from the index, and last the pointer to it.
+    def finish(self, end: int) -> None:
+        """Write the pointer to the allocation table.
 
-        Without the pointer stock FFCV opens the file and reads nonsense; our readers refuse it.
+        Without it stock FFCV opens the file and reads nonsense; our readers refuse it.
         """
-        end = _end(self._read_index(self._samples - 1, self._samples))
         with open(self.path, "r+b") as file:
-            file.seek(end)
-            for start in range(0, self._samples, _ROWS):
-                rows = self._read_index(start, start + _ROWS)
-                file.write(self.structure.allocations(start, rows).tobytes())
-            file.seek(0)
             file.write(self.structure.header(end))
-
-    def _read_index(self, start: int, stop: int) -> np.ndarray:
-        # Not through a map: the pages read of one count as memory until it is closed.
-        stop = min(stop, self._samples)
-        at = self._index.stat().st_size - (self._samples - start) * RECORD.itemsize
-        return np.fromfile(self._index, RECORD, stop - start, offset=at)
-
-    @property
-    def _samples(self) -> int:
-        return self.structure.layout.samples
 
     @property
     def _index(self) -> Path:
@@ -186,11 +181,6 @@ class BetonWriter:
 
 def _align(position: int) -> int:
     return -(-position // PAGE) * PAGE
-
-
-def _end(placed: np.ndarray) -> int:
-    last = placed[-1][FIELDS[-1]]
-    return int(last["offset"]) + int(last["size"])
 
 
 def _placed(records: np.ndarray, at: int) -> np.ndarray:

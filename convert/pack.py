@@ -10,9 +10,10 @@ import operator
 import os
 import platform
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
@@ -236,14 +237,18 @@ class _Conversion:
     def assemble(self) -> dict[str, Format]:
         """Write the data files of each format, with their indices, from the parts."""
         codecs, samples = self.config.codecs, self.source.layout.samples
-        structure = Structure(layout=self.source.layout, codecs=codecs)
-        beton = BetonWriter(path=self.work / BETON, folder=self.parts_folder, structure=structure)
-        orders: list[np.ndarray] = []  # the samples of each tar shard
         tasks: list[Iterable[tuple]] = []  # of each format; a task is a function and its arguments
+        finish: list[Callable[[], None]] = []
+        pieces = 0
         formats: dict[str, Format] = {}
         if "ffcv" in self.config.formats:
+            structure = Structure(layout=self.source.layout, codecs=codecs)
+            beton = BetonWriter(self.work / BETON, self.parts_folder, structure)
             beton.create()
-            tasks.append((beton.write, *place) for place in beton.positions(self.parts))
+            places, end = beton.place(self.parts)
+            tasks.append((beton.write, *place, end) for place in places)
+            finish.append(partial(beton.finish, end))
+            pieces += len(places)
             formats["ffcv"] = Format(files=(BETON,), index=BETON_INDEX)
         if "webdataset" in self.config.formats:
             order = np.random.default_rng(self.config.seed).permutation(samples)
@@ -254,15 +259,14 @@ class _Conversion:
                 (tarshards.write_shard, self.work, number, members, *stored)
                 for number, members in enumerate(orders)
             )
+            finish.append(partial(tarshards.merge_index, self.work, orders))
+            pieces += len(orders)
             names = tuple(tarshards.shard_name(number) for number in range(len(orders)))
             formats["webdataset"] = Format(files=names, index=tarshards.INDEX)
-        count = len(self.parts) * ("ffcv" in formats) + len(orders)
         written = run_all(self.executor, operator.call, chain(*tasks))
-        list(tqdm(written, total=count, unit=" pieces", disable=self.hidden))
-        if "ffcv" in formats:
-            beton.finish()
-        if "webdataset" in formats:
-            tarshards.merge_index(self.work, orders)
+        list(tqdm(written, total=pieces, unit=" pieces", disable=self.hidden))
+        for finish_format in finish:
+            finish_format()
         return formats
 
     def hash_files(self, formats: dict[str, Format]) -> dict[str, ShardFile]:
