@@ -56,6 +56,24 @@ class ShardFile:
         """Measure and hash a file."""
         return cls(bytes=path.stat().st_size, sha256=hash_file(path))
 
+    def problem(self, path: Path, *, hashed: bool = True) -> str | None:
+        """What is wrong with a file, by its size and, if ``hashed``, by its SHA-256."""
+        try:
+            size = path.stat().st_size
+            found = hash_file(path) if hashed and size == self.bytes else self.sha256
+        except FileNotFoundError:
+            return f"{path}: is missing"
+        except OSError as error:
+            return f"{path}: cannot be read ({error.strerror})"
+        if size != self.bytes:
+            return f"{path}: has {size} bytes, expected {self.bytes}"
+        if found != self.sha256:
+            return (
+                f"{path}: SHA-256 {found[:12]}, expected {self.sha256[:12]}: "
+                "corrupted after it was written"
+            )
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Format:

@@ -10,7 +10,6 @@ import numpy as np
 
 from convert.codecs import CODECS
 from convert.errors import DataError, RecordError, reading
-from convert.files import hash_file
 from convert.layout import FIELDS, RECORD
 from convert.manifest import BACKGROUNDS, Manifest, format_name, read_manifest
 
@@ -38,11 +37,9 @@ class Shards:
                 f"{folder}: holds no {self.form} files, only {found}; pack again with "
                 f"--format {self.form}"
             )
-        form_files = self.manifest.formats[self.form]
-        self.names = form_files.files
-        self.index_name = form_files.index
-        for name in (BACKGROUNDS, self.index_name, *self.names):
-            self._check_size(name)
+        self.names = self.manifest.formats[self.form].files
+        self.index_name = self.manifest.formats[self.form].index
+        self.check_files((BACKGROUNDS, self.index_name, *self.names), hashed=False)
         layout, n_bg = self.manifest.layout, len(self.manifest.backgrounds)
         image = (layout.height, layout.width, 3)
         self.backgrounds = self._load(BACKGROUNDS, np.dtype(np.uint8), n_bg, *image)
@@ -51,13 +48,6 @@ class Shards:
         # write reaches the file.
         self.files = [self._map(name) for name in self.names]
         self._check_records()
-
-    def _check_size(self, name: str) -> None:
-        path, expected = self.folder / name, self.manifest.files[name].bytes
-        found = path.stat().st_size if path.is_file() else None
-        if found != expected:
-            what = "is missing" if found is None else f"has {found} bytes"
-            raise DataError(f"{path}: {what}, expected {expected} bytes; pack again")
 
     def _map(self, name: str) -> np.ndarray:
         with reading(self.folder / name):
@@ -99,7 +89,6 @@ class Shards:
         self.backgrounds = np.empty((0, *self.backgrounds.shape[1:]), np.uint8)
 
     def __len__(self) -> int:
-        """Number of samples."""
         return self.manifest.layout.samples
 
     def stored(self, index: int, name: str) -> np.ndarray:
@@ -114,15 +103,11 @@ class Shards:
 
     def check(self, index: int, name: str) -> None:
         """RecordError unless the stored bytes have the CRC32C of the index."""
-        found = crc32c.crc32c(self.stored(index, name).data)
+        crc = crc32c.crc32c(self.stored(index, name).data)
         expected = int(self.records[index][name]["crc32c"])
-        if found != expected:
-            raise RecordError(
-                index,
-                name,
-                self.where(index, name),
-                f"checksum {found:08x}, expected {expected:08x}: corrupted after it was written",
-            )
+        if crc != expected:
+            reason = f"checksum {crc:08x}, expected {expected:08x}: corrupted after it was written"
+            raise RecordError(index, name, self.where(index, name), reason)
 
     def all_intact(self, indices: np.ndarray) -> bool:
         """Whether all stored fields of some samples have the CRC32C of the index."""
@@ -144,17 +129,11 @@ class Shards:
                 return error
         return None
 
-    def check_files(self, names: Iterable[str]) -> None:
-        """DataError unless the files of the folder have the SHA-256 given in the manifest."""
+    def check_files(self, names: Iterable[str], *, hashed: bool = True) -> None:
+        """DataError unless files have the size and, if ``hashed``, the SHA-256 of the manifest."""
         for name in names:
-            with reading(self.folder / name):
-                found = hash_file(self.folder / name)
-            expected = self.manifest.files[name].sha256
-            if found != expected:
-                raise DataError(
-                    f"{self.folder / name}: SHA-256 {found[:12]}, expected {expected[:12]}: "
-                    "corrupted after it was written; pack again"
-                )
+            if problem := self.manifest.files[name].problem(self.folder / name, hashed=hashed):
+                raise DataError(f"{problem}; pack again")
 
     def decode(self, index: int, name: str) -> np.ndarray:
         """Pixels of one field as its codec decodes them; RecordError if that fails."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from concurrent.futures import Executor
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +39,8 @@ def verify(
     original = None if source is None else _matching_source(Path(source), manifest)
     hidden = None if progress else True  # None: shown on a terminal only
     with worker_pool(workers) as executor:
-        problems = _check_files(folder, manifest, executor)
+        files = ((expected, folder / name) for name, expected in manifest.files.items())
+        problems = sorted(filter(None, run_all(executor, ShardFile.problem, files)))
         problems += _check_backgrounds(folder, manifest, original)
         for form in manifest.formats:
             try:
@@ -82,24 +82,6 @@ def _matching_source(source: Path, manifest: Manifest) -> Source:
     return found
 
 
-def _check_files(folder: Path, manifest: Manifest, executor: Executor) -> list[str]:
-    files = ((folder / name, expected) for name, expected in manifest.files.items())
-    return sorted(problem for problem in run_all(executor, _file_problem, files) if problem)
-
-
-def _file_problem(path: Path, expected: ShardFile) -> str | None:
-    """The problem of a file of the folder by its size and SHA-256."""
-    try:
-        found = ShardFile.of(path)
-    except FileNotFoundError:
-        return f"{path}: is missing"
-    except OSError as error:
-        return f"{path}: cannot be read ({error.strerror})"
-    if found.bytes != expected.bytes:
-        return f"{path}: has {found.bytes} bytes, expected {expected.bytes}"
-    return None if found == expected else f"{path}: SHA-256 differs, the file was changed"
-
-
 def _check_backgrounds(folder: Path, manifest: Manifest, source: Source | None) -> list[str]:
     """Compare the backgrounds with their statistics, and with the source's files."""
     try:
@@ -110,20 +92,13 @@ def _check_backgrounds(folder: Path, manifest: Manifest, source: Source | None) 
     sums = Accumulator(3, 255)
     for number, samples in enumerate(np.diff(manifest.layout.group_starts).tolist()):
         sums.add(np.asarray(backgrounds[number]), times=samples)
-        if source is not None:
-            path = source.bg[number]
-            if path.name != manifest.backgrounds[number]:
-                problems.append(
-                    f"background {number}: {path.name} in the source, not in the shards"
-                )
-                continue
-            try:
-                same = np.array_equal(backgrounds[number], _source_pixels(path, "fg_bg"))
-            except ValueError as error:
-                problems.append(f"background {number} ({path}): {error}")
-                continue
-            if not same:
-                problems.append(f"background {number} ({path}): differs from the source's")
+        if source is None:
+            continue
+        path = source.bg[number]
+        if path.name != manifest.backgrounds[number]:
+            problems.append(f"background {number}: {path.name} in the source, not in the shards")
+        elif difference := _difference(backgrounds[number], path, "fg_bg"):
+            problems.append(f"background {number} ({path}): {difference}")
     if sums.moments != manifest.statistics["bg"]:
         problems.append(f"{folder}: statistics of bg are not those of the backgrounds")
     return problems
@@ -159,32 +134,26 @@ def _check_records(
                 pixels = shards.decode(index, name)
                 accumulators[name].add(pixels)
                 if source is not None:
-                    _compare(pixels, source.paths(index)[column], index, name)
+                    path = source.paths(index)[column]
+                    if difference := _difference(pixels, path, name):
+                        raise RecordError(index, name, str(path), difference)
             except RecordError as error:
                 problems.append(error.message)
     return problems, PartSummary(statistics={name: a.moments for name, a in accumulators.items()})
 
 
-def _compare(pixels: np.ndarray, path: Path, index: int, name: str) -> None:
+def _difference(pixels: np.ndarray, path: Path, name: str) -> str | None:
+    """How a field differs from `pillow_pixels` of its source file; None if it is equal."""
     try:
-        expected = _source_pixels(path, name)
-    except ValueError as error:
-        raise RecordError(index, name, str(path), str(error)) from None
-    if pixels.shape != expected.shape:
-        raise RecordError(index, name, str(path), "the source has another size")
-    different = int(np.count_nonzero(pixels != expected))
-    if different:
-        raise RecordError(index, name, str(path), f"{different} values differ from the source's")
-
-
-def _source_pixels(path: Path, name: str) -> np.ndarray:
-    """`pillow_pixels` of a source file; ValueError with the reason if it cannot be decoded."""
-    try:
-        return pillow_pixels(path.read_bytes(), name)
+        expected = pillow_pixels(path.read_bytes(), name)
     except UnidentifiedImageError:  # its message has an address in memory
-        raise ValueError("cannot be read (not an image)") from None
+        return "cannot be read (not an image)"
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot be read ({error})") from None
+        return f"cannot be read ({error})"
+    if pixels.shape != expected.shape:
+        return "the source has another size"
+    different = np.count_nonzero(pixels != expected)
+    return f"{different} values differ from the source's" if different else None
 
 
 def pillow_pixels(data: bytes, name: str) -> np.ndarray:

@@ -304,8 +304,9 @@ def test_verify_computes_the_statistics_again(shards: Path, tmp_path: Path) -> N
 def test_verify_compares_backgrounds(copy: Path, shards: Path) -> None:
     first, second = copy / "bg" / "bg_001.jpg", copy / "bg" / "bg_002.jpg"
     first.write_bytes(second.read_bytes())
-    found = verify(shards, source=copy, workers=0, progress=False)
-    assert found == [f"background 0 ({first}): differs from the source's"]
+    (found,) = verify(shards, source=copy, workers=0, progress=False)
+    assert found.startswith(f"background 0 ({first}): ")
+    assert found.endswith(" values differ from the source's")
 
 
 def test_one_format_cut_short_leaves_the_other_usable(shards: Path, tmp_path: Path) -> None:
