@@ -68,18 +68,10 @@ def _header(source: bytes, height: int, width: int) -> jpeg.JpegHeader:
     return header
 
 
-def _decode_rgb(source: bytes, height: int, width: int) -> np.ndarray:
-    return jpeg.decode_rgb(source, jpeg.kept_pixels(height, width, 3))
-
-
-def _decode_gray(source: bytes, height: int, width: int) -> np.ndarray:
-    return jpeg.decode_gray(source, jpeg.kept_pixels(height, width, 1))
-
-
 def encode_rgb(source: bytes, height: int, width: int) -> Encoded:
     """Store the source bytes verbatim."""
     _header(source, height, width)
-    return Encoded(source, _decode_rgb(source, height, width), {})
+    return Encoded(source, jpeg.decode_rgb(source, jpeg.kept_pixels(height, width, 3)), {})
 
 
 def encode_luma(source: bytes, height: int, width: int) -> Encoded:
@@ -88,43 +80,36 @@ def encode_luma(source: bytes, height: int, width: int) -> Encoded:
     An image that cannot be cut, because it is not baseline or has a trace of colour, is stored
     verbatim and counted.
     """
-    if _header(source, height, width).components == 1:
-        return Encoded(source, _decode_gray(source, height, width), {})
+    is_gray = _header(source, height, width).components == 1
     try:
-        cut = cut_to_luma(source)
+        luma = source if is_gray else cut_to_luma(source)
     except NotReducible:
         return Encoded(source, _gray(source, height, width), {"depth_stored_verbatim": 1})
     # The cut has read the source's data to its end. Tests, and `verify --source`, prove that the
     # result decodes to the same pixels.
-    return Encoded(cut, _decode_gray(cut, height, width), {})
+    return Encoded(luma, jpeg.decode_gray(luma, jpeg.kept_pixels(height, width, 1)), {})
 
 
 def encode_gray(source: bytes, height: int, width: int) -> Encoded:
     """Store a gray image, of one or three components, verbatim."""
-    _header(source, height, width)
     return Encoded(source, _gray(source, height, width), {})
 
 
 def _gray(source: bytes, height: int, width: int) -> np.ndarray:
-    """Luma plane of a gray image of three components.
+    """Luma plane of a gray image of one or three components.
 
     Raises ValueError for a colour image: it is not a mask, and the luma of a colour-mapped depth
     map is not depth.
     """
-    rgb = _decode_rgb(source, height, width)
-    spread = int((rgb.max(axis=2) - rgb.min(axis=2)).max())
-    if spread > _COLOUR_TOLERANCE:
-        raise ValueError(
-            f"a colour image (channels differ by up to {spread}); expected a gray "
-            "image, saved with a gray colour map"
-        )
-    return _decode_gray(source, height, width)
-
-
-def _mask(source: bytes, height: int, width: int) -> tuple[np.ndarray, dict[str, int]]:
-    has_one_component = _header(source, height, width).components == 1
-    gray = (_decode_gray if has_one_component else _gray)(source, height, width)
-    return gray, {"mask_ambiguous_pixels": threshold_mask(gray)}
+    if _header(source, height, width).components == 3:
+        rgb = jpeg.decode_rgb(source, jpeg.kept_pixels(height, width, 3))
+        spread = int((rgb.max(axis=2) - rgb.min(axis=2)).max())
+        if spread > _COLOUR_TOLERANCE:
+            raise ValueError(
+                f"a colour image (channels differ by up to {spread}); expected a gray "
+                "image, saved with a gray colour map"
+            )
+    return jpeg.decode_gray(source, jpeg.kept_pixels(height, width, 1))
 
 
 @numba.njit(nogil=True, cache=True)
@@ -143,14 +128,14 @@ def threshold_mask(gray: np.ndarray) -> int:
 
 def encode_runs(source: bytes, height: int, width: int) -> Encoded:
     """Store the run lengths of the mask thresholded at 128: see `pack_runs`."""
-    mask, counts = _mask(source, height, width)
-    return Encoded(pack_runs(mask), mask, counts)
+    encoded = encode_mask_jpeg(source, height, width)
+    return encoded._replace(data=pack_runs(encoded.pixels))
 
 
 def encode_mask_jpeg(source: bytes, height: int, width: int) -> Encoded:
     """Store a mask JPEG verbatim; decoding thresholds it at 128."""
-    mask, counts = _mask(source, height, width)
-    return Encoded(source, mask, counts)
+    mask = _gray(source, height, width)
+    return Encoded(source, mask, {"mask_ambiguous_pixels": threshold_mask(mask)})
 
 
 def _sized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -185,8 +170,7 @@ def pack_runs(mask: np.ndarray) -> bytes:
     mask: uint8, 0 or 1, any shape.
     """
     flat = np.ascontiguousarray(mask).reshape(-1)
-    # The longest result: an empty run, then every pixel a run of its own.
-    out = np.empty(flat.size + 1, np.uint8)
+    out = np.empty(flat.size + 1, np.uint8)  # at most an empty run and a run for each pixel
     return out[: _pack_runs(flat, out)].tobytes()
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-_BASELINE, _EXTENDED, _PROGRESSIVE = 0xC0, 0xC1, 0xC2
 _STANDALONE = {0x01, *range(0xD0, 0xD8)}  # markers without a length
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 
@@ -24,7 +24,7 @@ class JpegHeader:
     @property
     def refusal(self) -> str | None:
         """Why engines would decode such a file differently; None if they agree."""
-        if self.frame not in (_BASELINE, _EXTENDED, _PROGRESSIVE):
+        if self.frame not in (0xC0, 0xC1, 0xC2):  # baseline, extended and progressive
             return "a lossless, hierarchical or arithmetic-coded JPEG; save it as baseline JPEG"
         if self.precision != 8:
             return f"a JPEG with {self.precision} bits a sample; save it with 8"
@@ -40,23 +40,33 @@ class JpegHeader:
         return None
 
 
-def read_header(data: bytes) -> JpegHeader:
-    """Size and kind of a JPEG from its markers; ValueError with the reason if it is not one."""
+def segments(data: bytes) -> Iterator[tuple[int, bytes, int]]:
+    """Marker, body and end of each segment up to the header of the first scan.
+
+    Raises ValueError with the reason where the data is not a JPEG. The body of the last segment
+    may be cut short.
+    """
     if data[:2] != b"\xff\xd8":
         raise ValueError("not a JPEG: " + (f"starts with {data[:4]!r}" if data else "empty file"))
-    at, orientation = 2, 1
-    while at + 4 <= len(data):
+    at, marker = 2, 0
+    while at + 4 <= len(data) and marker not in (0xD9, 0xDA):  # end of image, start of scan
         if data[at] != 0xFF:
             raise ValueError(f"corrupt JPEG: no marker at byte {at}")
         marker = data[at + 1]
         if marker == 0xFF:  # fill byte
             at += 1
-            continue
-        if marker in _STANDALONE:
+        elif marker in _STANDALONE:
             at += 2
-            continue
-        (length,) = struct.unpack_from(">H", data, at + 2)
-        body = data[at + 4 : at + 2 + length]
+        else:
+            end = at + 2 + int.from_bytes(data[at + 2 : at + 4])
+            yield marker, data[at + 4 : end], end
+            at = end
+
+
+def read_header(data: bytes) -> JpegHeader:
+    """Size and kind of a JPEG from its markers; ValueError with the reason if it is not one."""
+    orientation = 1
+    for marker, body, _ in segments(data):
         if marker == 0xE1 and body[:6] == b"Exif\0\0":
             orientation = _orientation(body[6:])
         elif marker in _FRAMES and len(body) >= 6:
@@ -69,9 +79,6 @@ def read_header(data: bytes) -> JpegHeader:
                 frame=marker,
                 orientation=orientation,
             )
-        elif marker in (0xD9, 0xDA):
-            break
-        at += 2 + length
     raise ValueError("corrupt JPEG: no frame header")
 
 

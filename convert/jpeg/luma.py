@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from convert.jpeg import huffman
+from convert.jpeg.header import segments
 
 _DCT_BLOCK = 64
 _SEQUENTIAL = b"\x00\x3f\x00"  # end of a scan header: coefficients 0 to 63, all bits
@@ -41,12 +42,6 @@ class _Frame:
     quantiser: int
     quantisers: frozenset[int]
 
-    @property
-    def mcus(self) -> tuple[int, int]:
-        """Rows and columns of minimum coded units."""
-        vertical, horizontal = self.samplings[0].tolist()
-        return -(-self.height // (8 * vertical)), -(-self.width // (8 * horizontal))
-
 
 @dataclass(frozen=True, kw_only=True)
 class _Scan:
@@ -67,20 +62,20 @@ def cut_to_luma(source: bytes) -> bytes:
     """
     try:
         scan = _parse(source)
-    except (IndexError, struct.error):
+    except (IndexError, ValueError, struct.error):
         raise NotReducible("its markers are corrupt") from None
     frame = scan.frame
     data = np.frombuffer(source, np.uint8)[scan.data :]
-    rows, columns = frame.mcus
-    blocks = rows * columns * int(frame.samplings[0].prod())
+    vertical, horizontal = frame.samplings[0].tolist()
+    mcus = -(-frame.height // (8 * vertical)) * -(-frame.width // (8 * horizontal))
+    blocks = mcus * vertical * horizontal
     if blocks > 4 * len(data):  # a block takes at least two bits
         raise NotReducible("its size and its data do not agree")
-    order = _raster_order(frame.height, frame.width, *frame.samplings[0].tolist())
+    order = _raster_order(frame.height, frame.width, vertical, horizontal)
     # In another order a DC difference may take 27 bits, and every byte may need stuffing.
     out = np.empty(2 * (len(source) + 4 * blocks), np.uint8)
     outcome, size, *lists = huffman.recode(
-        data, frame.samplings, scan.tables, rows * columns, scan.restart, order, *_scratch(blocks),
-        out,
+        data, frame.samplings, scan.tables, mcus, scan.restart, order, *_scratch(blocks), out
     )  # fmt: skip
     if outcome == huffman.CORRUPT:
         raise NotReducible("its entropy-coded data is corrupt")
@@ -93,7 +88,7 @@ def cut_to_luma(source: bytes) -> bytes:
 def _scratch(blocks: int) -> tuple[np.ndarray, ...]:
     """Buffers for the tokens of an image, kept because new memory costs page faults.
 
-    One set for each process: `convert` uses processes, never threads.
+    Threads may share them, because `recode` holds the GIL.
     """
     starts, dc = np.empty(blocks + 1, np.int32), np.empty(blocks, np.int32)
     return starts, dc, np.empty(blocks * _DCT_BLOCK, np.int32)
@@ -101,10 +96,7 @@ def _scratch(blocks: int) -> tuple[np.ndarray, ...]:
 
 @functools.lru_cache(maxsize=8)
 def _raster_order(height: int, width: int, vertical: int, horizontal: int) -> np.ndarray:
-    """Position in the file of each luma block of the image, row by row, without padding blocks.
-
-    Cached because it is the same for all images of a data set.
-    """
+    """Position in the file of each luma block of the image, row by row, without padding blocks."""
     y, x = np.ogrid[: -(-height // 8), : -(-width // 8)]
     mcu = y // vertical * -(-width // (8 * horizontal)) + x // horizontal
     within = y % vertical * horizontal + x % horizontal
@@ -116,18 +108,8 @@ def _parse(source: bytes) -> _Scan:
     quantisers: dict[int, bytes] = {}
     tables: list[bytes] = []
     frame: _Frame | None = None
-    restart, at = 0, 2
-    if source[:2] != b"\xff\xd8":
-        raise NotReducible("it is not a JPEG")
-    while at + 4 <= len(source):
-        if source[at] != 0xFF:
-            raise NotReducible("its markers are corrupt")
-        marker = source[at + 1]
-        (length,) = struct.unpack_from(">H", source, at + 2)
-        body = source[at + 4 : at + 2 + length]
-        at += 2 + length
-        if length < 2 or at > len(source):
-            raise NotReducible("its markers are corrupt")
+    restart = 0
+    for marker, body, end in segments(source):
         if marker == 0xDB:
             _read_quantisers(body, quantisers)
         elif marker == 0xC4:
@@ -147,7 +129,7 @@ def _parse(source: bytes) -> _Scan:
                 raise NotReducible("a quantisation table is missing")
             quantiser = quantisers[frame.quantiser]
             chosen = _read_scan(body, frame.components, tuple(tables))
-            return _Scan(frame=frame, tables=chosen, restart=restart, quantiser=quantiser, data=at)
+            return _Scan(frame=frame, tables=chosen, restart=restart, quantiser=quantiser, data=end)
         elif not (0xE0 <= marker <= 0xEF or marker == 0xFE):  # application data and comments
             raise NotReducible("its markers are corrupt")
     raise NotReducible("it has no scan")
