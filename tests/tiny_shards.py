@@ -71,7 +71,7 @@ def _write_tars(folder: Path, samples: int, samples_per_shard: int) -> tuple[str
     names = tarshards.extensions(STORED_AS)
     variants = [stored_fields(variant) for variant in range(VARIANTS)]
     records = np.zeros(samples, RECORD)
-    order = tarshards.permutation(samples, 0)
+    order = np.random.default_rng(0).permutation(samples, 0)
     orders = [order[at : at + samples_per_shard] for at in range(0, samples, samples_per_shard)]
     for number, members in enumerate(orders):
         lines, blocks, at = [f"v1.2 {len(members)}"], [], 0
