@@ -10,14 +10,14 @@ _STANDALONE = {0x01, *range(0xD0, 0xD8)}  # markers without a length
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class JpegHeader:
-    """Properties given by the markers before the first scan."""
+    """Properties given by the markers before the first scan; the first four as in the frame."""
 
+    precision: int
     height: int
     width: int
     components: int
-    precision: int
     frame: int
     orientation: int
 
@@ -71,14 +71,7 @@ def read_header(data: bytes) -> JpegHeader:
             orientation = _orientation(body[6:])
         elif marker in _FRAMES and len(body) >= 6:
             precision, height, width, components = struct.unpack_from(">BHHB", body)
-            return JpegHeader(
-                height=height,
-                width=width,
-                components=components,
-                precision=precision,
-                frame=marker,
-                orientation=orientation,
-            )
+            return JpegHeader(precision, height, width, components, marker, orientation)
     raise ValueError("corrupt JPEG: no frame header")
 
 

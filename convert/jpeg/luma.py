@@ -1,10 +1,8 @@
 """Cuts the luma plane out of a baseline JPEG, as a JPEG with the same coefficients.
 
-Depth maps are often gray images stored as RGB. Their chroma planes hold no information and cost
-bytes and decoding time. This module reads the entropy-coded data, leaves out the chroma blocks and
-writes the luma blocks with Huffman tables made for them: the same coefficients, so the same
-pixels, in fewer bytes than libjpeg-turbo's `tjTransform` (docs/format.md has the comparison). The
-bytes do not depend on the version of a library.
+The chroma planes of a gray image stored as RGB hold no information and cost bytes and decoding
+time. The luma blocks are written with Huffman tables made for them: the same pixels in fewer bytes
+than libjpeg-turbo's `tjTransform` (docs/format.md has the comparison), whatever its version.
 
 Names and tables are those of ITU-T T.81 (JPEG), annexes B, C, F and K.
 """
@@ -13,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,23 +26,17 @@ class NotReducible(Exception):
     """The JPEG is corrupt or of a kind that cannot be cut; the message gives the reason."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Frame:
-    """The frame header; luma is the first component.
-
-    quantiser: number of luma's quantisation table; quantisers: numbers of all that are used.
-    """
+class _Frame(NamedTuple):
+    """The frame header. quantisers: number of the quantisation table of each component."""
 
     height: int
     width: int
     components: bytes
     samplings: np.ndarray
-    quantiser: int
-    quantisers: frozenset[int]
+    quantisers: bytes
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Scan:
+class _Scan(NamedTuple):
     """What decoding a scan needs. tables: `decoding_table` of DC and AC of each component."""
 
     frame: _Frame
@@ -86,10 +78,8 @@ def cut_to_luma(source: bytes) -> bytes:
 
 @functools.lru_cache(maxsize=2)
 def _scratch(blocks: int) -> tuple[np.ndarray, ...]:
-    """Buffers for the tokens of an image, kept because new memory costs page faults.
-
-    Threads may share them, because `recode` holds the GIL.
-    """
+    """Buffers for the tokens of an image, kept because new memory costs page faults."""
+    # Threads may share them, because `recode` holds the GIL.
     starts, dc = np.empty(blocks + 1, np.int32), np.empty(blocks, np.int32)
     return starts, dc, np.empty(blocks * _DCT_BLOCK, np.int32)
 
@@ -125,11 +115,10 @@ def _parse(source: bytes) -> _Scan:
         elif marker == 0xDA:
             if frame is None:
                 raise NotReducible("its frame header is missing")
-            if not quantisers.keys() >= frame.quantisers:
+            if not quantisers.keys() >= set(frame.quantisers):
                 raise NotReducible("a quantisation table is missing")
-            quantiser = quantisers[frame.quantiser]
             chosen = _read_scan(body, frame.components, tuple(tables))
-            return _Scan(frame=frame, tables=chosen, restart=restart, quantiser=quantiser, data=end)
+            return _Scan(frame, chosen, restart, quantisers[frame.quantisers[0]], end)
         elif not (0xE0 <= marker <= 0xEF or marker == 0xFE):  # application data and comments
             raise NotReducible("its markers are corrupt")
     raise NotReducible("it has no scan")
@@ -153,28 +142,15 @@ def _read_huffman(body: bytes) -> dict[int, np.ndarray]:
         listed = body[17 : 17 + total]
         is_complete = len(counts) == 16 and len(listed) == total <= 256
         largest = 0xFF if body[0] >> 4 else 0x0F  # a DC symbol is a number of bits
-        if (
-            body[0] & ~0x13
-            or not is_complete
-            or max(listed, default=0) > largest
-            or not _fit(counts)
-        ):
+        if body[0] & ~0x13 or not is_complete or max(listed, default=0) > largest:
+            raise NotReducible("its Huffman tables are corrupt")
+        if (counts << np.arange(15, -1, -1)).sum() >= 1 << 16:  # no such code (annex C)
             raise NotReducible("its Huffman tables are corrupt")
         symbols = np.zeros(256, np.uint8)
         symbols[:total] = np.frombuffer(listed, np.uint8)
         tables[body[0]] = huffman.decoding_table(counts, symbols)
         body = body[17 + total :]
     return tables
-
-
-def _fit(counts: np.ndarray) -> bool:
-    """Whether a code with these counts by length, 1 to 16, exists, none all ones (annex C)."""
-    code = 0
-    for length, count in enumerate(counts.tolist(), 1):
-        code = 2 * code + count
-        if count and code >= 1 << length:
-            return False
-    return True
 
 
 @functools.lru_cache(maxsize=64)
@@ -190,14 +166,7 @@ def _read_frame(body: bytes) -> _Frame:
         raise NotReducible("it is not stored as YCbCr")
     if samplings.min() < 1 or (samplings[0] != samplings.max(axis=0)).any():
         raise NotReducible("its luma is subsampled")
-    return _Frame(
-        height=height,
-        width=width,
-        components=components,
-        samplings=samplings,
-        quantiser=rows[0][2],
-        quantisers=frozenset(row[2] for row in rows),
-    )
+    return _Frame(height, width, components, samplings, bytes(row[2] for row in rows))
 
 
 @functools.lru_cache(maxsize=64)
