@@ -23,9 +23,6 @@ from convert.errors import DataError, RecordError
 from convert.files import publish_folder
 from convert.manifest import MANIFEST
 
-Job = Mapping[str, object]
-"""What must be equal for a run to continue an interrupted one; plain JSON values."""
-
 
 def check_target(shards: Path, force: bool) -> None:
     """DataError unless a shard folder may be written under this name."""
@@ -36,18 +33,20 @@ def check_target(shards: Path, force: bool) -> None:
         raise DataError(f"{shards}: is a link; give the name of the folder itself")
     if shards.is_mount():
         raise DataError(f"{shards}: is a mount point; give the name of a folder inside it")
-    if not shards.exists():
+    if not shards.exists() or (shards.is_dir() and not any(shards.iterdir())):
         return
-    if not shards.is_dir() or (any(shards.iterdir()) and not (shards / MANIFEST).exists()):
+    if not (shards / MANIFEST).exists():
         raise DataError(
             f"{shards}: exists and is not a finished shard folder; choose another name or remove it"
         )
-    if any(shards.iterdir()) and not force:
+    if not force:
         raise DataError(f"{shards}: exists already; --force replaces it")
 
 
 @contextmanager
-def work_folder(shards: Path, job: Job, *, resume: bool, force: bool) -> Iterator[Path]:
+def work_folder(
+    shards: Path, job: Mapping[str, object], *, resume: bool, force: bool
+) -> Iterator[Path]:
     """The locked work folder of ``shards``, with what an earlier run of ``job`` left if wanted.
 
     A block that succeeds publishes the folder. After corrupt input the work is removed, unless
@@ -62,7 +61,9 @@ def work_folder(shards: Path, job: Job, *, resume: bool, force: bool) -> Iterato
             try:
                 yield work
             except BaseException as error:
-                if _is_worthless(work, error, resume):
+                is_corrupt = isinstance(error, RecordError) and not resume
+                is_complete = (work / MANIFEST).exists()  # its parts may be removed already
+                if not is_complete and (is_corrupt or not any(work.glob("*/*.json"))):
                     _remove(work)
                 elif isinstance(error, KeyboardInterrupt | SystemExit):
                     click.echo(f"{work}: unfinished; --resume continues it", err=True)
@@ -73,14 +74,6 @@ def work_folder(shards: Path, job: Job, *, resume: bool, force: bool) -> Iterato
             f"{error.filename or work}: {error.strerror or error}; fix that and run again with "
             f"--resume, or delete {work}"
         ) from None
-
-
-def _is_worthless(work: Path, error: BaseException, resume: bool) -> bool:
-    """Whether nothing in the work folder is worth resuming after an error."""
-    if (work / MANIFEST).exists():  # complete, though its parts may be removed already
-        return False
-    corrupt_input = isinstance(error, RecordError) and not resume
-    return corrupt_input or not any(work.glob("*/*.json"))
 
 
 @contextmanager
@@ -102,7 +95,9 @@ def _locked_job_file(shards: Path, work: Path) -> Iterator[BinaryIO]:
                 path.unlink()
 
 
-def _claim(work: Path, file: BinaryIO, job: Job, *, resume: bool, force: bool) -> None:
+def _claim(
+    work: Path, file: BinaryIO, job: Mapping[str, object], *, resume: bool, force: bool
+) -> None:
     """Take the work folder: a new one, or that of an earlier run of the same job."""
     file.seek(0)
     text = file.read()
