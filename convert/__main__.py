@@ -14,13 +14,14 @@ from convert.errors import Commands, DataError
 
 # Commands import their work when they run, so that `--help` and usage errors answer at once.
 
+_SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
 _FOLDER = click.Path(path_type=Path)
 _WORKERS = click.option(
     "--workers", type=click.IntRange(0), help="Worker processes; default: one a core; 0: none."
 )
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings=_SETTINGS)
 def main() -> None:
     """Convert a data set of composites to shards once, and check the result."""
 
@@ -36,11 +37,10 @@ def main() -> None:
     "--placements",
     type=click.IntRange(2),
     default=40,
-    show_default=True,
     help="Composites of each pair, half of them flipped.",
 )
-@click.option("--size", type=click.IntRange(32), default=224, show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--size", type=click.IntRange(32), default=224)
+@click.option("--seed", type=click.IntRange(0), default=0)
 @_WORKERS
 def compose(dataset: Path, **options: object) -> None:
     """Paste foregrounds on backgrounds: writes images, masks and depth to DATASET."""
@@ -59,7 +59,7 @@ def compose(dataset: Path, **options: object) -> None:
     help="What the model's values are: inverse depth (near is large: DPT, Depth Anything) or "
     "metres; default: as its configuration says, else inverse.",
 )
-@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), default=16)
 @click.option("--device", help="cpu, cuda:0, ...; default: the first GPU, or the CPU.")
 @click.option("--force", is_flag=True, help="Replace existing depth maps.")
 def depth(dataset: Path, model: str, **options: object) -> None:
@@ -82,7 +82,7 @@ def depth(dataset: Path, model: str, **options: object) -> None:
 )
 @click.option("--mask-codec", type=click.Choice(["runs", "jpeg"]), default="runs")
 @click.option("--depth-codec", type=click.Choice(["luma", "jpeg"]), default="luma")
-@click.option("--samples-per-shard", type=click.IntRange(1), default=10_000, show_default=True)
+@click.option("--samples-per-shard", type=click.IntRange(1), default=10_000)
 @click.option(
     "--samples-per-fg",
     type=click.IntRange(1),
@@ -159,7 +159,7 @@ def inspect(shards: Path, as_json: bool) -> None:
 @main.command()
 @click.argument("shards", type=_FOLDER)
 @click.argument("out", type=_FOLDER)
-@click.option("--rows", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--rows", type=click.IntRange(1), default=8)
 def show(shards: Path, out: Path, rows: int) -> None:
     """Draw a contact sheet of SHARDS into the PNG file OUT."""
     from convert.show import contact_sheet
@@ -172,13 +172,9 @@ def show(shards: Path, out: Path, rows: int) -> None:
     click.echo(f"{out}: {sheet.width}x{sheet.height} pixels")
 
 
-def _prepare_process() -> None:
-    """Make SIGTERM clean up as Ctrl-C does, and let file names that are not UTF-8 be printed."""
+if __name__ == "__main__":
+    # SIGTERM cleans up as Ctrl-C does, and file names that are not UTF-8 can be printed.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-
-
-if __name__ == "__main__":
-    _prepare_process()
     main(prog_name="python -m convert")
