@@ -19,10 +19,6 @@ class DataError(click.ClickException):
 
     exit_code = 2
 
-    def __reduce__(self) -> tuple:
-        """Pickle the message alone."""
-        return type(self), (self.message,)
-
 
 class RecordError(DataError):
     """A record of a shard folder or data set is corrupt; ``index`` and ``field`` name it."""
@@ -32,7 +28,6 @@ class RecordError(DataError):
         self.index, self.field, self.where, self.reason = index, field, where, reason
 
     def __reduce__(self) -> tuple:
-        """Pickle all four arguments."""
         return type(self), (self.index, self.field, self.where, self.reason)
 
 

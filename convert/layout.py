@@ -49,9 +49,6 @@ class Layout:
 
     def background_of(self, index: np.ndarray) -> np.ndarray:
         """Background of each sample; int64, same shape as ``index``."""
-        index = np.asarray(index, dtype=np.int64)
-        if self.samples_per_bg:
-            return index // self.samples_per_bg
         return np.searchsorted(self.group_starts, index, side="right") - 1
 
     def foreground_of(self, index: np.ndarray) -> np.ndarray:
@@ -64,6 +61,4 @@ class Layout:
                 "this data set does not say which samples show the same person: "
                 "pack it again with --samples-per-fg N"
             )
-        index = np.asarray(index, dtype=np.int64)
-        within = index - self.group_starts[self.background_of(index)]
-        return within // self.samples_per_fg
+        return (index - self.group_starts[self.background_of(index)]) // self.samples_per_fg

@@ -133,17 +133,13 @@ class Manifest:
         starts = np.asarray(starts, dtype=np.int64)
         if len(starts) != n_bg + 1 or starts[-1] != value["samples"] or (np.diff(starts) < 1).any():
             raise ValueError("samples, backgrounds and group sizes do not agree")
-        height, width = value["image_size"]
+        height, width = map(int, value["image_size"])
         for name in FIELDS:
             if value["codecs"][name] not in CODEC_NAMES[name]:
                 raise ValueError(f"unknown codec {value['codecs'][name]!r} of {name}")
+        per_fg = value["samples_per_fg"]
         return cls(
-            layout=Layout(
-                height=int(height),
-                width=int(width),
-                group_starts=starts,
-                samples_per_fg=value["samples_per_fg"],
-            ),
+            layout=Layout(height=height, width=width, group_starts=starts, samples_per_fg=per_fg),
             backgrounds=tuple(value["backgrounds"]),
             codecs=dict(value["codecs"]),
             statistics={k: Moments.from_json(v) for k, v in value["statistics"].items()},

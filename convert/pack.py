@@ -56,8 +56,6 @@ from convert.source import Source, read_source
 from convert.unfinished import check_target, work_folder
 from convert.workers import cluster_pool, run_all, worker_pool
 
-MASK_CODECS = {"runs": "runs", "jpeg": "jpeg-mask"}
-DEPTH_CODECS = {"luma": "jpeg-luma", "jpeg": "jpeg-gray"}
 _PARTS = "parts"
 _LIBRARIES = ("numpy", "pillow", "simplejpeg", "crc32c")
 
@@ -82,11 +80,9 @@ class PackConfig:
     def __post_init__(self) -> None:
         """Check the values and resolve aliases of formats."""
         object.__setattr__(self, "formats", tuple(format_name(name) for name in self.formats))
-        for name in self.formats:
-            if name not in FORMATS:
-                raise DataError(f"unknown format {name!r}; choose from {', '.join(FORMATS)}")
-        if not self.formats:
-            raise DataError(f"no format to write; choose from {', '.join(FORMATS)}")
+        if not self.formats or not set(self.formats) <= set(FORMATS):
+            found = ", ".join(self.formats) or "none"
+            raise DataError(f"formats are {found}; choose from {', '.join(FORMATS)}")
         if self.samples_per_shard < 1:
             raise DataError(f"samples per shard is {self.samples_per_shard}, expected at least 1")
         if self.seed < 0:
@@ -95,11 +91,9 @@ class PackConfig:
     @property
     def codecs(self) -> dict[str, str]:
         """Codec of each field, by its name in `CODECS`."""
-        return {
-            "fg_bg": "jpeg",
-            "mask": MASK_CODECS[self.mask_codec],
-            "depth": DEPTH_CODECS[self.depth_codec],
-        }
+        mask = {"runs": "runs", "jpeg": "jpeg-mask"}[self.mask_codec]
+        depth = {"luma": "jpeg-luma", "jpeg": "jpeg-gray"}[self.depth_codec]
+        return {"fg_bg": "jpeg", "mask": mask, "depth": depth}
 
 
 def pack(
@@ -136,7 +130,7 @@ def pack(
     pool = worker_pool(workers) if scheduler is None else cluster_pool(scheduler)
     with work_folder(shards, job, resume=resume, force=force) as work, pool as executor:
         if not (work / MANIFEST).exists():  # else an earlier run had only to clean up
-            parts = list(split_parts(source.layout, part_size))
+            parts = split_parts(source.layout, part_size)
             hidden = None if progress else True  # None: shown on a terminal only
             _Conversion(source, config, parts, work, work / _PARTS, executor, hidden).run()
         # A failed cleanup must not fail a finished conversion.

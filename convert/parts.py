@@ -12,8 +12,8 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import crc32c
@@ -35,10 +35,8 @@ _WRITE_BYTES = 1 << 20
 _OPEN_FILES = 256
 """Parts that a process keeps open; the usual limit is 1,024 files, and there may be more parts."""
 
-_SCALES = {"fg_bg": (3, 255), "mask": (1, 1), "depth": (1, 255)}
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Part:
     """Samples ``start`` to ``stop - 1``, all of one background, and the part's number."""
 
@@ -66,18 +64,17 @@ class PartSummary:
             self.statistics[name] = moments if known is None else known + moments
 
 
-def split_parts(layout: Layout, size: int = SAMPLES_PER_PART) -> Iterator[Part]:
+def split_parts(layout: Layout, size: int = SAMPLES_PER_PART) -> list[Part]:
     """All parts in sample order; independent of the number of workers."""
-    number = 0
-    for first, end in zip(layout.group_starts[:-1], layout.group_starts[1:], strict=True):
-        for start in range(int(first), int(end), size):
-            yield Part(number=number, start=start, stop=min(start + size, int(end)))
-            number += 1
+    starts = layout.group_starts.tolist()
+    begins = [begin for group in pairwise(starts) for begin in range(*group, size)]
+    ends = [*begins[1:], layout.samples]
+    return [Part(n, *places) for n, places in enumerate(zip(begins, ends, strict=True))]
 
 
 def new_accumulators() -> dict[str, Accumulator]:
     """Empty sums of each field."""
-    return {name: Accumulator(*_SCALES[name]) for name in FIELDS}
+    return {"fg_bg": Accumulator(3, 255), "mask": Accumulator(1, 1), "depth": Accumulator(1, 255)}
 
 
 def write_part(source: Source, codecs: dict[str, str], part: Part, folder: Path) -> int:

@@ -13,6 +13,7 @@ import json
 import os
 import uuid
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -92,10 +93,8 @@ def list_backgrounds(folder: Path) -> tuple[Path, ...]:
     found = tuple(folder / "bg" / name for name in list_jpegs(folder / "bg"))
     if not found:
         raise DataError(f"{folder / 'bg'}: found no images, expected one .jpg a background")
-    by_stem: dict[str, Path] = {}
-    for path in found:
-        other = by_stem.setdefault(path.stem, path)
-        if other is not path:
+    for other, path in pairwise(sorted(found, key=lambda path: path.stem)):
+        if other.stem == path.stem:
             raise DataError(
                 f"{path}: found {other.name} too, expected one background of the name {path.stem}; "
                 "rename or remove one"
@@ -109,10 +108,9 @@ def _list_visible(folder: Path) -> list[str]:
         names = os.listdir(folder)
     except FileNotFoundError:
         raise DataError(f"{folder}: no such folder; expected {_EXPECTED}") from None
-    except NotADirectoryError:
-        raise DataError(f"{folder}: found a file, expected a folder of images") from None
     except OSError as error:
-        raise DataError(f"{folder}: cannot be read ({error.strerror})") from None
+        reason = f"cannot be read ({error.strerror}); expected a folder of images"
+        raise DataError(f"{folder}: {reason}") from None
     return sorted(name for name in names if name[0] != "." and name not in _IGNORED)
 
 
@@ -132,14 +130,18 @@ def read_source(dataset: str | Path, *, samples_per_fg: int | None = None) -> So
     for name in FOLDERS.values():
         found = _list_visible(folder / name)
         _check_names(folder / name, found, stems, f"the names of {folder / 'bg'}")
-    counts = [_count_group(folder, stem) for stem in stems]
+    counts = {stem: _count_group(folder, stem) for stem in stems}
     metadata = read_metadata(folder)
-    height, width = _image_size(bg[0])
-    starts = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
-    per_fg = _samples_per_fg(
-        folder, samples_per_fg, metadata, dict(zip(stems, counts, strict=True))
+    try:
+        first = jpeg.read_header(bg[0].read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{bg[0]}: {error}; expected a JPEG image") from None
+    layout = Layout(
+        height=first.height,
+        width=first.width,
+        group_starts=np.cumsum([0, *counts.values()], dtype=np.int64),
+        samples_per_fg=_samples_per_fg(folder, samples_per_fg, metadata, counts),
     )
-    layout = Layout(height=height, width=width, group_starts=starts, samples_per_fg=per_fg)
     return Source(folder=folder, bg=bg, layout=layout, metadata=metadata)
 
 
@@ -147,15 +149,11 @@ def _samples_per_fg(
     folder: Path, given: int | None, metadata: dict[str, object], counts: dict[str, int]
 ) -> int | None:
     """Samples that show one foreground, checked: a missing sample would shift all after it."""
+    found: object = given
+    where, fix = "--samples-per-fg", "give --samples-per-fg another number"
     if given is None:
         found, where = metadata.get("samples_per_fg"), f"{folder / DATASET}: samples_per_fg"
-        fix = (
-            "state that it is not known which show the same person: delete samples_per_fg in "
-            f"{DATASET}"
-        )
-    else:
-        found, where = given, "--samples-per-fg"
-        fix = "give --samples-per-fg another number"
+        fix = f"delete samples_per_fg in {DATASET} if it is not known which show the same person"
     if found is None:
         return None
     if not isinstance(found, int) or found < 1:
@@ -202,11 +200,3 @@ def read_metadata(folder: Path) -> dict[str, object]:
     if not isinstance(metadata, dict):
         raise DataError(f"{path}: cannot be read (not an object); fix or delete it")
     return metadata
-
-
-def _image_size(path: Path) -> tuple[int, int]:
-    try:
-        header = jpeg.read_header(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: {error}; expected a JPEG image") from None
-    return header.height, header.width

@@ -50,7 +50,7 @@ def verify(
                 continue
             if form == "ffcv":
                 problems += beton.check_structure(opened)
-            parts = list(split_parts(manifest.layout))
+            parts = split_parts(manifest.layout)
             tasks = ((folder, form, part.start, part.stop, original) for part in parts)
             results = run_all(executor, _check_records, tasks)
             found: list[str] = []
