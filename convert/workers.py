@@ -8,7 +8,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from typing import TypeVar
@@ -25,48 +24,33 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-class InlineExecutor(Executor):
-    """Runs work in this process as it is submitted, for tests and tiny data sets."""
-
-    def submit(self, fn: Callable[..., T], /, *args: object, **kwargs: object) -> Future[T]:
-        """Run the function; the future is done when this returns."""
-        future: Future[T] = Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-
 @contextmanager
-def worker_pool(workers: int | None) -> Iterator[Executor]:
-    """A pool of ``workers`` processes (None: one a core; 0: work runs in this process).
+def worker_pool(workers: int | None) -> Iterator[futures.Executor]:
+    """A pool of ``workers`` processes (None: one a core; 0: a thread of this process).
 
-    On any exception, Ctrl-C included, the workers are killed at once. They also end when this
-    process dies, even if it is killed.
+    On any exception, Ctrl-C included, and when this process dies, the workers are killed at once.
     """
     if workers is not None and workers < 0:
         raise DataError(f"workers: found {workers}, expected 0 (no processes) or more")
     if workers == 0:
-        yield InlineExecutor()
-        return
-    pool = ProcessPoolExecutor(
-        workers or available_cores(),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_end_with_parent,
-    )
+        pool: futures.Executor = futures.ThreadPoolExecutor(1)
+    else:
+        context = multiprocessing.get_context("spawn")
+        cores = workers or available_cores()
+        pool = futures.ProcessPoolExecutor(cores, context, initializer=_end_with_parent)
     try:
         yield pool
     except BaseException:
-        for process in list((pool._processes or {}).values()):
-            process.kill()
+        if isinstance(pool, futures.ProcessPoolExecutor):
+            for process in list((pool._processes or {}).values()):
+                process.kill()
         pool.shutdown(wait=True, cancel_futures=True)
         raise
     pool.shutdown(wait=True)
 
 
 @contextmanager
-def cluster_pool(address: str) -> Iterator[Executor]:
+def cluster_pool(address: str) -> Iterator[futures.Executor]:
     """The workers of a Dask cluster as an executor (extra `cluster`).
 
     They must see the same files under the same absolute paths. Raises DataError if Dask is not
@@ -81,16 +65,14 @@ def cluster_pool(address: str) -> Iterator[Executor]:
         client = Client(address, timeout=_CONNECT_S)
     except (OSError, ValueError) as error:
         raise DataError(f"scheduler {address}: cannot be reached ({error})") from None
-    with client:
-        try:
-            with client.get_executor(pure=False) as executor:
-                # `run_all` reads this to bound the work in flight, as with a pool of processes.
-                executor._max_workers = max(1, sum(client.ncores().values()))
-                yield executor
-        except KilledWorker as error:
-            raise DataError(
-                f"scheduler {address}: workers died ({error}); run again with --resume"
-            ) from None
+    try:
+        with client, client.get_executor(pure=False) as executor:
+            # `run_all` reads this to bound the work in flight, as with a pool of processes.
+            executor._max_workers = max(1, sum(client.ncores().values()))
+            yield executor
+    except KilledWorker as error:
+        reason = f"workers died ({error}); run again with --resume"
+        raise DataError(f"scheduler {address}: {reason}") from None
 
 
 def _end_with_parent() -> None:
@@ -105,14 +87,16 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
 
 
-def run_all(executor: Executor, fn: Callable[..., T], tasks: Iterable[tuple]) -> Iterator[T]:
+def run_all(
+    executor: futures.Executor, fn: Callable[..., T], tasks: Iterable[tuple]
+) -> Iterator[T]:
     """Results of ``fn(*task)`` as they finish, with a bounded number in flight.
 
     The first failure is raised at once. Raises DataError if a worker process died.
     """
     limit = _IN_FLIGHT * getattr(executor, "_max_workers", available_cores())
     remaining = iter(tasks)
-    waiting: set[Future[T]] = set()
+    waiting: set[futures.Future[T]] = set()
     try:
         while True:
             for task in islice(remaining, limit - len(waiting)):
@@ -126,7 +110,7 @@ def run_all(executor: Executor, fn: Callable[..., T], tasks: Iterable[tuple]) ->
                 return
             done, waiting = futures.wait(waiting, return_when=futures.FIRST_COMPLETED)
             yield from (future.result() for future in done)
-    except BrokenExecutor:
+    except futures.BrokenExecutor:
         raise DataError(
             "a worker process died (killed, or out of memory); run again, possibly with "
             "fewer --workers; `pack --resume` continues where it stopped"
