@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -40,9 +41,7 @@ ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 
 _IMAGE = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
 _BYTES = np.dtype([("ptr", "<u8"), ("size", "<u8")])
-_INT = np.dtype("<i8")
-_JPEG = 0  # `mode` of an image stored as JPEG
-_TYPES = {"image": (2, _IMAGE), "bytes": (3, _BYTES), "int": (1, _INT)}
+_TYPES = {"image": (2, _IMAGE), "bytes": (3, _BYTES), "int": (1, np.dtype("<i8"))}
 
 
 def field_kinds(codecs: dict[str, str]) -> dict[str, str]:
@@ -95,7 +94,7 @@ class Structure:
             if kind == "int":
                 column[:] = np.arange(start, start + len(records))
             elif kind == "image":
-                column["mode"], column["data_ptr"] = _JPEG, records[name]["offset"]
+                column["mode"], column["data_ptr"] = 0, records[name]["offset"]  # 0: a JPEG
                 column["width"], column["height"] = self.layout.width, self.layout.height
             else:
                 column["ptr"], column["size"] = records[name]["offset"], records[name]["size"]
@@ -116,7 +115,7 @@ class Structure:
 class BetonWriter:
     """An FFCV file that several processes assemble from parts.
 
-    `create` it, `write` each part at the position that `place` gives, then `finish` it.
+    `create` it, `write` each part at the position that `create` gives, then `finish` it.
     folder: where the parts are.
     """
 
@@ -124,16 +123,13 @@ class BetonWriter:
     folder: Path
     structure: Structure
 
-    def create(self) -> None:
-        """Create the unfinished file, and its empty per-record index beside it."""
-        create_array(self._index, RECORD, (self.structure.layout.samples,))
-        self.path.write_bytes(self.structure.header())
+    def create(self, parts: list[Part]) -> tuple[list[tuple[Part, int]], int]:
+        """Create the unfinished file, and its empty per-record index beside it.
 
-    def place(self, parts: list[Part]) -> tuple[list[tuple[Part, int]], int]:
-        """Each part with the first byte that its data may take, and the end of the data.
-
-        parts: all, in sample order.
+        Returns each of all ``parts`` with the first byte that its data may take, and their end.
         """
+        create_array(self.path.with_name(INDEX), RECORD, (self.structure.layout.samples,))
+        self.path.write_bytes(self.structure.header())
         places, at = [], self.structure.data_at
         for part in parts:
             places.append((part, at))
@@ -142,10 +138,7 @@ class BetonWriter:
         return places, at
 
     def write(self, part: Part, at: int, end: int) -> None:
-        """Copy a part's data to byte ``at``, and write its rows of all tables.
-
-        end: of the data of all parts, where the allocation table begins.
-        """
+        """Copy a part to byte ``at`` and write its rows; the allocation table begins at ``end``."""
         data = read_data(part, self.folder)
         records = read_records(part, self.folder)
         placed = _placed(records, at)
@@ -159,24 +152,16 @@ class BetonWriter:
             allocations = self.structure.allocations(part.start, placed)
             file.seek(end + part.start * allocations[0].nbytes)
             file.write(allocations.tobytes())
-        with open(self._index, "r+b") as file:
-            # Not through a map: on some network file systems that writes complete pages, with the
-            # rows of neighbouring parts in them.
+        with open(self.path.with_name(INDEX), "r+b") as file:
+            # Not through a map: some network file systems would write neighbouring rows too.
             rows_left = self.structure.layout.samples - part.start
             file.seek(-rows_left * RECORD.itemsize, os.SEEK_END)
             file.write(placed.tobytes())
 
     def finish(self, end: int) -> None:
-        """Write the pointer to the allocation table.
-
-        Without it stock FFCV opens the file and reads nonsense; our readers refuse it.
-        """
+        """Write the pointer to the allocation table; without it our readers refuse the file."""
         with open(self.path, "r+b") as file:
             file.write(self.structure.header(end))
-
-    @property
-    def _index(self) -> Path:
-        return self.path.with_name(INDEX)
 
 
 def _align(position: int) -> int:
@@ -209,12 +194,10 @@ def _pieces(
 ) -> Iterator[tuple[int, memoryview]]:
     """A part's data split at the pages of the file, each piece with its position there."""
     # Fields are contiguous in the part and in the file; only a new page leaves a gap.
-    origin = records[FIELDS[0]]["offset"].astype(np.int64)
-    target = placed[FIELDS[0]]["offset"].astype(np.int64)
+    origin, target = (rows[FIELDS[0]]["offset"].astype(np.int64) for rows in (records, placed))
     first = np.flatnonzero(np.diff(target - origin, prepend=-1))
-    begins = origin[first].tolist()
-    for row, begin, end in zip(first.tolist(), begins, [*begins[1:], len(data)], strict=True):
-        yield int(target[row]), data[begin:end]
+    for at, (begin, end) in zip(target[first], pairwise([*origin[first], len(data)]), strict=True):
+        yield int(at), data[begin:end]
 
 
 def check_structure(shards: Shards) -> Iterator[str]:

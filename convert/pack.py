@@ -22,10 +22,7 @@ import click
 import numpy as np
 from tqdm import tqdm
 
-from convert import tarshards
-from convert.beton import INDEX as BETON_INDEX
-from convert.beton import NAME as BETON
-from convert.beton import BetonWriter, Structure
+from convert import beton, tarshards
 from convert.codecs import CODECS
 from convert.errors import DataError, RecordError
 from convert.files import sync
@@ -57,7 +54,6 @@ from convert.unfinished import check_target, work_folder
 from convert.workers import cluster_pool, run_all, worker_pool
 
 _PARTS = "parts"
-_LIBRARIES = ("numpy", "pillow", "simplejpeg", "crc32c")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,12 +153,13 @@ def _job(source: Source, config: PackConfig) -> dict[str, object]:
 
 def _provenance(source: Source, config: PackConfig) -> dict[str, object]:
     """How the shards are made, as it is stored in the job file and the manifest."""
+    libraries = ("numpy", "pillow", "simplejpeg", "crc32c")
     return {
         "arguments": {**asdict(config), "formats": [stored_format(f) for f in config.formats]},
         "dataset": source.metadata,
         "versions": {
             "python": platform.python_version(),
-            **{name: metadata.version(name) for name in _LIBRARIES},
+            **{name: metadata.version(name) for name in libraries},
         },
     }
 
@@ -236,14 +233,13 @@ class _Conversion:
         pieces = 0
         formats: dict[str, Format] = {}
         if "ffcv" in self.config.formats:
-            structure = Structure(layout=self.source.layout, codecs=codecs)
-            beton = BetonWriter(self.work / BETON, self.parts_folder, structure)
-            beton.create()
-            places, end = beton.place(self.parts)
-            tasks.append((beton.write, *place, end) for place in places)
-            finish.append(partial(beton.finish, end))
+            structure = beton.Structure(layout=self.source.layout, codecs=codecs)
+            writer = beton.BetonWriter(self.work / beton.NAME, self.parts_folder, structure)
+            places, end = writer.create(self.parts)
+            tasks.append((writer.write, *place, end) for place in places)
+            finish.append(partial(writer.finish, end))
             pieces += len(places)
-            formats["ffcv"] = Format(files=(BETON,), index=BETON_INDEX)
+            formats["ffcv"] = Format(files=(beton.NAME,), index=beton.INDEX)
         if "webdataset" in self.config.formats:
             order = np.random.default_rng(self.config.seed).permutation(samples)
             size = self.config.samples_per_shard
@@ -271,8 +267,7 @@ class _Conversion:
             if name == "webdataset":
                 names += [tarshards.dali_index_name(number) for number in range(len(form.files))]
         hashed = run_all(self.executor, _sync_and_hash, ((self.work / name,) for name in names))
-        bar = tqdm(hashed, total=len(names), unit=" checksums", disable=self.hidden)
-        return dict(sorted(bar))
+        return dict(sorted(tqdm(hashed, total=len(names), unit=" files", disable=self.hidden)))
 
 
 def _sync_and_hash(path: Path) -> tuple[str, ShardFile]:
