@@ -34,10 +34,7 @@ def main() -> None:
 @click.option("--backgrounds", type=click.IntRange(1), help="Default: 100 drawn, or all of --bg.")
 @click.option("--foregrounds", type=click.IntRange(1), help="Default: 100 drawn, or all of --fg.")
 @click.option(
-    "--placements",
-    type=click.IntRange(2),
-    default=40,
-    help="Composites of each pair, half of them flipped.",
+    "--placements", type=click.IntRange(2), default=40, help="Composites of a pair, half flipped."
 )
 @click.option("--size", type=click.IntRange(32), default=224)
 @click.option("--seed", type=click.IntRange(0), default=0)
@@ -84,9 +81,7 @@ def depth(dataset: Path, model: str, **options: object) -> None:
 @click.option("--depth-codec", type=click.Choice(["luma", "jpeg"]), default="luma")
 @click.option("--samples-per-shard", type=click.IntRange(1), default=10_000)
 @click.option(
-    "--samples-per-fg",
-    type=click.IntRange(1),
-    help="Neighbouring samples that show one foreground.",
+    "--samples-per-fg", type=click.IntRange(1), help="Neighbouring samples of one foreground."
 )
 @click.option("--seed", type=click.IntRange(0), default=0, help="Order of the tar shards.")
 @click.option("--resume", is_flag=True, help="Continue a killed or interrupted run.")

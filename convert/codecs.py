@@ -53,10 +53,8 @@ class Codec:
 
 
 def _header(source: bytes, height: int, width: int) -> jpeg.JpegHeader:
-    """Header of a JPEG that every engine decodes the same way; ValueError with the reason.
-
-    Checked before decoding, because a few bytes can claim an image of gigabytes.
-    """
+    """Header of a JPEG that every engine decodes the same way; else ValueError with the reason."""
+    # Before decoding, because a few bytes can claim an image of gigabytes.
     header = jpeg.read_header(source)
     if header.refusal:
         raise ValueError(header.refusal)
@@ -77,16 +75,14 @@ def encode_rgb(source: bytes, height: int, width: int) -> Encoded:
 def encode_luma(source: bytes, height: int, width: int) -> Encoded:
     """Store the luma plane of a gray image saved as RGB, without changing a coefficient.
 
-    An image that cannot be cut, because it is not baseline or has a trace of colour, is stored
-    verbatim and counted.
+    An image that is not baseline or has a trace of colour is stored verbatim and counted.
     """
     is_gray = _header(source, height, width).components == 1
     try:
         luma = source if is_gray else cut_to_luma(source)
     except NotReducible:
         return Encoded(source, _gray(source, height, width), {"depth_stored_verbatim": 1})
-    # The cut has read the source's data to its end. Tests, and `verify --source`, prove that the
-    # result decodes to the same pixels.
+    # The cut has read the source to its end, so that decoding the result alone is a full check.
     return Encoded(luma, jpeg.decode_gray(luma, jpeg.kept_pixels(height, width, 1)), {})
 
 
@@ -96,11 +92,7 @@ def encode_gray(source: bytes, height: int, width: int) -> Encoded:
 
 
 def _gray(source: bytes, height: int, width: int) -> np.ndarray:
-    """Luma plane of a gray image of one or three components.
-
-    Raises ValueError for a colour image: it is not a mask, and the luma of a colour-mapped depth
-    map is not depth.
-    """
+    """Luma plane of a gray image; ValueError for a colour image, whose luma is not depth."""
     if _header(source, height, width).components == 3:
         rgb = jpeg.decode_rgb(source, jpeg.kept_pixels(height, width, 3))
         spread = int((rgb.max(axis=2) - rgb.min(axis=2)).max())

@@ -41,21 +41,15 @@ def reading(path: Path) -> Iterator[None]:
 
 
 class Commands(click.Group):
-    """A group of commands that reports a usage error in one line, with exit code 2.
-
-    All command lines of the program use it: `convert`, `benchmarks`, and `train.py` through
-    `loaders`, because `train.py` does not import `convert`.
-    """
+    """A group of commands that reports a usage error in one line; all command lines use it."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the options before the name of the command; without any arguments, show help."""
-        if not args:
+        if not args:  # shows the help
             return super().parse_args(ctx, args)
         with _usage_error_in_one_line():
             return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:  # the result of whichever command runs
-        """Parse the options of the command and run it."""
         with _usage_error_in_one_line():
             return super().invoke(ctx)
 

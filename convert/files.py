@@ -29,8 +29,7 @@ def sync(path: Path) -> None:
 def replace_file(path: Path, buffering: int = -1) -> Iterator[BinaryIO]:
     """Open a file that replaces ``path`` atomically and durably when the block succeeds.
 
-    It has a temporary name until then, and is removed if the block fails. After a crash there is
-    the old file or the new one, never a part of it.
+    A failure or a crash leaves the old file or the new one, never a part of it.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -60,8 +59,7 @@ def hash_file(path: Path) -> str:
 def temporary_folder(target: Path) -> Iterator[Path]:
     """Create a hidden folder beside ``target`` to work in, removed at the end if it still exists.
 
-    Missing parents of ``target`` are created. A block that finishes its work ends with
-    `publish_folder`. An OSError in the block becomes a DataError.
+    Missing parents of ``target`` are created. An OSError in the block becomes a DataError.
     """
     target = target.absolute()
     work = target.with_name(f".{target.name}.partial-{os.getpid()}")

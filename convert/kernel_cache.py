@@ -1,8 +1,7 @@
 """Gives numba a folder for compiled kernels where it would find none.
 
 Numba caches kernels beside the code, or else in the user's cache folder. If it can write to
-neither, no module with a kernel can be imported: for example in an image that root built, run by
-a user who has no home.
+neither, as for a user without a home in an image that root built, no kernel can be imported.
 """
 
 from __future__ import annotations
@@ -11,15 +10,13 @@ import os
 import sys
 from contextlib import suppress
 
-_VARIABLE = "NUMBA_CACHE_DIR"
-
 
 def provide() -> None:
     """Set NUMBA_CACHE_DIR to a folder of this user alone, unless it is set or not needed."""
-    if os.environ.get(_VARIABLE) or any(map(_is_writable, _folders_of_numba())):
+    if os.environ.get("NUMBA_CACHE_DIR") or any(map(_is_writable, _folders_of_numba())):
         return
     with suppress(OSError):  # if nothing is writable, numba reports it
-        os.environ[_VARIABLE] = _private_folder()
+        os.environ["NUMBA_CACHE_DIR"] = _private_folder()
     if "numba" in sys.modules:  # it has read the variable already
         from numba.core import config
 

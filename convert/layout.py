@@ -26,9 +26,8 @@ RECORD = np.dtype([(field, _PLACE) for field in FIELDS])
 class Layout:
     """The background and the foreground of each sample, by index arithmetic.
 
-    ``group_starts`` is int64 (n_bg + 1): samples ``group_starts[b]`` to
-    ``group_starts[b + 1] - 1`` show background ``b``. ``samples_per_fg`` is the number of
-    neighbouring samples that show one foreground, or None if that is not known.
+    ``group_starts`` is int64 (n_bg + 1): samples ``group_starts[b]`` to ``group_starts[b + 1] - 1``
+    show background ``b``. ``samples_per_fg`` neighbours show one foreground; None: not known.
     """
 
     height: int
@@ -38,7 +37,6 @@ class Layout:
 
     @property
     def samples(self) -> int:
-        """Number of samples."""
         return int(self.group_starts[-1])
 
     @cached_property

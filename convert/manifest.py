@@ -87,9 +87,8 @@ class Format:
 class Manifest:
     """What a shard folder holds.
 
-    ``codecs`` names how each field is stored (`convert.codecs.CODECS`); ``formats`` has an
-    entry of `FORMATS` or both; ``counts`` are numbers counted while packing; ``provenance``
-    records arguments, metadata of the data set and library versions, as plain JSON values.
+    ``codecs`` has a name of `convert.codecs.CODECS` for each field, ``counts`` what was counted
+    while packing, ``provenance`` arguments, metadata of the data set and library versions.
     """
 
     layout: Layout
@@ -159,11 +158,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(shards: str | Path) -> Manifest:
-    """Manifest of a finished shard folder.
-
-    Raises DataError for a missing or unfinished folder, another format or version, and a
-    manifest that cannot be read or is invalid.
-    """
+    """Manifest of a finished shard folder; DataError with the reason if it has no valid one."""
     folder = Path(shards)
     path = folder / MANIFEST
     with reading(path):

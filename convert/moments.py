@@ -14,8 +14,8 @@ import numpy as np
 @numba.njit(nogil=True, cache=True)
 def _add(rows: np.ndarray, times: int, sums: np.ndarray, squares: np.ndarray) -> None:
     """Add rows, uint8 (H, W * channels), to the sums of each channel, ``times`` times."""
-    # Columns are summed so that one vector instruction adds neighbours in memory. 32 bits hold
-    # 66,000 squares of 255, more rows than a JPEG can have.
+    # Columns are summed, so that vector instructions add neighbours in memory. 32 bits hold the
+    # squares of 66,000 rows, more than a JPEG can have.
     height, width = rows.shape
     total = np.zeros(width, np.uint32)
     square = np.zeros(width, np.uint32)
@@ -46,7 +46,6 @@ class Accumulator:
 
     @property
     def moments(self) -> Moments:
-        """The sums so far."""
         return Moments(
             values=self._values,
             sums=tuple(self._sums.tolist()),
@@ -57,10 +56,7 @@ class Accumulator:
 
 @dataclass(frozen=True, kw_only=True)
 class Moments:
-    """Exact integer sums of one field over the data set.
-
-    ``scale`` is the stored value that means 1.0 (255 for images, 1 for the mask).
-    """
+    """Exact sums of one field. scale: the stored value of 1.0 (255 for images, 1 for masks)."""
 
     values: int
     sums: tuple[int, ...]

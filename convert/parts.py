@@ -1,9 +1,8 @@
 """The unit of work of `pack`: consecutive samples of one background, read, checked and encoded.
 
 A part is three files: `part-000012.bin` (the stored fields, contiguous), `.npy` (the place and
-CRC32C of each) and `.json` (sums and counts). The last is written when the others are on the
-disk; a part without it is unfinished. Both formats are assembled from parts, so that each source
-file is read once.
+CRC32C of each) and `.json` (sums and counts), written last: a part without it is unfinished. Both
+formats are assembled from parts, so that each source file is read once.
 """
 
 from __future__ import annotations
@@ -29,11 +28,8 @@ from convert.source import Source
 SAMPLES_PER_PART = 1000
 """About 12 MB a part: small enough to share work evenly, large enough to read efficiently."""
 
-_WRITE_BYTES = 1 << 20
-"""Buffer size; fields have some kilobytes, and each would otherwise be a system call."""
-
-_OPEN_FILES = 256
-"""Parts that a process keeps open; the usual limit is 1,024 files, and there may be more parts."""
+_WRITE_BYTES = 1 << 20  # a buffer; each field of some kilobytes would otherwise be a system call
+_OPEN_FILES = 256  # parts a process keeps open, of often more; the usual limit is 1,024 files
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,6 @@ class Part:
     stop: int
 
     def path(self, folder: Path, suffix: str) -> Path:
-        """One of the part's files."""
         return folder / f"part-{self.number:06d}.{suffix}"
 
 
@@ -68,8 +63,7 @@ def split_parts(layout: Layout, size: int = SAMPLES_PER_PART) -> list[Part]:
     """All parts in sample order; independent of the number of workers."""
     starts = layout.group_starts.tolist()
     begins = [begin for group in pairwise(starts) for begin in range(*group, size)]
-    ends = [*begins[1:], layout.samples]
-    return [Part(n, *places) for n, places in enumerate(zip(begins, ends, strict=True))]
+    return [Part(n, *span) for n, span in enumerate(pairwise([*begins, layout.samples]))]
 
 
 def new_accumulators() -> dict[str, Accumulator]:
@@ -112,7 +106,9 @@ def write_part(source: Source, codecs: dict[str, str], part: Part, folder: Path)
                 places[name].append((0, size, offset, crc32c.crc32c(encoded.data)))
                 offset += size
                 accumulators[name].add(encoded.pixels)
-                counts.update(encoded.counts, source_bytes=len(raw))
+                counts["source_bytes"] += len(raw)
+                for counted, number in encoded.counts.items():  # `update` takes 4 us
+                    counts[counted] += number
     records = np.empty(len(names), RECORD)
     for name, rows in places.items():
         records[name] = rows
@@ -189,10 +185,7 @@ def read_data(part: Part, folder: Path) -> bytes:
 
 
 class PartFiles:
-    """Stored fields of finished parts, read by system calls so that no pages stay mapped.
-
-    Files are opened as they are needed, and closed at the end of the block.
-    """
+    """Stored fields of finished parts, in files that are open until the end of a `with` block."""
 
     def __init__(self, parts: list[Part], folder: Path) -> None:
         self._parts, self._folder = parts, folder

@@ -17,7 +17,6 @@ from convert.manifest import BACKGROUNDS, Manifest, format_name, read_manifest
 class Shards:
     """One format of a shard folder, memory-mapped.
 
-    manifest: the folder's manifest.
     backgrounds: uint8 (n_bg, H, W, 3), memory-mapped.
     records: the per-record index (`RECORD`), memory-mapped, in source order.
     files: the mapped shard files, each uint8 and flat; names: their file names.
@@ -54,19 +53,17 @@ class Shards:
             return np.memmap(self.folder / name, np.uint8, "c")
 
     def _load(self, name: str, dtype: np.dtype, *shape: int) -> np.ndarray:
+        path = self.folder / name
         try:
-            with reading(self.folder / name):
-                array = np.load(self.folder / name, mmap_mode="r")
+            with reading(path):
+                array = np.load(path, mmap_mode="r")
         except DataError:
             raise
         except Exception as error:  # NumPy fails in many ways at a corrupt header
-            raise DataError(
-                f"{self.folder / name}: not a NumPy file ({error}); pack again"
-            ) from None
+            raise DataError(f"{path}: not a NumPy file ({error}); pack again") from None
         if (array.shape, array.dtype) != (shape, dtype):
             raise DataError(
-                f"{self.folder / name}: found {array.dtype} {array.shape}, expected {dtype} "
-                f"{shape}; pack again"
+                f"{path}: found {array.dtype} {array.shape}, expected {dtype} {shape}; pack again"
             )
         return array
 

@@ -87,8 +87,7 @@ def list_jpegs(folder: Path) -> list[str]:
 def list_backgrounds(folder: Path) -> tuple[Path, ...]:
     """Background files of a data set, sorted by file name.
 
-    DataError if there are none, if two have the same stem, which names the folder of their
-    composites, and for anything that is not a JPEG file.
+    DataError if there are none, if two have the same stem, or for anything but a JPEG file.
     """
     found = tuple(folder / "bg" / name for name in list_jpegs(folder / "bg"))
     if not found:

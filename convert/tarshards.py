@@ -49,8 +49,7 @@ def write_shard(
 ) -> None:
     """Write one tar shard with the samples of ``order``, its DALI index and its records.
 
-    The records (`RECORD`, in the order of ``order``) are written to `samples-NNNNN.npy`, for
-    `merge_index`.
+    `merge_index` reads the records (`RECORD`, in the order of ``order``) in `samples-NNNNN.npy`.
     """
     records, which = _gather_records(order, parts, parts_folder)
     names = extensions(codecs)
@@ -95,8 +94,7 @@ def _gather_records(
 
 def member_header(name: str, size: int) -> bytes:
     """A ustar header (POSIX.1-1988) of a plain file: mode 0644, owner 0, time 0."""
-    # Equal to what `tarfile` writes, in a quarter of its 15 us: headers differ only in name, size
-    # and checksum.
+    # What `tarfile` writes in 15 us, in a quarter of that: only name, size and checksum differ.
     header = bytearray(_HEADER)
     header[: len(name)] = name.encode("ascii")
     header[124:135] = b"%011o" % size

@@ -1,9 +1,8 @@
 """The work folder of a conversion, so that it can be killed and resumed at any time.
 
 The shard folder `SHARDS` is written in `SHARDS.partial` and published by one rename. The file
-`.SHARDS.job` beside it records which job that work belongs to, and is locked while a converter
-runs. It is written before the work folder is created and removed after the rename, so a work
-folder always has its job; one without belongs to someone else and is never touched.
+`.SHARDS.job` beside it records the job of that work, and is locked while a converter runs. It
+exists at least as long as the work folder: one without belongs to someone else and is not touched.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -45,13 +44,12 @@ def check_target(shards: Path, force: bool) -> None:
 
 @contextmanager
 def work_folder(
-    shards: Path, job: Mapping[str, object], *, resume: bool, force: bool
+    shards: Path, job: dict[str, object], *, resume: bool, force: bool
 ) -> Iterator[Path]:
     """The locked work folder of ``shards``, with what an earlier run of ``job`` left if wanted.
 
     A block that succeeds publishes the folder. After corrupt input the work is removed, unless
-    ``resume`` asks to keep what is done; after any other error it stays, if there is any.
-    Work that has its manifest is complete and always stays.
+    ``resume`` asks to keep what is done; after any other error, and if it is complete, it stays.
     Raises DataError if another converter is running or the work belongs to another job.
     """
     work = shards.with_name(f"{shards.name}.partial")
@@ -96,7 +94,7 @@ def _locked_job_file(shards: Path, work: Path) -> Iterator[BinaryIO]:
 
 
 def _claim(
-    work: Path, file: BinaryIO, job: Mapping[str, object], *, resume: bool, force: bool
+    work: Path, file: BinaryIO, job: dict[str, object], *, resume: bool, force: bool
 ) -> None:
     """Take the work folder: a new one, or that of an earlier run of the same job."""
     file.seek(0)
@@ -108,12 +106,12 @@ def _claim(
             raise DataError(
                 f"{work}: an unfinished run left this; --resume continues it, --force starts over"
             )
-        if not force and json.loads(text) != job:
+        if resume and json.loads(text) == job:
+            return
+        if not force:
             raise DataError(
                 f"{work}: was begun with other arguments or another data set; --force starts over"
             )
-        if resume and json.loads(text) == job:
-            return
         _remove(work)
     file.truncate(0)
     file.write(json.dumps(job).encode())

@@ -29,10 +29,9 @@ def verify(
 ) -> list[str]:
     """Every problem of a shard folder, one line each; an empty list if there is none.
 
-    Checks the size and SHA-256 of every file, the structure of the FFCV file, and of every record
-    of every format that its CRC32C is right and that it decodes. Compares the statistics with the
-    decoded pixels and, given ``source``, pixels and backgrounds with those that Pillow decodes from
-    the source files. Raises DataError if the folder cannot be opened.
+    Checks the size and SHA-256 of every file, the structure of the FFCV file, the CRC32C and the
+    decoding of every record, and the statistics; given ``source``, that all pixels are those that
+    Pillow decodes from its files. Raises DataError if the folder cannot be opened.
     """
     folder = Path(shards)
     manifest = read_manifest(folder)

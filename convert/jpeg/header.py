@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 _STANDALONE = {0x01, *range(0xD0, 0xD8)}  # markers without a length
@@ -43,8 +44,7 @@ class JpegHeader:
 def segments(data: bytes) -> Iterator[tuple[int, bytes, int]]:
     """Marker, body and end of each segment up to the header of the first scan.
 
-    Raises ValueError with the reason where the data is not a JPEG. The body of the last segment
-    may be cut short.
+    Raises ValueError where the data is not a JPEG. The body of the last one may be cut short.
     """
     if data[:2] != b"\xff\xd8":
         raise ValueError("not a JPEG: " + (f"starts with {data[:4]!r}" if data else "empty file"))
@@ -77,16 +77,12 @@ def read_header(data: bytes) -> JpegHeader:
 
 def _orientation(tiff: bytes) -> int:
     """EXIF orientation (tag 0x0112 of the first directory), 1 where absent or unreadable."""
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
-    if order is None or len(tiff) < 8:
-        return 1
-    try:
+    with suppress(KeyError, struct.error):
+        order = {b"II": "<", b"MM": ">"}[tiff[:2]]
         (at,) = struct.unpack_from(order + "I", tiff, 4)
         (entries,) = struct.unpack_from(order + "H", tiff, at)
         for entry in range(entries):
             tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, at + 2 + 12 * entry)
             if tag == 0x0112:
                 return value if 1 <= value <= 8 else 1
-    except struct.error:
-        return 1
     return 1

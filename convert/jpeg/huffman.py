@@ -9,17 +9,10 @@ import numba
 import numpy as np
 
 END_OF_BLOCK, ZERO_RUN = 0x00, 0xF0
-
-# For 8-bit samples, quantised by at least 1: 11 bits and a sign.
-_LARGEST_DC = 2047
-
-# Outcomes of `read_blocks`.
-NEUTRAL, COLOURED, CORRUPT = 0, 1, 2
-
+NEUTRAL, COLOURED, CORRUPT = 0, 1, 2  # outcomes of `read_blocks`
+_LARGEST_DC = 2047  # of 8-bit samples, quantised by at least 1: 11 bits and a sign
 _TAKEN = np.iinfo(np.int64).max
-
-_LOOK = 9
-"""Codes of at most this many bits are decoded with one table access."""
+_LOOK = 9  # codes of at most this many bits are decoded with one table access
 
 
 @numba.njit(cache=True)
@@ -89,8 +82,7 @@ def read_blocks(
     predicted = np.zeros(len(samplings), np.int32)
     for mcu in range(mcus):
         if restart and mcu and mcu % restart == 0:
-            # A restart marker is at a byte border: drop the padding bits. A complete byte of them
-            # would be data that belongs to no block.
+            # At a byte border: drop the padding bits. A byte of them would belong to no block.
             at = _after_marker(data, at, 0xD0 + (mcu // restart - 1) % 8)
             if at < 0 or held - padding >= 8:
                 return CORRUPT

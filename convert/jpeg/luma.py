@@ -68,7 +68,7 @@ def cut_to_luma(source: bytes) -> bytes:
     out = np.empty(2 * (len(source) + 4 * blocks), np.uint8)
     outcome, size, *lists = huffman.recode(
         data, frame.samplings, scan.tables, mcus, scan.restart, order, *_scratch(blocks), out
-    )  # fmt: skip
+    )
     if outcome == huffman.CORRUPT:
         raise NotReducible("its entropy-coded data is corrupt")
     if outcome == huffman.COLOURED:
@@ -171,15 +171,13 @@ def _read_frame(body: bytes) -> _Frame:
 
 @functools.lru_cache(maxsize=64)
 def _read_scan(body: bytes, components: bytes, segments: tuple[bytes, ...]) -> np.ndarray:
-    """DC and AC table of each component, in turn; cached because most encoders use one set.
-
-    segments: all that define Huffman tables, in order; a later table replaces an earlier one.
-    """
+    """DC and AC table of each component, in turn; cached because most encoders use one set."""
     count = len(components)
     if body[0] != count or bytes(body[1 + 2 * i] for i in range(count)) != components:
         raise NotReducible("it is not stored in one scan")
     if body[1 + 2 * count :] != _SEQUENTIAL:
         raise NotReducible("its scan does not hold complete blocks")
+    # A later table replaces an earlier one of the same number.
     tables = {key: row for segment in segments for key, row in _read_huffman(segment).items()}
     keys = [key for i in range(count) for key in (body[2 + 2 * i] >> 4, 16 | body[2 + 2 * i] & 15)]
     if any(key not in tables for key in keys):
@@ -188,10 +186,7 @@ def _read_scan(body: bytes, components: bytes, segments: tuple[bytes, ...]) -> n
 
 
 def _headers(scan: _Scan, lists: list[np.ndarray]) -> bytes:
-    """All segments before the entropy-coded data (annex B).
-
-    lists: counts by length and symbols of the DC table, then of the AC table.
-    """
+    """All segments before the entropy-coded data (annex B). lists: as `huffman.recode` returns."""
     frame = struct.pack(">BHHB", 8, scan.frame.height, scan.frame.width, 1) + b"\x01\x11\x00"
     dc_lengths, dc_listed, ac_lengths, ac_listed = lists
     tables = bytes([0x00, *dc_lengths[1:].tolist()]) + dc_listed.tobytes()
