@@ -66,7 +66,7 @@ class ShardFile:
         except OSError as error:
             return f"{path}: cannot be read ({error.strerror})"
         if size != self.bytes:
-            return f"{path}: has {size} bytes, expected {self.bytes}"
+            return f"{path}: has {size} bytes, expected {self.bytes} bytes"
         if found != self.sha256:
             return (
                 f"{path}: SHA-256 {found[:12]}, expected {self.sha256[:12]}: "
