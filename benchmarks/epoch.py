@@ -201,7 +201,7 @@ class Epochs:
         return figures
 
     def device_figures(self, setup: Setup, rate: float) -> dict[str, float]:
-        """FLOPs of a step, their share of the device's peak, and the time to copy an epoch.
+        """FLOPs of a step, their share of the device's peak, and the time to copy the batches.
 
         rate: samples/s of training.
         """

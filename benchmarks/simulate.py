@@ -30,7 +30,7 @@ FILE_BYTES = 2**30  # of a tar shard for such sizes
 
 @command(SHARDS)
 def simulate(shards: Path) -> Result:
-    """Order, index and shards at 4 million and 4 billion samples, on 8 and 1,024 GPUs."""
+    """Order, index and shards at 400,000 to 4 billion samples, on 1 to 1,024 GPUs."""
     manifest = read_manifest(shards)
     cases = {}
     for samples in SAMPLES:
@@ -70,7 +70,7 @@ def walk(samples: int, world: int) -> dict[str, float]:
     Each takes ``STEPS`` steps from the middle of epoch 3. Raises AssertionError unless all of
     their samples differ.
     """
-    # Compiles the permutation outside the clock.
+    # Compile the permutation before timing starts.
     Order(10_000, LoaderOptions(batch_size=1)).batch(0, 0)
     ranks = sorted({0, world - 1})
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""One training step of each stage, beside the original's way to do it."""
+"""One training step of each stage, next to that of the original work."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from convert.errors import Commands, DataError
 _SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
 _FOLDER = click.Path(path_type=Path)
 _WORKERS = click.option(
-    "--workers", type=click.IntRange(0), help="Worker processes; default: one a core; 0: none."
+    "--workers", type=click.IntRange(0), help="Worker processes; default: one per core; 0: none."
 )
 
 

@@ -1,6 +1,6 @@
 """How a field is stored: pure functions from source bytes to stored bytes and back, lossless.
 
-A new codec is one entry of `CODECS`. Every encoder decodes its source completely, so that a
+CONTRIBUTING.md lists what a new codec needs. Every encoder decodes its source completely, so that a
 corrupt image never reaches a shard, and returns the pixels for the statistics.
 """
 
@@ -182,7 +182,7 @@ def _pack_runs(mask: np.ndarray, out: np.ndarray) -> int:
             at = _end_run(pixel - start, out, at)
             start, value = pixel, mask[pixel]
         pixel += 1
-    return _end_run(pixel - start, out, at)
+    return int(_end_run(pixel - start, out, at))
 
 
 @numba.njit(nogil=True, cache=True)

@@ -56,7 +56,9 @@ class Layout:
         """
         if self.samples_per_fg is None:
             raise DataError(
-                "this data set does not say which samples show the same person: "
+                "this data set does not say which samples show the same foreground: "
                 "pack it again with --samples-per-fg N"
             )
-        return (index - self.group_starts[self.background_of(index)]) // self.samples_per_fg
+        return np.asarray(
+            (index - self.group_starts[self.background_of(index)]) // self.samples_per_fg
+        )

@@ -125,7 +125,7 @@ def pack(
     job = _job(source, config)
     pool = worker_pool(workers) if scheduler is None else cluster_pool(scheduler)
     with work_folder(shards, job, resume=resume, force=force) as work, pool as executor:
-        if not (work / MANIFEST).exists():  # else an earlier run had only to clean up
+        if not (work / MANIFEST).exists():  # otherwise an earlier run finished all but the cleanup
             parts = split_parts(source.layout, part_size)
             hidden = None if progress else True  # None: shown on a terminal only
             _Conversion(source, config, parts, work, work / _PARTS, executor, hidden).run()

@@ -142,7 +142,7 @@ def is_finished(part: Part, source: Source, folder: Path) -> bool:
             except OSError as error:
                 reason = f"cannot be read ({error.strerror})"
                 raise RecordError(index, name, str(path), reason) from None
-    return recorded == stamps.hexdigest()
+    return bool(recorded == stamps.hexdigest())
 
 
 def _stamp(status: os.stat_result) -> bytes:
@@ -174,7 +174,7 @@ def read_summary(part: Part, folder: Path) -> PartSummary:
 
 def read_records(part: Part, folder: Path) -> np.ndarray:
     """Records (`RECORD`) of a finished part, with offsets in the part's file."""
-    return np.load(part.path(folder, "npy"))
+    return np.asarray(np.load(part.path(folder, "npy")))
 
 
 def read_data(part: Part, folder: Path) -> bytes:

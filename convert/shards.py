@@ -65,7 +65,7 @@ class Shards:
             raise DataError(
                 f"{path}: found {array.dtype} {array.shape}, expected {dtype} {shape}; pack again"
             )
-        return array
+        return np.asarray(array)
 
     def _check_records(self) -> None:
         sizes = np.array([file.size for file in self.files], np.uint64)

@@ -46,7 +46,7 @@ def check_target(shards: Path, force: bool) -> None:
 def work_folder(
     shards: Path, job: dict[str, object], *, resume: bool, force: bool
 ) -> Iterator[Path]:
-    """The locked work folder of ``shards``, with what an earlier run of ``job`` left if wanted.
+    """The locked work folder of ``shards``; ``resume`` keeps what an earlier run of ``job`` left.
 
     A block that succeeds publishes the folder. After corrupt input the work is removed, unless
     ``resume`` asks to keep what is done; after any other error, and if it is complete, it stays.

@@ -112,7 +112,7 @@ def _complete(running: Iterator[Batch], count: int) -> Iterator[Batch]:
     if count:
         raise DataError(
             "this epoch was ended: another was asked for, or the loader was closed; open a "
-            "second loader to walk two at once"
+            "second loader to iterate over two epochs at once"
         )
 
 

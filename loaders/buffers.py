@@ -42,7 +42,7 @@ class BufferPool:
 
 
 def _count_references() -> int:
-    """What `getrefcount` returns in a loop over the only list that holds an array."""
+    """Reference count of an array that only one list, being looped over, refers to."""
     for buffer in [np.empty(0)]:
         return sys.getrefcount(buffer)
     raise AssertionError

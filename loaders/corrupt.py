@@ -6,7 +6,8 @@
 4. It restarts the engine at the same batch. From now on `loaders.order.Order.batch` puts a
    replacement, the next valid record of the epoch's order, where a skipped one would be.
 
-All engines thus skip and replace the same records, whichever of them an engine met first.
+So `ffcv`, `dali` and `reference` skip and replace the same records, even if they detect them in
+another order. `dali-stream` has no order in advance: its replacement is from the same batch.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class CorruptRecords:
             if not found and isinstance(failed, RecordError):
                 found = [failed]
             if all(error.index in self.skipped for error in found):
-                raise failed  # replacing them again would not help
+                raise failed  # all are replaced already: retrying would not help
             for error in found:
                 self.skip(error)
             del failed, found  # their tracebacks refer to this frame: a cycle

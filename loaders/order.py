@@ -136,10 +136,10 @@ def permute(positions: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
     permutations equally likely.
     """
     if n <= _SORTED_UP_TO:
-        return _sorted_permutation(n, seed, epoch)[positions]
+        return np.asarray(_sorted_permutation(n, seed, epoch)[positions])
     columns = math.isqrt(n - 1) + 1
     rows, keys = -(-n // columns), _round_keys(seed, epoch)
-    return _walk(positions, n, rows, columns, keys)
+    return np.asarray(_walk(positions, n, rows, columns, keys))
 
 
 def distributed_rank() -> tuple[int, int]:

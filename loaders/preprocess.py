@@ -199,7 +199,7 @@ class Preprocess(nn.Module):
         return Inputs(bg.to(self.dtype), fg_bg.to(self.dtype), mask, depth)
 
     def _normalise(self, image: Tensor, scale: Tensor, shift: Tensor, full_scale: int) -> Tensor:
-        """(image / full_scale - mean) / std as one multiply-add; ``full_scale`` is white."""
+        """(image / full_scale - mean) / std as one multiply-add; full_scale: the white value."""
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         values = image.to(torch.float32, memory_format=layout)
         # In place: allocating a 40 MB result costs more than the arithmetic. Through a view

@@ -54,9 +54,9 @@ def free_handles(handles: np.ndarray) -> None:
 def has_size(jpeg: np.ndarray, height: int, width: int) -> bool:
     """Whether the frame header of a JPEG has this size; False if there is no frame header.
 
-    jpeg: uint8, flat. libjpeg-turbo would read all tables for the answer, and again when it
-    decodes: 2 to 3 % of the time of an image. ITU-T T.81, B.1.1 and B.2.2: after SOI each marker
-    that can precede the frame header has a length.
+    jpeg: uint8, flat. Asking libjpeg-turbo would parse all tables twice, which costs 2 to 3 % of
+    the decoding time. ITU-T T.81, B.1.1 and B.2.2: after SOI each marker that can precede the
+    frame header has a length.
     """
     at = 2
     while at + 9 <= jpeg.size:

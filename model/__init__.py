@@ -1,4 +1,4 @@
-"""The network, its losses, metrics, recipes, checkpoints and pictures; knows no loader."""
+"""Network, losses, metrics, recipes, checkpoints and pictures; independent of the loaders."""
 
 from model.errors import ModelError
 from model.unet import DualDecoderUNet, rename_original

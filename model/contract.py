@@ -78,7 +78,7 @@ class Moments(Protocol):
 
 
 class DataSummary(Protocol):
-    """The layout and the statistics of a data set, as a loader or a manifest has them."""
+    """The layout and the statistics of a data set; loaders and manifests provide both."""
 
     @property
     def layout(self) -> Layout: ...
@@ -93,7 +93,7 @@ class Backgrounds(Protocol):
 
 
 class SkippedRecord(Protocol):
-    """A corrupt record that another one has replaced, and what is wrong with it."""
+    """A corrupt record that was replaced, and why it is corrupt."""
 
     @property
     def index(self) -> int: ...

@@ -98,7 +98,7 @@ def _serve(pipe: Connection, contender: Contender) -> None:
 
 
 def _on_device(epochs: Epochs, device: torch.device, number: int) -> Iterator[Images | int]:
-    """The batches of an epoch on the device; copies do not wait where the memory is pinned."""
+    """The batches of an epoch on the device; copies from pinned memory are asynchronous."""
     for batch in epochs(number):
         if isinstance(batch, Images):
             yield Images(*(field.to(device, non_blocking=True) for field in batch))

@@ -21,7 +21,7 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Loading:
-    """How the benchmarks of loading load, the same for all contenders.
+    """Options of the loading benchmarks, the same for all contenders.
 
     repeats: rounds that are timed. threads: of a loader, or its worker processes.
     device: of torch, where the batches are needed; those that are delivered on the CPU are copied,

@@ -142,4 +142,4 @@ def gflop_per_sample(step: Callable[[Batch], None], batch: Batch) -> float:
     """2 x multiply-adds of one step, by torch's own counter, over the samples of the batch."""
     with FlopCounterMode(display=False) as counter:
         step(batch)
-    return counter.get_total_flops() / len(batch.index) / 1e9
+    return float(counter.get_total_flops() / len(batch.index) / 1e9)

@@ -57,7 +57,7 @@ def open_pillow(loading: Loading, files: Files) -> Iterator[Epochs]:
 
 @contextmanager
 def open_webdataset(loading: Loading, store: Path) -> Iterator[Epochs]:
-    """webdataset: shuffled by shard and in a window; the workers make the batches."""
+    """Yield epochs of webdataset: shards are shuffled, then samples within a window."""
     import webdataset
 
     urls = sorted(str(path) for path in store.glob("*.tar"))

@@ -99,7 +99,7 @@ def stacked(result: Result) -> Canvas:
 
 
 def scaling(result: Result) -> Canvas:
-    """A row of two plots for each axis: the rate, and what it costs."""
+    """One row of two plots per axis: samples/s, and CPU time per sample."""
     axes_of: dict[str, None] = dict.fromkeys(
         str(case.parameters["axis"]) for case in result.cases.values()
     )

@@ -25,10 +25,10 @@ from convert.workers import run_all, worker_pool
 
 FG_SHARE = 105 / 224  # height of a pasted foreground as a share of the image's
 FG_BG_QUALITY = MASK_QUALITY = 65
-BG_QUALITY = 95  # composites are pasted on the decoded bg file, so both have the same loss
+BG_QUALITY = 95  # composites are pasted on the decoded file, so its artefacts are in both
 WORK = ".work"  # depth in metres and scaled foregrounds; removed at the end
 FGS_PER_TASK = 10  # 400 samples, about half a second: Ctrl-C is answered within that time
-STREAM_PLACES = 3  # random stream of a seed; scenes.draw uses 1 and 2
+STREAM_PLACES = 3  # random stream of a seed; scenes.draw uses 1, scenes.people 2
 
 
 def compose(

@@ -135,7 +135,7 @@ def scale_cutout(cutout: np.ndarray, height: int, max_width: int, path: Path) ->
             f"{path}: found only transparent pixels when scaled to height {height}, expected a "
             "person. Crop it closer to the person."
         )
-    return pixels
+    return np.asarray(pixels)
 
 
 @contextmanager

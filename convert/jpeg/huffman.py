@@ -272,7 +272,7 @@ def codes_of(lengths: np.ndarray, listed: np.ndarray) -> np.ndarray:
 def _has_ff(word: np.uint64) -> bool:
     """Whether one of the four low bytes is 0xFF: then its complement has a byte of zero."""
     others = ~word & np.uint64(0xFFFFFFFF)
-    return (others - np.uint64(0x01010101)) & ~others & np.uint64(0x80808080) != 0
+    return bool((others - np.uint64(0x01010101)) & ~others & np.uint64(0x80808080) != 0)
 
 
 @numba.njit(cache=True)
@@ -323,7 +323,7 @@ def write_blocks(
             if held >= 32:
                 at = _flush(bits, held, out, at)
                 held -= 32
-    return _flush_last(bits, held, out, at)
+    return int(_flush_last(bits, held, out, at))
 
 
 @numba.njit(cache=True)

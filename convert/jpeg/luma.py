@@ -90,7 +90,7 @@ def _raster_order(height: int, width: int, vertical: int, horizontal: int) -> np
     y, x = np.ogrid[: -(-height // 8), : -(-width // 8)]
     mcu = y // vertical * -(-width // (8 * horizontal)) + x // horizontal
     within = y % vertical * horizontal + x % horizontal
-    return (mcu * vertical * horizontal + within).astype(np.int32).ravel()
+    return np.asarray((mcu * vertical * horizontal + within).astype(np.int32).ravel())
 
 
 def _parse(source: bytes) -> _Scan:

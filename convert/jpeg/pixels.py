@@ -1,6 +1,6 @@
 """Decodes JPEG to pixels: libjpeg-turbo's accurate DCT with smooth upsampling.
 
-Bit-identical to Pillow; `simplejpeg` carries the library. Every warning is an error.
+Bit-identical to Pillow; `simplejpeg` bundles the library. Every warning is an error.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def _memory(thread: int, *shape: int) -> np.ndarray:
 
 def decode_rgb(data: bytes, out: np.ndarray | None = None) -> np.ndarray:
     """Pixels of a JPEG as uint8 (H, W, 3), 0..255; ValueError on any warning or error."""
-    return simplejpeg.decode_jpeg(data, "RGB", buffer=out)
+    return np.asarray(simplejpeg.decode_jpeg(data, "RGB", buffer=out))
 
 
 def decode_gray(data: bytes, out: np.ndarray | None = None) -> np.ndarray:
     """Luma plane of a JPEG as uint8 (H, W), 0..255; ValueError on any warning or error."""
-    return simplejpeg.decode_jpeg(data, "GRAY", buffer=out)[..., 0]
+    return np.asarray(simplejpeg.decode_jpeg(data, "GRAY", buffer=out)[..., 0])

@@ -42,7 +42,7 @@ def open_loader(engine: str, shards: str | Path, options: LoaderOptions) -> Load
     if engine == "auto":
         engine = choose_engine(shards, options.device)
     if engine not in REGISTRY:
-        raise DataError(f"loader: found {engine!r}, expected one of {', '.join(ENGINES)}")
+        raise DataError(f"engine: found {engine!r}, expected auto or one of {', '.join(ENGINES)}")
     module = importlib.import_module(REGISTRY[engine].module)
     make: Callable[[str | Path, LoaderOptions], Loader] = getattr(module, REGISTRY[engine].loader)
     return make(shards, options)

@@ -58,7 +58,7 @@ class _Decoding(NamedTuple):
 
     indices: np.ndarray
     fields: tuple[np.ndarray, ...]  # uint8 (B, H, W, C) each, in the order of FIELDS
-    valid: np.ndarray  # bool (B, fields)
+    valid: np.ndarray  # bool (B, fields): whether each field decoded
     pending: Pending
 
 
@@ -171,8 +171,8 @@ class _Pipeline:
 
     def start(self, indices: np.ndarray) -> _Decoding:
         """Start to decode a batch: FFCV's step for one, without the thread that it runs in."""
-        (decoding,) = EpochIterator.run_pipeline(self._state, 0, indices, 0, None)
-        return decoding
+        decoded: tuple[_Decoding] = EpochIterator.run_pipeline(self._state, 0, indices, 0, None)
+        return decoded[0]
 
 
 class FFCVLoader(ShardLoader):

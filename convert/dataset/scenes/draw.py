@@ -109,7 +109,7 @@ def _render(rng: np.random.Generator, camera: Camera, street: Street, light: Lig
     share = 1 - np.exp(-view.depth[near] / light.fog_m)
     colour[near] = blend(colour[near], light.haze, share)
     shape = camera.size, OVERSAMPLING, camera.size, OVERSAMPLING, 3
-    return colour.reshape(shape).mean(axis=(1, 3))
+    return np.asarray(colour.reshape(shape).mean(axis=(1, 3)))
 
 
 def _pixels_by_owner(owner: np.ndarray) -> Iterator[tuple[int, tuple]]:
@@ -154,7 +154,7 @@ def _surface(
         lit = np.clip(0.75 + 0.08 * (y + camera.height), 0, 1).astype(np.float64)
     direct = (light.strength * facing * lit)[:, None] * light.warmth
     ambient = (1 - 0.42 * light.strength) * (0.82 + 0.18 * lit)
-    return albedo * (ambient[:, None] + 0.85 * direct)
+    return np.asarray(albedo * (ambient[:, None] + 0.85 * direct))
 
 
 def _shadows(camera: Camera, street: Street, light: Light) -> np.ndarray:

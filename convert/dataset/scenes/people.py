@@ -59,7 +59,7 @@ class Sheet:
         crease = folds * self.noise(x * 0.55 + y * 0.2, y * 0.8 - x * 0.3)
         s = np.clip(s * 0.94 + 0.35 * crease, -1, 1)
         facing = s * (side @ self.light[:2]) + np.sqrt(1 - s * s) * self.light[2]
-        return 0.5 + 0.62 * np.maximum(facing, 0) + 0.35 * crease
+        return np.asarray(0.5 + 0.62 * np.maximum(facing, 0) + 0.35 * crease)
 
     def _pixel(self, point: np.ndarray) -> np.ndarray:
         x, y = point * self.height
@@ -84,4 +84,4 @@ def draw_person(seed: int, index: int) -> np.ndarray:
     grain = 1 + rng.uniform(0.01, 0.05) * rng.standard_normal((*alpha.shape, 1))
     tint = rng.uniform(0.8, 1.2) * (1 + rng.normal(0, 0.025, 3))
     rgba = np.dstack([sheet.colour[box] * grain * tint, alpha])
-    return np.rint(np.clip(rgba, 0, 1) * 255).astype(np.uint8)
+    return np.asarray(np.rint(np.clip(rgba, 0, 1) * 255).astype(np.uint8))

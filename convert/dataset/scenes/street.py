@@ -51,7 +51,9 @@ class Street:
 
     def _tinted(self, palette: np.ndarray, spread: float = 0.03) -> np.ndarray:
         colour = palette[self._rng.integers(len(palette))] * self._between((0.85, 1.1))
-        return np.clip(colour + self._rng.normal(0, spread, 3), 0.03, 0.95).astype(np.float32)
+        return np.asarray(
+            np.clip(colour + self._rng.normal(0, spread, 3), 0.03, 0.95).astype(np.float32)
+        )
 
     def _make_ground(self) -> Ground:
         district, crossing = self._district, None

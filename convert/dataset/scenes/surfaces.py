@@ -82,7 +82,7 @@ class Ground:
 
     def _land(self, x: np.ndarray, z: np.ndarray, clear: np.ndarray) -> np.ndarray:
         if not self.grassy:
-            return self._walk(x, z, clear) * (self.beyond / self.pavement)
+            return np.asarray(self._walk(x, z, clear) * (self.beyond / self.pavement))
         tufts = 0.16 * self.noise(x * 20, z * 9) + 0.22 * clear * self.fine(x * 40, z * 25)
         dry = np.clip(0.5 * self.noise(x * 5, z * 5), 0, 0.6)
         colour = shaded(self.beyond, np.clip(1 + tufts, 0.2, 2))

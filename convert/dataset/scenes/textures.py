@@ -27,7 +27,7 @@ class Noise:
         next_i, next_j = (i + 1) % TILE, (j + 1) % TILE
         upper = self._tile[i, j] * (1 - du) + self._tile[i, next_j] * du
         lower = self._tile[next_i, j] * (1 - du) + self._tile[next_i, next_j] * du
-        return upper * (1 - dv) + lower * dv
+        return np.asarray(upper * (1 - dv) + lower * dv)
 
 
 def scatter(i: np.ndarray, j: np.ndarray, salt: float) -> np.ndarray:
@@ -38,7 +38,9 @@ def scatter(i: np.ndarray, j: np.ndarray, salt: float) -> np.ndarray:
 
 def blend(base: np.ndarray, over: ArrayLike, share: np.ndarray) -> np.ndarray:
     """Mix colours (..., 3): ``share`` (...) of ``over``, the rest ``base``; a mask is 0 or 1."""
-    return base + (np.asarray(over, np.float32) - base) * share.astype(np.float32)[..., None]
+    return np.asarray(
+        base + (np.asarray(over, np.float32) - base) * share.astype(np.float32)[..., None]
+    )
 
 
 def inside(value: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -48,7 +50,7 @@ def inside(value: np.ndarray, low: float, high: float) -> np.ndarray:
 
 def shaded(colour: np.ndarray, shade: np.ndarray) -> np.ndarray:
     """Colours (k, 3): one colour (3,) times the brightness (k,) of each point."""
-    return np.asarray(colour, np.float32) * shade[:, None]
+    return np.asarray(np.asarray(colour, np.float32) * shade[:, None])
 
 
 def plain(colour: np.ndarray, noise: Noise, strength: float = 0.06) -> Paint:

@@ -49,7 +49,7 @@ def digit(number: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Where the strokes of a digit are; ``x``, ``y`` in 0..1 from its lower left corner."""
     strokes = zip(SEGMENTS[number], STROKES, strict=True)
     marks = [inside(x, *dx) * inside(y, *dy) for on, (dx, dy) in strokes if on == "1"]
-    return np.max(marks, axis=0)
+    return np.asarray(np.max(marks, axis=0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +140,7 @@ class Outfit:
 
     def skirt_dye(self, u: np.ndarray, s: np.ndarray) -> np.ndarray:
         """Pleats that open towards the hem."""
-        return self.trouser * (1 + 0.12 * u * np.sin(s * 16))[..., None]
+        return np.asarray(self.trouser * (1 + 0.12 * u * np.sin(s * 16))[..., None])
 
     def shin_dye(self, u: np.ndarray, s: np.ndarray) -> np.ndarray:
         """Skin above, sock below, bands at the sock's top."""
@@ -182,7 +182,7 @@ def dress(rng: np.random.Generator) -> Outfit:
 
     def pick(palette: np.ndarray, spread: float = 0.05) -> np.ndarray:
         colour = palette[rng.integers(len(palette))] + rng.normal(0, spread, 3)
-        return np.clip(colour, 0.03, 0.95)
+        return np.asarray(np.clip(colour, 0.03, 0.95))
 
     sport = rng.random() < 0.4
     palette = KIT if sport or rng.random() < 0.25 else STREET
