@@ -44,7 +44,7 @@ from model.training.optimizer import make_optimizer
 from model.training.progress import Elapsed, EpochMeter, RunningLoss, require_finite_weights
 from model.training.provenance import count_seen_by, require_fingerprint, seen_note
 from model.training.report import EpochRow, defined_figures, epoch_line, score_table
-from model.training.reporter import Reporter, listing_skipped, open_reporter
+from model.training.reporter import Reporter, listing_skipped
 from model.training.run import BEST, PREDICTIONS, TENSORBOARD, Run, StageState, config_to_run
 from model.unet import DualDecoderUNet
 
@@ -263,8 +263,8 @@ def fit(context: click.Context, run_dir: Path, resume: bool, **options: object) 
         if resume:
             run.restore(network)
         board = run_dir / TENSORBOARD if config.tensorboard else None
-        reporting = open_reporter(board, run.steps, shown=first)
-        with joined(rank, world_size, device), reporting as reporter:
+        reporter = Reporter(shown=first, board=board, step=run.steps)
+        with joined(rank, world_size, device), reporter.reporting():
             fit_run(run, network, device, reporter)
         if first:
             config, best = run.config, load_network(run_dir / BEST)

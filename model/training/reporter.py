@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,13 +27,32 @@ PICTURE_ROWS = 4
 
 
 class Reporter:
-    """Prints lines; the base of `Board`, which also writes for TensorBoard.
+    """Prints lines, and writes TensorBoard's files if it has a folder for them.
 
-    shown: whether anything is printed, on one rank of several.
+    shown: whether anything is reported, on one rank of several.
+    board: the folder of TensorBoard's files, or None. step: where the run resumes; what an
+        earlier process wrote after it is hidden.
+
+    Raises ModelError if the extra `tensorboard` is not installed or the folder cannot be written.
     """
 
-    def __init__(self, *, shown: bool) -> None:
-        self.shown = shown
+    def __init__(self, *, shown: bool, board: Path | None = None, step: int = 0) -> None:
+        self.shown, self.step = shown, step
+        self.board = board if shown else None
+        self.cost_s = 0.0
+        """Time spent on TensorBoard so far, in seconds."""
+        if self.board and not find_spec("tensorboard"):
+            raise ModelError(
+                "--tensorboard needs tensorboard, which is not installed: "
+                "pip install 'maskdepth[tensorboard]', or leave the option out"
+            )
+
+    @cached_property
+    def _writer(self) -> SummaryWriter:
+        # Opened with the first value: a run that fails earlier leaves no folder.
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self.board), purge_step=self.step)
 
     def line(self, text: str) -> None:
         """Print a line."""
@@ -40,57 +60,20 @@ class Reporter:
             click.echo(text)
 
     def scalars(self, step: int, values: Mapping[str, object], group: str) -> None:
-        """Write numbers at a step of the run, if this is a `Board`; other values are left out."""
-
-    def picture(
-        self, step: int, bg: Tensor, fg_bg: Tensor, prediction: Prediction, inputs: Inputs
-    ) -> None:
-        """Write the first samples of a batch as a `grid`, if this is a `Board`: a host sync."""
-
-
-class Board(Reporter):
-    """Also writes TensorBoard's files to a folder.
-
-    step: where the run resumes; what an earlier process wrote after it is hidden. Raises
-    ModelError if the extra `tensorboard` is not installed or the folder cannot be written.
-    """
-
-    def __init__(self, folder: Path, step: int) -> None:
-        super().__init__(shown=True)
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ModelError(
-                f"--tensorboard needs {error.name}, which is not installed: "
-                "pip install 'maskdepth[tensorboard]', or leave the option out"
-            ) from None
-        self.folder = folder
-        self._open = partial(SummaryWriter, str(folder), purge_step=step)
-        self.cost_s = 0.0
-        """Time spent on TensorBoard so far, in seconds."""
-
-    @cached_property
-    def _writer(self) -> SummaryWriter:
-        # Opened with the first value: a run that fails earlier leaves no folder.
-        return self._open()
-
-    def scalars(self, step: int, values: Mapping[str, object], group: str) -> None:
-        with self._writing():
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    self._writer.add_scalar(f"{group}/{name}", value, step)
-
-    def picture(
-        self, step: int, bg: Tensor, fg_bg: Tensor, prediction: Prediction, inputs: Inputs
-    ) -> None:
-        with self._writing():
-            self._writer.add_image("validation", grid(bg, fg_bg, prediction, inputs), step)
-
-    def close(self) -> None:
-        """Write what is buffered."""
-        if "_writer" in vars(self):
+        """Write numbers at a step of the run to TensorBoard; other values are left out."""
+        if self.board:
             with self._writing():
-                self._writer.close()
+                for name, value in values.items():
+                    if isinstance(value, int | float):
+                        self._writer.add_scalar(f"{group}/{name}", value, step)
+
+    def picture(
+        self, step: int, bg: Tensor, fg_bg: Tensor, prediction: Prediction, inputs: Inputs
+    ) -> None:
+        """Write the first samples of a batch to TensorBoard, see `grid`: a host sync."""
+        if self.board:
+            with self._writing():
+                self._writer.add_image("validation", grid(bg, fg_bg, prediction, inputs), step)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -98,27 +81,23 @@ class Board(Reporter):
         try:
             yield
         except OSError as error:
-            raise ModelError(f"{self.folder}: cannot be written: {error}") from None
+            raise ModelError(f"{self.board}: cannot be written: {error}") from None
         finally:
             self.cost_s += time.perf_counter() - started
 
-
-@contextmanager
-def open_reporter(folder: Path | None, step: int, *, shown: bool) -> Iterator[Reporter]:
-    """A reporter for a run at ``step``; with a ``folder``, TensorBoard is written there too."""
-    if folder is None or not shown:
-        yield Reporter(shown=shown)
-        return
-    started = time.perf_counter()
-    board = Board(folder, step)
-    try:
-        yield board
-    finally:
-        board.close()
-    took_s = time.perf_counter() - started
-    board.line(
-        f"TensorBoard: {board.cost_s:.2f} s, {board.cost_s / took_s:.2%} of the time of training"
-    )
+    @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """At the end of the block, close TensorBoard's files and report what they cost."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            if "_writer" in vars(self):
+                with self._writing():
+                    self._writer.close()
+        if self.board:
+            share = self.cost_s / (time.perf_counter() - started)
+            self.line(f"TensorBoard: {self.cost_s:.2f} s, {share:.2%} of the time of training")
 
 
 @contextmanager
