@@ -124,7 +124,7 @@ def test_the_same_seed_gives_the_same_split(name: str) -> None:
         ([1, 1], 1, "random", {}, "2 samples for training and 0 for validation"),
         ([4], 2, "bg", {}, "backgrounds: found 1, expected 2 or more"),
         ([2, 2], 2, "fg", {}, "foregrounds: found 1, expected 2 or more"),
-        ([4, 4], None, "fg", {}, "does not say which samples show the same person"),
+        ([4, 4], None, "fg", {}, "does not say which samples show the same foreground"),
         ([4, 4], None, "both", {}, "does not say"),
     ],
 )
