@@ -327,7 +327,9 @@ def test_abandoned_loader_ends_quietly(any_engine: str, shards: Path) -> None:
 
 
 def test_unknown_engine(shards: Path) -> None:
-    with pytest.raises(DataError, match="expected auto or one of ffcv, dali, dali-stream, reference"):
+    with pytest.raises(
+        DataError, match="expected auto or one of ffcv, dali, dali-stream, reference"
+    ):
         build_loader("tape", shards, batch_size=8)
 
 
