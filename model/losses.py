@@ -9,16 +9,13 @@ copies its small kernels to the device at every call.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from model.contract import Inputs
-
-if TYPE_CHECKING:
-    from model.recipe import Stage
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -126,8 +123,17 @@ def depth_values(output: Tensor, loss: str) -> Tensor:
     return output.sigmoid() if loss in LOGIT_DEPTH else output
 
 
+class ChosenLosses(Protocol):
+    """Keys of `MASK_LOSSES` and `DEPTH_LOSSES`; a `model.recipe.Stage` has them."""
+
+    @property
+    def mask_loss(self) -> str: ...
+    @property
+    def depth_loss(self) -> str: ...
+
+
 def training_loss(
-    stage: Stage, inputs: Inputs, mask_logits: Tensor | None, depth: Tensor | None
+    stage: ChosenLosses, inputs: Inputs, mask_logits: Tensor | None, depth: Tensor | None
 ) -> Tensor:
     """Sum of the stage's losses of the decoders that ran; a scalar, computed in float32.
 

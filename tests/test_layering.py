@@ -5,6 +5,7 @@ Run them alone with `python -m pytest tests/test_layering.py`. CONTRIBUTING.md e
 
 import ast
 import configparser
+import graphlib
 import re
 import subprocess
 import sys
@@ -103,6 +104,21 @@ def test_every_python_file_belongs_to_a_layer():
         if file.suffix == ".py" and "docs" not in file.parts
     } - {"convert", "loaders", "model", "train.py", "benchmarks", "tests"}
     assert not others, f"these belong to no layer: {sorted(others)}"
+
+
+def test_modules_do_not_import_each_other_in_a_circle():
+    paths = {file: file.relative_to(ROOT).with_suffix("") for file in layer_files()}
+    modules = {".".join(path.parts).removesuffix(".__init__") for path in paths.values()}
+    graph = {}
+    for file, path in paths.items():
+        names = {name for _, name in imported_names(file.read_text(), f"{path}.py")}
+        module = ".".join(path.parts).removesuffix(".__init__")
+        parents = {name.rpartition(".")[0] for name in names - modules}
+        graph[module] = (names | parents) & modules - {module}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(f"these modules import each other: {' -> '.join(error.args[1])}")
 
 
 @pytest.mark.parametrize(
