@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from convert.errors import Commands, DataError
+from convert.storage import codec_options
 
 # Commands import their work when they run, so that `--help` and usage errors answer at once.
 
@@ -19,6 +20,7 @@ _FOLDER = click.Path(path_type=Path)
 _WORKERS = click.option(
     "--workers", type=click.IntRange(0), help="Worker processes; default: one per core; 0: none."
 )
+_MASK_CODECS, _DEPTH_CODECS = (list(codec_options(field)) for field in ("mask", "depth"))
 
 
 @click.group(cls=Commands, context_settings=_SETTINGS)
@@ -77,8 +79,8 @@ def depth(dataset: Path, model: str, **options: object) -> None:
     type=click.Choice(["ffcv", "webdataset", "dali"]),
     help="May be repeated; default: both. dali is an alias of webdataset.",
 )
-@click.option("--mask-codec", type=click.Choice(["runs", "jpeg"]), default="runs")
-@click.option("--depth-codec", type=click.Choice(["luma", "jpeg"]), default="luma")
+@click.option("--mask-codec", type=click.Choice(_MASK_CODECS), default=_MASK_CODECS[0])
+@click.option("--depth-codec", type=click.Choice(_DEPTH_CODECS), default=_DEPTH_CODECS[0])
 @click.option("--samples-per-shard", type=click.IntRange(1), default=10_000)
 @click.option(
     "--samples-per-fg", type=click.IntRange(1), help="Neighbouring samples of one foreground."

@@ -18,6 +18,7 @@ from convert.errors import DataError
 from convert.layout import FIELDS, RECORD, Layout
 from convert.parts import Part, create_array, read_data, read_records
 from convert.shards import Shards
+from convert.storage import CODECS
 
 NAME = "samples.beton"
 INDEX = "samples.beton.index.npy"
@@ -46,7 +47,7 @@ _TYPES = {"image": (2, _IMAGE), "bytes": (3, _BYTES), "int": (1, np.dtype("<i8")
 
 def field_kinds(codecs: dict[str, str]) -> dict[str, str]:
     """FFCV's kind of each field in file order: an image if the codec stores a JPEG."""
-    kinds = {name: "bytes" if codecs[name] == "runs" else "image" for name in FIELDS}
+    kinds = {name: "image" if CODECS[codecs[name]].is_jpeg else "bytes" for name in FIELDS}
     return {**kinds, "index": "int"}
 
 

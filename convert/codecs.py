@@ -1,4 +1,4 @@
-"""How a field is stored: pure functions from source bytes to stored bytes and back, lossless.
+"""The functions of each codec: pure, from source bytes to stored bytes and back, lossless.
 
 CONTRIBUTING.md lists what a new codec needs. Every encoder decodes its source completely, so that a
 corrupt image never reaches a shard, and returns the pixels for the statistics.
@@ -7,7 +7,6 @@ corrupt image never reaches a shard, and returns the pixels for the statistics.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numba
@@ -35,21 +34,6 @@ class Encoded(NamedTuple):
     data: bytes
     pixels: np.ndarray
     counts: dict[str, int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Codec:
-    """One way to store a field.
-
-    encode: source JPEG, height, width -> Encoded; ValueError with the reason if the source is
-        corrupt or of another size.
-    decode: stored bytes, height, width -> pixels as in `Encoded`; ValueError if corrupt.
-    suffix: ending of the member in a tar shard.
-    """
-
-    encode: Callable[[bytes, int, int], Encoded]
-    decode: Callable[[bytes, int, int], np.ndarray]
-    suffix: str
 
 
 def _header(source: bytes, height: int, width: int) -> jpeg.JpegHeader:
@@ -219,10 +203,22 @@ def decode_runs(data: bytes, height: int, width: int) -> np.ndarray:
     return out.reshape(height, width)
 
 
-CODECS: dict[str, Codec] = {
-    "jpeg": Codec(encode=encode_rgb, decode=decode_rgb, suffix="jpg"),
-    "jpeg-luma": Codec(encode=encode_luma, decode=decode_gray, suffix="jpg"),
-    "jpeg-gray": Codec(encode=encode_gray, decode=decode_gray, suffix="jpg"),
-    "jpeg-mask": Codec(encode=encode_mask_jpeg, decode=decode_mask_jpeg, suffix="jpg"),
-    "runs": Codec(encode=encode_runs, decode=decode_runs, suffix="runs"),
+ENCODERS: dict[str, Callable[[bytes, int, int], Encoded]] = {
+    "jpeg": encode_rgb,
+    "runs": encode_runs,
+    "jpeg-mask": encode_mask_jpeg,
+    "jpeg-luma": encode_luma,
+    "jpeg-gray": encode_gray,
 }
+"""Source JPEG, height, width -> Encoded, by the name of the codec in `convert.storage.CODECS`.
+
+Raises ValueError with the reason if the source is corrupt or of another size.
+"""
+DECODERS: dict[str, Callable[[bytes, int, int], np.ndarray]] = {
+    "jpeg": decode_rgb,
+    "runs": decode_runs,
+    "jpeg-mask": decode_mask_jpeg,
+    "jpeg-luma": decode_gray,
+    "jpeg-gray": decode_gray,
+}
+"""Stored bytes, height, width -> pixels as in `Encoded`; ValueError if corrupt."""

@@ -19,17 +19,12 @@ from convert.errors import DataError, reading
 from convert.files import hash_file, write_json
 from convert.layout import FIELDS, Layout
 from convert.moments import Moments, Statistics
+from convert.storage import CODECS, codec_options
 
 FORMAT = "maskdepth-shards"
 VERSION = 1
 MANIFEST = "manifest.json"
 BACKGROUNDS = "backgrounds.npy"
-CODEC_NAMES = {
-    "fg_bg": ("jpeg",),
-    "mask": ("runs", "jpeg-mask"),
-    "depth": ("jpeg-luma", "jpeg-gray"),
-}
-"""How each field may be stored; `convert.codecs` implements them."""
 FORMATS = ("ffcv", "webdataset")
 """Formats of the samples. Version 1 of the manifest stores "webdataset" as "dali"."""
 
@@ -87,7 +82,7 @@ class Format:
 class Manifest:
     """What a shard folder holds.
 
-    ``codecs`` has a name of `convert.codecs.CODECS` for each field, ``counts`` what was counted
+    ``codecs`` has a name of `convert.storage.CODECS` for each field, ``counts`` what was counted
     while packing, ``provenance`` arguments, metadata of the data set and library versions.
     """
 
@@ -99,6 +94,10 @@ class Manifest:
     files: dict[str, ShardFile]
     counts: dict[str, int]
     provenance: dict[str, object]
+
+    def is_jpeg(self, field: str) -> bool:
+        """Whether the stored bytes of a field are a JPEG."""
+        return CODECS[self.codecs[field]].is_jpeg
 
     def to_json(self) -> dict[str, object]:
         """Plain values in an order for reading, and their hash."""
@@ -134,7 +133,7 @@ class Manifest:
             raise ValueError("samples, backgrounds and group sizes do not agree")
         height, width = map(int, value["image_size"])
         for name in FIELDS:
-            if value["codecs"][name] not in CODEC_NAMES[name]:
+            if value["codecs"][name] not in codec_options(name).values():
                 raise ValueError(f"unknown codec {value['codecs'][name]!r} of {name}")
         per_fg = value["samples_per_fg"]
         return cls(

@@ -23,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from convert import beton, tarshards
-from convert.codecs import CODECS
+from convert.codecs import encode_rgb
 from convert.errors import DataError, RecordError
 from convert.files import sync
 from convert.manifest import (
@@ -50,6 +50,7 @@ from convert.parts import (
     write_part,
 )
 from convert.source import Source, read_source
+from convert.storage import codec_options
 from convert.unfinished import check_target, work_folder
 from convert.workers import cluster_pool, run_all, worker_pool
 
@@ -86,10 +87,9 @@ class PackConfig:
 
     @property
     def codecs(self) -> dict[str, str]:
-        """Codec of each field, by its name in `CODECS`."""
-        mask = {"runs": "runs", "jpeg": "jpeg-mask"}[self.mask_codec]
-        depth = {"luma": "jpeg-luma", "jpeg": "jpeg-gray"}[self.depth_codec]
-        return {"fg_bg": "jpeg", "mask": mask, "depth": depth}
+        """Codec of each field, by its name in `convert.storage.CODECS`."""
+        chosen = {"fg_bg": "jpeg", "mask": self.mask_codec, "depth": self.depth_codec}
+        return {field: codec_options(field)[option] for field, option in chosen.items()}
 
 
 def pack(
@@ -202,7 +202,7 @@ class _Conversion:
         sums = Accumulator(3, 255)
         for number, path in enumerate(self.source.bg):
             try:
-                encoded = CODECS["jpeg"].encode(path.read_bytes(), layout.height, layout.width)
+                encoded = encode_rgb(path.read_bytes(), layout.height, layout.width)
             except (OSError, ValueError) as error:
                 raise RecordError(number, "bg", str(path), f"{error}; fix or replace it") from None
             backgrounds[number] = encoded.pixels

@@ -18,7 +18,7 @@ from pathlib import Path
 import crc32c
 import numpy as np
 
-from convert.codecs import CODECS
+from convert.codecs import ENCODERS
 from convert.errors import DataError, RecordError
 from convert.files import replace_file, write_json
 from convert.layout import FIELDS, RECORD, Layout
@@ -92,7 +92,7 @@ def write_part(source: Source, codecs: dict[str, str], part: Part, folder: Path)
                 path = f"{parent}/{file_name}"
                 try:
                     raw, stamp = _read(path)
-                    encoded = CODECS[codecs[name]].encode(raw, layout.height, layout.width)
+                    encoded = ENCODERS[codecs[name]](raw, layout.height, layout.width)
                 except OSError as error:
                     reason = f"cannot be read ({error.strerror})"
                     raise RecordError(index, name, path, reason) from None

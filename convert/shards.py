@@ -8,7 +8,7 @@ from pathlib import Path
 import crc32c
 import numpy as np
 
-from convert.codecs import CODECS
+from convert.codecs import DECODERS
 from convert.errors import DataError, RecordError, reading
 from convert.layout import FIELDS, RECORD
 from convert.manifest import BACKGROUNDS, Manifest, format_name, read_manifest
@@ -135,8 +135,8 @@ class Shards:
     def decode(self, index: int, name: str) -> np.ndarray:
         """Pixels of one field as its codec decodes them; RecordError if that fails."""
         layout = self.manifest.layout
-        codec = CODECS[self.manifest.codecs[name]]
+        decode = DECODERS[self.manifest.codecs[name]]
         try:
-            return codec.decode(self.stored(index, name).tobytes(), layout.height, layout.width)
+            return decode(self.stored(index, name).tobytes(), layout.height, layout.width)
         except ValueError as error:
             raise RecordError(index, name, self.where(index, name), str(error)) from None

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.codecs import CODECS
 from convert.layout import FIELDS, RECORD
 from convert.parts import Part, PartFiles, create_array, read_records
+from convert.storage import CODECS
 
 INDEX = "samples.tar.index.npy"
 SAMPLES_PER_SHARD = 10_000

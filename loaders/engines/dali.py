@@ -109,7 +109,7 @@ class DALILoader(ShardLoader):
             has_tars = "webdataset" in read_manifest(shards).formats
             shards = Shards(shards, "webdataset" if has_tars else None)
         super().__init__(shards, options)
-        self._mask_is_jpeg = self.shards.manifest.codecs["mask"] != "runs"
+        self._mask_is_jpeg = self.shards.manifest.is_jpeg("mask")
         self._plan: Generator[Stored, None, None] | None = None
         self._fed: deque[Stored] = deque()
         shape = (options.batch_size, 1, self.layout.height, self.layout.width)

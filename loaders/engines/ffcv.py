@@ -79,7 +79,7 @@ class _DecodeSamples(SimpleRGBImageDecoder):
     ) -> None:
         super().__init__()
         self._shape = (shards.manifest.layout.height, shards.manifest.layout.width)
-        self._mask_is_jpeg = shards.manifest.codecs["mask"] != "runs"
+        self._mask_is_jpeg = shards.manifest.is_jpeg("mask")
         self._shards, self._handles, self._fails_check = shards, handles, fails_check
 
     def declare_state_and_memory(

@@ -14,8 +14,11 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from convert import jpeg
-from convert.codecs import CODECS, decode_runs, pack_runs
+from convert.codecs import DECODERS, ENCODERS, decode_runs, pack_runs
 from convert.jpeg.luma import NotReducible, cut_to_luma
+from convert.layout import FIELDS
+from convert.pack import PackConfig
+from convert.storage import CODECS, codec_options
 from convert.verify import pillow_pixels
 from tests.pictures import jpeg_bytes, smooth
 
@@ -81,7 +84,7 @@ def test_wrong_length_runs_are_refused(data: bytes) -> None:
 )
 def test_luma_equals_pillows_gray(size: tuple[int, int], options: dict) -> None:
     source = jpeg_bytes(np.repeat(smooth(*size)[..., None], 3, axis=2), **options)
-    encoded = CODECS["jpeg-luma"].encode(source, *size)
+    encoded = ENCODERS["jpeg-luma"](source, *size)
     expected = np.asarray(Image.open(io.BytesIO(source)).convert("L"))
     if options.get("progressive"):
         assert encoded.counts == {"depth_stored_verbatim": 1}
@@ -91,20 +94,20 @@ def test_luma_equals_pillows_gray(size: tuple[int, int], options: dict) -> None:
         assert jpeg.read_header(encoded.data).components == 1
         assert len(encoded.data) < len(source)
     assert np.array_equal(encoded.pixels, expected)
-    assert np.array_equal(CODECS["jpeg-luma"].decode(encoded.data, *size), expected)
+    assert np.array_equal(DECODERS["jpeg-luma"](encoded.data, *size), expected)
     assert np.array_equal(pillow_pixels(encoded.data, "depth"), expected)
 
 
 def test_gray_jpeg_stays_verbatim() -> None:
     source = jpeg_bytes(smooth(64, 64))
-    assert CODECS["jpeg-luma"].encode(source, 64, 64).data == source
+    assert ENCODERS["jpeg-luma"](source, 64, 64).data == source
 
 
 def test_faint_colour_in_depth_is_stored_verbatim_and_counted() -> None:
     gray = np.repeat(smooth(64, 64)[..., None], 3, axis=2).astype(np.int16)
     tinted = np.clip(gray + np.array([4, 0, -4]), 0, 255).astype(np.uint8)
     source = jpeg_bytes(tinted, quality=95)
-    encoded = CODECS["jpeg-luma"].encode(source, 64, 64)
+    encoded = ENCODERS["jpeg-luma"](source, 64, 64)
     assert encoded.data == source
     assert encoded.counts == {"depth_stored_verbatim": 1}
     assert np.array_equal(encoded.pixels, pillow_pixels(source, "depth"))
@@ -115,26 +118,26 @@ def test_colour_mapped_depth_is_refused(name: str) -> None:
     rng = np.random.default_rng(0)
     source = jpeg_bytes(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
     with pytest.raises(ValueError, match="a colour image"):
-        CODECS[name].encode(source, 16, 16)
+        ENCODERS[name](source, 16, 16)
 
 
 @given(st.integers(0, 2**32), st.sampled_from([{}, {"progressive": True}, {"subsampling": 0}]))
 def test_fg_bg_is_verbatim_and_decodes_like_pillow(seed: int, options: dict) -> None:
     pixels = np.stack([smooth(48, 56, seed + c) for c in range(3)], axis=2)
     source = jpeg_bytes(pixels, quality=65, **options)
-    encoded = CODECS["jpeg"].encode(source, 48, 56)
+    encoded = ENCODERS["jpeg"](source, 48, 56)
     assert encoded.data is source
-    assert np.array_equal(CODECS["jpeg"].decode(source, 48, 56), pillow_pixels(source, "fg_bg"))
+    assert np.array_equal(DECODERS["jpeg"](source, 48, 56), pillow_pixels(source, "fg_bg"))
 
 
 @pytest.mark.parametrize("name", ["runs", "jpeg-mask"])
 def test_mask_equals_pillows_threshold(name: str) -> None:
     mask = (smooth(96, 80) > 120).astype(np.uint8) * 255
     source = jpeg_bytes(mask, quality=65)
-    encoded = CODECS[name].encode(source, 96, 80)
+    encoded = ENCODERS[name](source, 96, 80)
     gray = np.asarray(Image.open(io.BytesIO(source)).convert("L"))
     assert np.array_equal(encoded.pixels, gray >= 128)
-    assert np.array_equal(CODECS[name].decode(encoded.data, 96, 80), gray >= 128)
+    assert np.array_equal(DECODERS[name](encoded.data, 96, 80), gray >= 128)
     assert encoded.counts["mask_ambiguous_pixels"] == np.count_nonzero((gray >= 64) & (gray <= 192))
 
 
@@ -170,7 +173,7 @@ GOOD = jpeg_bytes(np.stack([smooth(40, 40, c) for c in range(3)], axis=2))
 @pytest.mark.parametrize("name", sorted(CODECS))
 def test_bad_sources_are_refused_by_name(name: str, source: bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        CODECS[name].encode(source, 40, 40)
+        ENCODERS[name](source, 40, 40)
 
 
 @pytest.mark.parametrize("name", sorted(CODECS))
@@ -179,25 +182,25 @@ def test_another_size_is_refused_before_it_is_decoded(name: str) -> None:
     frame = huge.index(b"\xff\xc0")
     huge[frame + 5 : frame + 9] = b"\xff\xdc\xff\xdc"  # claims 12 GB of pixels
     with pytest.raises(ValueError, match="found 65500x65500 pixels, expected 40x40"):
-        CODECS[name].encode(bytes(huge), 40, 40)
+        ENCODERS[name](bytes(huge), 40, 40)
 
 
 def test_upright_exif_is_fine() -> None:
-    assert CODECS["jpeg"].encode(with_orientation(GOOD, 1), 40, 40).pixels.shape == (40, 40, 3)
+    assert ENCODERS["jpeg"](with_orientation(GOOD, 1), 40, 40).pixels.shape == (40, 40, 3)
 
 
 @given(st.binary(max_size=300))
 def test_garbage_is_a_value_error(data: bytes) -> None:
     for source in (data, GOOD[:200] + data, b"\xff\xd8" + data):
         with pytest.raises(ValueError, match=r".+"):
-            CODECS["jpeg"].encode(source, 40, 40)
+            ENCODERS["jpeg"](source, 40, 40)
 
 
 @given(st.integers(0, 2**32), st.integers(1, 70), st.integers(1, 70), st.integers(1, 100))
 def test_cut_of_noise_keeps_every_pixel(seed: int, height: int, width: int, quality: int) -> None:
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 1), dtype=np.uint8)
     source = jpeg_bytes(np.repeat(noise, 3, axis=2), quality=quality)
-    encoded = CODECS["jpeg-luma"].encode(source, height, width)
+    encoded = ENCODERS["jpeg-luma"](source, height, width)
     assert encoded.counts == {}
     assert np.array_equal(
         pillow_pixels(encoded.data, "depth"),
@@ -211,7 +214,7 @@ def test_damaged_depth_is_refused_or_keeps_its_pixels(data: st.DataObject) -> No
     for _ in range(data.draw(st.integers(1, 4))):
         source[data.draw(st.integers(2, len(source) - 1))] = data.draw(st.integers(0, 255))
     try:
-        encoded = CODECS["jpeg-luma"].encode(bytes(source), 40, 40)
+        encoded = ENCODERS["jpeg-luma"](bytes(source), 40, 40)
     except ValueError:
         return
     assert np.array_equal(pillow_pixels(encoded.data, "depth"), encoded.pixels)
@@ -228,14 +231,14 @@ def markers(source: bytes) -> list[int]:
 def test_restart_markers_count_from_0_to_7() -> None:
     source = jpeg_bytes(np.repeat(smooth(160, 96)[..., None], 3, axis=2), restart_marker_blocks=1)
     assert len(markers(source)) > 9
-    assert CODECS["jpeg-luma"].encode(source, 160, 96).counts == {}
+    assert ENCODERS["jpeg-luma"](source, 160, 96).counts == {}
 
 
 @pytest.mark.parametrize("which", [0, 1, -1])
 def test_fill_bytes_before_a_marker_are_let_in(which: int) -> None:
     at = markers(DEPTH)[which]
     filled = DEPTH[:at] + b"\xff\xff" + DEPTH[at:]
-    encoded = CODECS["jpeg-luma"].encode(filled, 64, 64)
+    encoded = ENCODERS["jpeg-luma"](filled, 64, 64)
     assert encoded.counts == {}
     assert np.array_equal(encoded.pixels, pillow_pixels(DEPTH, "depth"))
 
@@ -307,5 +310,11 @@ def test_what_libjpeg_refuses_is_never_let_in() -> None:
         except ValueError:
             refused += 1
             with pytest.raises(ValueError, match=r".+"):
-                CODECS["jpeg-luma"].encode(bytes(source), 64, 64)
+                ENCODERS["jpeg-luma"](bytes(source), 64, 64)
     assert refused > 500
+
+
+def test_table_of_codecs_matches_functions_and_defaults() -> None:
+    assert CODECS.keys() == ENCODERS.keys() == DECODERS.keys()
+    first = {field: next(iter(codec_options(field).values())) for field in FIELDS}
+    assert PackConfig().codecs == first

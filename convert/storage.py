@@ -1,0 +1,38 @@
+"""How each field may be stored: the table of codecs, from which all other modules derive it.
+
+`convert.codecs` has the functions, apart so that the command line can list the names at once.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Codec(NamedTuple):
+    """One way to store a field.
+
+    field: the field that it stores.
+    option: its name on the command line, a value of `--FIELD-codec`.
+    is_jpeg: whether the stored bytes are a JPEG: an image for FFCV, which engines decode as one.
+    suffix: ending of the member in a tar shard.
+    """
+
+    field: str
+    option: str
+    is_jpeg: bool
+    suffix: str
+
+
+CODECS = {
+    "jpeg": Codec("fg_bg", "jpeg", is_jpeg=True, suffix="jpg"),
+    "runs": Codec("mask", "runs", is_jpeg=False, suffix="runs"),
+    "jpeg-mask": Codec("mask", "jpeg", is_jpeg=True, suffix="jpg"),
+    "jpeg-luma": Codec("depth", "luma", is_jpeg=True, suffix="jpg"),
+    "jpeg-gray": Codec("depth", "jpeg", is_jpeg=True, suffix="jpg"),
+}
+"""Each codec by its name in the manifest; the first of a field is the default."""
+
+
+def codec_options(field: str) -> dict[str, str]:
+    """Name of each codec of a field by its name on the command line, the default first."""
+    return {codec.option: name for name, codec in CODECS.items() if codec.field == field}
