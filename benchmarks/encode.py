@@ -45,7 +45,7 @@ def encode(dataset: Path, samples: int, repeats: int) -> Result:
 
 
 def _round(source: Source, samples: int) -> dict[str, float]:
-    """CPU microseconds a sample of each step; other work on the machine is not counted."""
+    """CPU microseconds per sample of each step; other work on the machine is not counted."""
     seconds: dict[str, float] = defaultdict(float)
 
     def clock(step: str, work: Callable[..., Any], *arguments: Any) -> Any:

@@ -24,7 +24,7 @@ LOADS = (0.0, 0.25, 0.5, 0.65, 0.8, 0.9, 1.0)
 def hardware(dataset: Path, shards: Path, loading: Loading) -> Result:
     """DALI's hw_decoder_load from 0 to 1, on a GPU.
 
-    Stock DALI decodes three images a sample and gathers resident backgrounds, so that nothing of
+    Stock DALI decodes three images per sample and gathers resident backgrounds, so that nothing of
     this project counts.
     """
     if torch.device(loading.device).type != "cuda":

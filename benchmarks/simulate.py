@@ -35,7 +35,7 @@ def simulate(shards: Path) -> Result:
     cases = {}
     for samples in SAMPLES:
         for world in WORLDS:
-            name = f"{samples:,} samples, {world:,} GPUs"
+            name = f"{samples:,} samples, {world:,} GPU{'s' if world > 1 else ''}"
             cases[name] = CaseResult(
                 parameters={"samples": float(samples), "world_size": float(world)},
                 figures={**sizes(manifest, samples, world), **walk(samples, world)},
@@ -45,7 +45,7 @@ def simulate(shards: Path) -> Result:
 
 
 def sizes(manifest: Manifest, samples: int, world: int) -> dict[str, float]:
-    """Bytes by arithmetic, from the bytes of a sample of the packed folder."""
+    """Bytes by arithmetic, from the mean bytes per sample of the packed folder."""
     form = manifest.formats.get("webdataset") or next(iter(manifest.formats.values()))
     stored = sum(manifest.files[name].bytes for name in form.files)
     total = stored / manifest.layout.samples * samples
@@ -59,7 +59,7 @@ def sizes(manifest: Manifest, samples: int, world: int) -> dict[str, float]:
         "index_gib": RECORD.itemsize * samples / 2**30,
         "index_mib_per_gpu": RECORD.itemsize * samples / world / 2**20,
         "backgrounds": float(backgrounds),
-        "background_bank_gib": backgrounds * pixels / 2**30,
+        "backgrounds_gib": backgrounds * pixels / 2**30,
         "steps_per_epoch": float(-(-samples // (BATCH_SIZE * world))),
     }
 

@@ -46,10 +46,10 @@ def _memory(*, closely: bool = False) -> tuple[int, int]:
 
 @contextmanager
 def peak_memory() -> Iterator[Callable[[], float]]:
-    """Watch this process and all its children: 50 times a second, closely every 3 s and at the end.
+    """Watch this process and all its children 50 times per second.
 
     Yields a function that returns the largest resident GiB so far. What children share (libraries,
-    torch, the parent's pages after a fork) is subtracted.
+    torch, the parent's pages after a fork) is measured every 3 s and at the end, and subtracted.
     """
     peak, done = list(_memory()), threading.Event()
 

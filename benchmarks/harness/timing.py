@@ -25,8 +25,8 @@ class Repeat:
 
     wall_s: by the monotonic clock. cpu_s: user and system time of this process and of all its
     children. peak_gib: largest resident memory of this process and its children, sampled 50 times
-    a second; pages that they share count once. peak_device_gib: largest memory that
-    torch had allocated on the GPU, None on a CPU.
+    per second; pages that they share count once. peak_device_gib: largest memory that torch had
+    allocated on the GPU, None on a CPU.
     """
 
     samples: int
@@ -101,7 +101,7 @@ def median(repeats: Sequence[Repeat], what: Literal["samples_per_s", "wall_s"]) 
 
 
 def time_cpu(work: Callable[[], object], samples: int, repeats: int) -> list[float]:
-    """CPU microseconds a sample of this thread, for each of ``repeats`` calls of ``work``."""
+    """CPU microseconds per sample of this thread, for each of ``repeats`` calls of ``work``."""
     times = []
     for _ in range(repeats):
         began = time.thread_time()

@@ -31,7 +31,7 @@ def _loader_options(loading: Loading) -> dict[str, Any]:
 
 
 class PillowImages(Dataset):
-    """float32 (C, H, W) in 0..1, four images a sample, as torchvision's `ToTensor` makes them."""
+    """float32 (C, H, W) in 0..1, four images per sample, as torchvision's `ToTensor` makes them."""
 
     def __init__(self, files: Files) -> None:
         self._files = files

@@ -1,4 +1,4 @@
-"""What all peers read: the files of a data set folder, four images a sample."""
+"""What all peers read: the files of a data set folder, four images per sample."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def _legend(canvas: Canvas, axes: Any, columns: int, **place: Any) -> None:
 
 
 def bars(result: Result, label: str) -> Canvas:
-    """One horizontal bar a case, longest on top, with its number."""
+    """One horizontal bar per case, longest on top, with its number."""
     rows = [
         (name, case.samples_per_s.median, case.samples_per_s)
         for name, case in result.cases.items()
@@ -79,7 +79,7 @@ def rate_bars(result: Result) -> Canvas:
 
 
 def stacked(result: Result) -> Canvas:
-    """One bar a stage and part, made of the milliseconds of its phases."""
+    """One bar per stage and part, made of the milliseconds of its phases."""
     rows = [
         (f"{title}\n{part}", tables.per_sample_ms(parts[part]))
         for title, parts in tables.stages(result).items()
@@ -93,7 +93,7 @@ def stacked(result: Result) -> Canvas:
         axes.barh(range(len(rows)), lengths, 0.6, left=ends, color=colour, label=label)
         ends = [end + length for end, length in zip(ends, lengths, strict=True)]
     axes.set_yticks(range(len(rows)), [title for title, _ in reversed(rows)], fontsize=8)
-    axes.set_xlabel("ms a sample, less is better")
+    axes.set_xlabel("ms per sample, less is better")
     _legend(canvas, axes, 3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return canvas
 
@@ -191,7 +191,7 @@ def quality(result: Result) -> Canvas:
 
 
 def encode(result: Result) -> Canvas:
-    """One horizontal bar a step, in the order of the work."""
+    """One horizontal bar per step, in the order of the work."""
     names = list(reversed(result.cases))
     cpu_us = [result.cases[name].figures["median_cpu_us"] for name in names]
     canvas, axes = pyplot.subplots(figsize=(_WIDTH, 0.6 + 0.24 * len(names)))
@@ -200,5 +200,5 @@ def encode(result: Result) -> Canvas:
         axes.text(value, at, f" {tables.number(value)}", va="center", fontsize=8)
     axes.tick_params(axis="y", labelsize=8)
     axes.margins(x=0.12)
-    axes.set_xlabel("CPU us a sample, less is better")
+    axes.set_xlabel("CPU us per sample, less is better")
     return canvas

@@ -10,7 +10,7 @@ from benchmarks.harness.results import CaseResult, Result, Spread
 PHASES = ("data_wait", "preprocess", "forward", "loss_and_backward", "optimiser", "metrics")
 
 SCORES = {"mask_iou": "mask IoU", "depth_rmse": "depth RMSE"}
-"""Figure of `quality` and `recipes` -> its name for people."""
+"""Figure of `quality` and `recipes` -> its title."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def stages(result: Result) -> dict[str, dict[str, CaseResult]]:
 
 
 def phases(result: Result) -> Table:
-    """Milliseconds a sample of every phase of `epoch`, in training and in validation."""
+    """Milliseconds per sample of every phase of `epoch`, in training and in validation."""
     return Table.of(
         {"": f"{title}, {part}"}
         | {f"{name.replace('_', ' ')}, ms/sample": number(times.get(name)) for name in PHASES}
@@ -140,7 +140,7 @@ def phases(result: Result) -> Table:
 
 
 def per_sample_ms(case: CaseResult) -> dict[str, float]:
-    """Phase -> milliseconds a sample."""
+    """Phase -> milliseconds per sample."""
     samples = case.repeats[0].samples
     return {
         name: case.figures[f"{name}_s"] / samples * 1e3

@@ -41,15 +41,15 @@ def fingerprint(data: DataSummary, split: str) -> str:
 
 
 def count_seen(layout: Layout, train: np.ndarray, validation: np.ndarray) -> dict[str, int]:
-    """How many samples, backgrounds and people of ``validation`` are also in ``train``.
+    """How many samples, backgrounds and foregrounds of ``validation`` are also in ``train``.
 
-    train, validation: int64, indices of samples. "people" is missing where the data set does
-    not say which samples show one foreground.
+    train, validation: int64, indices of samples. "foregrounds" is missing where the data set
+    does not say which samples show one foreground.
     """
     groups = {"samples": (train, validation)}
     groups["backgrounds"] = layout.background_of(train), layout.background_of(validation)
     if layout.samples_per_fg is not None:
-        groups["people"] = layout.foreground_of(train), layout.foreground_of(validation)
+        groups["foregrounds"] = layout.foreground_of(train), layout.foreground_of(validation)
     return {name: len(np.intersect1d(*both)) for name, both in groups.items()}
 
 
@@ -91,7 +91,7 @@ def seen_note(split: str, trained_split: str, seen: Mapping[str, int] | None) ->
     held_out = {
         "samples": True,
         "backgrounds": split in HOLD_OUT_BACKGROUNDS,
-        "people": split in HOLD_OUT_FOREGROUNDS,
+        "foregrounds": split in HOLD_OUT_FOREGROUNDS,
     }
     leaked = [f"{count} of its {name}" for name, count in seen.items() if count and held_out[name]]
     if not leaked:

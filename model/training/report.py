@@ -1,4 +1,4 @@
-"""Figures for people and programs: the table of scores next to the baselines, metrics.csv."""
+"""Scores as text and as a file: the table of scores next to the baselines, metrics.csv."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ROWS = {
     "overall_depth": ("mean depth map of all", DEPTH_FIGURES),
 }
 """The network and the baselines: name -> title, and the figures that are defined for it."""
-GROUPS = {"bg": "backgrounds", "fg": "people"}
+GROUPS = {"bg": "backgrounds", "fg": "foregrounds"}
 NOTE = f"delta1, SILog: pixels with a target depth of at least {VALID_DEPTH:g}; SILog x 100"
 
 EpochRow = dict[str, float | None]

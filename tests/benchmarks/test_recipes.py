@@ -16,7 +16,7 @@ from model.recipe import RECIPES, Recipe, Stage
 
 
 def test_work_of_a_stage_is_that_of_the_description() -> None:
-    """228, 139 and 98 GFLOP a sample at full width; the same ratios at any."""
+    """228, 139 and 98 GFLOP per sample at full width; the same ratios at any."""
     depth, mask = RECIPES["original"].stages[2], RECIPES["original"].stages[7]
     joint = RECIPES["joint"].stages[2]
     gflop = [work(stage, 8)[0] for stage in (joint, depth, mask)]

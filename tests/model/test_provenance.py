@@ -13,7 +13,7 @@ from loaders import Layout, split_indices
 from model.training.provenance import count_seen, fingerprint, seen_note
 
 MOMENTS = Moments(values=100, sums=(5000,), squares=(300_000,), scale=255)
-# 4 backgrounds, each with 3 people of 2 samples.
+# 4 backgrounds, each with 3 foregrounds of 2 samples.
 LAYOUT = Layout(height=32, width=32, group_starts=np.arange(5) * 6, samples_per_fg=2)
 
 
@@ -48,7 +48,7 @@ def test_samples_per_fg_count_if_the_split_holds_out_foregrounds(split: str, equ
 def test_seen_samples_and_groups_are_counted() -> None:
     train, validation = np.array([0, 1, 6, 8]), np.array([1, 9, 10, 14])
     seen = count_seen(LAYOUT, train, validation)
-    assert seen == {"samples": 1, "backgrounds": 2, "people": 2}
+    assert seen == {"samples": 1, "backgrounds": 2, "foregrounds": 2}
     unknown = replace(LAYOUT, samples_per_fg=None)
     assert count_seen(unknown, train, validation) == {"samples": 1, "backgrounds": 2}
 
@@ -60,10 +60,10 @@ def test_seen_samples_and_groups_are_counted() -> None:
         ("bg", "bg", None),
         ("fg", "fg", None),
         ("both", "both", None),
-        # the same backgrounds and people are held out
+        # the same backgrounds and foregrounds are held out
         ("both", "bg", None),
         ("random", "bg", r"split bg were seen in training \(split random\): \d of its samples, 1"),
-        ("bg", "both", "1 of its people"),
+        ("bg", "both", "1 of its foregrounds"),
         ("fg", "both", "1 of its backgrounds"),
     ],
 )
