@@ -138,7 +138,9 @@ class Isolated:
     """
 
     def __init__(self, contender: Contender) -> None:
-        context = multiprocessing.get_context("spawn")
+        # Forked by a server that has imported this module, and torch with it, once for all.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, contender))
         self._process.start()
