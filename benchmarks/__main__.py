@@ -13,7 +13,10 @@ COMMANDS = (
     "parity", "peers", "quality", "recipes", "report", "scaling", "simulate", "step",
 )  # fmt: skip
 """Each is a function of a module of the same name, but for those of `_MODULES`."""
-_MODULES = {"peers": "peers.run", "report": "report.page"}
+_MODULES = {
+    "hardware": "peers.dali", "luma": "codecs", "parity": "loader", "peers": "peers.run",
+    "report": "report.page",
+}  # fmt: skip
 
 
 class Commands(errors.Commands):

@@ -1,7 +1,11 @@
-"""Why masks are stored as run lengths: bytes and decoding time of the lossless candidates."""
+"""How masks and depth maps can be stored without loss: bytes and time of the candidates.
+
+`codecs` is why masks are stored as run lengths, `luma` why this project cuts depth maps itself.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +16,19 @@ import numpy as np
 import simplejpeg
 
 from benchmarks.harness.images import spread_indices
-from benchmarks.harness.options import REPEATS, SHARDS, at_least_1, command
+from benchmarks.harness.options import DATASET, REPEATS, SHARDS, at_least_1, command
 from benchmarks.harness.results import CaseResult, Result, make_result, summarize
 from benchmarks.harness.timing import time_cpu
+from convert import jpeg
 from convert.codecs import decode_mask_jpeg, decode_runs, pack_runs
+from convert.errors import DataError
+from convert.jpeg.luma import cut_to_luma
 from convert.shards import Shards
+from convert.source import read_source
+
+LIBRARY = "libturbojpeg.so.0"
+# TJXOPT_GRAY | TJXOPT_COPYNONE | TJXOPT_OPTIMIZE; libjpeg-turbo before 3.0 ignores the last.
+_OPTIONS = 8 | 64 | 256
 
 
 class Candidate(NamedTuple):
@@ -67,21 +79,76 @@ def codecs(shards: Path, samples: int, repeats: int) -> Result:
     opened = Shards(shards)
     indices = spread_indices(len(opened), samples)
     masks = [opened.decode(index, "mask") for index in indices]
-    cases = {name: _case(name, one, masks, repeats) for name, one in CANDIDATES.items()}
+    cases = {}
+    for name, candidate in CANDIDATES.items():
+        stored = [(candidate.encode(mask), *mask.shape) for mask in masks]
+        if not np.array_equal([candidate.decode(*one) for one in stored], masks):
+            raise AssertionError(f"{name} does not return the mask")
+        cpu_us = time_cpu(candidate.decode, stored, repeats)
+        cases[name] = CaseResult(
+            parameters={"on_a_gpu": candidate.on_a_gpu},
+            figures={"bytes": fmean(len(data) for data, *_ in stored)}
+            | summarize(cpu_us, "decode_cpu_us"),
+        )
     arguments = {"shards": shards.name, "samples": len(indices), "repeats": repeats}
     return make_result("codecs", arguments, cases)
 
 
-def _case(name: str, candidate: Candidate, masks: list[np.ndarray], repeats: int) -> CaseResult:
-    stored = [candidate.encode(mask) for mask in masks]
-    for data, mask in zip(stored, masks, strict=True):
-        if not np.array_equal(candidate.decode(data, *mask.shape), mask):
-            raise AssertionError(f"{name} does not return the mask")
-    height, width = masks[0].shape
-    cpu_us = time_cpu(
-        lambda: [candidate.decode(data, height, width) for data in stored], len(stored), repeats
+class _Transform(ctypes.Structure):
+    """`tjtransform` of turbojpeg.h."""
+
+    _fields_ = (
+        ("region", ctypes.c_int * 4),
+        ("op", ctypes.c_int),
+        ("options", ctypes.c_int),
+        ("data", ctypes.c_void_p),
+        ("custom_filter", ctypes.c_void_p),
     )
-    return CaseResult(
-        parameters={"on_a_gpu": candidate.on_a_gpu},
-        figures={"bytes": fmean(map(len, stored))} | summarize(cpu_us, "decode_cpu_us"),
-    )
+
+
+def gray_transform() -> Callable[[bytes], bytes]:
+    """Lossless conversion of a JPEG to gray by `tjTransform`; DataError without the library."""
+    try:
+        library = ctypes.CDLL(LIBRARY)
+    except OSError as error:
+        raise DataError(f"{LIBRARY}: cannot be loaded ({error}); install libturbojpeg") from None
+    library.tjInitTransform.restype = ctypes.c_void_p
+    handle = ctypes.c_void_p(library.tjInitTransform())
+    transform = _Transform(options=_OPTIONS)
+
+    def run(source: bytes) -> bytes:
+        out, size = ctypes.c_void_p(), ctypes.c_ulong()
+        failed = library.tjTransform(
+            handle, source, ctypes.c_ulong(len(source)), 1, ctypes.byref(out), ctypes.byref(size),
+            ctypes.byref(transform), 0,
+        )  # fmt: skip
+        if failed:
+            raise ValueError("tjTransform refused a depth map")
+        data = ctypes.string_at(out, size.value)
+        library.tjFree(out)
+        return data
+
+    return run
+
+
+@command(
+    DATASET,
+    at_least_1("--samples", default=1000, help="Evenly spread over DATASET."),
+    REPEATS,
+)
+def luma(dataset: Path, samples: int, repeats: int) -> Result:
+    """Two ways to cut the depth maps of DATASET to their luma plane; pixels are compared."""
+    source = read_source(dataset)
+    indices = spread_indices(source.layout.samples, samples)
+    maps = [source.paths(index)[2].read_bytes() for index in indices]
+    ways = {"cut_to_luma": cut_to_luma, f"tjTransform of {LIBRARY}": gray_transform()}
+    cases = {}
+    for name, way in ways.items():
+        cuts = [way(one) for one in maps]
+        for one, cut in zip(maps, cuts, strict=True):
+            if not np.array_equal(jpeg.decode_gray(cut), jpeg.decode_gray(one)):
+                raise AssertionError(f"{name} changes pixels")
+        cpu_us = time_cpu(way, [(one,) for one in maps], repeats)
+        figures = {"bytes": fmean(map(len, cuts)), "source_bytes": fmean(map(len, maps))}
+        cases[name] = CaseResult(figures=figures | summarize(cpu_us, "cpu_us"))
+    return make_result("luma", {"samples": len(maps), "repeats": repeats}, cases)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import click
 import numpy as np
@@ -14,7 +15,7 @@ from benchmarks.harness import options as cli
 from benchmarks.harness.gpus import energy_counter, peak_tflops
 from benchmarks.harness.results import CaseResult, Result, make_result
 from benchmarks.harness.steps import TRAINS, OurStep, Setup, gflop_per_sample, make_stage
-from benchmarks.harness.timing import Phases, Repeat, interleave, median, time_once
+from benchmarks.harness.timing import Phases, Repeat, interleave, time_once
 from convert.errors import DataError
 from loaders import Batch, Loader, build_loader, read_layout, split_indices
 from model.precision import AMP, precision_for
@@ -111,7 +112,8 @@ def _cases(epochs: Epochs, setup: Setup, kind: str, repeats: int) -> dict[str, C
     }
     found = dict(zip(works, interleave(measures, repeats).values(), strict=True))
     figures = epochs.figures(found)
-    figures["training"] |= epochs.device_figures(setup, median(found["training"], "samples_per_s"))
+    rate = median(one.samples_per_s for one in found["training"])
+    figures["training"] |= epochs.device_figures(setup, rate)
     return {
         f"{title}: {part}": CaseResult(
             parameters={"stage": kind, "size": setup.stage.size, "part": part},
@@ -179,23 +181,22 @@ class Epochs:
 
     def figures(self, found: dict[str, list[Repeat]]) -> dict[str, dict[str, float]]:
         """Phases and ratios of each part, from its repeats; the warm-up does not count."""
-        rates = {part: median(one, "samples_per_s") for part, one in found.items()}
+        rates = {part: median(one.samples_per_s for one in some) for part, some in found.items()}
         figures: dict[str, dict[str, float]] = {part: {} for part in found}
         for part, laps in self._laps.items():
             kept = laps[-len(found[part]) :]
             for name in kept[0]:
-                median_s = float(np.median([lap[name] for lap in kept]))
-                figures[part][f"{name.replace(' ', '_')}_s"] = median_s
+                figures[part][f"{name.replace(' ', '_')}_s"] = median(lap[name] for lap in kept)
         training, repeats = figures["training"], found["training"]
         busy_s = sum(value for name, value in training.items() if name != "data_wait_s")
-        epoch_s = median(repeats, "wall_s")
+        epoch_s = median(one.wall_s for one in repeats)
         on_gpu = self._device.type == "cuda"
         training["accelerator_utilisation" if on_gpu else "cpu_compute_share"] = busy_s / epoch_s
         training["epoch_s"] = epoch_s
         training["stall"] = stall(rates["training"], rates["model"])
         training["efficiency"] = efficiency(rates["training"], rates["loader"], rates["model"])
         if self._joules:
-            joules = float(np.median(self._joules[-len(repeats) :]))
+            joules = median(self._joules[-len(repeats) :])
             training["joules_per_sample"] = joules / repeats[0].samples
         figures["model"]["first_step_s"] = self.first_step_s
         return figures

@@ -1,4 +1,4 @@
-"""From shards to batches on the device: our engines beside the floor."""
+"""From shards to batches on the device: rates of our engines beside the floor, and their pixels."""
 
 from __future__ import annotations
 
@@ -42,3 +42,23 @@ def loader(shards: Path, loading: Loading) -> Result:
         ours=tuple(contender.name for contender in (*ours, *floats)),
         skipped=skipped_engines(shards),
     )
+
+
+@command(SHARDS, loading_options)
+def parity(shards: Path, loading: Loading) -> Result:
+    """Pixels on a device against those that the CPU decodes one by one; exit 2 if they differ.
+
+    Checks one epoch of each engine, as uint8 and as floats. Pixels that a CPU decodes must be
+    equal, those that a GPU decodes may differ by 8 of 255 levels; masks are equal on both.
+    """
+    opened = Shards(shards)
+    truth = read_truth(opened, some_samples(len(opened)))
+    contenders = our_contenders(shards, loading)
+    contenders += our_contenders(shards, loading, normalise=True)
+    checked, _ = race(contenders, truth, repeats=0)
+    cases = {
+        one.name: CaseResult(figures=checked[one.name].figures | {"allowed_levels": one.levels})
+        for one in contenders
+    }
+    arguments = {"shards": shards.name, "compared": len(truth.index), "device": loading.device}
+    return make_result("parity", arguments, cases, device=loading.device)

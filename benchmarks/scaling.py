@@ -47,9 +47,9 @@ def scaling(shards: Path, loading: Loading, samples: int, records: tuple[int, ..
     Each axis is measured with the other options at their values.
     """
     cases: dict[str, CaseResult] = {}
-    counts = sorted({1, loading.threads, *(2**n for n in range(10) if 2**n < loading.threads)})
+    threads = sorted({1, loading.threads, *(2**n for n in range(10) if 2**n < loading.threads)})
     loadings = {
-        "threads": {count: replace(loading, threads=count) for count in counts},
+        "threads": {count: replace(loading, threads=count) for count in threads},
         "batch size": {size: replace(loading, batch_size=size) for size in BATCH_SIZES},
     }
     for axis, points in loadings.items():
@@ -57,9 +57,14 @@ def scaling(shards: Path, loading: Loading, samples: int, records: tuple[int, ..
         cases |= _race_axis(axis, contenders, shards, loading.repeats)
     with tempfile.TemporaryDirectory(prefix="maskdepth-scaling-") as name:
         folder = Path(name)
-        contenders = {
-            size: our_contenders(_compose(folder, size, samples), loading) for size in IMAGE_SIZES
-        }
+        contenders = {}
+        for size in IMAGE_SIZES:
+            dataset, packed = folder / f"data-{size}", folder / f"shards-{size}"
+            foregrounds = max(1, samples // 40)
+            draw = partial(compose, backgrounds=4, foregrounds=foregrounds, placements=10)
+            draw(dataset, size=size, progress=False)
+            pack(dataset, packed, progress=False)
+            contenders[size] = our_contenders(packed, loading)
         cases |= _race_axis("image size", contenders, shards, loading.repeats)
         for count in records:
             cases |= _open_records(shards, folder / f"repeated-{count}", count, loading)
@@ -85,17 +90,6 @@ def _race_axis(
         )
         for name, (value, contender) in points.items()
     }
-
-
-def _compose(folder: Path, size: int, samples: int) -> Path:
-    """Drawn composites of one image size, packed; returns the shard folder."""
-    dataset, packed = folder / f"data-{size}", folder / f"shards-{size}"
-    foregrounds = max(1, samples // 40)
-    compose(
-        dataset, backgrounds=4, foregrounds=foregrounds, placements=10, size=size, progress=False
-    )
-    pack(dataset, packed, progress=False)
-    return packed
 
 
 def _open_records(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import click
@@ -11,7 +12,7 @@ import click
 from benchmarks.harness import options as cli
 from benchmarks.harness.results import CaseResult, Result, make_result
 from benchmarks.harness.steps import OriginalStep, OurStep, Setup, gflop_per_sample, make_stage
-from benchmarks.harness.timing import Repeat, interleave, time_once
+from benchmarks.harness.timing import interleave, time_once
 from convert.errors import DataError
 from loaders import Batch, build_loader
 from model.precision import AMP, precision_for
@@ -45,13 +46,11 @@ def step(
 
     Times steps on batches that are loaded before, ours and the original's in turn.
     """
-    measures: dict[str, Callable[[], Repeat]] = {}
-    parameters: dict[str, dict[str, str | float]] = {}
-    figures: dict[str, dict[str, float]] = {}
+    ways: dict[str, Callable[[Batch], None]] = {}
     with build_loader(
         engine, shards, batch_size=batch_size, drop_last=True, device=device, rank=0, world_size=1
     ) as loader:
-        batches = [batch for _, batch in zip(range(steps), loader.epoch(0), strict=False)]
+        batches = list(islice(loader.epoch(0), steps))
         if not batches:
             raise DataError(
                 f"--batch-size {batch_size}: found {loader.layout.samples} samples in {shards}"
@@ -59,24 +58,25 @@ def step(
         precision = precision_for(amp, loader.device)
         for kind in KINDS:
             setup = Setup(loader, make_stage(kind, size, batch_size), width, precision)
-            ways: dict[str, Callable[[Batch], None]] = {
-                "ours": OurStep(setup),
-                "original's way": OriginalStep(setup),
-            }
-            for way, train in ways.items():
-                name = f"{kind} stage, {way}"
-                parameters[name] = {"stage": kind}
-                figures[name] = {"gflop_per_sample": gflop_per_sample(train, batches[0])}
-                work = partial(_train_on, batches, train)
-                measures[name] = partial(time_once, work, device=loader.device)
+            ways[f"{kind} stage, ours"] = OurStep(setup)
+            ways[f"{kind} stage, original's way"] = OriginalStep(setup)
+        flops = {name: gflop_per_sample(train, batches[0]) for name, train in ways.items()}
+        works = {name: partial(_train_on, batches, train) for name, train in ways.items()}
+        measures = {
+            name: partial(time_once, work, device=loader.device) for name, work in works.items()
+        }
         found = interleave(measures, repeats)
     arguments = {
         "shards": shards.name, "repeats": repeats, "steps": len(batches), "width": width,
         "size": size, "batch_size": batch_size, "device": device, "amp": amp,
     }  # fmt: skip
     cases = {
-        name: CaseResult(parameters=parameters[name], repeats=found[name], figures=figures[name])
-        for name in measures
+        name: CaseResult(
+            parameters={"stage": name.split()[0]},
+            repeats=repeats,
+            figures={"gflop_per_sample": flops[name]},
+        )
+        for name, repeats in found.items()
     }
     ours = tuple(f"{kind} stage, ours" for kind in KINDS)
     return make_result("step", arguments, cases, device=device, ours=ours)

@@ -9,16 +9,15 @@ Dense rates in TFLOP/s, memory in GB/s. Sources: "Tesla P100 GPU Accelerator"
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
 from model.precision import Precision
 
 
-@dataclass(frozen=True, kw_only=True)
-class Gpu:
+class Gpu(NamedTuple):
     """Peaks of a GPU; tflops_half: float16 or bfloat16 on tensor cores (P100: without them)."""
 
     tflops_float: float
@@ -28,18 +27,18 @@ class Gpu:
 
 # Ordered: the first entry whose words are all in torch's name of the device is used.
 GPUS = {
-    "H200": Gpu(tflops_float=67, tflops_half=989.5, memory_gb_s=4800),
-    "H100 PCIe": Gpu(tflops_float=51, tflops_half=756.5, memory_gb_s=2000),
-    "H100 NVL": Gpu(tflops_float=60, tflops_half=835.5, memory_gb_s=3900),
-    "H100": Gpu(tflops_float=67, tflops_half=989.5, memory_gb_s=3350),
-    "A100-SXM4-80GB": Gpu(tflops_float=19.5, tflops_half=312, memory_gb_s=2039),
-    "A100": Gpu(tflops_float=19.5, tflops_half=312, memory_gb_s=1555),
-    "V100": Gpu(tflops_float=15.7, tflops_half=125, memory_gb_s=900),
-    "P100": Gpu(tflops_float=9.3, tflops_half=18.7, memory_gb_s=732),
-    "A10G": Gpu(tflops_float=31.2, tflops_half=70, memory_gb_s=600),
-    "A10": Gpu(tflops_float=31.2, tflops_half=125, memory_gb_s=600),
-    "L4": Gpu(tflops_float=30.3, tflops_half=121, memory_gb_s=300),
-    "T4": Gpu(tflops_float=8.1, tflops_half=65, memory_gb_s=320),
+    "H200": Gpu(67, 989.5, 4800),
+    "H100 PCIe": Gpu(51, 756.5, 2000),
+    "H100 NVL": Gpu(60, 835.5, 3900),
+    "H100": Gpu(67, 989.5, 3350),
+    "A100-SXM4-80GB": Gpu(19.5, 312, 2039),
+    "A100": Gpu(19.5, 312, 1555),
+    "V100": Gpu(15.7, 125, 900),
+    "P100": Gpu(9.3, 18.7, 732),
+    "A10G": Gpu(31.2, 70, 600),
+    "A10": Gpu(31.2, 125, 600),
+    "L4": Gpu(30.3, 121, 300),
+    "T4": Gpu(8.1, 65, 320),
 }
 
 

@@ -14,9 +14,6 @@ from convert.moments import Statistics
 from convert.shards import Shards
 from loaders.backgrounds import Backgrounds
 
-GPU_LEVELS = 8.0
-"""nvJPEG's inverse DCT is not libjpeg's: it differs by a few levels where colours are upsampled."""
-
 MeanStd = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel, or of all channels."""
 
@@ -96,8 +93,11 @@ def read_truth(shards: Shards, indices: np.ndarray) -> Truth:
 
 
 def allowed_levels(device: str, on_cpu: float) -> float:
-    """Largest allowed difference of what DALI decodes on a device, in 0..255."""
-    return max(on_cpu, GPU_LEVELS) if torch.device(device).type == "cuda" else on_cpu
+    """Largest allowed difference of what DALI decodes on a device, in 0..255.
+
+    nvJPEG's inverse DCT is not libjpeg's: it differs by a few levels where colours are upsampled.
+    """
+    return max(on_cpu, 8.0) if torch.device(device).type == "cuda" else on_cpu
 
 
 def check(

@@ -6,12 +6,11 @@ Works on any device: a GPU is synchronized before a clock is read.
 from __future__ import annotations
 
 import gc
-import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import click
 import torch
@@ -94,19 +93,19 @@ def interleave(
     return found
 
 
-def median(repeats: Sequence[Repeat], what: Literal["samples_per_s", "wall_s"]) -> float:
-    """Median of one figure of the repeats."""
-    values: list[float] = [getattr(repeat, what) for repeat in repeats]
-    return statistics.median(values)
+def time_cpu(
+    work: Callable[..., object], samples: Sequence[tuple[Any, ...]], repeats: int
+) -> list[float]:
+    """CPU microseconds per sample of this thread, for each of ``repeats`` passes over the samples.
 
-
-def time_cpu(work: Callable[[], object], samples: int, repeats: int) -> list[float]:
-    """CPU microseconds per sample of this thread, for each of ``repeats`` calls of ``work``."""
+    samples: the arguments of one call of ``work`` each.
+    """
     times = []
     for _ in range(repeats):
         began = time.thread_time()
-        work()
-        times.append((time.thread_time() - began) / samples * 1e6)
+        for arguments in samples:
+            work(*arguments)
+        times.append((time.thread_time() - began) / len(samples) * 1e6)
     return times
 
 

@@ -1,24 +1,41 @@
-"""Stock DALI: its webdataset reader and decoders, on the CPU or (`mixed`) on the GPU."""
+"""Stock DALI: its webdataset reader and decoders, on the CPU or (`mixed`) on the GPU.
+
+The command `hardware` sweeps ``hw_decoder_load``: the share that the GPU's own decoder takes.
+"""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.dlpack import from_dlpack
 
-from benchmarks.harness.contender import Contender, Epochs
-from benchmarks.harness.images import Images, MeanStd, Scale, allowed_levels, normalised_scale
-from benchmarks.harness.options import Loading
+from benchmarks.harness.contender import Contender, Epochs, Unavailable, race
+from benchmarks.harness.images import (
+    Images,
+    MeanStd,
+    Scale,
+    allowed_levels,
+    normalised_scale,
+    read_truth,
+    some_samples,
+)  # fmt: skip
+from benchmarks.harness.options import DATASET, SHARDS, Loading, command, loading_options
+from benchmarks.harness.results import Result, make_result
 from benchmarks.peers.source import FIELDS, Files, write_tars
+from convert.errors import DataError
 from convert.manifest import read_manifest
 from convert.shards import Shards
 from loaders.backgrounds import Backgrounds
 
+LOADS = (0.0, 0.25, 0.5, 0.65, 0.8, 0.9, 1.0)
+"""Values of ``hw_decoder_load``."""
 _WINDOW = 1024  # the reader's own default
 _MASK_THRESHOLD = 128 / 255  # of floats
 
@@ -140,3 +157,30 @@ def _graph(
         return (*decoded, fn.reinterpret(index, dtype=types.INT64))
 
     return graph
+
+
+@command(DATASET, SHARDS, loading_options)
+def hardware(dataset: Path, shards: Path, loading: Loading) -> Result:
+    """DALI's hw_decoder_load from 0 to 1, on a GPU.
+
+    Stock DALI decodes three images per sample and gathers resident backgrounds, so that nothing of
+    this project counts.
+    """
+    if torch.device(loading.device).type != "cuda":
+        raise DataError(f"device {loading.device}: only a GPU has a JPEG decoder to share with")
+    opened = Shards(shards)
+    with tempfile.TemporaryDirectory(prefix="maskdepth-hardware-") as folder:
+        contenders = [
+            dali_contender(
+                f"hw_decoder_load {load:g}", files=Files(dataset, np.arange(len(opened))),
+                store=Path(folder) / "tars", shards=shards, loading=loading, resident=True,
+                load=load,
+            )
+            for load in LOADS
+        ]  # fmt: skip
+        truth = read_truth(opened, some_samples(len(opened)))
+        cases, skipped = race(contenders, truth, loading.repeats, optional=True)
+    if not cases:
+        raise Unavailable(f"hw_decoder_load: no value could be measured: {skipped}")
+    arguments = loading.arguments(dataset=dataset.name)
+    return make_result("hardware", arguments, cases, device=loading.device, skipped=skipped)

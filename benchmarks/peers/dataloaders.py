@@ -30,28 +30,23 @@ def _loader_options(loading: Loading) -> dict[str, Any]:
     }
 
 
-class PillowImages(Dataset):
+class PillowImages(Files, Dataset):
     """float32 (C, H, W) in 0..1, four images per sample, as torchvision's `ToTensor` makes them."""
 
-    def __init__(self, files: Files) -> None:
-        self._files = files
-
-    def __len__(self) -> int:
-        return len(self._files)
-
     def __getitem__(self, position: int) -> tuple[torch.Tensor, ...]:
-        paths = self._files.paths(position)
+        paths = self.paths(position)
         images = [
             decode_pillow(paths[name], name).permute(2, 0, 1).contiguous().div(255)
             for name in FIELDS
         ]
-        return (*images, torch.tensor(self._files.indices[position]))
+        return (*images, torch.tensor(self.indices[position]))
 
 
 @contextmanager
 def open_pillow(loading: Loading, files: Files) -> Iterator[Epochs]:
     """The original's way: `torch.utils.data.DataLoader` on the files of the data set."""
-    loader: DataLoader = DataLoader(PillowImages(files), shuffle=True, **_loader_options(loading))
+    images = PillowImages(files.dataset, files.indices)
+    loader: DataLoader = DataLoader(images, shuffle=True, **_loader_options(loading))
     yield lambda number: (Images(*batch) for batch in loader)
 
 

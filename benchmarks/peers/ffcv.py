@@ -20,19 +20,13 @@ SOURCE_QUALITY = 65
 """JPEG quality of the source. FFCV encodes again, and a higher quality would make it slower."""
 
 
-class _Pixels:
+class _Pixels(Files):
     """What FFCV's writer takes: four decoded RGB images and the index of a sample."""
 
-    def __init__(self, files: Files) -> None:
-        self._files = files
-
-    def __len__(self) -> int:
-        return len(self._files)
-
     def __getitem__(self, position: int) -> tuple[Any, ...]:
-        paths = self._files.paths(position)
+        paths = self.paths(position)
         images = [np.asarray(Image.open(paths[name]).convert("RGB")) for name in FIELDS]
-        return (*images, int(self._files.indices[position]))
+        return (*images, int(self.indices[position]))
 
 
 def write_beton(files: Files, workers: int, jpeg_quality: int, store: Path) -> None:
@@ -43,7 +37,7 @@ def write_beton(files: Files, workers: int, jpeg_quality: int, store: Path) -> N
     image = partial(RGBImageField, write_mode="jpg", jpeg_quality=jpeg_quality)
     fields = {**{name: image() for name in FIELDS}, "index": IntField()}
     writer = DatasetWriter(str(store), fields, num_workers=workers)
-    writer.from_indexed_dataset(_Pixels(files))
+    writer.from_indexed_dataset(_Pixels(files.dataset, files.indices))
 
 
 @contextmanager

@@ -58,19 +58,15 @@ def score_table(rows: Mapping[str, Scores], title: str, spread: Mapping[str, Gro
         lines.append(f"{ROWS[row][0]:{width}} {cells}")
     lines.append(NOTE)
     for kind, group in spread.items():
-        lines += [_spread_line(kind, group, name) for name in FIGURES if name in group.figures]
+        for name in (name for name in FIGURES if name in group.figures):
+            figure = group.figures[name]
+            line = f"{FIGURES[name]} over {group.groups} {GROUPS[kind]}: worst {figure.worst:.4f}"
+            line += f", best {figure.best:.4f}"
+            if figure.interval is not None:
+                low, high = figure.interval
+                line += f"; all, with other such {GROUPS[kind]}: {low:.4f} to {high:.4f} (95 %)"
+            lines.append(line)
     return "\n".join(lines)
-
-
-def _spread_line(kind: str, spread: GroupSpread, name: str) -> str:
-    """One figure over the groups of a kind."""
-    figure = spread.figures[name]
-    line = f"{FIGURES[name]} over {spread.groups} {GROUPS[kind]}: worst {figure.worst:.4f}"
-    line += f", best {figure.best:.4f}"
-    if figure.interval is None:
-        return line
-    low, high = figure.interval
-    return f"{line}; all, with other such {GROUPS[kind]}: {low:.4f} to {high:.4f} (95 %)"
 
 
 def write_history(path: Path, history: Sequence[EpochRow]) -> None:

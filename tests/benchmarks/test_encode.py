@@ -8,9 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.__main__ import main
+from benchmarks.codecs import gray_transform
 from benchmarks.encode import ALL_STEPS
 from benchmarks.harness.results import read_result
-from benchmarks.luma import gray_transform
 from convert.errors import DataError
 
 
