@@ -95,15 +95,9 @@ def publish_folder(work: Path, target: Path) -> None:
             replaced.rename(target)
         raise
     sync(target.absolute().parent)
-    if is_replacing:
-        _remove(replaced)
-
-
-def _remove(path: Path) -> None:
-    """Remove a folder, a file or a link. A failure is reported but must not undo a publication."""
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    else:
-        shutil.rmtree(path, ignore_errors=True)
-    if os.path.lexists(path):
-        click.echo(f"{path}: could not be removed; delete it", err=True)
+    if is_replacing and (replaced.is_symlink() or replaced.is_file()):
+        replaced.unlink()
+    elif is_replacing:
+        shutil.rmtree(replaced, ignore_errors=True)
+        if replaced.exists():  # reported only, because a failed cleanup must not undo the rename
+            click.echo(f"{replaced}: could not be removed; delete it", err=True)

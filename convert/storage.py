@@ -9,18 +9,12 @@ from typing import NamedTuple
 
 
 class Codec(NamedTuple):
-    """One way to store a field.
+    """One way to store a field."""
 
-    field: the field that it stores.
-    option: its name on the command line, a value of `--FIELD-codec`.
-    is_jpeg: whether the stored bytes are a JPEG: an image for FFCV, which engines decode as one.
-    suffix: ending of the member in a tar shard.
-    """
-
-    field: str
-    option: str
-    is_jpeg: bool
-    suffix: str
+    field: str  # the field that it stores
+    option: str  # its name on the command line, a value of `--FIELD-codec`
+    is_jpeg: bool  # whether the stored bytes are a JPEG: FFCV has an image field for them
+    suffix: str  # ending of the member in a tar shard
 
 
 CODECS = {

@@ -25,27 +25,10 @@ from loaders.preprocess import Inputs, Preprocess
 from loaders.split import SPLITS, split_indices
 
 __all__ = [
-    "ENGINES",
-    "SPLITS",
-    "Backgrounds",
-    "Batch",
-    "Commands",
-    "DataError",
-    "DataSource",
-    "Inputs",
-    "Layout",
-    "Loader",
-    "LoaderOptions",
-    "Order",
-    "Preprocess",
-    "RecordError",
-    "build_loader",
-    "choose_engine",
-    "distributed_rank",
-    "open_pair",
-    "read_layout",
-    "split_indices",
-]
+    "ENGINES", "SPLITS", "Backgrounds", "Batch", "Commands", "DataError", "DataSource", "Inputs",
+    "Layout", "Loader", "LoaderOptions", "Order", "Preprocess", "RecordError", "build_loader",
+    "choose_engine", "distributed_rank", "open_pair", "read_layout", "split_indices",
+]  # fmt: skip
 
 
 def build_loader(

@@ -36,10 +36,6 @@ class BufferPool:
         self._buffers.append(buffer)
         return buffer[:rows]
 
-    def __len__(self) -> int:
-        """Buffers made so far."""
-        return len(self._buffers)
-
 
 def _count_references() -> int:
     """Reference count of an array that only one list, being looped over, refers to."""

@@ -54,24 +54,20 @@ def open_pair(
     *,
     device: torch.device,
     batch_size: int,
-    rank: int | None = None,
     world_size: int = 1,
-    drop_last: bool = False,
     shuffle: bool = True,
     train_limit: int | None = None,
 ) -> Iterator[tuple[Loader, Loader]]:
     """Training and validation loaders of one split; closed at the end.
 
-    batch_size: samples of a batch on each rank.
-    rank: of this process; None takes that of `distributed_rank`, or 0 if ``world_size`` is 1.
-    drop_last, shuffle: of training; validation visits all its samples in their order. Several
-        ranks always drop an incomplete last step, so that all weigh the same in each gradient.
+    batch_size: samples of a batch on each rank; if ``world_size`` is above 1, `distributed_rank`
+        gives the rank, and training leaves out an incomplete last step, so that all ranks weigh
+        the same in each gradient.
+    shuffle: of training; validation visits all its samples in their order.
     train_limit: train on this many samples, the same random ones each time, in ascending order.
 
     Raises DataError if the split leaves too few samples for one training step.
     """
-    if rank is None:
-        rank = distributed_rank()[0] if world_size > 1 else 0
     layout = read_layout(source.shards)
     train, val = split_indices(
         layout, source.split, seed=source.split_seed, validation=source.validation
@@ -80,11 +76,10 @@ def open_pair(
         train = np.sort(np.random.default_rng(0).permutation(train)[:train_limit])
     validating = LoaderOptions(
         batch_size=batch_size, indices=val, shuffle=False, seed=source.seed, device=device,
-        num_workers=source.workers, rank=rank, world_size=world_size, max_bad=source.max_bad,
-        check=source.check,
+        num_workers=source.workers, rank=distributed_rank()[0] if world_size > 1 else 0,
+        world_size=world_size, max_bad=source.max_bad, check=source.check,
     )  # fmt: skip
-    drop_last = drop_last or world_size > 1
-    training = replace(validating, indices=train, shuffle=shuffle, drop_last=drop_last)
+    training = replace(validating, indices=train, shuffle=shuffle, drop_last=world_size > 1)
     with open_loader(source.engine, source.shards, training) as first:
         if not len(first):
             raise DataError(

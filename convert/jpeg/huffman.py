@@ -269,19 +269,17 @@ def codes_of(lengths: np.ndarray, listed: np.ndarray) -> np.ndarray:
 
 
 @numba.njit(cache=True)
-def _has_ff(word: np.uint64) -> bool:
-    """Whether one of the four low bytes is 0xFF: then its complement has a byte of zero."""
+def _flush(bits: np.uint64, held: int, count: int, out: np.ndarray, at: int) -> int:
+    """Write the ``count`` (1 to 4) highest bytes of the bits held, with stuffing.
+
+    Returns the next position.
+    """
+    word = bits >> np.uint64(held - 8 * count)
+    # If one of the four low bytes is 0xFF, its complement has a byte of zero.
     others = ~word & np.uint64(0xFFFFFFFF)
-    return bool((others - np.uint64(0x01010101)) & ~others & np.uint64(0x80808080) != 0)
-
-
-@numba.njit(cache=True)
-def _flush(bits: np.uint64, held: int, out: np.ndarray, at: int) -> int:
-    """Write the 32 highest of the bits held, with stuffing; returns the next position."""
-    word = bits >> np.uint64(held - 32)
-    stuffed = _has_ff(word)
-    for i in range(4):
-        byte = np.uint8(word >> np.uint64(24 - 8 * i) & np.uint64(255))
+    stuffed = (others - np.uint64(0x01010101)) & ~others & np.uint64(0x80808080) != 0
+    for i in range(count):
+        byte = np.uint8(word >> np.uint64(8 * (count - 1 - i)) & np.uint64(255))
         out[at] = byte
         at += 1
         if stuffed and byte == 0xFF:
@@ -312,7 +310,7 @@ def write_blocks(
         bits = bits << np.uint64((code & 255) + size) | np.uint64(code >> 8 << size | value)
         held += (code & 255) + size
         if held >= 32:
-            at = _flush(bits, held, out, at)
+            at = _flush(bits, held, 4, out, at)
             held -= 32
         for token in tokens[starts[block] : starts[block + 1]]:
             size = token & 15
@@ -321,25 +319,12 @@ def write_blocks(
             bits = bits << np.uint64((code & 255) + size) | np.uint64(code >> 8 << size | extra)
             held += (code & 255) + size
             if held >= 32:
-                at = _flush(bits, held, out, at)
+                at = _flush(bits, held, 4, out, at)
                 held -= 32
-    return int(_flush_last(bits, held, out, at))
-
-
-@numba.njit(cache=True)
-def _flush_last(bits: np.uint64, held: int, out: np.ndarray, at: int) -> int:
-    """Write the remaining bits, padded with ones to a byte."""
-    filling = -held % 8
+    filling = -held % 8  # the last byte is filled with ones
     bits = bits << np.uint64(filling) | np.uint64((1 << filling) - 1)
     held += filling
-    while held:
-        held -= 8
-        out[at] = np.uint8(bits >> np.uint64(held) & np.uint64(255))
-        at += 1
-        if out[at - 1] == 0xFF:
-            out[at] = 0
-            at += 1
-    return at
+    return int(_flush(bits, held, held // 8, out, at))
 
 
 @numba.njit(cache=True)

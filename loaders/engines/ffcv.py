@@ -208,7 +208,10 @@ class FFCVLoader(ShardLoader):
                 decoding = ahead.popleft()
                 decoding.pending.wait()
                 if not decoding.valid.all():
-                    raise self._first_error(decoding)
+                    row, field = np.argwhere(~decoding.valid)[0].tolist()
+                    index, name = int(decoding.indices[row]), FIELDS[field]
+                    where = self.shards.where(index, name)
+                    raise RecordError(index, name, where, "does not decode")
                 fg_bg, mask, depth = (
                     torch.from_numpy(field).permute(0, 3, 1, 2) for field in decoding.fields
                 )
@@ -218,11 +221,6 @@ class FFCVLoader(ShardLoader):
                 del decoding
                 yield Batch(fg_bg, mask, depth, index)
                 del fg_bg, mask, depth  # so that their buffers are free for the next batch
-
-    def _first_error(self, decoding: _Decoding) -> RecordError:
-        row, field = np.argwhere(~decoding.valid)[0].tolist()
-        index, name = int(decoding.indices[row]), FIELDS[field]
-        return RecordError(index, name, self.shards.where(index, name), "does not decode")
 
     def close(self) -> None:
         if not self._closed:

@@ -13,7 +13,7 @@ def test_a_buffer_in_use_is_not_handed_out() -> None:
     first = pool.take()[:2]
     tensor = torch.from_numpy(pool.take())[1:]
     third = pool.take()
-    assert len(pool) == 3
+    assert len(pool._buffers) == 3
     assert not np.shares_memory(first, third)
     assert not np.shares_memory(tensor.numpy(), third)
 
@@ -27,4 +27,4 @@ def test_a_buffer_comes_back_with_its_last_view() -> None:
     assert pool.take().ctypes.data == address
     for _ in range(10):
         pool.take()
-    assert len(pool) == 2
+    assert len(pool._buffers) == 2

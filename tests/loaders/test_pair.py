@@ -58,8 +58,12 @@ def test_a_limit_takes_the_same_samples_in_ascending_order(source: Source) -> No
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_several_ranks_train_on_full_steps_alone(source: Source, rank: int) -> None:
-    pair = open_pair(source, device=CPU, batch_size=8, rank=rank, world_size=2)
+def test_several_ranks_train_on_full_steps_alone(
+    source: Source, rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    pair = open_pair(source, device=CPU, batch_size=8, world_size=2)
     with pair as (training, validation):
         assert [len(batch.index) for batch in training.epoch(0)] == [8, 8, 8]
         assert sum(len(batch.index) for batch in validation.epoch(0)) in (13, 14)
@@ -73,9 +77,11 @@ def test_the_rank_is_that_of_this_process(source: Source, monkeypatch: pytest.Mo
             assert [loader.order.options.rank for loader in pair] == [rank, rank]
 
 
-def test_too_few_samples_for_one_step(source: Source) -> None:
-    pair = open_pair(source, device=CPU, batch_size=64, drop_last=True)
-    with pytest.raises(DataError, match="found 63 samples for training, expected a batch of 64"):
+def test_too_few_samples_for_one_step(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    pair = open_pair(source, device=CPU, batch_size=32, world_size=2)
+    with pytest.raises(DataError, match="found 63 samples for training, expected a batch of 32"):
         pair.__enter__()
 
 
