@@ -1,7 +1,7 @@
 """Writes the FFCV file: fields verbatim, source order, readable by stock FFCV.
 
 `Structure` describes the layout (in full in docs/format.md): header, field descriptors, one row
-of metadata a sample, pages of data that no sample crosses, allocation table.
+of metadata per sample, pages of data that no sample crosses, allocation table.
 """
 
 from __future__ import annotations
@@ -25,19 +25,11 @@ INDEX = "samples.beton.index.npy"
 VERSION = 2
 PAGE = 1 << 23
 
-HEADER = np.dtype(
-    [
-        ("version", "<u2"),
-        ("num_fields", "<u2"),
-        ("page_size", "<u4"),
-        ("num_samples", "<u8"),
-        ("alloc_table_ptr", "<u8"),
-    ],
-    align=True,
-)
-DESCRIPTOR = np.dtype(
-    [("type_id", "u1"), ("name", "u1", 16), ("arguments", "u1", 1024)], align=True
-)
+HEADER = np.dtype([
+    ("version", "<u2"), ("num_fields", "<u2"), ("page_size", "<u4"), ("num_samples", "<u8"),
+    ("alloc_table_ptr", "<u8"),
+])  # fmt: skip
+DESCRIPTOR = np.dtype([("type_id", "u1"), ("name", "u1", 16), ("arguments", "u1", 1024)])
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 
 _IMAGE = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])

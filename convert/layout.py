@@ -59,6 +59,5 @@ class Layout:
                 "this data set does not say which samples show the same foreground: "
                 "pack it again with --samples-per-fg N"
             )
-        return np.asarray(
-            (index - self.group_starts[self.background_of(index)]) // self.samples_per_fg
-        )
+        within = index - self.group_starts[self.background_of(index)]
+        return np.asarray(within // self.samples_per_fg)

@@ -106,7 +106,7 @@ def pack(
 ) -> Manifest:
     """Convert a data set folder once; the same bytes for any number of workers.
 
-    workers: processes (None: one a core; 0: work in this process).
+    workers: processes (None: one per core; 0: work in this process).
     scheduler: address of a Dask scheduler whose workers do the work instead.
     resume: continue a killed or interrupted run of the same job.
     force: replace a finished folder of the same name, or what an unfinished run left.

@@ -26,10 +26,10 @@ from convert.moments import Accumulator, Moments, Statistics
 from convert.source import Source
 
 SAMPLES_PER_PART = 1000
-"""About 12 MB a part: small enough to share work evenly, large enough to read efficiently."""
+"""About 12 MB per part: small enough to share work evenly, large enough to read efficiently."""
 
 _WRITE_BYTES = 1 << 20  # a buffer; each field of some kilobytes would otherwise be a system call
-_OPEN_FILES = 256  # parts a process keeps open, of often more; the usual limit is 1,024 files
+_OPEN_FILES = 256  # parts kept open per process; the usual limit is 1,024 files
 
 
 @dataclass(frozen=True)

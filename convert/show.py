@@ -16,7 +16,7 @@ _TITLES = ("bg", *FIELDS)
 
 
 def contact_sheet(shards: str | Path, rows: int = 8) -> Image.Image:
-    """bg, fg_bg, mask and depth of ``rows`` evenly spread samples, one sample a line."""
+    """bg, fg_bg, mask and depth of ``rows`` evenly spread samples, one per row."""
     opened = Shards(shards)
     layout = opened.manifest.layout
     # The middles of equal stretches; their ends would always show the same foregrounds.

@@ -1,10 +1,4 @@
-"""Reads the folder layout of a data set into ordered, checked sample records.
-
-bg/bg_001.jpg ...                       one file a background
-fg_bg/bg_001/img_0001.jpg ...           its composites
-fg_bg_mask/bg_001/img_0001.jpg ...      the same names
-fg_bg_depth/bg_001/img_0001.jpg ...     the same names
-"""
+"""Reads and checks the folders of a data set, which docs/format.md describes."""
 
 from __future__ import annotations
 
@@ -44,7 +38,7 @@ class Source:
     bg: tuple[Path, ...]
     layout: Layout
     metadata: dict[str, object]
-    _session: str = field(default_factory=lambda: uuid.uuid4().hex, compare=False, repr=False)
+    _cache_key: str = field(default_factory=lambda: uuid.uuid4().hex, compare=False, repr=False)
 
     def folders(self, group: int) -> tuple[Path, ...]:
         """Folders of fg_bg, mask and depth of one background."""
@@ -59,7 +53,7 @@ class Source:
     def names(self, group: int) -> list[str]:
         """Sorted file names of one background's samples; DataError if their number changed."""
         folder = self.folder / FOLDERS["fg_bg"] / self.bg[group].stem
-        names = _names(folder, self._session)
+        names = _names(folder, self._cache_key)
         expected = int(self.layout.group_starts[group + 1] - self.layout.group_starts[group])
         if len(names) != expected:
             raise DataError(
@@ -70,8 +64,8 @@ class Source:
 
 
 @functools.lru_cache(maxsize=4)
-def _names(folder: Path, session: str) -> list[str]:
-    """`list_jpegs`, cached for one `Source` (``session``): the next may find other files."""
+def _names(folder: Path, cache_key: str) -> list[str]:
+    """`list_jpegs`, cached for one `Source` and its copies: the next may find other files."""
     return list_jpegs(folder)
 
 
@@ -91,7 +85,7 @@ def list_backgrounds(folder: Path) -> tuple[Path, ...]:
     """
     found = tuple(folder / "bg" / name for name in list_jpegs(folder / "bg"))
     if not found:
-        raise DataError(f"{folder / 'bg'}: found no images, expected one .jpg a background")
+        raise DataError(f"{folder / 'bg'}: found no images, expected one .jpg for each background")
     for other, path in pairwise(sorted(found, key=lambda path: path.stem)):
         if other.stem == path.stem:
             raise DataError(
@@ -152,7 +146,7 @@ def _samples_per_fg(
     where, fix = "--samples-per-fg", "give --samples-per-fg another number"
     if given is None:
         found, where = metadata.get("samples_per_fg"), f"{folder / DATASET}: samples_per_fg"
-        fix = f"delete samples_per_fg in {DATASET} if it is not known which show the same person"
+        fix = f"delete samples_per_fg in {DATASET} if it is not known which show one foreground"
     if found is None:
         return None
     if not isinstance(found, int) or found < 1:
@@ -161,12 +155,13 @@ def _samples_per_fg(
         if count % found:
             raise DataError(
                 f"{folder / FOLDERS['fg_bg'] / stem}: found {count} images, expected a multiple of "
-                f"{found}, the samples of one person; give all of them, or {fix}"
+                f"{found}, the samples of one foreground; give all of them, or {fix}"
             )
     return found
 
 
 def _count_group(folder: Path, stem: str) -> int:
+    """Samples of one background; DataError unless all folders hold the same names."""
     names = list_jpegs(folder / FOLDERS["fg_bg"] / stem)
     if not names:
         raise DataError(f"{folder / FOLDERS['fg_bg'] / stem}: found no images, expected at least 1")

@@ -1,8 +1,7 @@
 """Writes webdataset tar shards and their DALI index.
 
 Engines that stream can only shuffle within a window, so the records are stored in a seeded
-permutation; each carries its index in source order. Members of record 12:
-`000000012.fg_bg.jpg`, `.mask.runs`, `.depth.jpg`, `.index` (int64, little-endian).
+permutation, each with its index in source order. docs/format.md describes the files.
 """
 
 from __future__ import annotations

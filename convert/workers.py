@@ -26,7 +26,7 @@ def available_cores() -> int:
 
 @contextmanager
 def worker_pool(workers: int | None) -> Iterator[futures.Executor]:
-    """A pool of ``workers`` processes (None: one a core; 0: a thread of this process).
+    """A pool of ``workers`` processes (None: one per core; 0: a thread of this process).
 
     On any exception, Ctrl-C included, and when this process dies, the workers are killed at once.
     """

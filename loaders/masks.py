@@ -30,7 +30,7 @@ def unpack_batch(
     pool: of uint8 (B or more, 1, H, W), to unpack into on the CPU; None uses fresh memory.
 
     On the CPU a loop over runs is 27 times cheaper than the two prefix sums over pixels that a GPU
-    computes (1.1 against 31.6 us a mask of 224x224, on two cores; not measured on a GPU).
+    computes (1.1 against 31.6 us per mask of 224x224, on two cores; not measured on a GPU).
     """
     if runs.device.type == "cpu":
         if pool is None:

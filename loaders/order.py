@@ -25,7 +25,7 @@ MAX_SAMPLES = 2**40
 
 # At 4,099 samples, statistics of pairs of values detect a cipher of 4 rounds but not of 5.
 _ROUNDS = 6
-# Up to this many samples a permutation is sorted once an epoch and kept (32 KiB at most): on grids
+# Up to this many samples a permutation is sorted once per epoch and kept (32 KiB at most): on grids
 # of few cells a Feistel cipher does not reach all permutations equally often.
 _SORTED_UP_TO = 4096
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

@@ -1,8 +1,8 @@
 """Which samples train and which validate: index arrays over the same shards.
 
 Every background and every foreground is part of many samples. A random split puts nearly all of
-them in both halves, so its validation does not measure new backgrounds or new people; the other
-splits hold out complete groups.
+them in both halves, so its validation measures neither new backgrounds nor new foregrounds; the
+other splits hold out complete groups.
 """
 
 from __future__ import annotations

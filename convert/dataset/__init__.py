@@ -1,1 +1,1 @@
-"""Makes data sets: composites of people on backgrounds, with masks and depth maps."""
+"""Makes data sets: composites of foregrounds on backgrounds, with masks and depth maps."""

@@ -8,6 +8,7 @@ at ``placements / 2`` random places, then flipped left-right and pasted at as ma
 pixels replace those of the background wherever its scaled alpha is not 0.
 """
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -21,6 +22,7 @@ from convert.dataset.canvas import DEPTH_QUALITY, Canvas, Cutout, encode_jpeg
 from convert.dataset.plan import Plan, choose_depth, choose_images, plan_metadata
 from convert.errors import DataError
 from convert.files import publish_folder, temporary_folder
+from convert.source import FOLDERS
 from convert.workers import run_all, worker_pool
 
 FG_SHARE = 105 / 224  # height of a pasted foreground as a share of the image's
@@ -73,7 +75,11 @@ def compose(
         )
     metadata = plan_metadata(plan)
     with temporary_folder(dataset) as folder:
-        _make_folders(plan, folder)
+        # Made here at once, so that workers only write files.
+        for name in ("bg", "fg", WORK):
+            (folder / name).mkdir()
+        for name, number in itertools.product(FOLDERS.values(), range(bg_count)):
+            (folder / name / plan.bg_name(number)).mkdir(parents=True)
         with worker_pool(workers) as executor:
             for write, count in (_write_background, bg_count), (_write_foreground, fg_count):
                 for _ in run_all(executor, write, [(plan, folder, i) for i in range(count)]):
@@ -102,15 +108,6 @@ def place(
     streams = np.random.SeedSequence([seed, STREAM_PLACES, bg, fg]).spawn(2)
     unflipped, flipped = (np.random.default_rng(s).integers(0, room, (count, 2)) for s in streams)
     return unflipped, flipped
-
-
-def _make_folders(plan: Plan, folder: Path) -> None:
-    """Make all folders at once, so that workers only write files."""
-    for name in ("bg", "fg", WORK):
-        (folder / name).mkdir()
-    for name in ("fg_bg", "fg_bg_mask", "fg_bg_depth"):
-        for bg in range(plan.backgrounds):
-            (folder / name / plan.bg_name(bg)).mkdir(parents=True)
 
 
 def _write_background(plan: Plan, folder: Path, bg: int) -> None:

@@ -10,7 +10,7 @@ to its own minimum and maximum, dark near and bright far.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,8 +25,7 @@ from convert.errors import DataError, RecordError
 from convert.files import publish_folder, temporary_folder, write_json
 from convert.source import DATASET, FOLDERS, list_backgrounds, list_jpegs, read_metadata
 
-METRIC_TYPES = ("depth_pro", "glpn", "zoedepth")
-"""Values of a model's ``config.model_type`` that always mean metres."""
+_METRIC_TYPES = ("depth_pro", "glpn", "zoedepth")  # a ``config.model_type`` that means metres
 
 Predictor = Callable[[list[np.ndarray]], list[np.ndarray]]
 """Images uint8 (H, W, 3), RGB 0..255 -> as many float arrays (h, w), in the model's unit."""
@@ -35,7 +34,7 @@ Predicts = Literal["inverse", "metric"]
 """What a model's values grow with: nearness, without a unit (inverse), or distance (metric)."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class DepthModel:
     """A loaded model, and how `dataset.json` describes it."""
 
@@ -71,9 +70,8 @@ def estimate(
 ) -> dict[str, Any]:  # JSON has no narrower type
     """Write depth maps of a data set's composites with a model of `transformers`.
 
-    ``force``: replace existing depth maps. See `load_model` for ``name``, ``predicts`` and
-    ``device``, and `write_depth` for the other arguments and the result. The data set is checked
-    before the model is loaded. Raises DataError or RecordError as those do.
+    The arguments, the result and the errors are those of `list_composites`, `load_model` and
+    `write_depth`. The data set is checked before the model is loaded.
     """
     composites = list_composites(dataset, force=force)
     model = load_model(name, predicts=predicts, device=device)
@@ -87,29 +85,26 @@ def list_composites(dataset: str | Path, *, force: bool = False) -> Composites:
     that is no .jpg, an unreadable `dataset.json`, and existing depth maps without ``force``.
     """
     folder = Path(dataset)
-    names = tuple(_names(folder))
-    target = folder / FOLDERS["depth"]
-    replace = os.path.lexists(target)
-    if replace and not force:
-        raise DataError(f"{target}: found depth maps already; add --force to replace them")
-    metadata = read_metadata(folder)
-    return Composites(folder=folder, names=names, metadata=metadata, replace=replace)
-
-
-def _names(folder: Path) -> Iterator[str]:
-    stems = [path.stem for path in list_backgrounds(folder)]
     groups = folder / FOLDERS["fg_bg"]
+    stems = [path.stem for path in list_backgrounds(folder)]
+    names: list[str] = []
     for stem in stems:
         group = list_jpegs(groups / stem)
         if not group:
             raise DataError(f"{groups / stem}: found no images, expected at least 1")
-        yield from (f"{stem}/{name}" for name in group)
+        names += (f"{stem}/{name}" for name in group)
     found = {path.name for path in groups.iterdir() if path.is_dir() and path.name[0] != "."}
     for name in sorted(found - set(stems)):
         raise DataError(
             f"{groups / name}: found a folder without a background, expected "
             f"{folder / 'bg' / name}.jpg; add that or move the folder away"
         )
+    target = folder / FOLDERS["depth"]
+    replace = os.path.lexists(target)
+    if replace and not force:
+        raise DataError(f"{target}: found depth maps already; add --force to replace them")
+    metadata = read_metadata(folder)
+    return Composites(folder=folder, names=tuple(names), metadata=metadata, replace=replace)
 
 
 def write_depth(
@@ -210,18 +205,15 @@ def load_model(
             f"{name}: cannot be loaded as a depth model ({_one_line(error)}); expected a model "
             "for depth estimation of the Hugging Face hub, or the folder of one"
         ) from None
-    return DepthModel(
-        name=name,
-        predict=_predictor(name, run),
-        predicts=predicts or _configured(run.model.config),
-        library=f"transformers {transformers.__version__}",
-    )
+    predicts = predicts or _configured(run.model.config)
+    library = f"transformers {transformers.__version__}"
+    return DepthModel(name, _predictor(name, run), predicts, library)
 
 
 def _configured(config: Any) -> Predicts:  # transformers is optional and has no types
     """What a model predicts by its configuration; inverse if that does not say."""
     is_metric = getattr(config, "depth_estimation_type", None) == "metric"
-    return "metric" if is_metric or config.model_type in METRIC_TYPES else "inverse"
+    return "metric" if is_metric or config.model_type in _METRIC_TYPES else "inverse"
 
 
 def _predictor(name: str, run: Callable[..., Any]) -> Predictor:  # a pipeline has no types

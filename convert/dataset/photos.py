@@ -95,14 +95,14 @@ def open_cutout(path: Path) -> np.ndarray:
         if "A" not in image.getbands() and "transparency" not in image.info:
             raise DataError(
                 f"{path}: found a {image.mode} image without transparency, expected an RGBA "
-                "cut-out. Remove the background of the person first."
+                "cut-out. Remove the background first."
             )
         cutout = np.asarray(ImageOps.exif_transpose(image).convert("RGBA"))
     visible = cutout[..., 3] != 0
     if visible.all():
-        raise DataError(f"{path}: found no transparent pixel, expected a cut-out of a person.")
+        raise DataError(f"{path}: found no transparent pixel, expected a cut-out.")
     if not visible.any():
-        raise DataError(f"{path}: found only transparent pixels, expected a person.")
+        raise DataError(f"{path}: found only transparent pixels, expected a cut-out.")
     return cutout
 
 
@@ -119,7 +119,7 @@ def scale_cutout(cutout: np.ndarray, height: int, max_width: int, path: Path) ->
     if width >= max_width:
         raise DataError(
             f"{path}: found {cutout.shape[1]}x{cutout.shape[0]}, {width} pixels wide when scaled "
-            f"to height {height}, expected less than {max_width}. Crop it closer to the person."
+            f"to height {height}, expected less than {max_width}. Crop it closer."
         )
     alpha = cutout[..., 3].astype(np.float32)
     planes = [alpha] + [cutout[..., c] * alpha for c in range(3)]
@@ -133,7 +133,7 @@ def scale_cutout(cutout: np.ndarray, height: int, max_width: int, path: Path) ->
     if not pixels[..., 3].any():
         raise DataError(
             f"{path}: found only transparent pixels when scaled to height {height}, expected a "
-            "person. Crop it closer to the person."
+            "cut-out. Crop it closer."
         )
     return np.asarray(pixels)
 

@@ -28,7 +28,7 @@ class JpegHeader:
         if self.frame not in (0xC0, 0xC1, 0xC2):  # baseline, extended and progressive
             return "a lossless, hierarchical or arithmetic-coded JPEG; save it as baseline JPEG"
         if self.precision != 8:
-            return f"a JPEG with {self.precision} bits a sample; save it with 8"
+            return f"a JPEG with {self.precision} bits per sample; save it with 8"
         if self.components == 4:
             return "a CMYK JPEG; save it as RGB"
         if self.components not in (1, 3):

@@ -209,9 +209,9 @@ class FFCVLoader(ShardLoader):
                 decoding.pending.wait()
                 if not decoding.valid.all():
                     row, field = np.argwhere(~decoding.valid)[0].tolist()
-                    index, name = int(decoding.indices[row]), FIELDS[field]
-                    where = self.shards.where(index, name)
-                    raise RecordError(index, name, where, "does not decode")
+                    sample, name = int(decoding.indices[row]), FIELDS[field]
+                    where = self.shards.where(sample, name)
+                    raise RecordError(sample, name, where, "does not decode")
                 fg_bg, mask, depth = (
                     torch.from_numpy(field).permute(0, 3, 1, 2) for field in decoding.fields
                 )

@@ -38,7 +38,7 @@ def test_every_batch_arrives_complete_and_in_order(ahead: int, late: int, count:
     assert seen == list(range(count))
     assert streams.finished
     # As many buffers as copies can be reading at a time, and no more.
-    assert len(pool) <= min(count, min(late, ahead) + 3)
+    assert len(pool._buffers) <= min(count, min(late, ahead) + 3)
 
 
 def test_copies_start_ahead_of_their_use() -> None:
