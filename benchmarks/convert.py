@@ -18,7 +18,7 @@ from benchmarks.harness.results import CaseResult, Result, make_result
 from benchmarks.harness.timing import Repeat, interleave, print_progress, time_once
 from benchmarks.peers.ffcv import write_beton
 from benchmarks.peers.source import Files
-from convert.manifest import Manifest
+from convert.manifest import Manifest, read_manifest
 from convert.pack import PackConfig, pack
 from convert.source import Source, read_source
 from convert.workers import available_cores, run_all, worker_pool
@@ -35,8 +35,8 @@ def convert(dataset: Path, repeats: int, workers: int) -> Result:
     with tempfile.TemporaryDirectory(prefix="maskdepth-bench-") as name:
         folder = Path(name)
         cases: dict[str, Callable[[], object]] = {
-            OURS: partial(_pack, dataset, folder, PackConfig(formats=("ffcv",)), workers),
-            "ours, both formats": partial(_pack, dataset, folder, PackConfig(), workers),
+            OURS: partial(_pack, dataset, folder / "ffcv", PackConfig(formats=("ffcv",)), workers),
+            "ours, both formats": partial(_pack, dataset, folder / "both", PackConfig(), workers),
             "floor: read and decode": partial(_read_and_decode, source, workers),
         }
         if importlib.util.find_spec("ffcv") is None:
@@ -50,7 +50,7 @@ def convert(dataset: Path, repeats: int, workers: int) -> Result:
         found = interleave(
             {name: partial(_time, work, source) for name, work in cases.items()}, repeats
         )
-        sizes = _sizes(source, _pack(dataset, folder, PackConfig(), workers))
+        sizes = _sizes(source, read_manifest(folder / "both"))
     arguments = {
         "dataset": dataset.name, "repeats": repeats, "workers": workers,
         "samples": source.layout.samples,
@@ -72,10 +72,9 @@ def _time(work: Callable[[], object], source: Source) -> Repeat:
     return repeat
 
 
-def _pack(dataset: Path, folder: Path, config: PackConfig, workers: int) -> Manifest:
-    shards = folder / "shards"
+def _pack(dataset: Path, shards: Path, config: PackConfig, workers: int) -> None:
     shutil.rmtree(shards, ignore_errors=True)
-    return pack(dataset, shards, config=config, workers=workers, progress=False)
+    pack(dataset, shards, config=config, workers=workers, progress=False)
 
 
 def _sizes(source: Source, manifest: Manifest) -> dict[str, float]:

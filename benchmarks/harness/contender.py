@@ -138,9 +138,9 @@ class Isolated:
     """
 
     def __init__(self, contender: Contender) -> None:
-        # Forked by a server that has imported this module, and torch with it, once for all.
+        # Forked by a server that has imported torch and the loaders once for all contenders.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])
+        context.set_forkserver_preload(["benchmarks.harness.ours"])
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, contender))
         self._process.start()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple
 
 from matplotlib import pyplot
@@ -14,23 +13,6 @@ from matplotlib.figure import Figure as Canvas
 from benchmarks.harness.results import Benchmark, Result
 from benchmarks.report import plots, tables
 from benchmarks.report.tables import Table
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A picture with its tables; svg and png are None where the tables are enough.
-
-    name: of files and of marks in documents. alt: what the picture shows, in words.
-    """
-
-    name: str
-    title: str
-    alt: str
-    tables: tuple[Table, ...]
-    where: str
-    notes: tuple[str, ...] = ()
-    svg: bytes | None = None
-    png: bytes | None = None
 
 
 class _Kind(NamedTuple):
@@ -85,26 +67,35 @@ _KINDS = (
 )  # fmt: skip
 
 
-def draw(name: str, result: Result) -> list[Figure]:
+class Figure:
+    """A picture with its tables; it is drawn when ``images`` is first read.
+
+    name: of files and of marks in documents. alt: what the picture shows, in words.
+    """
+
+    def __init__(self, name: str, kind: _Kind, result: Result) -> None:
+        self.name, self.title, self.alt = name + kind.suffix, kind.title, kind.alt
+        made = (make(result) for make in kind.tables)
+        self.tables: list[Table] = [table for table in made if table.rows]
+        self.where = tables.where(result)
+        self.notes = [f"{case}: not measured: {why}" for case, why in result.skipped.items()]
+        self._draw = kind.plot and partial(kind.plot, result)
+
+    @cached_property
+    def images(self) -> dict[str, bytes]:
+        """The picture as "svg" and "png"; empty where the tables are enough."""
+        found: dict[str, bytes] = {}
+        if self._draw is not None:
+            with pyplot.rc_context(plots.STYLE):
+                canvas = self._draw()
+                for form, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 200})):
+                    out = io.BytesIO()
+                    canvas.savefig(out, format=form, bbox_inches="tight", **options)
+                    found[form] = out.getvalue()
+                pyplot.close(canvas)
+        return found
+
+
+def figures_of(name: str, result: Result) -> list[Figure]:
     """All figures of a result; ``name`` is that of its file."""
-    with pyplot.rc_context(plots.STYLE):
-        kinds = [kind for kind in _KINDS if kind.benchmark == result.benchmark]
-        return [_figure(name, kind, result) for kind in kinds]
-
-
-def _figure(name: str, kind: _Kind, result: Result) -> Figure:
-    images: dict[str, bytes] = {}
-    if kind.plot is not None:
-        canvas = kind.plot(result)
-        for form, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 200})):
-            out = io.BytesIO()
-            canvas.savefig(out, format=form, bbox_inches="tight", **options)
-            images[form] = out.getvalue()
-        pyplot.close(canvas)
-    return Figure(
-        name=name + kind.suffix, title=kind.title, alt=kind.alt,
-        tables=tuple(table for make in kind.tables if (table := make(result)).rows),
-        where=tables.where(result),
-        notes=tuple(f"{case}: not measured: {why}" for case, why in result.skipped.items()),
-        **images,
-    )  # fmt: skip
+    return [Figure(name, kind, result) for kind in _KINDS if kind.benchmark == result.benchmark]

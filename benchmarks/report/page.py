@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from benchmarks.harness.options import PATH
 from benchmarks.harness.results import Benchmark, read_results
-from benchmarks.report.figures import Figure, draw
+from benchmarks.report.figures import Figure, figures_of
 from convert.errors import DataError
 
 PAGE = "report.html"
@@ -49,19 +49,19 @@ def report(results: Path, pictures: Path | None, documents: tuple[Path, ...]) ->
     (results / PAGE).write_text(template.render(title="maskdepth: measured", figures=figures))
     folder = pictures or results / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
-    images = {figure.name: figure.png for figure in figures if figure.png is not None}
-    for name, png in images.items():
-        (folder / f"{name}.png").write_bytes(png)
-    click.echo(f"{results / PAGE}: {len(figures)} figures; {len(images)} PNG files")
+    drawn = [figure for figure in figures if figure.images]
+    for figure in drawn:
+        (folder / f"{figure.name}.png").write_bytes(figure.images["png"])
+    click.echo(f"{results / PAGE}: {len(figures)} figures; {len(drawn)} PNG files")
     for path in documents:
         click.echo(f"{path}: filled {', '.join(insert(path, figures)) or 'nothing'}")
 
 
 def all_figures(folder: Path) -> list[Figure]:
-    """Pictures of every result of a folder, in the order of the page. Raises DataError."""
+    """Figures of every result of a folder, in the order of the page. Raises DataError."""
     results, order = read_results(folder), get_args(Benchmark)
     names = sorted(results, key=lambda name: (order.index(results[name].benchmark), name))
-    return [figure for name in names for figure in draw(name, results[name])]
+    return [figure for name in names for figure in figures_of(name, results[name])]
 
 
 def insert(path: Path, figures: Sequence[Figure]) -> list[str]:

@@ -18,7 +18,7 @@ from PIL import Image
 from benchmarks.__main__ import main
 from benchmarks.harness.results import CaseResult, Result, make_result, read_result
 from benchmarks.harness.timing import Repeat
-from benchmarks.report.figures import draw
+from benchmarks.report.figures import Figure, figures_of
 from benchmarks.report.page import PAGE, all_figures
 from convert.errors import DataError
 
@@ -117,12 +117,20 @@ def encode() -> Result:
     return make_result("encode", {}, {step: CaseResult(figures=figures) for step in steps})
 
 
-@pytest.fixture
-def results(tmp_path: Path) -> Path:
-    folder = tmp_path / "results"
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One result of each benchmark with a picture, and what `report` makes of them."""
+    folder = tmp_path_factory.mktemp("results")
     for result in (peers(), epoch(), scaling(), step(), recipes(), quality(), encode()):
         save(result, folder)
+    done = invoke("report", folder)
+    assert done.exit_code == 0, done.output
     return folder
+
+
+@pytest.fixture(scope="module")
+def figures(results: Path) -> list[Figure]:
+    return all_figures(results)
 
 
 def invoke(*arguments: object) -> Any:
@@ -183,16 +191,13 @@ def test_report_of_an_empty_folder_is_an_error(tmp_path: Path) -> None:
     assert "no results" in done.output
 
 
-def test_report_writes_one_page_and_pictures(results: Path) -> None:
-    done = invoke("report", results)
-    assert done.exit_code == 0, done.output
+def test_report_writes_one_page_and_pictures(results: Path, figures: list[Figure]) -> None:
     page = (results / PAGE).read_text()
     assert "no GPU" in page
     assert "absent: not measured: No module named" in page
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page), "other files are needed"
-    for figure in all_figures(results):
-        assert figure.svg is not None
-        assert base64.b64encode(figure.svg).decode() in page
+    for figure in figures:
+        assert base64.b64encode(figure.images["svg"]).decode() in page
         for table in figure.tables:
             assert all(len(row) == len(table.head) for row in table.rows)
         with Image.open(results / "pictures" / f"{figure.name}.png") as picture:
@@ -202,11 +207,12 @@ def test_report_writes_one_page_and_pictures(results: Path) -> None:
 
 def test_equal_results_give_equal_bytes(results: Path) -> None:
     result = read_result(results / "step.json")
-    (first,), (second,) = draw("step", result), draw("step", result)
-    assert (first.svg, first.png) == (second.svg, second.png)
+    (first,), (second,) = figures_of("step", result), figures_of("step", result)
+    assert first.images == second.images
 
 
-def test_tables_are_inserted_between_marks(results: Path, tmp_path: Path) -> None:
+def test_tables_are_inserted_between_marks(tmp_path: Path) -> None:
+    results = save(peers(), tmp_path / "results").parent
     document = tmp_path / "document.md"
     document.write_text(
         "# Title\n\n<!-- peers.0:begin -->\nold figures\n<!-- peers.0:end -->\nkept\n"
@@ -270,10 +276,11 @@ addEventListener("load", () => {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1280])
-def test_a_browser_shows_every_figure(results: Path, tmp_path: Path, width: int) -> None:
+def test_a_browser_shows_every_figure(
+    results: Path, figures: list[Figure], tmp_path: Path, width: int
+) -> None:
     """Headless Chromium's narrowest window has 500 pixels; the page gets a phone's 390."""
     browser = chromium()
-    assert invoke("report", results).exit_code == 0
     probe, window = PROBE.replace("WIDTH", str(width)), max(width, 500)
     probed = tmp_path / "probed.html"
     probed.write_text((results / PAGE).read_text().replace("</body>", probe + "</body>"))
@@ -288,7 +295,7 @@ def test_a_browser_shows_every_figure(results: Path, tmp_path: Path, width: int)
     match = re.search(r"<title>(\{.*?\})</title>", done.stdout)
     assert match, done.stdout[:500]
     found = json.loads(match[1].replace("&quot;", '"'))
-    assert found["shown"] == [f"picture-{figure.name}" for figure in all_figures(results)]
+    assert found["shown"] == [f"picture-{figure.name}" for figure in figures]
     assert not found["wide"], "the page is wider than the window"
     assert found["tables"] > 50
     subprocess.run([*command, f"--screenshot={picture}", probed.as_uri()], check=True, **options)
