@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numba
@@ -46,12 +46,8 @@ class Accumulator:
 
     @property
     def moments(self) -> Moments:
-        return Moments(
-            values=self._values,
-            sums=tuple(self._sums.tolist()),
-            squares=tuple(self._squares.tolist()),
-            scale=self._scale,
-        )
+        sums, squares = tuple(self._sums.tolist()), tuple(self._squares.tolist())
+        return Moments(values=self._values, sums=sums, squares=squares, scale=self._scale)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +75,9 @@ class Moments:
 
     def __add__(self, other: Moments) -> Moments:
         """Moments of both sets of pixels together, which are of the same scale."""
-        return Moments(
-            values=self.values + other.values,
-            sums=tuple(a + b for a, b in zip(self.sums, other.sums, strict=True)),
-            squares=tuple(a + b for a, b in zip(self.squares, other.squares, strict=True)),
-            scale=self.scale,
-        )
+        sums = tuple(a + b for a, b in zip(self.sums, other.sums, strict=True))
+        squares = tuple(a + b for a, b in zip(self.squares, other.squares, strict=True))
+        return replace(self, values=self.values + other.values, sums=sums, squares=squares)
 
     def to_json(self) -> dict[str, object]:
         """Plain values; mean and std are written for people and other programs."""
@@ -93,12 +86,9 @@ class Moments:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Moments:  # parsed JSON
         """The inverse of ``to_json``; mean and std are computed, not read."""
-        return cls(
-            values=int(value["values"]),
-            sums=tuple(int(s) for s in value["sums"]),
-            squares=tuple(int(q) for q in value["squares"]),
-            scale=int(value["scale"]),
-        )
+        values, scale = int(value["values"]), int(value["scale"])
+        sums, squares = (tuple(map(int, value[name])) for name in ("sums", "squares"))
+        return cls(values=values, sums=sums, squares=squares, scale=scale)
 
 
 Statistics = dict[str, Moments]

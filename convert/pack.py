@@ -154,13 +154,11 @@ def _job(source: Source, config: PackConfig) -> dict[str, object]:
 def _provenance(source: Source, config: PackConfig) -> dict[str, object]:
     """How the shards are made, as it is stored in the job file and the manifest."""
     libraries = ("numpy", "pillow", "simplejpeg", "crc32c")
+    versions = {name: metadata.version(name) for name in libraries}
     return {
         "arguments": {**asdict(config), "formats": [stored_format(f) for f in config.formats]},
         "dataset": source.metadata,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in libraries},
-        },
+        "versions": {"python": platform.python_version(), **versions},
     }
 
 

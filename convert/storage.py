@@ -1,6 +1,7 @@
 """How each field may be stored: the table of codecs, from which all other modules derive it.
 
-`convert.codecs` has the functions, apart so that the command line can list the names at once.
+`convert.codecs` has their functions. This module does not import it, because the command line reads
+the names for its help, and numba takes long to import.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ CODECS = {
     "jpeg-luma": Codec("depth", "luma", is_jpeg=True, suffix="jpg"),
     "jpeg-gray": Codec("depth", "jpeg", is_jpeg=True, suffix="jpg"),
 }
-"""Each codec by its name in the manifest; the first of a field is the default."""
+"""Each codec by its name in the manifest; the first one of a field is its default."""
 
 
 def codec_options(field: str) -> dict[str, str]:

@@ -18,7 +18,6 @@ from convert.storage import CODECS
 INDEX = "samples.tar.index.npy"
 SAMPLES_PER_SHARD = 10_000
 _BLOCK = 512
-_DALI_INDEX_VERSION = "v1.2"
 _BLANK = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)
 _HEADER = _BLANK[:148] + b" " * 8 + _BLANK[156:]  # the checksum counts itself as spaces
 
@@ -57,7 +56,7 @@ def write_shard(
         open(folder / shard_name(number), "wb") as tar,
         open(folder / dali_index_name(number), "w") as dali_index,
     ):
-        dali_index.write(f"{_DALI_INDEX_VERSION} {len(order)}\n")
+        dali_index.write(f"v1.2 {len(order)}\n")
         at = 0
         for row, index in enumerate(order.tolist()):
             fields = stored.fields(int(which[row]), records[row])

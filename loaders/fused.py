@@ -54,15 +54,10 @@ class Fused:
 
 @numba.njit(nogil=True, cache=True)
 def _prepare(
-    backgrounds: np.ndarray,
-    numbers: np.ndarray,
-    stored: tuple[np.ndarray, ...],
-    rows: tuple[np.ndarray, ...],
-    depth_scale: np.float32,
-    out: tuple[np.ndarray, ...],
-    first: int,
-    last: int,
-) -> None:
+    backgrounds: np.ndarray, numbers: np.ndarray, stored: tuple[np.ndarray, ...],
+    rows: tuple[np.ndarray, ...], depth_scale: np.float32, out: tuple[np.ndarray, ...],
+    first: int, last: int,
+) -> None:  # fmt: skip
     """Samples ``first`` to ``last - 1`` of a batch; arguments as in `Fused`, channels last.
 
     rows: scale and shift of bg and of fg_bg, repeated for each pixel of a row.

@@ -21,20 +21,16 @@ def pad_runs(runs: list[np.ndarray]) -> np.ndarray:
     return out
 
 
-def unpack_batch(
-    runs: torch.Tensor, height: int, width: int, pool: BufferPool | None = None
-) -> torch.Tensor:
+def unpack_batch(runs: torch.Tensor, height: int, width: int, pool: BufferPool) -> torch.Tensor:
     """Masks of a batch: uint8 (B, 1, H, W), 0 or 1, on the device of ``runs``.
 
     runs: uint8 (B, L) as `pad_runs` makes them.
-    pool: of uint8 (B or more, 1, H, W), to unpack into on the CPU; None uses fresh memory.
+    pool: of uint8 (B or more, 1, H, W), to unpack into on the CPU.
 
     On the CPU a loop over runs is 27 times cheaper than the two prefix sums over pixels that a GPU
     computes (1.1 against 31.6 us per mask of 224x224, on two cores; not measured on a GPU).
     """
     if runs.device.type == "cpu":
-        if pool is None:
-            pool = BufferPool((len(runs), 1, height, width), np.dtype(np.uint8))
         out = torch.from_numpy(pool.take(len(runs)))
         _unpack_rows(runs.numpy(), out.numpy().reshape(len(runs), -1))
         return out

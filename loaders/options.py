@@ -65,16 +65,14 @@ def resolve_device(device: str | torch.device) -> torch.device:
         found = torch.device(device)
     except RuntimeError:
         found = torch.device("meta")
-    if found.type not in ("cpu", "cuda"):
-        raise DataError(f"device {device}: expected cpu, cuda or cuda:N")
     if found.type == "cpu":
         return torch.device("cpu")
+    if found.type != "cuda":
+        raise DataError(f"device {device}: expected cpu, cuda or cuda:N")
     count = torch.cuda.device_count()
     if (found.index or 0) >= count:
         raise DataError(f"device {device}: found {count} GPUs; use cpu or another number")
-    if str(found) == "cuda":
-        return torch.device("cuda", torch.cuda.current_device())
-    return found
+    return torch.device("cuda", torch.cuda.current_device()) if str(found) == "cuda" else found
 
 
 def _distinct(indices: np.ndarray) -> np.ndarray:

@@ -96,17 +96,10 @@ def decode_jpeg(handle: int, jpeg: np.ndarray, height: int, width: int, out: np.
 
 @numba.njit(cache=True, nogil=True)
 def decode_samples(
-    handle: int,
-    file: np.ndarray,
-    offsets: np.ndarray,
-    sizes: np.ndarray,
-    first: int,
-    last: int,
-    shape: tuple[int, int],
-    mask_is_jpeg: bool,
-    out: tuple[np.ndarray, np.ndarray, np.ndarray],
+    handle: int, file: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, first: int, last: int,
+    shape: tuple[int, int], mask_is_jpeg: bool, out: tuple[np.ndarray, np.ndarray, np.ndarray],
     valid: np.ndarray,
-) -> None:
+) -> None:  # fmt: skip
     """Decode all fields of samples ``first`` to ``last - 1`` of a batch.
 
     handle: from `new_handles`; no two calls may use the same one at a time.
@@ -119,17 +112,14 @@ def decode_samples(
     fg_bg, mask, depth = out
     height, width = shape
     for i in range(first, last):
-        fields = (
-            file[offsets[i, 0] : offsets[i, 0] + sizes[i, 0]],
-            file[offsets[i, 1] : offsets[i, 1] + sizes[i, 1]],
-            file[offsets[i, 2] : offsets[i, 2] + sizes[i, 2]],
-        )
-        valid[i, 0] = decode_jpeg(handle, fields[0], height, width, fg_bg[i])
+        starts, ends = offsets[i], offsets[i] + sizes[i]
+        valid[i, 0] = decode_jpeg(handle, file[starts[0] : ends[0]], height, width, fg_bg[i])
+        stored_mask = file[starts[1] : ends[1]]
         if mask_is_jpeg:
-            valid[i, 1] = decode_jpeg(handle, fields[1], height, width, mask[i])
+            valid[i, 1] = decode_jpeg(handle, stored_mask, height, width, mask[i])
             for row in range(height):
                 for column in range(width):
                     mask[i, row, column, 0] = mask[i, row, column, 0] >= MASK_THRESHOLD
         else:
-            valid[i, 1] = unpack_runs(fields[1], mask[i].reshape(height * width))
-        valid[i, 2] = decode_jpeg(handle, fields[2], height, width, depth[i])
+            valid[i, 1] = unpack_runs(stored_mask, mask[i].reshape(height * width))
+        valid[i, 2] = decode_jpeg(handle, file[starts[2] : ends[2]], height, width, depth[i])

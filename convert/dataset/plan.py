@@ -40,8 +40,7 @@ class Plan:
         """Raise DataError for a number out of range."""
         least = {"backgrounds": 1, "foregrounds": 1, "placements": 1, "size": 32, "seed": 0}
         for name, minimum in least.items():
-            if getattr(self, name) < minimum:
-                found = getattr(self, name)
+            if (found := getattr(self, name)) < minimum:
                 raise DataError(f"{name} is {found}: expected {minimum} or more.")
         if self.placements % 2:
             raise DataError(

@@ -56,16 +56,9 @@ def _after_marker(data: np.ndarray, at: int, marker: int) -> int:
 
 @numba.njit(cache=True)
 def read_blocks(
-    data: np.ndarray,
-    samplings: np.ndarray,
-    tables: np.ndarray,
-    mcus: int,
-    restart: int,
-    starts: np.ndarray,
-    dc: np.ndarray,
-    tokens: np.ndarray,
-    ac_counts: np.ndarray,
-) -> int:
+    data: np.ndarray, samplings: np.ndarray, tables: np.ndarray, mcus: int, restart: int,
+    starts: np.ndarray, dc: np.ndarray, tokens: np.ndarray, ac_counts: np.ndarray,
+) -> int:  # fmt: skip
     """Decode all blocks (annex F.2.2) and keep those of the first component as tokens.
 
     Every byte must belong to a block or be an expected marker; else the outcome is CORRUPT.
@@ -171,10 +164,8 @@ def read_blocks(
 @numba.njit(cache=True)
 def _size_of(value: int) -> int:
     """Bits of a magnitude (annex F.1.2.1)."""
-    magnitude = abs(value)
     size = 0
-    while magnitude:
-        magnitude >>= 1
+    while abs(value) >> size:
         size += 1
     return size
 
@@ -240,18 +231,9 @@ def optimal_table(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             lengths[length - 1] += 1
             lengths[shorter + 1] += 2
             lengths[shorter] -= 1
-    last = 16
-    while lengths[last] == 0:
-        last -= 1
-    lengths[last] -= 1  # the reserved code
-    listed = np.empty(256, np.uint8)
-    count = 0
-    for length in range(1, size.max() + 1):
-        for place in range(len(used) - 1):
-            if size[place] == length:
-                listed[count] = used[place]
-                count += 1
-    return lengths[:17], listed[:count]
+    lengths[np.flatnonzero(lengths)[-1]] -= 1  # the reserved code
+    by_length = np.argsort(size[:-1], kind="mergesort")  # stable
+    return lengths[:17], used[by_length].astype(np.uint8)
 
 
 @numba.njit(cache=True)
@@ -290,14 +272,9 @@ def _flush(bits: np.uint64, held: int, count: int, out: np.ndarray, at: int) -> 
 
 @numba.njit(cache=True)
 def write_blocks(
-    order: np.ndarray,
-    starts: np.ndarray,
-    dc: np.ndarray,
-    tokens: np.ndarray,
-    dc_codes: np.ndarray,
-    ac_codes: np.ndarray,
-    out: np.ndarray,
-) -> int:
+    order: np.ndarray, starts: np.ndarray, dc: np.ndarray, tokens: np.ndarray,
+    dc_codes: np.ndarray, ac_codes: np.ndarray, out: np.ndarray,
+) -> int:  # fmt: skip
     """Entropy-code the luma blocks in ``order`` (annex F.1.2); returns the bytes written."""
     at, bits, held = 0, np.uint64(0), 0
     before = 0
@@ -329,17 +306,9 @@ def write_blocks(
 
 @numba.njit(cache=True)
 def recode(
-    data: np.ndarray,
-    samplings: np.ndarray,
-    tables: np.ndarray,
-    mcus: int,
-    restart: int,
-    order: np.ndarray,
-    starts: np.ndarray,
-    dc: np.ndarray,
-    tokens: np.ndarray,
-    out: np.ndarray,
-) -> tuple[int, int, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    data: np.ndarray, samplings: np.ndarray, tables: np.ndarray, mcus: int, restart: int,
+    order: np.ndarray, starts: np.ndarray, dc: np.ndarray, tokens: np.ndarray, out: np.ndarray,
+) -> tuple[int, int, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """Read a scan and write its luma blocks in ``order`` to ``out`` with optimal tables.
 
     Returns the outcome of `read_blocks`, the number of bytes written, and the DC and AC tables,
@@ -348,8 +317,7 @@ def recode(
     ac_counts = np.zeros(257, np.int64)
     outcome = read_blocks(data, samplings, tables, mcus, restart, starts, dc, tokens, ac_counts)
     if outcome != NEUTRAL:
-        none = np.empty(0, np.int32)
-        nothing = np.empty(0, np.uint8)
+        none, nothing = np.empty(0, np.int32), np.empty(0, np.uint8)
         return outcome, 0, none, nothing, none, nothing
     dc_lengths, dc_listed = optimal_table(count_dc(order, dc))
     ac_lengths, ac_listed = optimal_table(ac_counts)

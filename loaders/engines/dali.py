@@ -131,8 +131,7 @@ class DALILoader(ShardLoader):
     def _batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         decoded = self._decoded(epoch, start)
         # On a GPU DALI reuses the memory of a batch as soon as Python drops it, even if torch has
-        # not read it yet; on a CPU no reader is asynchronous. `ahead=0`: DALI
-        # prefetches.
+        # not read it yet; on a CPU no reader is asynchronous. `ahead=0`: DALI prefetches.
         ours = transfer(decoded, self._streams, ahead=0) if self._streams else decoded
         with closing(decoded), closing(ours):
             for batch in ours:

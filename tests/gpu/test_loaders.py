@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from loaders import Batch, Preprocess, build_loader
+from loaders.buffers import BufferPool
 from loaders.masks import unpack_batch
 
 
@@ -80,7 +82,8 @@ def test_taking_a_dali_batch_does_not_wait_for_the_computation(shards: Path) -> 
 def test_masks_unpack_the_same(device: str) -> None:
     runs = torch.tensor([[3, 2, 7, 0], [0, 12, 0, 0]], dtype=torch.uint8)
     expected = torch.tensor([[0] * 3 + [1] * 2 + [0] * 7, [1] * 12], dtype=torch.uint8)
-    found = unpack_batch(runs.to(device), 3, 4)
+    pool = BufferPool((0, 1, 3, 4), np.dtype(np.uint8))
+    found = unpack_batch(runs.to(device), 3, 4, pool)
     assert torch.equal(found.cpu().reshape(2, 12), expected)
 
 

@@ -25,7 +25,7 @@ from loaders import build_loader
 
 ENGINES = ("ffcv", "dali", "dali-stream", "reference")
 EPOCHS = 50
-# A batch of these tests is 0.3 MiB: a leak of one an epoch would be 15 MiB in each window of
+# A batch of these tests is 0.3 MiB: a leak of one per epoch would be 15 MiB in each window of
 # 50 epochs, while the heap of a process with many threads moves up and down by some.
 LEAK_MIB = 12
 WINDOWS = 4

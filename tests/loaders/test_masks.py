@@ -1,6 +1,8 @@
-"""Masks unpacked a batch at a time: by runs on the CPU, by prefix sums elsewhere, the same."""
+"""Masks of a batch are the same unpacked by runs (CPU) and by prefix sums (GPU)."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import numpy as np
 import torch
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from convert.codecs import pack_runs
+from loaders.buffers import BufferPool
 from loaders.masks import pad_runs, unpack_batch, unpack_by_sums
 
 BATCHES = hnp.arrays(
@@ -23,7 +26,8 @@ def test_both_ways_return_the_masks(masks: np.ndarray) -> None:
     stored = [np.frombuffer(pack_runs(mask), np.uint8) for mask in masks]
     runs = torch.from_numpy(pad_runs(stored))
     expected = torch.from_numpy(masks)[:, None]
-    for unpack in (unpack_batch, unpack_by_sums):
+    pool = BufferPool((0, 1, *masks.shape[1:]), np.dtype(np.uint8))
+    for unpack in (partial(unpack_batch, pool=pool), unpack_by_sums):
         found = unpack(runs, *masks.shape[1:])
         assert found.dtype == torch.uint8
         assert torch.equal(found, expected)
@@ -31,5 +35,5 @@ def test_both_ways_return_the_masks(masks: np.ndarray) -> None:
 
 def test_prefix_sums_name_no_device() -> None:
     runs = torch.empty(5, 40, dtype=torch.uint8, device="meta")
-    masks = unpack_batch(runs, 12, 10)
+    masks = unpack_batch(runs, 12, 10, BufferPool((0, 1, 12, 10), np.dtype(np.uint8)))
     assert (masks.shape, masks.device.type) == ((5, 1, 12, 10), "meta")
