@@ -252,7 +252,7 @@ def codes_of(lengths: np.ndarray, listed: np.ndarray) -> np.ndarray:
 
 @numba.njit(cache=True)
 def _flush(bits: np.uint64, held: int, count: int, out: np.ndarray, at: int) -> int:
-    """Write the ``count`` (1 to 4) highest bytes of the bits held, with stuffing.
+    """Write the ``count`` (0 to 4) highest bytes of the bits held, with stuffing.
 
     Returns the next position.
     """
