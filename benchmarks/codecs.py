@@ -69,11 +69,7 @@ CANDIDATES = {
 }
 
 
-@command(
-    SHARDS,
-    at_least_1("--samples", default=1000, help="Evenly spread over SHARDS."),
-    REPEATS,
-)
+@command(SHARDS, at_least_1("--samples", default=1000, help="Evenly spread over SHARDS."), REPEATS)
 def codecs(shards: Path, samples: int, repeats: int) -> Result:
     """Lossless ways to store the masks of SHARDS: bytes and decoding time."""
     opened = Shards(shards)
@@ -132,9 +128,7 @@ def gray_transform() -> Callable[[bytes], bytes]:
 
 
 @command(
-    DATASET,
-    at_least_1("--samples", default=1000, help="Evenly spread over DATASET."),
-    REPEATS,
+    DATASET, at_least_1("--samples", default=1000, help="Evenly spread over DATASET."), REPEATS
 )
 def luma(dataset: Path, samples: int, repeats: int) -> Result:
     """Two ways to cut the depth maps of DATASET to their luma plane; pixels are compared."""

@@ -24,11 +24,7 @@ from convert.source import Source, read_source
 ALL_STEPS = "all of it, as `pack` does it"
 
 
-@command(
-    DATASET,
-    at_least_1("--samples", default=1000, help="Of the first background."),
-    REPEATS,
-)
+@command(DATASET, at_least_1("--samples", default=1000, help="Of the first background."), REPEATS)
 def encode(dataset: Path, samples: int, repeats: int) -> Result:
     """CPU time of each step of packing, on the first samples of DATASET.
 

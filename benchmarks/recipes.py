@@ -37,8 +37,6 @@ from train import StageTrainer
 
 _COUNTED_WIDTH = 8  # of the network whose FLOPs are counted
 FLOAT32 = Precision(dtype=None, scale=False)
-SCORE_OF = {"mask": "mask_iou", "depth": "depth_rmse"}
-"""Decoder -> its score."""
 
 
 class Point(NamedTuple):
@@ -98,7 +96,8 @@ def follow(
                 spent += time.process_time() - started
                 if spent >= min(budget_s, (scored_times + 1) * budget_s / points):
                     scores = score(network, scored, stage.size, recipe.depth_loss)
-                    names = [name for part, name in SCORE_OF.items() if part in trained]
+                    # The name of a score begins with that of its decoder.
+                    names = [name for name in scores if name.split("_")[0] in trained]
                     yield Point(spent, {name: scores[name] for name in names})
                     scored_times += 1
                     network.train()

@@ -106,8 +106,7 @@ def _open_records(
         first = figures["first_batch_s"]
         print_progress(f"{name}, {samples} records: first batch after {first:.2f} s")
         found[f"{name}, records {samples}"] = CaseResult(
-            parameters={"axis": "records", "value": float(samples), "engine": name},
-            figures=figures,
+            parameters={"axis": "records", "value": float(samples), "engine": name}, figures=figures
         )
     return found
 

@@ -1,9 +1,9 @@
 """Peak rates of GPUs, from NVIDIA's data sheets, and the energy that a GPU uses.
 
-Dense rates in TFLOP/s, memory in GB/s. Sources: "Tesla P100 GPU Accelerator"
-(2016), "T4 Tensor Core GPU" (2019), "V100 GPU Accelerator" (2020), "A100 Tensor Core GPU" (2021,
-40 GB: 2020), "A10" (2021), "L4" (2023), "H100 Tensor Core GPU" (2023), "H200 Tensor Core GPU"
-(2024). Rates that a sheet gives "with sparsity" are halved here.
+Dense rates in TFLOP/s, memory in GB/s. Sources: "Tesla P100 GPU Accelerator" (2016), "T4 Tensor
+Core GPU" (2019), "V100 GPU Accelerator" (2020), "A100 Tensor Core GPU" (2021, 40 GB: 2020), "A10"
+(2021), "L4" (2023), "H100 Tensor Core GPU" (2023), "H200 Tensor Core GPU" (2024). Rates that a
+sheet gives "with sparsity" are halved here.
 """
 
 from __future__ import annotations
@@ -44,11 +44,9 @@ GPUS = {
 
 def find_gpu(name: str) -> Gpu | None:
     """The GPU with torch's name of a device; None if it is not in the table."""
-    words = name.replace("-", " ").split()
-    for known, gpu in GPUS.items():
-        if all(part in words for part in known.replace("-", " ").split()):
-            return gpu
-    return None
+    words = set(name.replace("-", " ").split())
+    found = (gpu for known, gpu in GPUS.items() if words >= set(known.replace("-", " ").split()))
+    return next(found, None)
 
 
 def peak_tflops(device: torch.device, precision: Precision) -> float | None:

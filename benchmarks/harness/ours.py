@@ -51,20 +51,18 @@ def open_ours(loading: Loading, engine: str, shards: Path, normalise: bool) -> I
 def our_contenders(shards: Path, loading: Loading, *, normalise: bool = False) -> list[Contender]:
     """Each of our engines that can be measured; see `skipped_engines`."""
     manifest = Shards(shards).manifest
-    exact = 0.01 if normalise else 0.0
+    scale, exact, ending = Scale(mask_threshold=1), 0.0, ""
+    if normalise:
+        scale, exact, ending = normalised_scale(manifest.statistics, 0.5), 0.01, FLOAT
     skipped = skipped_engines(shards)
     return [
         Contender(
-            name=name + (FLOAT if normalise else ""),
+            name=name + ending,
             opens=open_ours,
             loading=loading,
             options={"engine": engine, "shards": shards, "normalise": normalise},
             expected=np.arange(manifest.layout.samples),
-            scale=(
-                normalised_scale(manifest.statistics, mask_threshold=0.5)
-                if normalise
-                else Scale(mask_threshold=1)
-            ),
+            scale=scale,
             # FFCV's engine decodes on the CPU for any device, DALI's on the device.
             levels=exact if engine == "ffcv" else allowed_levels(loading.device, exact),
         )

@@ -68,7 +68,7 @@ class Machine(_Strict):
             cores=available_cores(),
             device=device.type,
             gpu=torch.cuda.get_device_name(device) if on_gpu else None,
-            driver=_first_line(query) if on_gpu else None,
+            driver=_first_line(*query) if on_gpu else None,
             system=platform.platform(),
         )
 
@@ -192,7 +192,10 @@ def make_result(
     return Result(
         benchmark=benchmark,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        commit=_commit(),
+        # With "-dirty" where the checkout has changes; "unknown" without a checkout.
+        commit=_first_line(
+            "git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"
+        ),
         arguments={name: str(value) for name, value in arguments.items()},
         machine=Machine.of(device),
         versions=_versions(),
@@ -212,12 +215,7 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _commit() -> str:
-    """Of the checkout, with "-dirty" where it has changes; "unknown" without a checkout."""
-    return _first_line(["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"])
-
-
-def _first_line(command: list[str]) -> str:
+def _first_line(*command: str) -> str:
     """Of the output of a command; "unknown" if it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)

@@ -74,9 +74,7 @@ def print_progress(text: str) -> None:
 
 
 def interleave(
-    cases: Mapping[str, Callable[[], Repeat]],
-    repeats: int,
-    warmup: int = 1,
+    cases: Mapping[str, Callable[[], Repeat]], repeats: int, warmup: int = 1
 ) -> dict[str, list[Repeat]]:
     """Take ``repeats`` measurements of every case in turn, A B C A B C, after ``warmup`` rounds.
 

@@ -62,15 +62,12 @@ def write_tars(files: Files, shards: int, store: Path) -> None:
             for position in positions.tolist():
                 sample = files.sample(position)
                 index = sample.pop("index")
-                _add(archive, f"{index:09d}.index", index.to_bytes(8, "little"))
-                for name, data in sample.items():
-                    _add(archive, f"{index:09d}.{name}.jpg", data)
-
-
-def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    archive.addfile(info, io.BytesIO(data))
+                stored = {"index": index.to_bytes(8, "little")}
+                stored |= {f"{name}.jpg": data for name, data in sample.items()}
+                for suffix, data in stored.items():
+                    info = tarfile.TarInfo(f"{index:09d}.{suffix}")
+                    info.size = len(data)
+                    archive.addfile(info, io.BytesIO(data))
 
 
 def decode_pillow(data: bytes | memoryview | Path, name: str) -> torch.Tensor:

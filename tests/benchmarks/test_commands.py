@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from benchmarks.harness.contender import _on_device
 from benchmarks.harness.images import Images
 from benchmarks.harness.options import Loading
 from benchmarks.harness.ours import our_contenders
+from benchmarks.harness.timing import interleave
 
 
 def measure(tmp_path: Path, *arguments: object) -> dict[str, Any]:
@@ -31,7 +33,10 @@ def measure(tmp_path: Path, *arguments: object) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_convert_and_codecs(dataset: Path, shards: Path, tmp_path: Path) -> None:
+def test_convert_and_codecs(
+    dataset: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.convert.interleave", partial(interleave, warmup=0))
     found = measure(tmp_path, "convert", dataset, "--repeats", 1, "--workers", 1)
     assert {"ours, FFCV file", "floor: read and decode"} <= set(found["cases"])
     for case in found["cases"].values():
