@@ -30,6 +30,7 @@ from convert.errors import DataError
 Epochs = Callable[[int], Iterable[Images | int]]
 """Number of an epoch -> its batches; an int is the size of a batch whose images are not kept."""
 
+_CONTEXT = multiprocessing.get_context("spawn")
 _PATIENCE_S = 600.0
 
 
@@ -138,11 +139,8 @@ class Isolated:
     """
 
     def __init__(self, contender: Contender) -> None:
-        # Forked by a server that has imported torch and the loaders once for all contenders.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["benchmarks.harness.ours"])
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, contender))
+        self._pipe, theirs = _CONTEXT.Pipe()
+        self._process = _CONTEXT.Process(target=_serve, args=(theirs, contender))
         self._process.start()
         theirs.close()
         self.converted: dict[str, float] = self._answer()

@@ -47,6 +47,7 @@ def test_convert_and_codecs(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_contenders")
 def test_loader(shards: Path, tmp_path: Path, need_engine: Callable[[str], None]) -> None:
     need_engine("ffcv")
     found = measure(tmp_path, "loader", shards, "--repeats", 1)
@@ -56,6 +57,7 @@ def test_loader(shards: Path, tmp_path: Path, need_engine: Callable[[str], None]
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_contenders")
 def test_peers(dataset: Path, shards: Path, tmp_path: Path) -> None:
     only = [part for name in ("ours, DALI", "Pillow +", "stock DALI") for part in ("--only", name)]
     options = ("--repeats", 1, "--slow-share", 3, "--batch-size", 16, *only)
@@ -84,6 +86,7 @@ def test_step_and_epoch(shards: Path, tmp_path: Path, need_engine: Callable[[str
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_contenders")
 def test_parity_on_a_cpu_is_exact(
     shards: Path, tmp_path: Path, need_engine: Callable[[str], None]
 ) -> None:

@@ -89,6 +89,7 @@ def contender(name: str, damage: str = "") -> Contender:
     )
 
 
+@pytest.mark.usefixtures("forked_contenders")
 def test_a_race_times_correct_contenders_and_reports_why_others_are_skipped() -> None:
     field = [contender(name, name) for name in ("import", "dies", "pixel")]
     cases, skipped = race([contender("right"), *field], truth(), repeats=2, optional=True)
