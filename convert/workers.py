@@ -16,6 +16,7 @@ from convert.errors import DataError
 
 T = TypeVar("T")
 _IN_FLIGHT = 4
+_CONNECT_S = 10
 
 
 def available_cores() -> int:
@@ -61,7 +62,7 @@ def cluster_pool(address: str) -> Iterator[futures.Executor]:
     except ImportError:
         raise DataError("Dask is not installed; pip install '.[cluster]'") from None
     try:
-        client = Client(address, timeout=10)
+        client = Client(address, timeout=_CONNECT_S)
     except (OSError, ValueError) as error:
         raise DataError(f"scheduler {address}: cannot be reached ({error})") from None
     try:
