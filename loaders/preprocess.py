@@ -17,6 +17,7 @@ from torch.nn import functional
 from convert.errors import DataError
 from loaders.backgrounds import Backgrounds
 from loaders.batch import Batch
+from loaders.draws import uniform
 from loaders.fused import Fused
 from loaders.options import expect
 
@@ -66,7 +67,7 @@ class Augment:
         index: int64 (B,), the samples. A pixel's new colour depends only on its old colour,
         so fg_bg still equals bg where it did.
         """
-        chance = _uniform(index, epoch, self.seed, 8)
+        chance = uniform(index, epoch, self.seed, 8)
         flipped = chance[:, 0].lt(self.flip)[:, None, None, None]
         bg, fg_bg, mask, depth = (torch.where(flipped, x.flip(-1), x) for x in inputs)
         signed = chance.mul(2).sub(1)
@@ -252,21 +253,3 @@ def _resize(image: Tensor, size: int | None) -> tuple[Tensor, int]:
         return functional.interpolate(values, size=(size, size), mode="area"), 1
     shape = (size, size)
     return functional.interpolate(values, size=shape, mode="bilinear", antialias=True), 1
-
-
-def _uniform(index: Tensor, epoch: int, seed: int, count: int) -> Tensor:
-    """float32 (B, count) in [0, 1), a pure function of its arguments on every device."""
-    state = _mix(index.new_full((1,), seed))
-    state = _mix(_mix(state + epoch) + index)
-    column = torch.arange(1, count + 1, device=index.device, dtype=torch.int64)
-    hashed = _mix(state[:, None] + column * -0x61C8864680B583EB)
-    # The top 24 bits: float32 holds them exactly.
-    return (hashed >> 40 & 0xFFFFFF).to(torch.float32) * 2**-24
-
-
-def _mix(x: Tensor) -> Tensor:
-    """The finaliser of splitmix64 (Steele, Lea, Flood 2014) on int64, which wraps."""
-    # Signed shifts copy the sign bit; the masks make them shifts of unsigned values.
-    x = (x ^ (x >> 30 & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
-    x = (x ^ (x >> 27 & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
-    return x ^ (x >> 31 & 0x1FFFFFFFF)
