@@ -17,6 +17,7 @@ from torch.nn import functional
 from convert.errors import DataError
 from loaders.backgrounds import Backgrounds
 from loaders.batch import Batch
+from loaders.camera import COLUMNS, Camera
 from loaders.draws import uniform
 from loaders.fused import Fused
 from loaders.options import expect
@@ -38,12 +39,15 @@ class Inputs(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """Random changes, the same for all images of a sample, drawn on the device.
+    """Random changes of a sample, drawn on the device.
+
+    The flip and the colours change all its images alike; the camera changes one of them.
 
     flip: probability of a left-right flip.
     jitter: largest change of brightness (added), contrast (factor 1 - jitter to 1 + jitter),
         saturation (the same) and hue (this part of a turn), 0 to 0.5.
     rgb_shift: largest value added to each colour channel, in 0..1.
+    camera: differences between bg and fg_bg, or None.
     seed: 0 or more. The change of a sample depends on (seed, epoch, index) alone, so it is
         the same on every device, in every batch and on every rank.
 
@@ -53,6 +57,7 @@ class Augment:
     flip: float = 0.5
     jitter: float = 0.1
     rgb_shift: float = 0.1
+    camera: Camera | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -64,14 +69,18 @@ class Augment:
     def __call__(self, inputs: Inputs, index: Tensor, epoch: int) -> Inputs:
         """Changed copies of inputs that are not normalised yet: bg and fg_bg float in 0..1.
 
-        index: int64 (B,), the samples. A pixel's new colour depends only on its old colour,
-        so fg_bg still equals bg where it did.
+        index: int64 (B,), the samples. Without a camera, a pixel's new colour depends only on
+        its old colour, so fg_bg still equals bg where it did.
         """
         chance = uniform(index, epoch, self.seed, 8)
         flipped = chance[:, 0].lt(self.flip)[:, None, None, None]
         bg, fg_bg, mask, depth = (torch.where(flipped, x.flip(-1), x) for x in inputs)
         signed = chance.mul(2).sub(1)
-        return Inputs(self._colours(bg, signed), self._colours(fg_bg, signed), mask, depth)
+        bg, fg_bg = self._colours(bg, signed), self._colours(fg_bg, signed)
+        if self.camera is not None:
+            draws = uniform(index, epoch, self.seed, 8 + COLUMNS)[:, 8:]
+            bg, fg_bg, mask, depth = self.camera(bg, fg_bg, mask, depth, draws)
+        return Inputs(bg, fg_bg, mask, depth)
 
     def _colours(self, image: Tensor, signed: Tensor) -> Tensor:
         """Jitter and shift of images in 0..1; ``signed`` is (B, 8) in -1..1."""
@@ -146,17 +155,23 @@ class Preprocess(nn.Module):
             self.register_buffer(f"{name}_scale", scale.to(backgrounds.device), persistent=False)
             self.register_buffer(f"{name}_shift", shift.to(backgrounds.device), persistent=False)
 
-    def forward(self, batch: Batch, epoch: int = 0) -> Inputs:
+    def forward(self, batch: Batch, epoch: int = 0, bg: Tensor | None = None) -> Inputs:
         """Model input and targets of a batch; see `Inputs`.
 
         epoch: of the training run; only the augmentation depends on it.
+        bg: uint8 (B, 3, H, W), backgrounds in place of those of the data set.
 
         Raises DataError if no size was given and the batch has another than the backgrounds.
         """
-        if self._fits_fused(batch):
+        if bg is not None:
+            bg, bg_pixels_per_value = _resize(bg, self.size)
+            bg_full_scale = 255 * bg_pixels_per_value
+        elif self._fits_fused(batch):
             return self._fused_inputs(batch)
-        numbers = self.backgrounds.numbers(batch.index)
-        bg = self._resized.index_select(0, numbers).permute(0, 3, 1, 2)
+        else:
+            numbers = self.backgrounds.numbers(batch.index)
+            bg = self._resized.index_select(0, numbers).permute(0, 3, 1, 2)
+            bg_full_scale = self._bg_full_scale
         fg_bg, pixels_per_value = _resize(batch.fg_bg, self.size)
         mask, depth = (_resize(field, self.size)[0] for field in (batch.mask, batch.depth))
         found, expected = fg_bg.shape[2:], self._resized.shape[1:3]
@@ -168,7 +183,7 @@ class Preprocess(nn.Module):
             )
         mask = mask.mul(2).ge(pixels_per_value).to(torch.float32)
         depth = depth.to(torch.float32).mul_(1 / (255 * pixels_per_value))
-        bg_full_scale, fg_bg_full_scale = self._bg_full_scale, 255 * pixels_per_value
+        fg_bg_full_scale = 255 * pixels_per_value
         if self.augment is not None:
             bg = bg.to(torch.float32).mul(1 / bg_full_scale)
             fg_bg = fg_bg.to(torch.float32).mul(1 / fg_bg_full_scale)

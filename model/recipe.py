@@ -114,6 +114,8 @@ class Recipe:
     """Largest change of brightness, contrast, saturation and hue in training, 0..0.5."""
     rgb_shift: float = 0.0
     """Largest value added to each colour channel in training, in 0..1."""
+    camera: float = 0.0
+    """Share of the training samples in which bg and fg_bg differ as two photos do, in 0..1."""
 
     def __post_init__(self) -> None:
         name: object = self.name
@@ -122,6 +124,7 @@ class Recipe:
         _check(len(self.stages) > 0, "stages", "a list of at least one stage", self.stages)
         object.__setattr__(self, "stages", tuple(self.stages))
         highest = {"momentum": 1, "weight_decay": 1, "flip": 1, "jitter": 0.5, "rgb_shift": 1}
+        highest["camera"] = 1
         for key, high in highest.items():
             value = getattr(self, key)
             valid = _is_number(value) and 0 <= value <= high
@@ -139,7 +142,7 @@ class Recipe:
     @property
     def augments(self) -> bool:
         """Whether training samples are changed at random."""
-        return bool(self.flip or self.jitter or self.rgb_shift)
+        return bool(self.flip or self.jitter or self.rgb_shift or self.camera)
 
     @property
     def depth_loss(self) -> str:

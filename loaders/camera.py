@@ -1,0 +1,187 @@
+"""What a real camera does to one of two photos of a place, as augmentation on the device.
+
+In a composite, bg and fg_bg agree to the pixel outside the foreground. Two photos never do: the
+camera has moved, the exposure differs, there are noise and a shadow. A network that has not seen
+this takes every difference for the foreground.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from loaders.options import expect
+
+_DRAWS = {
+    "strength": 1, "recolour": 3,
+    "shadow": 1, "flatness": 1, "slant": 1,
+    "moves_fg_bg": 1, "rotation": 1, "zoom": 1, "shift": 2,
+    "exposes_fg_bg": 1, "exposure": 1, "balance": 3, "gradient": 2, "offset": 3, "gamma": 1,
+    "blur": 1, "noise": 1, "grain": 1,
+}  # fmt: skip
+COLUMNS = sum(_DRAWS.values())
+"""Draws of one sample, by name and in this order."""
+_NOISE_VALUES = 1 << 20
+_SHADOW_BLUR = 28  # the side of the image by the radius of the shadow's blur
+
+
+@dataclass(frozen=True, kw_only=True)
+class Camera:
+    """Random differences between bg and fg_bg, drawn for each sample.
+
+    share: of the samples that are changed, 0 to 1. The strength of a changed sample is uniform
+        in 0..1; the values below are the largest, at strength 1.
+    shift: movement along each axis, as a part of the side.
+    rotation: in degrees.
+    zoom: relative change of size.
+    gain: relative change of each colour channel; half of it is common to all channels.
+    offset: added to each colour channel, in 0..1.
+    gamma: change of the exponent.
+    gradient: relative change of the light from one side of the image to the other.
+    blur: weight of the image filtered by a 3x3 binomial.
+    noise: standard deviation, in 0..1.
+    shadow: share of the light that the foreground's shadow takes.
+    recolour: relative change of each colour channel of the foreground, at any strength above 0.
+
+    Raises DataError for values out of range.
+    """
+
+    share: float = 0.8
+    shift: float = 0.03
+    rotation: float = 0.5
+    zoom: float = 0.01
+    gain: float = 0.15
+    offset: float = 0.05
+    gamma: float = 0.15
+    gradient: float = 0.1
+    blur: float = 1.0
+    noise: float = 0.03
+    shadow: float = 0.4
+    recolour: float = 0.3
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            largest = 45 if field.name == "rotation" else 1
+            expect(f"{field.name} of the camera", getattr(self, field.name), 0, largest)
+
+    def __call__(
+        self, bg: Tensor, fg_bg: Tensor, mask: Tensor, depth: Tensor, draws: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Changed copies of bg, fg_bg, mask and depth, of the same shapes and ranges.
+
+        bg, fg_bg: float32 (B, 3, S, S) in 0..1. mask: float32 (B, 1, S, S), 0 or 1. depth: float32
+        (B, 1, S, S). draws: float32 (B, COLUMNS) in [0, 1).
+
+        The foreground's colours and shadow change fg_bg. The movement changes bg, or fg_bg with its
+        mask and depth; the light, the blur and the noise change one of the two images as well.
+        """
+        named = dict(zip(_DRAWS, draws.split(list(_DRAWS.values()), dim=1), strict=True))
+        chance = {name: values[:, :, None, None] for name, values in named.items()}
+        share = max(self.share, 1e-9)
+        strength = torch.where(chance["strength"] < share, chance["strength"] / share, 0)
+        signed = {name: (values * 2 - 1) * strength for name, values in chance.items()}
+        recolour = torch.where(strength > 0, chance["recolour"] * 2 - 1, 0) * self.recolour
+        fg_bg = fg_bg * (1 + mask * recolour)
+        fg_bg = fg_bg * (1 - self._shadow(mask, chance, strength))
+
+        moves = chance["moves_fg_bg"] < 0.5
+        chosen = torch.cat([torch.where(moves, fg_bg, bg), mask, depth], dim=1)
+        moved, moved_mask, moved_depth = self._move(chosen, signed).split([3, 1, 1], dim=1)
+        bg, fg_bg = torch.where(moves, bg, moved), torch.where(moves, moved, fg_bg)
+        mask = torch.where(moves, moved_mask.ge(0.5).to(mask.dtype), mask)
+        depth = torch.where(moves, moved_depth, depth)
+
+        exposes = chance["exposes_fg_bg"] < 0.5
+        exposed = self._expose(torch.where(exposes, fg_bg, bg), chance, signed, strength)
+        bg, fg_bg = torch.where(exposes, bg, exposed), torch.where(exposes, exposed, fg_bg)
+        return bg, fg_bg.clamp_(0, 1), mask, depth
+
+    def _shadow(self, mask: Tensor, chance: dict[str, Tensor], strength: Tensor) -> Tensor:
+        """Share of the light that is taken, (B, 1, S, S): the mask, lying flat from its feet."""
+        side = mask.shape[-1]
+        rows = torch.linspace(-1, 1, mask.shape[-2], device=mask.device)
+        feet = torch.where(mask.amax((1, 3)) > 0, rows, -1).amax(1)
+        # Row y of the shadow shows row feet + (y - feet) * steep of the mask: below the feet, or
+        # above them, slanted to one side.
+        flatness = chance["flatness"].flatten() * 2
+        steep = torch.where(flatness < 1, -1, 1) * (2 + 6 * (flatness % 1))
+        slant = (chance["slant"].flatten() * 2 - 1) * 2
+        one, zero = torch.ones_like(feet), torch.zeros_like(feet)
+        shadow = _sample(
+            mask, (one, slant, -slant * feet), (zero, steep, feet - steep * feet), "zeros"
+        )
+        radius = max(1, side // _SHADOW_BLUR)
+        for _ in range(2):
+            shadow = functional.avg_pool2d(
+                shadow, 2 * radius + 1, stride=1, padding=radius, count_include_pad=False
+            )
+        return shadow * (1 - mask) * (self.shadow * chance["shadow"] * strength)
+
+    def _move(self, image: Tensor, signed: dict[str, Tensor]) -> Tensor:
+        """Rotate, zoom and shift."""
+        angle = signed["rotation"].flatten() * math.radians(self.rotation)
+        scale = 1 + signed["zoom"].flatten() * self.zoom
+        cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
+        right, down = (signed["shift"] * 2 * self.shift).flatten(1).unbind(1)  # the side is 2
+        return _sample(image, (cos, -sin, right), (sin, cos, down), "border")
+
+    def _expose(
+        self,
+        image: Tensor,
+        chance: dict[str, Tensor],
+        signed: dict[str, Tensor],
+        strength: Tensor,
+    ) -> Tensor:
+        """Change exposure, white balance, light, gamma, sharpness and noise."""
+        across = torch.linspace(-0.5, 0.5, image.shape[-1], device=image.device)
+        down = torch.linspace(-0.5, 0.5, image.shape[-2], device=image.device)[:, None]
+        gain = 1 + self.gain * (signed["exposure"] + signed["balance"]) / 2
+        gradient = signed["gradient"]
+        light = 1 + self.gradient * (gradient[:, :1] * across + gradient[:, 1:] * down)
+        image = image * (gain * light) + self.offset * signed["offset"]
+        image = image.clamp(1e-4, 1) ** (1 + self.gamma * signed["gamma"])
+        image = image + (_binomial(image) - image) * (self.blur * chance["blur"] * strength)
+        grain = _grain(chance["grain"].flatten(), image)
+        return (image + grain * (self.noise * chance["noise"] * strength)).clamp_(0, 1)
+
+
+def _sample(
+    image: Tensor, right: tuple[Tensor, ...], down: tuple[Tensor, ...], padding: str
+) -> Tensor:
+    """Bilinear samples at affinely moved places.
+
+    right, down: (B,) each, the rows of the matrix, in the units of `functional.affine_grid`.
+    """
+    matrix = torch.stack([torch.stack(right, dim=1), torch.stack(down, dim=1)], dim=1)
+    shape = [len(image), 1, *image.shape[-2:]]
+    grid = functional.affine_grid(matrix, shape, align_corners=False)
+    return functional.grid_sample(
+        image, grid, mode="bilinear", padding_mode=padding, align_corners=False
+    )
+
+
+def _binomial(image: Tensor) -> Tensor:
+    """3x3 binomial filter; borders are repeated."""
+    padded = functional.pad(image, (1, 1, 1, 1), mode="replicate")
+    rows = (padded[:, :, :-2] + padded[:, :, 2:]) * 0.25 + padded[:, :, 1:-1] * 0.5
+    return (rows[..., :-2] + rows[..., 2:]) * 0.25 + rows[..., 1:-1] * 0.5
+
+
+_noise: dict[torch.device, Tensor] = {}
+
+
+def _grain(chance: Tensor, image: Tensor) -> Tensor:
+    """Standard normal values like ``image``, from a place of a fixed sequence; chance: (B,).
+
+    Random generators differ between devices, a table does not.
+    """
+    if image.device not in _noise:
+        generator = torch.Generator().manual_seed(0)
+        _noise[image.device] = torch.randn(_NOISE_VALUES, generator=generator).to(image.device)
+    first = (chance * _NOISE_VALUES).long()[:, None]
+    place = torch.arange(image[0].numel(), device=image.device)
+    return _noise[image.device][(first + place) % _NOISE_VALUES].view_as(image)
