@@ -12,6 +12,7 @@ import os
 # same cores, steps took up to 4.6 times as long (docs/guide.md, "Threads").
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,6 +24,7 @@ from click.core import ParameterSource
 from torch import nn
 
 from loaders import ENGINES, Commands, Loader, choose_engine, distributed_rank, open_pair
+from loaders.camera import Camera
 from loaders.preprocess import Augment, Preprocess
 from loaders.split import SPLITS, split_indices
 from model.checkpoint import Checkpoint, Position, channel_statistics, load_network
@@ -33,7 +35,6 @@ from model.export import export_network
 from model.files import locked, make_folder, require_writable
 from model.losses import training_loss
 from model.metrics import BASELINE_SAMPLES
-from model.pictures import draw_predictions
 from model.precision import Precision, choose_device, precision_for, require_compile
 from model.predictor import Predictor, pair_images, predict_files
 from model.recipe import Recipe, Stage, load_recipe
@@ -43,7 +44,7 @@ from model.training.evaluation import Report, evaluate_network, training_means, 
 from model.training.optimizer import make_optimizer
 from model.training.progress import Elapsed, EpochMeter, RunningLoss, require_finite_weights
 from model.training.provenance import count_seen_by, require_fingerprint, seen_note
-from model.training.report import EpochRow, defined_figures, epoch_line, score_table
+from model.training.report import EpochRow, epoch_line
 from model.training.reporter import Reporter, listing_skipped
 from model.training.run import BEST, PREDICTIONS, TENSORBOARD, Run, StageState, config_to_run
 from model.unet import DualDecoderUNet
@@ -173,9 +174,11 @@ def fit_run(run: Run, network: DualDecoderUNet, device: torch.device, reporter: 
     """Train the remaining stages of a run."""
     recipe, data, world_size = run.config.recipe, run.config.data, run.config.world_size
     precision = precision_for(run.config.amp, device)
+    camera = Camera(share=recipe.camera) if recipe.camera else None
     augment = Augment(
-        flip=recipe.flip, jitter=recipe.jitter, rgb_shift=recipe.rgb_shift, seed=data.seed
-    )
+        flip=recipe.flip, jitter=recipe.jitter, rgb_shift=recipe.rgb_shift, camera=camera,
+        seed=data.seed,
+    )  # fmt: skip
     for number in range(run.position.stage, len(recipe.stages)):
         stage = recipe.stages[number]
         pair = open_pair(data, device=device, batch_size=stage.batch_size, world_size=world_size)
@@ -195,11 +198,13 @@ def fit_run(run: Run, network: DualDecoderUNet, device: torch.device, reporter: 
 
 
 def evaluate_checkpoint(
-    checkpoint: Checkpoint, data: DataConfig, amp: str, device: torch.device, expected: str = ""
-) -> Report:
+    checkpoint: Checkpoint, data: DataConfig, amp: str, device: torch.device, expected: str = "",
+    cameras: Sequence[str] = (),
+) -> Report:  # fmt: skip
     """Score a network from a checkpoint on the validation split, in this process alone.
 
-    expected: fingerprint that the data must have; empty for any.
+    expected: fingerprint that the data must have; empty for any. cameras: names of cameras that
+    take fg_bg; if any, the images are also aligned, see `evaluate_network`.
     """
     (network, info), precision = checkpoint, precision_for(amp, device)
     pair = open_pair(
@@ -210,14 +215,16 @@ def evaluate_checkpoint(
         # Normalised as in training, whatever the statistics of this data set are.
         preprocess = Preprocess(validation.backgrounds, info.statistics, size=info.size)
         means = training_means(training, preprocess, info.size)
-        evaluation = evaluate_network(
-            network.place(device), validation, preprocess, precision, info, means
+        network.place(device)
+        evaluations = tuple(
+            evaluate_network(network, validation, preprocess, precision, info, means, camera)
+            for camera in (cameras or (None,))
         )
         split = partial(
             split_indices, validation.layout, seed=info.split_seed, validation=info.validation
         )
         seen = count_seen_by(info, data.split, validation, split)
-        return Report.of(evaluation, validation.layout, data.split, info, seen)
+        return Report.of(evaluations, validation.layout, data.split, info, seen)
 
 
 # --- command line -----------------------------------------------------------------------
@@ -269,9 +276,8 @@ def fit(context: click.Context, run_dir: Path, resume: bool, **options: object) 
         if first:
             config, best = run.config, load_network(run_dir / BEST)
             report = evaluate_checkpoint(best, config.data, config.amp, device, config.fingerprint)
-            draw_predictions(run_dir / PREDICTIONS, report.evaluation.examples, report.title)
-            table = score_table(report.evaluation.rows, report.title, report.spread)
-            click.echo(f"\n{table}\n\nwritten to {run_dir}")
+            report.draw(run_dir / PREDICTIONS)
+            click.echo(f"\n{report.table()}\n\nwritten to {run_dir}")
 
 
 @main.command()
@@ -279,12 +285,13 @@ def fit(context: click.Context, run_dir: Path, resume: bool, **options: object) 
 @click.argument("checkpoint", type=cli.PATH)
 @cli.option("--split", type=click.Choice(SPLITS), help="Default: the checkpoint's.")
 @cli.flag("--json", "as_json", help="Print JSON instead of a table.")
+@cli.camera_option
 @cli.option("--picture", type=cli.PATH, help="Write predictions to this PNG file.")
 @cli.data_options(ENGINES)
 @cli.amp_option
 def evaluate(
-    checkpoint: Path, split: str | None, as_json: bool, picture: Path | None, amp: str,
-    **data: object,
+    checkpoint: Path, split: str | None, as_json: bool, cameras: tuple[str, ...],
+    picture: Path | None, amp: str, **data: object,
 ) -> None:  # fmt: skip
     """Score CHECKPOINT on the validation split of SHARDS, next to trivial baselines."""
     if picture:
@@ -294,22 +301,16 @@ def evaluate(
     split = split or info.split
     data |= {"split": split, "split_seed": info.split_seed, "validation": info.validation}
     config = DataConfig(**data)  # type: ignore[arg-type]  # click has checked the types
-    report = evaluate_checkpoint(loaded, config, amp, choose_device(config.device))
-    rows, note = report.evaluation.rows, seen_note(split, info.split, report.seen)
+    device = choose_device(config.device)
+    report = evaluate_checkpoint(loaded, config, amp, device, cameras=cameras)
+    note = seen_note(split, info.split, report.seen)
     if note:
         click.echo(f"Note: {note}", err=True)
-    if as_json:
-        spread = {kind: group.as_dict() for kind, group in report.spread.items()}
-        scores = {
-            "title": report.title, "scores": defined_figures(rows), "spread": spread,
-            "seen_in_training": report.seen, "note": note,
-        }  # fmt: skip
-        click.echo(json.dumps(scores, indent=1))
-    else:
-        click.echo(score_table(rows, report.title, report.spread))
+    scores = {**report.to_json(), "note": note}
+    click.echo(json.dumps(scores, indent=1) if as_json else report.table())
     if picture:
         make_folder(picture.parent)
-        draw_predictions(picture, report.evaluation.examples, report.title)
+        report.draw(picture)
 
 
 @main.command()
@@ -318,15 +319,18 @@ def evaluate(
 @cli.option(
     "--threshold", type=click.FloatRange(0, 1), default=0.5, help="Of the mask's probability."
 )
+@cli.flag("--align", help="Move bg onto fg_bg and match its exposure first.")
 @cli.device_option
 @click.argument("out_dir", type=cli.PATH)
 def predict(
-    checkpoint: Path, bg: str, fg_bg: str, threshold: float, device: str, out_dir: Path
+    checkpoint: Path, bg: str, fg_bg: str, threshold: float, align: bool, device: str, out_dir: Path
 ) -> None:
     """Write NAME_mask.png, NAME_depth.png and NAME_side_by_side.png of pairs, in their own size."""
     predictor = Predictor(*load_network(checkpoint)).to(choose_device(device))
-    for path in predict_files(predictor, pair_images(bg, fg_bg), out_dir, threshold):
-        click.echo(str(path))
+    pairs = pair_images(bg, fg_bg)
+    for done in predict_files(predictor, pairs, out_dir, threshold=threshold, align=align):
+        click.echo(done.note, err=True)
+        click.echo("\n".join(map(str, done.paths)))
 
 
 @main.command()

@@ -55,7 +55,7 @@ def _score(folder: Path, device: str) -> CaseResult:
         )
     checkpoint = load_network(folder / BEST)
     report = evaluate_checkpoint(checkpoint, config.data, config.amp, choose_device(device))
-    rows = report.evaluation.rows
+    rows = report.evaluations[0].rows
     figures = {name: value_of(rows["network"], name) for name in SCORED} | {
         f"rule_{name}": value_of(rows[baseline], name) for name, baseline in BASELINES.items()
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -11,15 +11,21 @@ from torch import Tensor
 
 
 class Batch(Protocol):
-    """One batch on the loader's device; only a `Preprocessor` reads its masks and depth maps.
+    """One batch on the loader's device.
 
-    fg_bg: uint8 (B, 3, H, W), as stored. index: int64 (B,), the samples.
+    fg_bg: uint8 (B, 3, H, W). mask: uint8 (B, 1, H, W), 0 or 1. depth: uint8 (B, 1, H, W).
+    index: int64 (B,), the samples.
     """
 
     @property
     def fg_bg(self) -> Tensor: ...
     @property
+    def mask(self) -> Tensor: ...
+    @property
+    def depth(self) -> Tensor: ...
+    @property
     def index(self) -> Tensor: ...
+    def _replace(self, *, fg_bg: Tensor, mask: Tensor, depth: Tensor) -> Self: ...
 
 
 class Inputs(Protocol):
@@ -40,9 +46,13 @@ class Inputs(Protocol):
 
 
 class Preprocessor(Protocol):
-    """Batch -> Inputs on the same device; ``epoch`` of the run decides the augmentation."""
+    """Batch -> Inputs on the same device.
 
-    def __call__(self, batch: Batch, epoch: int = 0) -> Inputs: ...
+    epoch: of the run; it decides the augmentation. bg: uint8 (B, 3, H, W), backgrounds in place of
+    the data set's.
+    """
+
+    def __call__(self, batch: Batch, epoch: int = 0, bg: Tensor | None = None) -> Inputs: ...
 
 
 class Layout(Protocol):

@@ -27,6 +27,7 @@ class Example(NamedTuple):
 
     bg, fg_bg: uint8 (H, W, 3). mask: float (S, S), probability. depth: float (S, S) in 0..1,
     not clamped. target_mask, target_depth: float (S, S), or None if there is no target.
+    note: a few words that are written on bg.
     """
 
     bg: np.ndarray
@@ -35,6 +36,7 @@ class Example(NamedTuple):
     depth: np.ndarray
     target_mask: np.ndarray | None = None
     target_depth: np.ndarray | None = None
+    note: str = ""
 
     def panels(self) -> list[tuple[str, np.ndarray, str | None]]:
         """(title, image, colour map) of each picture in a row."""
@@ -62,7 +64,12 @@ def draw_predictions(path: Path, examples: Sequence[Example], title: str = "") -
     figure.subplots_adjust(
         left=0.006, right=0.994, bottom=0.006, top=1 - head / height, wspace=0.03, hspace=0.03
     )
-    for line, row in zip(axes, grid, strict=True):
+    for line, row, example in zip(axes, grid, examples, strict=True):
+        box = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 2}
+        line[0].text(
+            0.03, 0.97, example.note, transform=line[0].transAxes, va="top", fontsize=8, color=INK,
+            bbox=box if example.note else None,
+        )  # fmt: skip
         for axis, (_, image, colours) in zip(line, row, strict=True):
             axis.imshow(image, interpolation="nearest", cmap=colours, vmin=0, vmax=1)
             axis.set_axis_off()

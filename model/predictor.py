@@ -19,8 +19,11 @@ from model.errors import ModelError
 from model.files import make_folder, replace_file, require_writable
 from model.losses import depth_values
 from model.pictures import Example, draw_predictions
+from model.registration import SAME_PLACE, Registration, register
 from model.unet import DualDecoderUNet
 
+LARGEST_MOVEMENT = 0.01
+"""Movement, as a part of the width, above which `predict` advises to align the images."""
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 
 
@@ -80,25 +83,57 @@ def resize(images: Tensor, size: int) -> Tensor:
     return F.interpolate(images.float(), size=(size, size), mode="bilinear", antialias=True)
 
 
+class Predicted(NamedTuple):
+    """The files of one pair, and a note on how its two images differ."""
+
+    paths: tuple[Path, ...]
+    note: str
+
+
 def predict_files(
-    predictor: Predictor, pairs: Sequence[Pair], out: Path, threshold: float = 0.5
-) -> Iterator[Path]:
+    predictor: Predictor,
+    pairs: Sequence[Pair],
+    out: Path,
+    *,
+    threshold: float = 0.5,
+    align: bool = False,
+) -> Iterator[Predicted]:
     """Write NAME_mask.png (0 or 255), NAME_depth.png (8 bit gray) and NAME_side_by_side.png.
 
-    The files go to ``out``, at the size of each pair; yields each path once it is written. Raises
-    ModelError for an unreadable image, two of unequal size, or a folder that cannot be written.
+    The files go to ``out``, at the size of each pair; yields each pair once it is written.
+
+    align: move bg onto fg_bg and give it its exposure first (`registration.register`).
+
+    Raises ModelError for an unreadable image, two of unequal size, or a folder that cannot be
+    written.
     """
     for pair in pairs:
         bg, fg_bg = pair.read()
-        paths = [out / f"{pair.name}_{kind}.png" for kind in ("mask", "depth", "side_by_side")]
+        paths = tuple(out / f"{pair.name}_{kind}.png" for kind in ("mask", "depth", "side_by_side"))
         for path in paths:
             require_writable(path)
+        found = register(bg, fg_bg)
+        bg = found.align(bg) if align else bg
         mask, depth = predictor.predict_image(bg, fg_bg)
         make_folder(out)
         _write_png(paths[0], (mask > threshold) * np.uint8(255))
         _write_png(paths[1], np.round(depth * 255).astype(np.uint8))
         draw_predictions(paths[2], [Example(bg=bg, fg_bg=fg_bg, mask=mask, depth=depth)])
-        yield from paths
+        note = f"{pair.fg_bg}: {found.describe(*bg.shape[:2])}{_warning(found, bg, align)}"
+        yield Predicted(paths, note)
+
+
+def _warning(found: Registration, bg: np.ndarray, align: bool) -> str:
+    """A line on a pair whose images differ too much; empty if they do not."""
+    if found.agreement < SAME_PLACE:
+        return (
+            f"\nWarning: {found.agreement:.0%} of the pixels of the two images agree, expected at "
+            f"least {SAME_PLACE:.0%}: they may not show the same place, and then the mask means "
+            "nothing"
+        )
+    if not align and found.largest_movement(*bg.shape[:2]) > LARGEST_MOVEMENT:
+        return f"\nWarning: moved by more than {LARGEST_MOVEMENT:.0%} of the width; try --align"
+    return ""
 
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:

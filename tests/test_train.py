@@ -79,7 +79,7 @@ def finished(dataset: Path, recipe: str, tmp_path_factory: pytest.TempPathFactor
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the pictures, which take longer than a tiny run; `finished` draws them."""
     monkeypatch.setattr("model.training.run.draw_curves", lambda *arguments: None)
-    monkeypatch.setattr("train.draw_predictions", lambda *arguments: None)
+    monkeypatch.setattr("model.training.evaluation.draw_predictions", lambda *arguments: None)
 
 
 def figures(folder: Path) -> list[dict[str, str]]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -25,9 +28,10 @@ from model.metrics import (
     pooled_scores,
     sample_sums,
 )
-from model.pictures import Example
+from model.pictures import Example, draw_predictions
 from model.precision import Precision
-from model.training.report import ROWS
+from model.training.camera import NO_CAMERA, align_backgrounds, load_camera, photograph
+from model.training.report import ROWS, defined_figures, score_table
 from model.unet import Decode, DualDecoderUNet
 
 EXAMPLES = 6
@@ -60,8 +64,12 @@ def measure(prediction: Prediction, inputs: Inputs) -> Tensor:
 
 
 class Evaluation(NamedTuple):
-    """Scores by row of `report.ROWS`, the network's sums per sample, and examples."""
+    """Scores by row of `report.ROWS`, the network's sums per sample, and examples.
 
+    camera: the name of the camera that took fg_bg; None if the images were not aligned either.
+    """
+
+    camera: str | None
     rows: dict[str, Scores]
     table: dict[str, np.ndarray]
     examples: list[Example]
@@ -70,19 +78,21 @@ class Evaluation(NamedTuple):
 class Report(NamedTuple):
     """Scores of a checkpoint on a validation split, and how to read them."""
 
-    evaluation: Evaluation
+    evaluations: tuple[Evaluation, ...]
+    """One for each camera."""
     spread: dict[str, GroupSpread]
-    """How the scores vary between groups, by bg and fg; see `metrics.group_spread`."""
+    """How the first camera's scores vary between groups, by bg and fg (`metrics.group_spread`)."""
     seen: dict[str, int] | None
     """How much of the split training has seen (`provenance.count_seen`); None if unknown."""
     title: str
 
     @classmethod
     def of(
-        cls, evaluation: Evaluation, layout: Layout, split: str, info: NetworkInfo,
+        cls, evaluations: tuple[Evaluation, ...], layout: Layout, split: str, info: NetworkInfo,
         seen: dict[str, int] | None,
     ) -> Report:  # fmt: skip
         """The scores with their spread over backgrounds and, where known, over foregrounds."""
+        evaluation = evaluations[0]
         samples = np.arange(layout.samples)
         spread = {"bg": group_spread(evaluation.table, layout.background_of(samples))}
         if layout.samples_per_fg is not None:
@@ -91,7 +101,36 @@ class Report(NamedTuple):
             f"validation: {evaluation.rows['network'].samples} samples, split {split}, "
             f"{info.size}x{info.size}, width {info.width}"
         )
-        return cls(evaluation, spread, seen, title)
+        return cls(evaluations, spread, seen, title)
+
+    def table(self) -> str:
+        """The scores as text; see `report.score_table`."""
+        sections = [(_about(e.camera), e.rows) for e in self.evaluations]
+        return score_table(sections, self.title, self.spread)
+
+    def to_json(self) -> dict[str, object]:
+        """The scores as plain values: of the first camera, and of all by name."""
+        cameras = {e.camera or "none": defined_figures(e.rows) for e in self.evaluations}
+        return {
+            "title": self.title,
+            "scores": next(iter(cameras.values())),
+            "cameras": cameras,
+            "spread": {kind: group.as_dict() for kind, group in self.spread.items()},
+            "seen_in_training": self.seen,
+        }
+
+    def draw(self, path: Path) -> None:
+        """Write the examples as a PNG: all of one camera, or some of each."""
+        share = -(-EXAMPLES // len(self.evaluations))
+        examples = [example for e in self.evaluations for example in e.examples[:share]]
+        draw_predictions(path, examples, self.title)
+
+
+def _about(camera: str | None) -> str:
+    """The line of a table about a camera."""
+    if camera is None:
+        return ""
+    return f"-- camera {camera}: {load_camera(camera)}"
 
 
 def _with_progress(loader: Loader, title: str) -> Iterator[Batch]:
@@ -147,18 +186,23 @@ def evaluate_network(
     precision: Precision,
     info: NetworkInfo,
     means: TrainingMeans,
+    camera: str | None = None,
 ) -> Evaluation:
     """Scores of the network and of the baselines, and examples spread over the set.
 
     loader: validation batches in order. preprocess: to ``info.size``. means: of the training
-    split, at the same size.
+    split, at the same size. camera: name of the camera that takes fg_bg (`load_camera`); the
+    images are then aligned as well, for the rows that need it, which takes some 30 ms per sample.
     """
     network.eval()
-    tables = {row: SampleTable(loader.layout.samples, loader.device) for row in ROWS}
+    taken_by = load_camera(camera or "none")
+    new_table = partial(SampleTable, loader.layout.samples, loader.device)
+    tables: defaultdict[str, SampleTable] = defaultdict(new_table)
     shown: list[Example] = []
     wanted: list[int] | None = None
     position = 0
-    for batch in _with_progress(loader, "evaluating"):
+    for stored in _with_progress(loader, "evaluating" + (f", camera {camera}" if camera else "")):
+        batch = photograph(stored, taken_by) if taken_by != NO_CAMERA else stored
         inputs = preprocess(batch)
         prediction = predict_step(inputs, network, precision, info.depth_loss, "both")
         bg = loader.backgrounds.gather(batch.index)
@@ -169,8 +213,15 @@ def evaluate_network(
             "background_depth": Prediction(None, means.background_depth(batch.index)),
             "overall_depth": Prediction(None, means.overall_depth(batch.index)),
         }
-        for row, table in tables.items():
-            table.add(batch.index, measure(predictions[row], inputs))
+        if camera:
+            aligned = align_backgrounds(bg, batch.fg_bg)
+            logits = difference_logits(aligned, batch.fg_bg, info.size)
+            predictions["aligned_difference"] = Prediction(logits, None)
+            predictions["aligned_network"] = predict_step(
+                preprocess(batch, bg=aligned), network, precision, info.depth_loss, "both"
+            )
+        for row, found in predictions.items():
+            tables[row].add(batch.index, measure(found, inputs))
         count = len(batch.index)
         if wanted is None:
             # Spread over the full batches: the last one may be smaller.
@@ -178,21 +229,25 @@ def evaluate_network(
             middles = np.linspace(0, total - 1, 2 * EXAMPLES + 1)[1::2]
             wanted = sorted(set(middles.astype(int).tolist()))
         chosen = [place - position for place in wanted if position <= place < position + count]
-        shown += [_example(batch, bg, inputs, prediction, row) for row in chosen]
+        shown += [_example(batch, bg, inputs, prediction, row, camera) for row in chosen]
         position += count
-    collected = {row: table.collect() for row, table in tables.items()}
+    collected = {row: tables[row].collect() for row in ROWS if row in tables}
     return Evaluation(
+        camera=camera,
         rows={row: pooled_scores(table) for row, table in collected.items()},
         table=collected["network"],
         examples=shown,
     )
 
 
-def _example(batch: Batch, bg: Tensor, inputs: Inputs, prediction: Prediction, row: int) -> Example:
+def _example(
+    batch: Batch, bg: Tensor, inputs: Inputs, prediction: Prediction, row: int, camera: str | None
+) -> Example:
     """One sample and its prediction as host arrays; host syncs, a handful per evaluation."""
     if prediction.mask_logits is None or prediction.depth is None:
         raise ValueError("an example needs both decoders")
     return Example(
+        note=f"camera {camera}" if camera else "",
         bg=bg[row].permute(1, 2, 0).cpu().numpy(),
         fg_bg=batch.fg_bg[row].permute(1, 2, 0).cpu().numpy(),
         mask=prediction.mask_logits[row, 0].sigmoid().cpu().numpy(),

@@ -11,6 +11,7 @@ import click
 
 from model.precision import AMP, COMPILE
 from model.recipe import RECIPES
+from model.training.camera import load_camera
 
 Command = TypeVar("Command", bound=Callable[..., object])
 Decorator = Callable[[Command], Command]
@@ -30,6 +31,22 @@ MAX_BAD_HELP = (
 IMAGES_HELP = "A photo, a folder of photos, or a pattern such as 'photos/*.jpg'"
 BG_HELP = f"{IMAGES_HELP}: without the person; one for all, or with the names of --fg-bg."
 FG_BG_HELP = f"{IMAGES_HELP}: the same scene with the person."
+
+
+def _checked(_context: click.Context, _option: click.Parameter, names: tuple[str, ...]) -> object:
+    for name in names:
+        load_camera(name)
+    return names
+
+
+camera_option = click.option(
+    "--camera",
+    "cameras",
+    multiple=True,
+    callback=_checked,
+    help="Change fg_bg as another photo would: none, mild, strong, handheld, or the pixels of a "
+    "movement, such as 2. Can be given several times. Adds rows with the two images aligned.",
+)
 
 device_option = option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
 amp_option = option(

@@ -24,7 +24,9 @@ DEPTH_FIGURES = ("depth_l1", "depth_rmse", "depth_rmse_x10", "delta1", "silog")
 
 ROWS = {
     "network": ("network", tuple(FIGURES)),
+    "aligned_network": ("network, images aligned", tuple(FIGURES)),
     "difference": (f"|fg_bg - bg| > {DIFFERENCE_LEVELS}", ("mask_iou",)),
+    "aligned_difference": (f"|fg_bg - bg| > {DIFFERENCE_LEVELS}, images aligned", ("mask_iou",)),
     "prior": ("constant share of mask pixels", ("mask_bce",)),
     "background_depth": ("mean depth map of the background", DEPTH_FIGURES),
     "overall_depth": ("mean depth map of all", DEPTH_FIGURES),
@@ -44,18 +46,25 @@ def defined_figures(rows: Mapping[str, Scores]) -> dict[str, dict[str, float | N
     }
 
 
-def score_table(rows: Mapping[str, Scores], title: str, spread: Mapping[str, GroupSpread]) -> str:
+def score_table(
+    sections: Sequence[tuple[str, Mapping[str, Scores]]],
+    title: str,
+    spread: Mapping[str, GroupSpread],
+) -> str:
     """The scores of the network and of the baselines as aligned text.
 
+    sections: for each camera a line about it, empty for none, and its rows.
     spread: how the network's scores vary between groups, see `evaluation.Report`; one line each.
     """
-    width = max(len(ROWS[row][0]) for row in rows)
+    width = max(len(ROWS[row][0]) for _, rows in sections for row in rows)
     head = " ".join(f"{name:>10}" for name in FIGURES.values())
     lines = [title, f"{'':{width}} {head}"]
-    for row, figures in defined_figures(rows).items():
-        values = [figures.get(name) for name in FIGURES]
-        cells = " ".join(f"{'-' if v is None else format(v, '.4f'):>10}" for v in values)
-        lines.append(f"{ROWS[row][0]:{width}} {cells}")
+    for about, rows in sections:
+        lines += [about] if about else []
+        for row, figures in defined_figures(rows).items():
+            values = [figures.get(name) for name in FIGURES]
+            cells = " ".join(f"{'-' if v is None else format(v, '.4f'):>10}" for v in values)
+            lines.append(f"{ROWS[row][0]:{width}} {cells}")
     lines.append(NOTE)
     for kind, group in spread.items():
         for name in (name for name in FIGURES if name in group.figures):

@@ -16,6 +16,7 @@ from model.checkpoint import ChannelStatistics, NetworkInfo
 from model.export import export_network
 from model.pictures import Example, draw_curves, draw_predictions
 from model.predictor import Pair, Predictor, pair_images, predict_files, resize
+from tests.pictures import texture
 
 PHOTOS = Path(__file__).parents[3] / "shared/seed_samples"
 
@@ -62,7 +63,8 @@ def test_results_have_the_size_of_the_input(predictor: Predictor, tmp_path: Path
         Image.fromarray(_pixels(50, 70, seed)).save(tmp_path / f"{name}.png")
     out = tmp_path / "out"
     pairs = pair_images(str(tmp_path / "bg.png"), str(tmp_path / "fg_bg.png"))
-    paths = list(predict_files(predictor, pairs, out))
+    ((paths, note),) = predict_files(predictor, pairs, out)
+    assert "bg and fg_bg are" in note
     mask, depth = (np.asarray(Image.open(path)) for path in paths[:2])
     assert mask.shape == depth.shape == (50, 70)
     assert set(np.unique(mask)) <= {0, 255}
@@ -136,8 +138,9 @@ def test_export_on_real_photos(predictor: Predictor, tmp_path: Path) -> None:
     )
     pairs = [Pair(fg_bg.stem, bg, fg_bg) for bg, fg_bg in names]
     assert export_network(predictor, tmp_path / "net.pt2", pairs) < 1e-5
-    paths = list(predict_files(predictor, pairs, tmp_path / "out"))
-    assert len(paths) == 3 * len(pairs) == 15
+    results = list(predict_files(predictor, pairs, tmp_path / "out"))
+    assert sum(len(paths) for paths, _ in results) == 3 * len(pairs) == 15
+    assert not any("Warning" in note for _, note in results)
 
 
 def test_threshold(predictor: Predictor, tmp_path: Path) -> None:
@@ -145,8 +148,28 @@ def test_threshold(predictor: Predictor, tmp_path: Path) -> None:
     pairs = pair_images(str(tmp_path / "a.png"), str(tmp_path / "a.png"))
     mask, _ = predictor.predict_image(*pairs[0].read())
     for threshold in (0.3, float(np.median(mask)), 0.9):
-        path, *_ = predict_files(predictor, pairs, tmp_path / "out", threshold)
-        assert np.array_equal(np.asarray(Image.open(path)) == 255, mask > threshold)
+        ((paths, _),) = predict_files(predictor, pairs, tmp_path / "out", threshold=threshold)
+        assert np.array_equal(np.asarray(Image.open(paths[0])) == 255, mask > threshold)
+
+
+def test_a_pair_that_moved_can_be_aligned(predictor: Predictor, tmp_path: Path) -> None:
+    bg = texture(160, 160)
+    photo = np.roll(bg, (5, -6), axis=(0, 1)) // 4 * 3
+    for name, image in (("bg", bg), ("moved", photo), ("other", texture(160, 160, 1))):
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+
+    def predict(fg_bg: str, align: bool) -> tuple[str, np.ndarray]:
+        pairs = pair_images(str(tmp_path / "bg.png"), str(tmp_path / f"{fg_bg}.png"))
+        ((paths, note),) = predict_files(predictor, pairs, tmp_path / "out", align=align)
+        return note, np.asarray(Image.open(paths[2]))
+
+    note, plain = predict("moved", False)
+    assert "4.9% of the width" in note
+    assert "try --align" in note
+    note, aligned = predict("moved", True)
+    assert "Warning" not in note
+    assert not np.array_equal(plain, aligned)
+    assert "may not show the same place" in predict("other", True)[0]
 
 
 def test_export_needs_a_known_suffix_and_the_extra(

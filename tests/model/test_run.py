@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from model import DualDecoderUNet, ModelError
 from model.contract import Batch, Inputs
@@ -33,7 +34,7 @@ def run(tmp_path: Path) -> Run:
 def trainer() -> StageTrainer:
     """A trainer of the first stage, after one batch of loss 1."""
 
-    def no_data(batch: Batch, epoch: int = 0) -> Inputs:
+    def no_data(batch: Batch, epoch: int = 0, bg: Tensor | None = None) -> Inputs:
         raise AssertionError("these tests train on no further batch")
 
     trainer = StageTrainer(

@@ -1,0 +1,60 @@
+"""Registration finds movements and exposures that were put there."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.registration import SAME_PLACE, register
+from tests.pictures import texture, with_disc
+
+
+@settings(max_examples=10)
+@given(
+    st.floats(-0.03, 0.03), st.floats(-0.03, 0.03), st.floats(-1, 1), st.floats(0.98, 1.02),
+    st.floats(0.8, 1.2), st.sampled_from([(160, 224), (224, 224), (500, 460)]),
+)  # fmt: skip
+def test_a_known_movement(
+    right: float, down: float, angle: float, zoom: float, gain: float, shape: tuple[int, int]
+) -> None:
+    height, width = shape
+    bg = texture(height, width)
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, zoom)
+    matrix[:, 2] += (right * width, down * width)
+    photo = cv2.warpAffine(with_disc(bg), matrix, (width, height), borderMode=cv2.BORDER_REPLICATE)
+    photo = np.clip(photo * gain, 0, 255).astype(np.uint8)
+    found = register(bg, photo)
+    corners = np.array([[0, width, 0, width], [0, 0, height, height], [1, 1, 1, 1]])
+    back = cv2.invertAffineTransform(matrix)
+    error = np.hypot(*(found.matrix @ corners - back @ corners)).max()
+    assert error < 0.006 * width
+    assert np.allclose(found.gain, gain, atol=0.08)
+    moved = np.hypot(*(back @ corners - corners[:2])).max() / width
+    assert found.largest_movement(height, width) == pytest.approx(moved, abs=0.006)
+    difference = cv2.absdiff(found.align(bg), photo)[8:-8, 8:-8].max(axis=2)
+    assert (difference > 40).mean() < 0.16  # the disc, moved by a border's width
+    assert found.agreement > SAME_PLACE
+
+
+def test_equal_images_are_not_moved() -> None:
+    image = texture(96, 128)
+    found = register(image, image)
+    assert np.allclose(found.matrix, np.eye(2, 3), atol=0.02)
+    assert found.agreement == 1
+    assert "0.0% of the width" in found.describe(96, 128)
+    assert np.abs(found.align(image).astype(int) - image).max() <= 4
+
+
+def test_other_places_do_not_agree() -> None:
+    assert register(texture(128, 128, 0), texture(128, 128, 1)).agreement < SAME_PLACE
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (8, 300), (20, 20), (31, 17)])
+def test_images_without_structure_or_of_odd_shape(shape: tuple[int, int]) -> None:
+    flat = np.full((*shape, 3), 90, np.uint8)
+    found = register(flat, flat + np.uint8(20))
+    assert np.isfinite(found.matrix).all()
+    assert np.array_equal(found.align(flat), flat + 20)
