@@ -121,16 +121,16 @@ class StageTrainer:
 
 def train_epoch(run: Run, trainer: StageTrainer, loader: Loader, reporter: Reporter) -> EpochRow:
     """Train on the remaining batches of the run's epoch; returns its row of metrics.csv."""
-    (number, epoch, start), stage, batches = run.position, trainer.stage, len(loader)
+    (number, epoch, start), stage, ranks = run.position, trainer.stage, run.config.world_size
+    batches = stage.batches(len(loader), ranks)
     # Counted over all stages, so that every epoch of the run has its own order.
     run_epoch = sum(earlier.epochs for earlier in run.config.recipe.stages[:number]) + epoch
     title = f"stage {number + 1}, epoch {epoch + 1} of {stage.epochs}"
-    ranks = run.config.world_size
     trainer.wrapped.train()
     meter = EpochMeter(title, batches, start, run.elapsed, ranks=ranks, shown=run.first)
     with meter.bar:
         remaining = meter.batches(loader.epoch(run_epoch, start=start))
-        for done, batch in enumerate(remaining, start + 1):
+        for done, batch in zip(range(start + 1, batches + 1), remaining, strict=False):
             lr = stage.lr_at(epoch * batches + done - 1, stage.epochs * batches)
             trainer.step(batch, epoch=run_epoch, lr=lr)
             run.steps += 1

@@ -16,6 +16,7 @@ from model.losses import DEPTH_LOSSES, LOGIT_DEPTH, MASK_LOSSES
 from model.unet import DOWNSAMPLING, PARTS, Decode
 
 SCHEDULES = ("constant", "onecycle")
+OPTIMIZERS = ("sgd", "muon")
 WARM_UP = 0.3
 """Share of a one-cycle stage in which the learning rate rises."""
 
@@ -33,7 +34,9 @@ class Stage:
     trains: tuple[str, ...]
     """Parts that train: encoder, mask, depth. The others are frozen."""
     epochs: int = 1
-    """Passes over the training split."""
+    """Passes over the training split, or over ``samples`` of it."""
+    samples: int | None = None
+    """Samples of an epoch, others in each; None for the complete training split."""
     schedule: str = "constant"
     """constant, or onecycle: a linear rise and then half a cosine, once over the stage."""
     mask_loss: str = "bce"
@@ -43,6 +46,8 @@ class Stage:
 
     def __post_init__(self) -> None:
         _check_counts(self, "size", "batch_size", "epochs")
+        if self.samples is not None:
+            _check_counts(self, "samples")
         _check(self.size % DOWNSAMPLING == 0, "size", f"a multiple of {DOWNSAMPLING}", self.size)
         finite = _is_number(self.lr) and 0 < self.lr <= sys.float_info.max
         _check(finite, "lr", "a finite number above 0", self.lr)
@@ -71,6 +76,12 @@ class Stage:
         """Parts that do not train."""
         return tuple(part for part in PARTS if part not in self.trains)
 
+    def batches(self, available: int, world_size: int = 1) -> int:
+        """Batches of an epoch on each rank, of the ``available`` ones of its loader."""
+        if self.samples is None:
+            return available
+        return min(available, max(1, self.samples // (self.batch_size * world_size)))
+
     def lr_at(self, step: int, steps: int) -> float:
         """Learning rate of step ``step`` (from 0) of the stage's ``steps``.
 
@@ -92,7 +103,7 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Stages trained in order with SGD; the momentum restarts at 0 in each stage."""
+    """Stages trained in order; the momentum restarts at 0 in each stage."""
 
     name: str
     """The name that `--recipe` takes."""
@@ -100,10 +111,12 @@ class Recipe:
     """The stages in order; at least one."""
     width: int = 64
     """Channels at full size, unless `--width` is given."""
+    optimizer: str = "sgd"
+    """sgd, or muon (`training.optimizer.Muon`)."""
     momentum: float = 0.9
-    """Momentum of SGD, in 0..1."""
+    """Momentum of the optimiser, in 0..1."""
     weight_decay: float = 1e-5
-    """Weight decay of SGD, applied to every trained parameter."""
+    """Weight decay, applied to every trained parameter."""
     nesterov: bool = False
     """Whether SGD uses Nesterov momentum."""
     from_difference: bool = False
@@ -132,6 +145,7 @@ class Recipe:
         for key in ("nesterov", "from_difference"):
             value = getattr(self, key)
             _check(isinstance(value, bool), key, "true or false", value)
+        _check(self.optimizer in OPTIMIZERS, "optimizer", "sgd or muon", self.optimizer)
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0")
         if len({s.depth_loss in LOGIT_DEPTH for s in self.stages if "depth" in s.trains}) > 1:

@@ -141,6 +141,51 @@ def test_mask_stage_leaves_the_rest_alone(finished: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_resume_with_a_camera_muon_and_short_epochs(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tmp_path / "short.toml"
+    options = 'optimizer = "muon"\ncamera = 0.8\n[[stages]]\nsamples = 12'
+    recipe.write_text(RECIPE.replace("[[stages]]", options, 1))
+    assert fit(dataset, tmp_path / "complete", str(recipe)).exit_code == 0
+    state = torch.load(tmp_path / "complete" / "last.pt", weights_only=True)["network"]
+    assert state["encoder.inc.1.num_batches_tracked"].item() == 6  # 3 of 5 batches, two epochs
+
+    real, done = StageTrainer.step, 0
+
+    def interrupted(self: StageTrainer, batch: Batch, *, epoch: int, lr: float) -> None:
+        nonlocal done
+        done += 1
+        if done == 5:
+            raise KeyboardInterrupt
+        real(self, batch, epoch=epoch, lr=lr)
+
+    monkeypatch.setattr(StageTrainer, "step", interrupted)
+    assert fit(dataset, tmp_path / "run", str(recipe), "--save-every", 1).exit_code == 1
+    assert fit(dataset, tmp_path / "run", str(recipe), "--resume").exit_code == 0
+    ours, theirs = (load_file(tmp_path / f / "best.safetensors") for f in ("run", "complete"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_evaluate_with_cameras(finished: Path, dataset: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "grid.png"
+    arguments = ("--camera", "none", "--camera", "2", "--picture", picture)
+    result = run("evaluate", dataset, finished / "best.safetensors", *arguments)
+    assert result.exit_code == 0, result.output
+    assert "camera none: the composites as they are" in result.stdout
+    assert "camera 2: shift 2 px, gain 10.0%, noise 6 levels" in result.stdout
+    assert result.stdout.count("images aligned") == 4
+    assert Image.open(picture).format == "PNG"
+    result = run("evaluate", dataset, finished / "best.safetensors", *arguments[:4], "--json")
+    found = json.loads(result.stdout)
+    assert set(found["cameras"]) == {"none", "2"}
+    assert found["scores"] == found["cameras"]["none"]
+    plain = json.loads(run("evaluate", dataset, finished / "best.safetensors", "--json").stdout)
+    assert found["scores"]["network"] == plain["scores"]["network"]
+    assert found["cameras"]["2"]["difference"] != found["cameras"]["none"]["difference"]
+
+
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(("steps", "kept"), [(1, 0), (3, 2), (7, 7), (14, 14)])
 def test_resume_gives_the_same_weights_bit_for_bit(
     steps: int,
@@ -205,6 +250,7 @@ MISTAKES = {
     "no GPU": ("fit {data} {tmp}/new --device cuda:99", "CUDA devices"),
     "fp16 on a CPU": ("fit {data} {tmp}/new --device cpu --amp fp16", "needs a GPU"),
     "device of another kind": ("fit {data} {tmp}/new --device mps", "expected auto, cpu, cuda or"),
+    "no such camera": ("evaluate {data} {best} --camera shaky", "camera 'shaky': expected one of"),
     "no such device": ("evaluate {data} {best} --device gpu", "expected auto, cpu, cuda or cuda:N"),
     "no workers": ("fit {data} {tmp}/new --workers 0", "--workers.*0 is not in the range x>=1"),
     "huge seed": ("fit {data} {tmp}/new --seed 99999999999999999999", "--seed.*92233720368547758"),

@@ -137,3 +137,12 @@ def test_toml_files_and_unknown_names(tmp_path: Path) -> None:
         load_recipe("origin")
     with pytest.raises(ModelError, match="No such file"):
         load_recipe(str(tmp_path / "none.toml"))
+
+
+def test_samples_shorten_an_epoch() -> None:
+    stage = Stage(**STAGE | {"samples": 100})
+    assert stage.batches(50) == 12
+    assert stage.batches(50, world_size=4) == 3
+    assert stage.batches(5) == 5
+    assert Stage(**STAGE | {"samples": 1}).batches(5) == 1
+    assert Stage(**STAGE).batches(50, world_size=4) == 50
