@@ -10,7 +10,8 @@ from convert import errors
 
 COMMANDS = (
     "codecs", "compare", "convert", "encode", "epoch", "estimate", "hardware", "loader", "luma",
-    "parity", "peers", "quality", "recipes", "report", "scaling", "simulate", "step",
+    "parity", "peers", "quality", "recipes", "report", "scaling", "simulate", "speedrun",
+    "step",
 )  # fmt: skip
 """Each is a function of a module of the same name, but for those of `_MODULES`."""
 _MODULES = {

@@ -55,11 +55,14 @@ class Data:
     train: np.ndarray
     scored: np.ndarray
     batch_size: int
+    device: str = "cpu"
 
-    def open(self, indices: np.ndarray, *, shuffle: bool) -> Loader:
+    def open(
+        self, indices: np.ndarray, *, shuffle: bool, batch_size: int | None = None, seed: int = 0
+    ) -> Loader:
         return build_loader(
-            self.engine, self.shards, batch_size=self.batch_size, indices=indices,
-            shuffle=shuffle, drop_last=shuffle,
+            self.engine, self.shards, batch_size=batch_size or self.batch_size, indices=indices,
+            shuffle=shuffle, drop_last=shuffle, seed=seed, device=self.device,
         )  # fmt: skip
 
 
@@ -109,7 +112,7 @@ def score(network: DualDecoderUNet, loader: Loader, size: int, depth_loss: str) 
     network.eval()
     small = Preprocess(loader.backgrounds, loader.statistics, size=size)
     stored = Preprocess(loader.backgrounds, loader.statistics)
-    table = SampleTable(loader.layout.samples, "cpu")
+    table = SampleTable(loader.layout.samples, loader.device)
     for batch in loader.epoch(0):
         found = predict_step(small(batch), network, FLOAT32, depth_loss, "both")
         truth = stored(batch)

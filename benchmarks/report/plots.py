@@ -142,6 +142,31 @@ def _lines(axes: Any, result: Result, axis: str, what: str) -> None:
     axes.tick_params(labelsize=7)
 
 
+def speedrun(result: Result) -> Canvas:
+    """Both scores over PFLOP: a line for each run, a colour for each recipe, dashes: the target."""
+    canvas, panels = pyplot.subplots(1, 2, figsize=(_WIDTH, 2.6), layout="constrained")
+    runs = tables.runs_of(result)
+    colours = {name: f"C{at}" for at, name in enumerate(dict.fromkeys(name for name, _ in runs))}
+    targets = {"mask_iou": "target_iou", "depth_rmse": "target_rmse"}
+    for axes, (figure, title) in zip(panels, tables.SCORES.items(), strict=True):
+        labelled: set[str] = set()
+        for (recipe, _), cases in runs.items():
+            points = [(float(c.parameters["pflop"]), c.figures[figure]) for c in cases]
+            label = None if recipe in labelled else recipe
+            labelled.add(recipe)
+            axes.plot(*zip(*points, strict=True), lw=1, color=colours[recipe], label=label)
+        target = float(str(result.arguments[targets[figure]]))
+        axes.axhline(target, color="gray", linestyle="--", lw=1, label="target")
+        axes.set_title(title, fontsize=8)
+        axes.set_xlabel("PFLOP of training", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.set_xscale("log")
+    panels[0].set_ylim(0, 1)
+    panels[1].set_ylim(0, 0.4)
+    _legend(canvas, panels[0], 4)
+    return canvas
+
+
 def recipes(result: Result) -> Canvas:
     """Both scores over CPU minutes: a line for each recipe, dashes for the baselines."""
     canvas, panels = pyplot.subplots(1, 2, figsize=(_WIDTH, 2.6), layout="constrained")

@@ -220,6 +220,36 @@ def recipes_over_time(result: Result) -> Table:
     )
 
 
+def runs_of(result: Result) -> dict[tuple[str, float], list[CaseResult]]:
+    """Points of every run of `speedrun`, in order, by recipe and seed."""
+    found: dict[tuple[str, float], list[CaseResult]] = {}
+    for case in result.cases.values():
+        if case.parameters:
+            key = (str(case.parameters["recipe"]), float(case.parameters["seed"]))
+            found.setdefault(key, []).append(case)
+    return found
+
+
+def speedrun(result: Result) -> Table:
+    """What each recipe needed to reach the target, or where it was when it ended."""
+    ends: dict[str, list[CaseResult]] = {}
+    for (recipe, _), points in runs_of(result).items():
+        ends.setdefault(recipe, []).append(points[-1])
+    rows = []
+    for recipe, cases in ends.items():
+        reached = sum(case.parameters["reached"] == 1 for case in cases)
+        row = {"": recipe, "reached by": f"{reached} of {len(cases)}"}
+        for what in ("samples", "pflop", "seconds"):
+            spread = Spread.of([float(case.parameters[what]) for case in cases])
+            low, high = number(spread.lowest), number(spread.highest)
+            title = "PFLOP" if what == "pflop" else what
+            row[title] = f"{number(spread.median)} ({low}–{high})"
+        for what, title in SCORES.items():
+            row[title] = _score(Spread.of([case.figures[what] for case in cases]).median)
+        rows.append(row)
+    return Table.of(rows)
+
+
 def quality(result: Result, splits: tuple[str, ...]) -> Table:
     """Scores of runs with these splits beside those of the baselines, and their CPU time."""
     rows = []

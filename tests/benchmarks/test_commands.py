@@ -115,6 +115,17 @@ def test_recipes(shards: Path, tmp_path: Path, need_engine: Callable[[str], None
     assert found["cases"]["no network"]["figures"]["mask_iou"] > 0.5
 
 
+def test_speedrun(shards: Path, tmp_path: Path, need_engine: Callable[[str], None]) -> None:
+    need_engine("ffcv")
+    small = ("--seeds", 2, "--width", 2, "--batch-size", 30, "--points", 2, "--samples", 5)
+    found = measure(tmp_path, "speedrun", shards, "--recipe", "demo", "--limit", 1e-6, *small)
+    assert found["arguments"]["target_iou"] >= 0.9368
+    # Each run is cut off at its first point.
+    cases = [case for name, case in found["cases"].items() if name.startswith("demo, seed ")]
+    assert [case["parameters"]["seed"] for case in cases] == [0, 1]
+    assert all(case["parameters"]["reached"] == 0 for case in cases)
+
+
 def test_quality_equals_evaluate(shards: Path, tmp_path: Path) -> None:
     recipe, folder = tmp_path / "recipe.json", tmp_path / "run"
     stage = {"size": 32, "batch_size": 30, "lr": 0.01, "trains": ["encoder", "mask", "depth"]}

@@ -97,6 +97,21 @@ def recipes() -> Result:
     return make_result("recipes", {"minutes": 2}, cases)
 
 
+def speedrun() -> Result:
+    cases = {"no network": CaseResult(figures={"mask_iou": 0.8, "depth_rmse": 0.1})}
+    for seed in (0, 1):
+        for pflop, iou in ((0.01, 0.9), (0.02, 0.9368 + 0.001 * seed)):
+            cases[f"fast, seed {seed}, {pflop}"] = CaseResult(
+                parameters={
+                    "recipe": "fast", "seed": seed, "samples": 1000 * pflop, "pflop": pflop,
+                    "seconds": 100 * pflop, "reached": float(iou >= 0.9368),
+                },
+                figures={"mask_iou": iou, "depth_rmse": 0.08},
+            )  # fmt: skip
+    arguments = {"width": 16, "target_iou": 0.9368, "target_rmse": 0.0862}
+    return make_result("speedrun", arguments, cases)
+
+
 def quality() -> Result:
     about: dict[str, Any] = {
         "recipe": "small", "split": "random", "width": 12, "size": 112, "epochs": 12,
@@ -121,7 +136,7 @@ def encode() -> Result:
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One result of each benchmark with a picture, and what `report` makes of them."""
     folder = tmp_path_factory.mktemp("results")
-    for result in (peers(), epoch(), scaling(), step(), recipes(), quality(), encode()):
+    for result in (peers(), epoch(), scaling(), step(), recipes(), speedrun(), quality(), encode()):
         save(result, folder)
     done = invoke("report", folder)
     assert done.exit_code == 0, done.output
