@@ -203,8 +203,8 @@ def evaluate_checkpoint(
 ) -> Report:  # fmt: skip
     """Score a network from a checkpoint on the validation split, in this process alone.
 
-    expected: fingerprint that the data must have; empty for any. cameras: names of cameras that
-    take fg_bg; if any, the images are also aligned, see `evaluate_network`.
+    expected: fingerprint that the data must have; empty for any. cameras: names of disturbances
+    of fg_bg; if any, the images are also aligned, see `evaluate_network`.
     """
     (network, info), precision = checkpoint, precision_for(amp, device)
     pair = open_pair(

@@ -16,15 +16,15 @@ from torch.nn import functional
 
 from loaders.options import expect
 
-_DRAWS = {
+DRAWS = {
     "strength": 1, "recolour": 3,
     "shadow": 1, "flatness": 1, "slant": 1,
     "moves_fg_bg": 1, "rotation": 1, "zoom": 1, "shift": 2,
     "exposes_fg_bg": 1, "exposure": 1, "balance": 3, "gradient": 2, "offset": 3, "gamma": 1,
     "blur": 1, "noise": 1, "grain": 1,
 }  # fmt: skip
-COLUMNS = sum(_DRAWS.values())
-"""Draws of one sample, by name and in this order."""
+"""Draws of a sample by name, in order, and the number of each."""
+COLUMNS = sum(DRAWS.values())
 _NOISE_VALUES = 1 << 20
 _SHADOW_BLUR = 28  # the side of the image by the radius of the shadow's blur
 
@@ -79,7 +79,7 @@ class Camera:
         The foreground's colours and shadow change fg_bg. The movement changes bg, or fg_bg with its
         mask and depth; the light, the blur and the noise change one of the two images as well.
         """
-        named = dict(zip(_DRAWS, draws.split(list(_DRAWS.values()), dim=1), strict=True))
+        named = dict(zip(DRAWS, draws.split(list(DRAWS.values()), dim=1), strict=True))
         chance = {name: values[:, :, None, None] for name, values in named.items()}
         share = max(self.share, 1e-9)
         strength = torch.where(chance["strength"] < share, chance["strength"] / share, 0)
@@ -100,8 +100,16 @@ class Camera:
         bg, fg_bg = torch.where(exposes, bg, exposed), torch.where(exposes, exposed, fg_bg)
         return bg, fg_bg.clamp_(0, 1), mask, depth
 
+    @staticmethod
+    def prepare(device: torch.device, height: int, width: int) -> None:
+        """Make what images of this size need, so that calls can be compiled."""
+        _noise_table(device, 3 * height * width)
+
     def _shadow(self, mask: Tensor, chance: dict[str, Tensor], strength: Tensor) -> Tensor:
-        """Share of the light that is taken, (B, 1, S, S): the mask, lying flat from its feet."""
+        """Share of the light that a shadow takes, (B, 1, S, S).
+
+        The shadow is the mask, squeezed and slanted about its lowest row.
+        """
         side = mask.shape[-1]
         rows = torch.linspace(-1, 1, mask.shape[-2], device=mask.device)
         feet = torch.where(mask.amax((1, 3)) > 0, rows, -1).amax(1)
@@ -145,7 +153,8 @@ class Camera:
         image = image * (gain * light) + self.offset * signed["offset"]
         image = image.clamp(1e-4, 1) ** (1 + self.gamma * signed["gamma"])
         image = image + (_binomial(image) - image) * (self.blur * chance["blur"] * strength)
-        grain = _grain(chance["grain"].flatten(), image)
+        place = (chance["grain"].flatten() * _NOISE_VALUES).long()
+        grain = _noise_table(image.device, image[0].numel())[place].view_as(image)
         return (image + grain * (self.noise * chance["noise"] * strength)).clamp_(0, 1)
 
 
@@ -171,17 +180,17 @@ def _binomial(image: Tensor) -> Tensor:
     return (rows[..., :-2] + rows[..., 2:]) * 0.25 + rows[..., 1:-1] * 0.5
 
 
-_noise: dict[torch.device, Tensor] = {}
+_noise: dict[tuple[torch.device, int], Tensor] = {}
 
 
-def _grain(chance: Tensor, image: Tensor) -> Tensor:
-    """Standard normal values like ``image``, from a place of a fixed sequence; chance: (B,).
+def _noise_table(device: torch.device, count: int) -> Tensor:
+    """float32 (_NOISE_VALUES, count): ``count`` normal values from each place of a sequence.
 
-    Random generators differ between devices, a table does not.
+    Random generators differ between devices, a fixed sequence does not. It is followed by itself,
+    and rows share its memory.
     """
-    if image.device not in _noise:
-        generator = torch.Generator().manual_seed(0)
-        _noise[image.device] = torch.randn(_NOISE_VALUES, generator=generator).to(image.device)
-    first = (chance * _NOISE_VALUES).long()[:, None]
-    place = torch.arange(image[0].numel(), device=image.device)
-    return _noise[image.device][(first + place) % _NOISE_VALUES].view_as(image)
+    if (device, count) not in _noise:
+        values = torch.randn(_NOISE_VALUES, generator=torch.Generator().manual_seed(0))
+        repeated = values.repeat(1 + -(-count // _NOISE_VALUES)).to(device)
+        _noise[device, count] = repeated.unfold(0, count, 1)[:_NOISE_VALUES]
+    return _noise[device, count]

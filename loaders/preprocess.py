@@ -142,11 +142,11 @@ class Preprocess(nn.Module):
         if size is not None:
             expect("image size", size, 1)
         self.size = size
+        self.augment = augment
         self._take_backgrounds(backgrounds)
         self._fused = Fused(*self._resized.shape[1:3])
         self.dtype = dtype
         self.channels_last = channels_last
-        self.augment = augment
         for name in ("bg", "fg_bg"):
             scale, shift = _scale_and_shift(statistics, name)
             if not channels_last:
@@ -174,7 +174,7 @@ class Preprocess(nn.Module):
             bg_full_scale = self._bg_full_scale
         fg_bg, pixels_per_value = _resize(batch.fg_bg, self.size)
         mask, depth = (_resize(field, self.size)[0] for field in (batch.mask, batch.depth))
-        found, expected = fg_bg.shape[2:], self._resized.shape[1:3]
+        found, expected = fg_bg.shape[2:], bg.shape[2:]
         if found != expected:
             raise DataError(
                 f"batch: found {found[1]}x{found[0]} pixels beside backgrounds of "
@@ -236,6 +236,8 @@ class Preprocess(nn.Module):
         resized, pixels_per_value = _resize(backgrounds.images, self.size)
         self._resized = resized.permute(0, 2, 3, 1).contiguous()
         self._bg_full_scale = 255 * pixels_per_value
+        if self.augment is not None and self.augment.camera is not None:
+            self.augment.camera.prepare(self._resized.device, *self._resized.shape[1:3])
 
 
 def _scale_and_shift(statistics: Mapping[str, MeanAndStd], name: str) -> tuple[Tensor, Tensor]:

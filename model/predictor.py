@@ -22,7 +22,7 @@ from model.pictures import Example, draw_predictions
 from model.registration import SAME_PLACE, Registration, register
 from model.unet import DualDecoderUNet
 
-LARGEST_MOVEMENT = 0.01
+WORTH_ALIGNING = 0.01
 """Movement, as a part of the width, above which `predict` advises to align the images."""
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 
@@ -113,7 +113,8 @@ def predict_files(
         for path in paths:
             require_writable(path)
         found = register(bg, fg_bg)
-        bg = found.align(bg) if align else bg
+        if align and found.found:
+            bg = found.align(bg)
         mask, depth = predictor.predict_image(bg, fg_bg)
         make_folder(out)
         _write_png(paths[0], (mask > threshold) * np.uint8(255))
@@ -125,14 +126,13 @@ def predict_files(
 
 def _warning(found: Registration, bg: np.ndarray, align: bool) -> str:
     """A line on a pair whose images differ too much; empty if they do not."""
-    if found.agreement < SAME_PLACE:
+    if found.similarity < SAME_PLACE:
         return (
-            f"\nWarning: {found.agreement:.0%} of the pixels of the two images agree, expected at "
-            f"least {SAME_PLACE:.0%}: they may not show the same place, and then the mask means "
-            "nothing"
+            f"\nWarning: the two photos may not show the same place: {found.similarity:.0%} of "
+            f"their details agree, expected at least {SAME_PLACE:.0%}"
         )
-    if not align and found.largest_movement(*bg.shape[:2]) > LARGEST_MOVEMENT:
-        return f"\nWarning: moved by more than {LARGEST_MOVEMENT:.0%} of the width; try --align"
+    if not align and found.largest_movement(*bg.shape[:2]) > WORTH_ALIGNING:
+        return f"\nWarning: moved by more than {WORTH_ALIGNING:.0%} of the width; try --align"
     return ""
 
 

@@ -30,7 +30,7 @@ from model.metrics import (
 )
 from model.pictures import Example, draw_predictions
 from model.precision import Precision
-from model.training.camera import NO_CAMERA, align_backgrounds, load_camera, photograph
+from model.training.disturbance import UNDISTURBED, align_backgrounds, disturb, load_disturbance
 from model.training.report import ROWS, defined_figures, score_table
 from model.unet import Decode, DualDecoderUNet
 
@@ -66,7 +66,7 @@ def measure(prediction: Prediction, inputs: Inputs) -> Tensor:
 class Evaluation(NamedTuple):
     """Scores by row of `report.ROWS`, the network's sums per sample, and examples.
 
-    camera: the name of the camera that took fg_bg; None if the images were not aligned either.
+    camera: the name of the disturbance of fg_bg; None if the images were not aligned either.
     """
 
     camera: str | None
@@ -130,7 +130,7 @@ def _about(camera: str | None) -> str:
     """The line of a table about a camera."""
     if camera is None:
         return ""
-    return f"-- camera {camera}: {load_camera(camera)}"
+    return f"-- camera {camera}: {load_disturbance(camera)}"
 
 
 def _with_progress(loader: Loader, title: str) -> Iterator[Batch]:
@@ -191,18 +191,18 @@ def evaluate_network(
     """Scores of the network and of the baselines, and examples spread over the set.
 
     loader: validation batches in order. preprocess: to ``info.size``. means: of the training
-    split, at the same size. camera: name of the camera that takes fg_bg (`load_camera`); the
-    images are then aligned as well, for the rows that need it, which takes some 30 ms per sample.
+    split, at the same size. camera: name of the disturbance of fg_bg (`load_disturbance`); the
+    images are then aligned as well, for the rows that need it, which takes some 40 ms per sample.
     """
     network.eval()
-    taken_by = load_camera(camera or "none")
+    disturbance = load_disturbance(camera or "none")
     new_table = partial(SampleTable, loader.layout.samples, loader.device)
     tables: defaultdict[str, SampleTable] = defaultdict(new_table)
     shown: list[Example] = []
     wanted: list[int] | None = None
     position = 0
     for stored in _with_progress(loader, "evaluating" + (f", camera {camera}" if camera else "")):
-        batch = photograph(stored, taken_by) if taken_by != NO_CAMERA else stored
+        batch = disturb(stored, disturbance) if disturbance != UNDISTURBED else stored
         inputs = preprocess(batch)
         prediction = predict_step(inputs, network, precision, info.depth_loss, "both")
         bg = loader.backgrounds.gather(batch.index)

@@ -11,7 +11,7 @@ import click
 
 from model.precision import AMP, COMPILE
 from model.recipe import RECIPES
-from model.training.camera import load_camera
+from model.training.disturbance import load_disturbance
 
 Command = TypeVar("Command", bound=Callable[..., object])
 Decorator = Callable[[Command], Command]
@@ -35,8 +35,8 @@ FG_BG_HELP = f"{IMAGES_HELP}: the same scene with the person."
 
 def _checked(_context: click.Context, _option: click.Parameter, names: tuple[str, ...]) -> object:
     for name in names:
-        load_camera(name)
-    return names
+        load_disturbance(name)
+    return tuple(dict.fromkeys(names))
 
 
 camera_option = click.option(

@@ -66,6 +66,8 @@ def score_table(
             cells = " ".join(f"{'-' if v is None else format(v, '.4f'):>10}" for v in values)
             lines.append(f"{ROWS[row][0]:{width}} {cells}")
     lines.append(NOTE)
+    if len(sections) > 1 and spread:
+        lines.append(f"Spread of the first rows ({sections[0][0].strip('- ')}):")
     for kind, group in spread.items():
         for name in (name for name in FIGURES if name in group.figures):
             figure = group.figures[name]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from convert.errors import DataError
-from loaders.camera import COLUMNS, Camera
+from loaders.camera import COLUMNS, DRAWS, Camera
 from loaders.draws import uniform
 from loaders.preprocess import Inputs
 
@@ -71,10 +71,11 @@ def test_a_sample_changes_alike_in_every_batch_and_its_inputs_are_kept() -> None
 @pytest.mark.parametrize("moves_fg_bg", [True, False])
 def test_movement_is_that_of_opencv(moves_fg_bg: bool) -> None:
     bg, fg_bg, mask, depth = scene(1)
-    values = torch.full((1, COLUMNS), 0.5)
-    values[:, 0] = 0.99999994  # strength 1
-    values[:, 7] = 0.0 if moves_fg_bg else 0.9
-    values[:, 8:12] = torch.tensor([[0.9, 0.2, 0.8, 0.4]])  # rotation, zoom, shift right and down
+    named = {
+        "strength": [0.99999994], "moves_fg_bg": [0.0 if moves_fg_bg else 0.9],
+        "rotation": [0.9], "zoom": [0.2], "shift": [0.8, 0.4],
+    }  # fmt: skip
+    values = torch.tensor([[v for n, c in DRAWS.items() for v in named.get(n, [0.5] * c)]])
     camera = Camera(**NOTHING | {"rotation": 10, "zoom": 0.1, "shift": 0.1})
     found = camera(bg, fg_bg, mask, depth, values)
 

@@ -13,6 +13,7 @@ from convert.layout import Layout
 from convert.moments import Moments, Statistics
 from loaders.backgrounds import Backgrounds
 from loaders.batch import Batch
+from loaders.camera import Camera
 from loaders.preprocess import Augment, Inputs, Preprocess
 
 SIDE = 24
@@ -183,13 +184,41 @@ def test_runs_on_the_device_of_the_batch(
     assert backgrounds.device.type == "cpu"
 
 
-def test_compiles_in_one_piece(backgrounds: Backgrounds) -> None:
-    preprocess = Preprocess(backgrounds, STATISTICS, size=12, augment=Augment())
+@pytest.mark.parametrize("camera", [None, Camera()])
+def test_compiles_in_one_piece(backgrounds: Backgrounds, camera: Camera | None) -> None:
+    preprocess = Preprocess(backgrounds, STATISTICS, size=12, augment=Augment(camera=camera))
     compiled = torch.compile(preprocess, backend="eager", fullgraph=True)
     for epoch in range(3):
         plainly = preprocess(random_batch(epoch), epoch)
         for a, b in zip(compiled(random_batch(epoch), epoch), plainly, strict=True):
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("augment", [None, Augment(camera=Camera())])
+def test_backgrounds_may_be_given(
+    backgrounds: Backgrounds, size: int | None, augment: Augment | None
+) -> None:
+    preprocess = Preprocess(backgrounds, STATISTICS, size=size, augment=augment)
+    batch = random_batch()
+    given = preprocess(batch, 1, bg=backgrounds.gather(batch.index))
+    for a, b in zip(given, preprocess(batch, 1), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
+
+
+def test_a_given_background_of_another_size_is_refused(backgrounds: Backgrounds) -> None:
+    with pytest.raises(DataError, match="expected one size"):
+        Preprocess(backgrounds, STATISTICS)(random_batch(), bg=torch.zeros(5, 3, 8, 8).byte())
+
+
+def test_a_camera_leaves_the_other_draws_alone(backgrounds: Backgrounds) -> None:
+    """With a camera that changes nothing, flips and colours are those without one."""
+    batch = random_batch()
+    still = Augment(camera=Camera(share=0))
+    found = Preprocess(backgrounds, STATISTICS, augment=still)(batch, 3)
+    expected = Preprocess(backgrounds, STATISTICS, augment=Augment())(batch, 3)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=0)
 
 
 def test_statistics_are_no_part_of_a_checkpoint(backgrounds: Backgrounds) -> None:

@@ -36,20 +36,22 @@ def test_a_known_movement(
     assert found.largest_movement(height, width) == pytest.approx(moved, abs=0.006)
     difference = cv2.absdiff(found.align(bg), photo)[8:-8, 8:-8].max(axis=2)
     assert (difference > 40).mean() < 0.16  # the disc, moved by a border's width
-    assert found.agreement > SAME_PLACE
+    assert found.similarity > 0.8
+    assert found.brightness == pytest.approx(gain, abs=0.1)
 
 
 def test_equal_images_are_not_moved() -> None:
     image = texture(96, 128)
     found = register(image, image)
     assert np.allclose(found.matrix, np.eye(2, 3), atol=0.02)
-    assert found.agreement == 1
+    assert found.similarity == 1
+    assert found.brightness == pytest.approx(1)
     assert "0.0% of the width" in found.describe(96, 128)
     assert np.abs(found.align(image).astype(int) - image).max() <= 4
 
 
 def test_other_places_do_not_agree() -> None:
-    assert register(texture(128, 128, 0), texture(128, 128, 1)).agreement < SAME_PLACE
+    assert register(texture(128, 128, 0), texture(128, 128, 1)).similarity < SAME_PLACE / 2
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (8, 300), (20, 20), (31, 17)])
@@ -58,3 +60,33 @@ def test_images_without_structure_or_of_odd_shape(shape: tuple[int, int]) -> Non
     found = register(flat, flat + np.uint8(20))
     assert np.isfinite(found.matrix).all()
     assert np.array_equal(found.align(flat), flat + 20)
+    assert found.brightness == pytest.approx(110 / 90)
+
+
+@pytest.mark.parametrize("coverage", [0.1, 0.25, 0.4])
+def test_a_large_foreground_is_still_the_same_place(coverage: float) -> None:
+    bg = texture(200, 200)
+    photo = np.roll(bg, (2, 3), axis=(0, 1))
+    photo[:, : int(200 * coverage)] = texture(200, 200, 1)[:, : int(200 * coverage)]
+    found = register(bg, photo)
+    assert found.similarity > 1.5 * SAME_PLACE
+    # 40 % of other structure that does not move draw the result towards it.
+    assert np.allclose(found.matrix[:, 2], (-3, -2), atol=1 if coverage < 0.4 else 4)
+
+
+@pytest.mark.parametrize("level", [15, 90, 200])
+def test_noise_alone_changes_no_exposure(level: int) -> None:
+    rng = np.random.default_rng(0)
+    one, other = (rng.normal(level, 3, (96, 96, 3)).clip(0, 255).astype(np.uint8) for _ in "ab")
+    found = register(one, other)
+    assert found.brightness == pytest.approx(1, abs=0.03)
+    assert found.largest_movement(96, 96) < 0.4
+    assert np.allclose(found.gain, 1, atol=0.1)
+
+
+@pytest.mark.parametrize("gain", [0.5, 0.75, 1.5, 2.0])
+def test_exposures_that_clip(gain: float) -> None:
+    bg = texture(160, 160)
+    found = register(bg, (bg * gain).clip(0, 255).astype(np.uint8))
+    assert np.allclose(found.gain, gain, rtol=0.12)
+    assert np.abs(found.offset).max() < 24

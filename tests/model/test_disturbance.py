@@ -8,14 +8,14 @@ import torch
 
 from loaders.batch import Batch
 from model.errors import ModelError
-from model.training.camera import (
-    CAMERAS,
-    NO_CAMERA,
-    Camera,
+from model.training.disturbance import (
+    DISTURBANCES,
+    UNDISTURBED,
+    Disturbance,
     align_backgrounds,
-    load_camera,
+    disturb,
+    load_disturbance,
     moved_by,
-    photograph,
 )
 from tests.pictures import texture, with_disc
 
@@ -34,16 +34,16 @@ def batch(count: int = 3) -> Batch:
 
 def test_no_camera_changes_nothing() -> None:
     stored = batch()
-    same = photograph(stored, NO_CAMERA)
+    same = disturb(stored, UNDISTURBED)
     for field in ("fg_bg", "mask", "depth", "index"):
         assert torch.equal(getattr(same, field), getattr(stored, field))
 
 
 def test_a_sample_is_the_same_in_every_batch() -> None:
     stored = batch()
-    together = photograph(stored, CAMERAS["strong"])
+    together = disturb(stored, DISTURBANCES["strong"])
     fg_bg, mask, depth, index = (field[2:] for field in stored)
-    last = photograph(Batch(fg_bg, mask, depth, index), CAMERAS["strong"])
+    last = disturb(Batch(fg_bg, mask, depth, index), DISTURBANCES["strong"])
     for field in ("fg_bg", "mask", "depth"):
         assert torch.equal(getattr(last, field)[0], getattr(together, field)[2])
     assert not torch.equal(together.fg_bg[0], together.fg_bg[1])
@@ -51,7 +51,7 @@ def test_a_sample_is_the_same_in_every_batch() -> None:
 
 def test_mask_and_depth_move_with_the_image() -> None:
     stored = batch()
-    photo = photograph(stored, Camera(shift=10))
+    photo = disturb(stored, Disturbance(shift=10))
     assert not torch.equal(photo.mask, stored.mask)
     disc = (photo.fg_bg[:, 0] > 180) & (photo.fg_bg[:, 1] < 80)
     assert (disc != photo.mask[:, 0].bool()).float().mean() < 0.005
@@ -64,19 +64,19 @@ def test_mask_and_depth_move_with_the_image() -> None:
 def test_changes_grow_with_the_movement() -> None:
     stored = batch()
     errors = [
-        (photograph(stored, moved_by(px)).fg_bg.float() - stored.fg_bg.float()).abs().mean()
+        (disturb(stored, moved_by(px)).fg_bg.float() - stored.fg_bg.float()).abs().mean()
         for px in (0, 0.5, 1, 2, 3)
     ]
     assert errors[0] == 0
     assert errors == sorted(errors)
-    noise = photograph(stored, Camera(noise=5)).fg_bg.float() - stored.fg_bg.float()
+    noise = disturb(stored, Disturbance(noise=5)).fg_bg.float() - stored.fg_bg.float()
     assert noise.std() == pytest.approx(5, rel=0.1)
 
 
 def test_aligning_removes_the_difference() -> None:
     bg = torch.from_numpy(np.stack([texture(SIDE, SIDE, seed) for seed in range(3)]))
     bg = bg.permute(0, 3, 1, 2)
-    photo = photograph(batch(), CAMERAS["handheld"])
+    photo = disturb(batch(), DISTURBANCES["handheld"])
     outside = photo.mask.expand(-1, 3, -1, -1) == 0
 
     def difference(a: torch.Tensor) -> torch.Tensor:
@@ -86,8 +86,8 @@ def test_aligning_removes_the_difference() -> None:
 
 
 def test_cameras_by_name_or_pixels() -> None:
-    assert load_camera("mild") == load_camera("1") == moved_by(1)
-    assert str(load_camera("2")) == "shift 2 px, gain 10.0%, noise 6 levels"
+    assert load_disturbance("mild") == load_disturbance("1") == moved_by(1)
+    assert str(load_disturbance("2")) == "shift 2 px, gain 10.0%, noise 6 levels"
     for name in ("shaky", "-1", "17", "nan", ""):
         with pytest.raises(ModelError, match="expected one of none, mild, strong, handheld"):
-            load_camera(name)
+            load_disturbance(name)

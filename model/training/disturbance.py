@@ -1,4 +1,4 @@
-"""Validation images as a real camera would have taken them: fg_bg moved, lit and noisy.
+"""Validation images with fg_bg changed as by another photo: moved, with another exposure, noisy.
 
 The changes are made with OpenCV and NumPy from draws of their own, so that training, which
 augments with `loaders.camera`, never sees them.
@@ -25,7 +25,7 @@ SEED = 224
 
 
 @dataclass(frozen=True, kw_only=True)
-class Camera:
+class Disturbance:
     """The largest changes of fg_bg; each sample draws its own, uniform up to these.
 
     shift: along each axis, in pixels of an image with a side of `REFERENCE_SIDE`.
@@ -59,42 +59,47 @@ class Camera:
         return ", ".join(found) or "the composites as they are"
 
 
-def moved_by(pixels: float) -> Camera:
-    """The camera of the tables in docs/training.md: all changes grow with the movement."""
-    return Camera(shift=pixels, gain=0.05 * pixels, noise=3 * pixels)
+def moved_by(pixels: float) -> Disturbance:
+    """A movement of up to ``pixels``, with exposure and noise that grow with it."""
+    return Disturbance(shift=pixels, gain=0.05 * pixels, noise=3 * pixels)
 
 
-NO_CAMERA = Camera()
-CAMERAS = {
-    "none": NO_CAMERA,
+UNDISTURBED = Disturbance()
+DISTURBANCES = {
+    "none": UNDISTURBED,
     "mild": moved_by(1),
-    "strong": Camera(
+    "strong": Disturbance(
         shift=3, rotation=0.3, zoom=0.005, gain=0.15, offset=6, gamma=0.1, noise=9, quality=75
     ),
-    "handheld": Camera(shift=0.03 * REFERENCE_SIDE, rotation=0.5, zoom=0.01, gain=0.05, noise=3),
+    "handheld": Disturbance(
+        shift=0.03 * REFERENCE_SIDE, rotation=0.5, zoom=0.01, gain=0.05, noise=3
+    ),
 }
-"""Cameras by name. handheld: a movement of up to 3 % of the side."""
-LARGEST_MOVEMENT = 16.0
+"""Disturbances by the name of a camera. handheld: a movement of up to 3 % of the side."""
+LARGEST_PIXELS = 16.0
 
 
-def load_camera(name: str) -> Camera:
-    """A camera by its name in `CAMERAS`, or `moved_by` a number of pixels; else ModelError."""
-    if name in CAMERAS:
-        return CAMERAS[name]
+def load_disturbance(name: str) -> Disturbance:
+    """The disturbance by its name, or `moved_by` a number of pixels.
+
+    Raises ModelError for any other name.
+    """
+    if name in DISTURBANCES:
+        return DISTURBANCES[name]
     try:
         pixels = float(name)
     except ValueError:
         pixels = -1
-    if not 0 <= pixels <= LARGEST_MOVEMENT:
+    if not 0 <= pixels <= LARGEST_PIXELS:
         raise ModelError(
-            f"camera {name!r}: expected one of {', '.join(CAMERAS)}, or the pixels of the movement "
-            f"from 0 to {LARGEST_MOVEMENT:g}"
+            f"camera {name!r}: expected one of {', '.join(DISTURBANCES)}, or the pixels of a "
+            f"movement from 0 to {LARGEST_PIXELS:g}"
         )
     return moved_by(pixels)
 
 
-def photograph(batch: Batch, camera: Camera) -> Batch:
-    """The batch with fg_bg as ``camera`` sees it; mask and depth move with it.
+def disturb(batch: Batch, disturbance: Disturbance) -> Batch:
+    """The batch with fg_bg changed as by another photo; mask and depth move with it.
 
     The changes of a sample depend on `SEED` and its index alone. New borders repeat the old ones.
     """
@@ -102,16 +107,16 @@ def photograph(batch: Batch, camera: Camera) -> Batch:
     images = [
         field.permute(0, 2, 3, 1).cpu().numpy() for field in (batch.fg_bg, batch.mask, batch.depth)
     ]
-    with ThreadPoolExecutor() as threads:
-        changed = threads.map(partial(_photograph, camera), draws, *images)
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        changed = threads.map(partial(_disturb, disturbance), draws, *images)
         fields = [np.stack(field) for field in zip(*changed, strict=True)]
     device = batch.fg_bg.device
     fg_bg, mask, depth = (torch.from_numpy(f).permute(0, 3, 1, 2).to(device) for f in fields)
     return batch._replace(fg_bg=fg_bg, mask=mask, depth=depth)
 
 
-def _photograph(
-    camera: Camera,
+def _disturb(
+    disturbance: Disturbance,
     draws: np.random.Generator,
     fg_bg: np.ndarray,
     mask: np.ndarray,
@@ -121,18 +126,19 @@ def _photograph(
     height, width = fg_bg.shape[:2]
     signed = draws.uniform(-1, 1, 11)
     centre = ((width - 1) / 2, (height - 1) / 2)
-    turned = signed[2] * camera.rotation
-    matrix = cv2.getRotationMatrix2D(centre, turned, 1 + signed[3] * camera.zoom)
-    matrix[:, 2] += signed[:2] * camera.shift * width / REFERENCE_SIDE
+    turned = signed[2] * disturbance.rotation
+    matrix = cv2.getRotationMatrix2D(centre, turned, 1 + signed[3] * disturbance.zoom)
+    matrix[:, 2] += signed[:2] * disturbance.shift * width / REFERENCE_SIDE
     move = partial(cv2.warpAffine, M=matrix, dsize=(width, height), borderMode=cv2.BORDER_REPLICATE)
     values = move(fg_bg, flags=cv2.INTER_LINEAR).astype(np.float64)
-    values = 255 * (values / 255) ** (1 + signed[4] * camera.gamma)
-    values = values * (1 + signed[5:8] * camera.gain) + signed[8:11] * camera.offset
-    values += draws.normal(0, 1, values.shape) * camera.noise
+    values = 255 * (values / 255) ** (1 + signed[4] * disturbance.gamma)
+    values = values * (1 + signed[5:8] * disturbance.gain) + signed[8:11] * disturbance.offset
+    values += draws.normal(0, 1, values.shape) * disturbance.noise
     photo = values.round().clip(0, 255).astype(np.uint8)
-    if camera.quality is not None:
-        _, data = cv2.imencode(".jpg", photo, (cv2.IMWRITE_JPEG_QUALITY, camera.quality))
-        photo = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    if disturbance.quality is not None:
+        bgr = photo[..., ::-1]
+        _, data = cv2.imencode(".jpg", bgr, (cv2.IMWRITE_JPEG_QUALITY, disturbance.quality))
+        photo = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR))[..., ::-1]
     mask = move(mask, flags=cv2.INTER_NEAREST)
     return photo, mask[..., None], move(depth, flags=cv2.INTER_LINEAR)[..., None]
 
@@ -140,6 +146,6 @@ def _photograph(
 def align_backgrounds(bg: Tensor, fg_bg: Tensor) -> Tensor:
     """Each background moved onto its fg_bg, with its exposure; uint8 (B, 3, H, W) like both."""
     pairs = [image.permute(0, 2, 3, 1).cpu().numpy() for image in (bg, fg_bg)]
-    with ThreadPoolExecutor() as threads:
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         aligned = list(threads.map(lambda b, f: register(b, f).align(b), *pairs))
     return torch.from_numpy(np.stack(aligned)).permute(0, 3, 1, 2).to(bg.device)
