@@ -24,8 +24,8 @@ from click.core import ParameterSource
 from torch import nn
 
 from loaders import ENGINES, Commands, Loader, choose_engine, distributed_rank, open_pair
-from loaders.camera import Camera
-from loaders.preprocess import Augment, Preprocess
+from loaders.augment import make_augment
+from loaders.preprocess import Preprocess
 from loaders.split import SPLITS, split_indices
 from model.checkpoint import Checkpoint, Position, channel_statistics, load_network
 from model.contract import Batch, NoPhases, PhaseTimer, Preprocessor
@@ -174,11 +174,7 @@ def fit_run(run: Run, network: DualDecoderUNet, device: torch.device, reporter: 
     """Train the remaining stages of a run."""
     recipe, data, world_size = run.config.recipe, run.config.data, run.config.world_size
     precision = precision_for(run.config.amp, device)
-    camera = Camera(share=recipe.camera) if recipe.camera else None
-    augment = Augment(
-        flip=recipe.flip, jitter=recipe.jitter, rgb_shift=recipe.rgb_shift, camera=camera,
-        seed=data.seed,
-    )  # fmt: skip
+    augment = make_augment(recipe, data.seed)
     for number in range(run.position.stage, len(recipe.stages)):
         stage = recipe.stages[number]
         pair = open_pair(data, device=device, batch_size=stage.batch_size, world_size=world_size)
@@ -187,9 +183,8 @@ def fit_run(run: Run, network: DualDecoderUNet, device: torch.device, reporter: 
             run.config = replace(run.config, fingerprint=found)
             reporter.line(f"stage {number + 1} of {len(recipe.stages)}: {stage}, {precision}")
             preprocess = Preprocess(
-                training.backgrounds, training.statistics, size=stage.size,
-                augment=augment if recipe.augments else None,
-            )  # fmt: skip
+                training.backgrounds, training.statistics, size=stage.size, augment=augment
+            )
             trainer = StageTrainer(
                 network=network, recipe=recipe, stage=stage, preprocess=preprocess,
                 precision=precision, compile=run.config.compile,

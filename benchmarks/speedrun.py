@@ -25,7 +25,7 @@ from benchmarks.harness.results import NO_NETWORK, CaseResult, Result, make_resu
 from benchmarks.harness.timing import print_progress
 from benchmarks.recipes import Data, baselines, score
 from loaders import Loader, Preprocess, read_layout, split_indices
-from loaders.camera import Camera
+from loaders.augment import make_augment
 from loaders.preprocess import Augment
 from model import DualDecoderUNet
 from model.precision import precision_for
@@ -109,10 +109,7 @@ def run_recipe(recipe: Recipe, data: Data, goal: Goal, seed: int) -> Iterator[Po
 
 def train(recipe: Recipe, network: DualDecoderUNet, data: Data, seed: int) -> Iterator[Stage]:
     """Train all stages of a recipe; yields the stage after each step."""
-    camera = Camera(share=recipe.camera) if recipe.camera else None
-    augment = Augment(
-        flip=recipe.flip, jitter=recipe.jitter, rgb_shift=recipe.rgb_shift, camera=camera, seed=seed
-    )
+    augment = make_augment(recipe, seed)
     run_epoch = 0
     for stage in recipe.stages:
         with data.open(data.train, shuffle=True, batch_size=stage.batch_size, seed=seed) as loader:
@@ -127,12 +124,9 @@ def train(recipe: Recipe, network: DualDecoderUNet, data: Data, seed: int) -> It
 
 
 def _trainer(
-    network: DualDecoderUNet, recipe: Recipe, stage: Stage, loader: Loader, augment: Augment
+    network: DualDecoderUNet, recipe: Recipe, stage: Stage, loader: Loader, augment: Augment | None
 ) -> StageTrainer:
-    preprocess = Preprocess(
-        loader.backgrounds, loader.statistics, size=stage.size,
-        augment=augment if recipe.augments else None,
-    )  # fmt: skip
+    preprocess = Preprocess(loader.backgrounds, loader.statistics, size=stage.size, augment=augment)
     return StageTrainer(
         network=network, recipe=recipe, stage=stage, preprocess=preprocess,
         precision=precision_for("auto", loader.device),

@@ -154,11 +154,6 @@ class Recipe:
             )
 
     @property
-    def augments(self) -> bool:
-        """Whether training samples are changed at random."""
-        return bool(self.flip or self.jitter or self.rgb_shift or self.camera)
-
-    @property
     def depth_loss(self) -> str:
         """The last depth loss that the recipe trains with; it defines the depth output."""
         return next((s.depth_loss for s in reversed(self.stages) if "depth" in s.trains), "l1")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from loaders.augment import make_augment
 from model import ModelError
 from model.recipe import RECIPES, Recipe, Stage, load_recipe
 
@@ -18,7 +19,7 @@ STAGE: dict[str, Any] = {"size": 112, "batch_size": 8, "lr": 0.1, "trains": ["ma
 def test_original_has_the_published_values() -> None:
     original = RECIPES["original"]
     assert (original.momentum, original.weight_decay) == (0.9, 1e-5)
-    assert not original.augments
+    assert make_augment(original, seed=0) is None
     rows = [
         (s.trains, s.size, s.batch_size, s.lr) for s in original.stages for _ in range(s.epochs)
     ]
