@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.adam import adam
 
 from model.recipe import Recipe, Stage
 from model.unet import DualDecoderUNet
@@ -47,6 +49,9 @@ class Muon(Optimizer):
     parameters, biases, BatchNorm's and the last layers with one channel, are trained by Adam with
     `ADAM_SHARE` of the learning rate. torch.optim.Muon takes matrices only, and works in bfloat16,
     which is slow on CPUs without its instructions.
+
+    It does not apply the scale of fp16 itself, as fused SGD does: GradScaler then waits for the
+    device once per step, to learn whether the gradients overflowed.
     """
 
     ADAM_SHARE = 0.1
@@ -64,55 +69,66 @@ class Muon(Optimizer):
         """Update every parameter that has a gradient; ``closure`` is not supported."""
         if closure is not None:
             raise ValueError("Muon takes no closure")
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                if _is_bank(parameter):
-                    self._orthogonal_step(parameter, group["lr"], group["momentum"])
-                else:
-                    self._adam_step(parameter, group["lr"] * self.ADAM_SHARE, group["momentum"])
+        for group, update in zip(
+            self.param_groups, (self._muon_step, self._adam_step), strict=True
+        ):
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters:
+                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+                update(parameters, group["lr"], group["momentum"])
 
-    def _orthogonal_step(self, bank: Tensor, lr: float, momentum: float) -> None:
-        assert bank.grad is not None
-        state = self.state[bank]
-        if not state:
-            state["momentum"] = torch.zeros_like(bank)
-        state["momentum"].lerp_(bank.grad, 1 - momentum)
-        update = bank.grad.lerp(state["momentum"], momentum).flatten(1)  # Nesterov's
-        rows, columns = update.shape
-        size = max(1, rows / columns) ** 0.5
-        bank.add_(orthogonalized(update).view_as(bank), alpha=-lr * size)
+    def _muon_step(self, banks: list[Tensor], lr: float, momentum: float) -> None:
+        alike: defaultdict[torch.Size, list[Tensor]] = defaultdict(list)
+        for bank in banks:
+            alike[bank.shape].append(bank)
+        for same in alike.values():
+            for bank in same:
+                if not self.state[bank]:
+                    self.state[bank]["momentum"] = torch.zeros_like(bank)
+            grads = [_gradient(bank) for bank in same]
+            means = [self.state[bank]["momentum"] for bank in same]
+            torch._foreach_lerp_(means, grads, 1 - momentum)
+            nesterov = torch.stack(torch._foreach_lerp(grads, means, momentum)).flatten(2)
+            rows, columns = nesterov.shape[1:]
+            size = max(1, rows / columns) ** 0.5
+            for bank, update in zip(same, orthogonalized(nesterov), strict=True):
+                bank.add_(update.view_as(bank), alpha=-lr * size)
 
-    def _adam_step(self, parameter: Tensor, lr: float, beta: float, beta2: float = 0.99) -> None:
-        assert parameter.grad is not None
-        state = self.state[parameter]
-        if not state:
-            state["steps"] = 0
-            state["mean"] = torch.zeros_like(parameter)
-            state["square"] = torch.zeros_like(parameter)
-        state["steps"] += 1
-        state["mean"].lerp_(parameter.grad, 1 - beta)
-        state["square"].lerp_(parameter.grad.square(), 1 - beta2)
-        deviation = (state["square"] / (1 - beta2 ** state["steps"])).sqrt_().add_(1e-8)
-        lr /= 1 - beta ** state["steps"]
-        parameter.addcdiv_(state["mean"], deviation, value=-lr)
+    def _adam_step(self, parameters: list[Tensor], lr: float, beta: float) -> None:
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter] = {
+                    "step": torch.tensor(0.0),
+                    "mean": torch.zeros_like(parameter),
+                    "square": torch.zeros_like(parameter),
+                }
+        states = [self.state[parameter] for parameter in parameters]
+        means, squares, steps = ([s[key] for s in states] for key in ("mean", "square", "step"))
+        adam(
+            parameters, [_gradient(p) for p in parameters], means, squares, [], steps, foreach=True,
+            amsgrad=False, beta1=beta, beta2=0.99, lr=lr * self.ADAM_SHARE, weight_decay=0,
+            eps=1e-8, maximize=False,
+        )  # fmt: skip
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 def _is_bank(parameter: Tensor) -> bool:
     return parameter.ndim == 4 and min(parameter.shape[:2]) > 1
 
 
-def orthogonalized(matrix: Tensor) -> Tensor:
-    """Close to U V^T of the singular value decomposition U S V^T of a float32 matrix.
+def orthogonalized(matrices: Tensor) -> Tensor:
+    """Close to U V^T of the singular value decomposition U S V^T of float32 (..., rows, columns).
 
     Five iterations of Newton and Schulz with the coefficients of Jordan et al. (2024), which bring
     the singular values to 0.7..1.2.
     """
-    tall = matrix.shape[0] > matrix.shape[1]
-    x: Tensor = matrix.mT if tall else matrix
-    x = x / (x.norm() + 1e-7)
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x: Tensor = matrices.mT if tall else matrices
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
     for _ in range(5):
         square = x @ x.mT
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model import DualDecoderUNet
+from model.checkpoint import load_state, save_state
 from model.recipe import RECIPES
 from model.training.optimizer import Muon, make_optimizer, orthogonalized
 
@@ -28,10 +29,10 @@ def test_singular_values_become_nearly_one(rows: int, columns: int, seed: int, s
     assert torch.linalg.norm(left @ right - u @ v) < 0.05
 
 
-def trained(steps: int, restored_after: int | None = None) -> list[Tensor]:
+def trained(steps: int, folder: Path, restored_after: int | None = None) -> list[Tensor]:
     """The parameters of a small network after some steps, interrupted once if wanted."""
     torch.manual_seed(0)
-    network = DualDecoderUNet(2)
+    network = DualDecoderUNet(2).place("cpu")  # channels_last
     images = torch.rand(2, 2, 3, 16, 16)
 
     def make() -> Muon:
@@ -40,9 +41,14 @@ def trained(steps: int, restored_after: int | None = None) -> list[Tensor]:
     optimizer = make()
     for step in range(steps):
         if step == restored_after:
-            state = copy.deepcopy(optimizer.state_dict())
+            state = {"position": (0, 0, 0), "optimizer": optimizer.state_dict()}
+            save_state(folder / "last.pt", state)
             optimizer = make()
-            optimizer.load_state_dict(state)
+            optimizer.load_state_dict(load_state(folder / "last.pt")["optimizer"])
+            momenta = (one.get("momentum") for one in optimizer.state.values())
+            banks = [m for m in momenta if m is not None and min(m.shape[1:]) > 1]
+            assert banks
+            assert all(m.is_contiguous(memory_format=torch.channels_last) for m in banks)
         mask, depth = network(images[0], images[1])
         optimizer.zero_grad()
         (mask.square().mean() + depth.square().mean()).backward()
@@ -50,9 +56,17 @@ def trained(steps: int, restored_after: int | None = None) -> list[Tensor]:
     return [parameter.detach() for parameter in network.parameters()]
 
 
-def test_a_restored_state_gives_the_same_weights() -> None:
-    for one, other in zip(trained(4), trained(4, restored_after=2), strict=True):
+def test_a_state_restored_from_its_file_gives_the_same_weights(tmp_path: Path) -> None:
+    complete, resumed = trained(4, tmp_path), trained(4, tmp_path, restored_after=2)
+    for one, other in zip(complete, resumed, strict=True):
         assert torch.equal(one, other)
+
+
+def test_banks_of_one_shape_are_made_orthogonal_each_on_its_own() -> None:
+    generator = torch.Generator().manual_seed(0)
+    several = torch.randn(3, 4, 18, generator=generator) * torch.tensor([[[1.0]], [[9]], [[0.1]]])
+    each = torch.stack([orthogonalized(matrix) for matrix in several])
+    torch.testing.assert_close(orthogonalized(several), each)
 
 
 def test_the_first_step_of_both_kinds() -> None:
