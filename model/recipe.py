@@ -36,7 +36,9 @@ class Stage:
     epochs: int = 1
     """Passes over the training split, or over ``samples`` of it."""
     samples: int | None = None
-    """Samples of an epoch, others in each; None for the complete training split."""
+    """Samples of an epoch, rounded down to full batches (at least one); None for the complete
+    training split. Each epoch draws again from the complete split, so that a sample can be seen
+    in several epochs before another is seen once."""
     schedule: str = "constant"
     """constant, or onecycle: a linear rise and then half a cosine, once over the stage."""
     mask_loss: str = "bce"
@@ -112,9 +114,9 @@ class Recipe:
     width: int = 64
     """Channels at full size, unless `--width` is given."""
     optimizer: str = "sgd"
-    """sgd, or muon (`training.optimizer.Muon`)."""
+    """sgd, or muon (`training.optimizer.Muon`), which always uses Nesterov momentum."""
     momentum: float = 0.9
-    """Momentum of the optimiser, in 0..1."""
+    """Momentum of the optimiser, in 0..1; below 1 for muon."""
     weight_decay: float = 1e-5
     """Weight decay, applied to every trained parameter."""
     nesterov: bool = False
@@ -148,6 +150,12 @@ class Recipe:
         _check(self.optimizer in OPTIMIZERS, "optimizer", "sgd or muon", self.optimizer)
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0")
+        if self.optimizer == "muon":
+            _check(self.momentum < 1, "momentum", "below 1 for muon", self.momentum)
+            if self.nesterov:
+                raise ValueError(
+                    "nesterov is for sgd, and muon always uses Nesterov momentum; remove nesterov"
+                )
         if len({s.depth_loss in LOGIT_DEPTH for s in self.stages if "depth" in s.trains}) > 1:
             raise ValueError(
                 "depth_loss bce makes the depth output a logit; a recipe cannot mix it with others"

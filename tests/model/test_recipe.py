@@ -109,6 +109,14 @@ def test_an_error_names_the_stage_and_the_key(
         (json.dumps({"name": "x", "stages": [STAGE], "nesterov": True, "momentum": 0}), "nesterov"),
         (json.dumps({"name": "x", "stages": [STAGE], "nesterov": "no"}), "must be true or false"),
         (
+            json.dumps({"name": "x", "stages": [STAGE], "optimizer": "muon", "momentum": 1}),
+            "momentum must be below 1 for muon, found 1",
+        ),
+        (
+            json.dumps({"name": "x", "stages": [STAGE], "optimizer": "muon", "nesterov": True}),
+            "muon always uses Nesterov momentum",
+        ),
+        (
             json.dumps(
                 {
                     "name": "x",
