@@ -20,7 +20,8 @@ from benchmarks.harness.results import CaseResult, Result, make_result
 from benchmarks.harness.steps import make_stage
 from loaders import Inputs
 from model.losses import training_loss
-from model.recipe import Stage
+from model.recipe import Recipe, Stage
+from model.training.optimizer import make_optimizer
 from model.unet import DualDecoderUNet
 
 DEVICES = ("T4", "A100", "H100")
@@ -83,3 +84,18 @@ def work(stage: Stage, width: int) -> tuple[float, float]:
         training_loss(stage, inputs, mask_logits, depth).backward()
         optimizer.step()
     return flops.get_total_flops() / _BATCH / 1e9, traffic.bytes / _BATCH / 1e6
+
+
+def optimizer_work(recipe: Recipe, stage: Stage) -> float:
+    """GFLOP of one step of the recipe's optimiser, whatever the batch size.
+
+    torch counts matrix products, as in `work`: Muon has them, SGD does not.
+    """
+    with torch.device("meta"):
+        network = DualDecoderUNet(recipe.width).freeze(*stage.frozen)
+    for parameter in network.trained_parameters():
+        parameter.grad = torch.empty_like(parameter)
+    optimizer = make_optimizer(network, recipe, stage)
+    with FlopCounterMode(display=False) as flops:
+        optimizer.step()
+    return float(flops.get_total_flops() / 1e9)
