@@ -26,6 +26,7 @@ from benchmarks.harness.images import spread_indices
 from benchmarks.harness.results import NO_NETWORK, CaseResult, Result, make_result
 from benchmarks.harness.timing import print_progress
 from benchmarks.quality import BASELINES, value_of
+from convert.errors import DataError
 from loaders import Loader, Preprocess, build_loader, read_layout, split_indices
 from model import DualDecoderUNet
 from model.checkpoint import NetworkInfo
@@ -64,6 +65,14 @@ class Data:
             self.engine, self.shards, batch_size=batch_size or self.batch_size, indices=indices,
             shuffle=shuffle, drop_last=shuffle, seed=seed, device=self.device,
         )  # fmt: skip
+
+    def require_batch(self, batch_size: int, what: str) -> None:
+        """Raise DataError unless the training samples fill a batch of this size."""
+        if len(self.train) < batch_size:
+            raise DataError(
+                f"{self.shards}: found {len(self.train)} training samples, expected at least "
+                f"{batch_size}, a batch of {what}; use a smaller --batch-size, or pack more samples"
+            )
 
 
 def follow(
@@ -133,7 +142,7 @@ def baselines(data: Data) -> dict[str, float]:
         plain = Preprocess(val.backgrounds, val.statistics)
         size = val.layout.height
         means = training_means(train, plain, size)
-        untrained = DualDecoderUNet(1).eval()
+        untrained = DualDecoderUNet(1).place(val.device)
         info = NetworkInfo(width=1, size=size, depth_loss="l1", statistics={})
         found = evaluate_network(untrained, val, plain, FLOAT32, info, means)
     return {name: value_of(found.rows[rule], name) for name, rule in BASELINES.items()}
@@ -166,6 +175,7 @@ def recipes(
     train, val = split_indices(read_layout(shards), "random")
     chosen = np.sort(val)[spread_indices(len(val), samples)]
     data = Data(shards=shards, engine=engine, train=train, scored=chosen, batch_size=batch_size)
+    data.require_batch(batch_size, "this command")
     cases = {NO_NETWORK: CaseResult(figures=baselines(data))}
     torch.set_num_threads(threads)  # FFCV, once opened, sets it too
     for name in names:
