@@ -1,15 +1,17 @@
 """How much training reaches a target: samples, FLOPs and time of complete recipes, over seeds.
 
-Each run trains a new network with every stage of its recipe. At fixed points, outside the clock,
-predictions for validation samples are scored at the stored size. The target is what the original
-work reached, and to be better than the rules without a network. A run ends when it reaches the
-target or the limit of its work.
+Each run trains a new network with every stage of its recipe. At amounts of work that are the same
+for all recipes, outside the clock, predictions for validation samples are scored at the stored
+size. The target is what the original work reached, and to be better than the rules without a
+network. A run ends when it reaches the target or, at most one step later, the limit of its work.
+Work is counted, that of Muon's matrix products included.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -18,17 +20,18 @@ import click
 import numpy as np
 import torch
 
-from benchmarks.estimate import work
+from benchmarks.estimate import optimizer_work, work
 from benchmarks.harness import options as cli
 from benchmarks.harness.images import spread_indices
 from benchmarks.harness.results import NO_NETWORK, CaseResult, Result, make_result
 from benchmarks.harness.timing import print_progress
-from benchmarks.recipes import Data, baselines, score
+from benchmarks.recipes import FLOAT32, Data, baselines, score
+from convert.errors import DataError
 from loaders import Loader, Preprocess, read_layout, split_indices
 from loaders.augment import make_augment
 from loaders.preprocess import Augment
 from model import DualDecoderUNet
-from model.precision import precision_for
+from model.precision import AMP, Precision, precision_for
 from model.recipe import Recipe, Stage, load_recipe
 from train import StageTrainer
 
@@ -50,12 +53,22 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """When a run ends: scores that are as good as these, or work above ``limit_pflop``."""
+    """When a run ends: scores that are as good as these, or work of ``limit_pflop``."""
 
     scores: dict[str, float]
     limit_pflop: float
     points: int
-    """How often a complete run is scored."""
+    """How often a run is scored while its work grows tenfold."""
+
+    def marks(self, planned: float) -> list[float]:
+        """PFLOP at which a run is scored, of a recipe that plans so many.
+
+        All recipes share them, from a hundredth of the limit: only the last one, the end of the
+        run, is the recipe's own.
+        """
+        end = min(planned, self.limit_pflop)
+        shared = (10 ** (at / self.points - 2) for at in range(2 * self.points))
+        return [*(part * self.limit_pflop for part in shared if part * self.limit_pflop < end), end]
 
     def reached(self, scores: dict[str, float]) -> bool:
         iou, rmse = scores["mask_iou"], scores["depth_rmse"]
@@ -82,38 +95,77 @@ class Clock:
         self.seconds += self._now() - self._began
 
 
-def run_recipe(recipe: Recipe, data: Data, goal: Goal, seed: int) -> Iterator[Point]:
+def step_pflop(recipe: Recipe, stage: Stage) -> float:
+    """Work of one step of a stage: that of its samples, and the optimiser's own."""
+    gflop = work(stage, recipe.width)[0] * stage.batch_size + optimizer_work(recipe, stage)
+    return gflop / 1e6
+
+
+def run_recipe(
+    recipe: Recipe, data: Data, goal: Goal, seed: int, precision: Precision = FLOAT32
+) -> Iterator[Point]:
     """Train a new network; yields its points until the goal, the limit or the end."""
-    torch.manual_seed(seed)
-    device = torch.device(data.device)
-    network = DualDecoderUNet(recipe.width).place(device)
-    if recipe.from_difference:
-        network.start_from_difference()
-    work_of = {stage: work(stage, recipe.width)[0] / 1e6 for stage in recipe.stages}
-    planned = sum(work_of[stage] * _samples(stage, data) for stage in recipe.stages)
-    clock, samples, pflop = Clock(device), 0, 0.0
-    steps = train(recipe, network, data, seed)
-    with data.open(data.scored, shuffle=False) as scored:
-        for number in range(1, goal.points + 1):
+    cost = {stage: step_pflop(recipe, stage) for stage in recipe.stages}
+    planned = sum(cost[stage] * _steps(stage, data) for stage in recipe.stages)
+    with ExitStack() as stack:
+        scored = stack.enter_context(data.open(data.scored, shuffle=False))
+        loaders = {
+            size: stack.enter_context(
+                data.open(data.train, shuffle=True, batch_size=size, seed=seed)
+            )
+            for size in {stage.batch_size for stage in recipe.stages}
+        }
+        training = Training(recipe, loaders, precision, make_augment(recipe, seed))
+        training.warm_up()
+        torch.manual_seed(seed)
+        network = DualDecoderUNet(recipe.width).place(scored.device)
+        if recipe.from_difference:
+            network.start_from_difference()
+        clock, samples, pflop = Clock(scored.device), 0, 0.0
+        steps = training.steps(network)
+        for mark in goal.marks(planned):
+            enough = mark * (1 - 1e-9)  # sums of the same costs differ by rounding
+            if pflop >= enough:
+                continue  # one step has passed several marks
             network.train()
             with clock:
-                while pflop < planned * number / goal.points * (1 - 1e-9):
-                    stage = next(steps)
+                for stage in steps:
                     samples += stage.batch_size
-                    pflop += work_of[stage] * stage.batch_size
+                    pflop += cost[stage]
+                    if pflop >= enough:
+                        break
             found = score(network, scored, stage.size, recipe.depth_loss)
             yield Point(samples, pflop, clock.seconds, found)
-            if goal.reached(found) or pflop >= goal.limit_pflop:
+            if goal.reached(found):
                 return
 
 
-def train(recipe: Recipe, network: DualDecoderUNet, data: Data, seed: int) -> Iterator[Stage]:
-    """Train all stages of a recipe; yields the stage after each step."""
-    augment = make_augment(recipe, seed)
-    run_epoch = 0
-    for stage in recipe.stages:
-        with data.open(data.train, shuffle=True, batch_size=stage.batch_size, seed=seed) as loader:
-            trainer = _trainer(network, recipe, stage, loader, augment)
+@dataclass(frozen=True)
+class Training:
+    """How a recipe trains; loaders: by batch size."""
+
+    recipe: Recipe
+    loaders: dict[int, Loader]
+    precision: Precision
+    augment: Augment | None
+
+    def warm_up(self) -> None:
+        """A step of each shape with a network that is then dropped.
+
+        It imports libraries, selects kernels and allocates memory.
+        """
+        device = next(iter(self.loaders.values())).device
+        network = DualDecoderUNet(self.recipe.width).place(device)
+        shapes = {(s.size, s.batch_size, s.trains): s for s in self.recipe.stages}
+        for stage in shapes.values():
+            batch = next(self.loaders[stage.batch_size].epoch(0))
+            self._trainer(network, stage).step(batch, epoch=0, lr=stage.lr)
+
+    def steps(self, network: DualDecoderUNet) -> Iterator[Stage]:
+        """Train all stages; yields the stage after each step."""
+        run_epoch = 0
+        for stage in self.recipe.stages:
+            loader, trainer = self.loaders[stage.batch_size], self._trainer(network, stage)
             batches = stage.batches(len(loader))
             for epoch in range(stage.epochs):
                 for step, batch in zip(range(batches), loader.epoch(run_epoch), strict=False):
@@ -122,21 +174,37 @@ def train(recipe: Recipe, network: DualDecoderUNet, data: Data, seed: int) -> It
                     yield stage
                 run_epoch += 1
 
+    def _trainer(self, network: DualDecoderUNet, stage: Stage) -> StageTrainer:
+        loader = self.loaders[stage.batch_size]
+        preprocess = Preprocess(
+            loader.backgrounds, loader.statistics, size=stage.size, augment=self.augment
+        )
+        return StageTrainer(
+            network=network, recipe=self.recipe, stage=stage, preprocess=preprocess,
+            precision=self.precision,
+        )  # fmt: skip
 
-def _trainer(
-    network: DualDecoderUNet, recipe: Recipe, stage: Stage, loader: Loader, augment: Augment | None
-) -> StageTrainer:
-    preprocess = Preprocess(loader.backgrounds, loader.statistics, size=stage.size, augment=augment)
-    return StageTrainer(
-        network=network, recipe=recipe, stage=stage, preprocess=preprocess,
-        precision=precision_for("auto", loader.device),
-    )  # fmt: skip
+
+def _steps(stage: Stage, data: Data) -> int:
+    """Steps of all epochs of a stage; an incomplete batch is left out."""
+    return stage.epochs * stage.batches(len(data.train) // stage.batch_size)
 
 
-def _samples(stage: Stage, data: Data) -> int:
-    """Samples of all steps of a stage; an incomplete batch is left out."""
-    batches = stage.batches(len(data.train) // stage.batch_size)
-    return stage.epochs * batches * stage.batch_size
+def _load(names: tuple[str, ...], width: int, batch_size: int | None) -> list[Recipe]:
+    """The recipes with this width and batch size. Raises DataError for two of one name."""
+    recipes = [replace(load_recipe(name), width=width) for name in names]
+    found = [recipe.name for recipe in recipes]
+    if twice := [name for name in found if found.count(name) > 1]:
+        raise DataError(
+            f"--recipe: found {twice[0]} twice, expected recipes of different names; "
+            "change the name in a recipe's file"
+        )
+    if batch_size is None:
+        return recipes
+    return [
+        replace(recipe, stages=tuple(replace(s, batch_size=batch_size) for s in recipe.stages))
+        for recipe in recipes
+    ]
 
 
 @cli.command(
@@ -145,10 +213,12 @@ def _samples(stage: Stage, data: Data) -> int:
     cli.at_least_1("--seeds", default=3, help="Runs of each recipe."),
     cli.width_option(default=16),
     cli.option("--batch-size", type=click.IntRange(1), help="Default: each stage's own."),
-    cli.at_least_1("--points", default=20, help="How often a complete run is scored."),
+    cli.at_least_1("--points", default=10,
+                   help="How often a run is scored while its work grows tenfold."),
     cli.at_least_1("--samples", default=4000, help="Of validation, spread over all groups."),
     cli.option("--limit", type=click.FloatRange(0, min_open=True), default=1.0,
-           help="PFLOP after which a run is cut off."),
+           help="PFLOP after which a run is cut off. Scores begin at a hundredth of it."),
+    cli.option("--amp", type=click.Choice(AMP), default="auto", help="As in `train.py fit`."),
     cli.ENGINE,
     cli.DEVICE,
 )  # fmt: skip
@@ -161,15 +231,21 @@ def speedrun(
     points: int,
     samples: int,
     limit: float,
+    amp: str,
     engine: str,
     device: str,
 ) -> Result:
     """Samples, FLOPs and time until recipes reach the original work's scores on SHARDS."""
+    recipes = _load(names, width, batch_size)
+    precision = precision_for(amp, torch.device(device))
     train, val = split_indices(read_layout(shards), "random")
     chosen = np.sort(val)[spread_indices(len(val), samples)]
     data = Data(
         shards=shards, engine=engine, train=train, scored=chosen, batch_size=32, device=device
     )
+    for recipe in recipes:
+        for number, stage in enumerate(recipe.stages, start=1):
+            data.require_batch(stage.batch_size, f"stage {number} of recipe {recipe.name}")
     rules = baselines(data)
     target = {
         "mask_iou": max(TARGET["mask_iou"], rules["mask_iou"]),
@@ -177,13 +253,9 @@ def speedrun(
     }
     goal = Goal(scores=target, limit_pflop=limit, points=points)
     cases = {NO_NETWORK: CaseResult(figures=rules)}
-    for name in names:
-        recipe = replace(load_recipe(name), width=width)
-        if batch_size:
-            stages = tuple(replace(stage, batch_size=batch_size) for stage in recipe.stages)
-            recipe = replace(recipe, stages=stages)
+    for recipe in recipes:
         for seed in range(seeds):
-            for point in run_recipe(recipe, data, goal, seed):
+            for point in run_recipe(recipe, data, goal, seed, precision):
                 title = f"{recipe.name}, seed {seed}, {point.samples} samples"
                 scores = ", ".join(f"{what} {value:.4f}" for what, value in point.scores.items())
                 print_progress(f"{title}, {point.pflop:.3g} PFLOP: {scores}")
@@ -197,7 +269,9 @@ def speedrun(
                 )  # fmt: skip
     arguments = {
         "shards": shards.name, "width": width, "seeds": seeds, "points": points,
+        "batch_size": batch_size or "of each stage",
         "samples": len(chosen), "target_iou": target["mask_iou"],
-        "target_rmse": target["depth_rmse"], "limit_pflop": limit, "engine": engine,
+        "target_rmse": target["depth_rmse"], "limit_pflop": limit, "amp": f"{amp} ({precision})",
+        "threads": torch.get_num_threads(), "engine": engine,
     }  # fmt: skip
     return make_result("speedrun", arguments, cases, device=device)

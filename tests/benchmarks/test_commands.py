@@ -120,10 +120,28 @@ def test_speedrun(shards: Path, tmp_path: Path, need_engine: Callable[[str], Non
     small = ("--seeds", 2, "--width", 2, "--batch-size", 30, "--points", 2, "--samples", 5)
     found = measure(tmp_path, "speedrun", shards, "--recipe", "demo", "--limit", 1e-6, *small)
     assert float(found["arguments"]["target_iou"]) >= 0.9368
+    assert {"amp", "threads"} <= set(found["arguments"])
     # Each run is cut off at its first point.
     cases = [case for name, case in found["cases"].items() if name.startswith("demo, seed ")]
     assert [case["parameters"]["seed"] for case in cases] == [0, 1]
     assert all(case["parameters"]["reached"] == 0 for case in cases)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--recipe", "fast", "--recipe", "fast"), "found fast twice, expected recipes of"),
+        (("--batch-size", 99), "found 63 training samples, expected at least 99, a batch of stage"),
+    ],
+)
+def test_speedrun_refuses(
+    shards: Path, options: tuple[object, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.speedrun.baselines", lambda data: pytest.fail("has begun"))
+    result = CliRunner().invoke(main, ["speedrun", str(shards), *map(str, options)])
+    assert result.exit_code == 2
+    assert message in result.output
+    assert result.output.count("\n") == 1
 
 
 def test_quality_equals_evaluate(shards: Path, tmp_path: Path) -> None:

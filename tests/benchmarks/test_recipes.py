@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from benchmarks.estimate import work
+from benchmarks.estimate import optimizer_work, work
 from benchmarks.recipes import Data, baselines, follow
-from benchmarks.speedrun import Goal, run_recipe
+from benchmarks.speedrun import Goal, run_recipe, step_pflop
 from loaders import read_layout, split_indices
+from model import DualDecoderUNet
 from model.recipe import RECIPES, Recipe, Stage
 
 
@@ -60,23 +64,57 @@ def test_a_speedrun_counts_its_work_and_ends_at_the_goal(
         Stage(size=32, batch_size=8, lr=0.01, trains=both, samples=16),
     )
     recipe = Recipe(name="short", width=2, stages=stages, optimizer="muon", camera=0.5)
+    small, large = (step_pflop(recipe, stage) for stage in stages)
+    gflop = work(stages[0], 2)[0] * 4 + optimizer_work(recipe, stages[0])
+    assert small * 1e6 == pytest.approx(gflop)
+    planned = 8 * small + 2 * large
     unreachable = {"mask_iou": 2.0, "depth_rmse": 0.0}
-    goal = Goal(scores=unreachable, limit_pflop=1, points=3)
+    goal = Goal(scores=unreachable, limit_pflop=4 * planned, points=3)
     points = list(run_recipe(recipe, data, goal, seed=1))
     assert points[-1].samples == 2 * 16 + 16
-    small, large = (work(stage, 2)[0] / 1e6 for stage in stages)
-    assert points[-1].pflop == pytest.approx(32 * small + 16 * large)
-    assert [p.pflop for p in points] == sorted(p.pflop for p in points)
+    assert points[-1].pflop == pytest.approx(planned)
+    # A point of each mark, at most a step later; one point where a step passes several marks.
+    marks = goal.marks(planned)
+    assert all(any(0 <= p.pflop - m < large + small / 9 for p in points) for m in marks[:-1])
+    assert [p.pflop for p in points] == sorted({p.pflop for p in points})
     assert all(0 < one.seconds < other.seconds for one, other in itertools.pairwise(points))
     again = list(run_recipe(recipe, data, goal, seed=1))
     assert [p.scores for p in again] == [p.scores for p in points]
     other = list(run_recipe(recipe, data, goal, seed=2))
     assert [p.scores for p in other] != [p.scores for p in points]
 
-    trivial = {"mask_iou": 0.0, "depth_rmse": 9.0}
-    assert (
-        len(list(run_recipe(recipe, data, Goal(scores=trivial, limit_pflop=1, points=3), seed=1)))
-        == 1
-    )
-    limited = Goal(scores=unreachable, limit_pflop=points[1].pflop, points=3)
-    assert len(list(run_recipe(recipe, data, limited, seed=1))) == 2
+    trivial = replace(goal, scores={"mask_iou": 0.0, "depth_rmse": 9.0})
+    assert len(list(run_recipe(recipe, data, trivial, seed=1))) == 1
+    limited = replace(goal, limit_pflop=0.7 * planned)
+    assert 0 <= list(run_recipe(recipe, data, limited, seed=1))[-1].pflop - 0.7 * planned < large
+
+
+@given(st.floats(1e-6, 10), st.floats(1e-6, 10), st.integers(1, 20))
+def test_marks_of_a_speedrun_are_the_same_for_all_recipes(
+    planned: float, limit: float, points: int
+) -> None:
+    goal = Goal(scores={}, limit_pflop=limit, points=points)
+    *shared, end = goal.marks(planned)
+    assert end == min(planned, limit)
+    *complete, last = goal.marks(2 * limit)
+    assert shared == [mark for mark in complete if mark < end]
+    assert last == limit
+    assert complete[0] == pytest.approx(limit / 100)
+    assert len(complete) == 2 * points
+    factors = [b / a for a, b in itertools.pairwise([*complete, last])]
+    assert factors == pytest.approx([10 ** (1 / points)] * len(factors))
+
+
+def test_work_of_an_optimiser_is_that_of_its_matrix_products() -> None:
+    """Five iterations with three products of each bank; nothing for the rest, or for SGD."""
+    stage = Stage(size=16, batch_size=4, lr=0.01, trains=("mask",))
+    sgd = Recipe(name="short", width=2, stages=(stage,))
+    assert optimizer_work(sgd, stage) == 0
+    network = DualDecoderUNet(2).freeze("encoder", "depth")
+    flop = 0
+    for bank in network.trained_parameters():
+        if bank.ndim == 4 and min(bank.shape[:2]) > 1:
+            short, long = sorted((bank.shape[0], bank[0].numel()))
+            flop += 5 * 2 * (2 * short * short * long + short**3)
+    assert flop
+    assert optimizer_work(replace(sgd, optimizer="muon"), stage) == pytest.approx(flop / 1e9)
