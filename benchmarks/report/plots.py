@@ -154,7 +154,8 @@ def speedrun(result: Result) -> Canvas:
             points = [(float(c.parameters["pflop"]), c.figures[figure]) for c in cases]
             label = None if recipe in labelled else recipe
             labelled.add(recipe)
-            axes.plot(*zip(*points, strict=True), lw=1, color=colours[recipe], label=label)
+            style = {"lw": 1, "marker": ".", "ms": 3, "color": colours[recipe], "label": label}
+            axes.plot(*zip(*points, strict=True), **style)
         target = float(str(result.arguments[targets[figure]]))
         axes.axhline(target, color="gray", linestyle="--", lw=1, label="target")
         axes.set_title(title, fontsize=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -231,23 +232,36 @@ def runs_of(result: Result) -> dict[tuple[str, float], list[CaseResult]]:
 
 
 def speedrun(result: Result) -> Table:
-    """What each recipe needed to reach the target, or where it was when it ended."""
+    """What each recipe needed to reach the target: median and range of its runs.
+
+    A run that ended before the target needs more than it has spent. "> x" is a median, or the end
+    of a range, of which nothing else is known.
+    """
     ends: dict[str, list[CaseResult]] = {}
     for (recipe, _), points in runs_of(result).items():
         ends.setdefault(recipe, []).append(points[-1])
     rows = []
     for recipe, cases in ends.items():
-        reached = sum(case.parameters["reached"] == 1 for case in cases)
-        row = {"": recipe, "reached by": f"{reached} of {len(cases)}"}
+        reached = [case.parameters["reached"] == 1 for case in cases]
+        row = {"": recipe, "reached by": f"{sum(reached)} of {len(cases)}"}
         for what in ("samples", "pflop", "seconds"):
-            spread = Spread.of([float(case.parameters[what]) for case in cases])
-            low, high = number(spread.lowest), number(spread.highest)
             title = "PFLOP" if what == "pflop" else what
-            row[title] = f"{number(spread.median)} ({low}–{high})"
+            row[title] = _needed([float(case.parameters[what]) for case in cases], reached)
         for what, title in SCORES.items():
             row[title] = _score(Spread.of([case.figures[what] for case in cases]).median)
         rows.append(row)
     return Table.of(rows)
+
+
+def _needed(spent: list[float], reached: list[bool]) -> str:
+    """Median and range of what runs needed, of which some did not reach the target."""
+    known = Spread.of(spent)
+    needed = Spread.of([x if done else math.inf for x, done in zip(spent, reached, strict=True)])
+    median, low, high = (
+        number(value) if math.isfinite(getattr(needed, what)) else f"> {number(value)}"
+        for what, value in known
+    )
+    return f"{median} ({low}–{high})" if any(reached) else median
 
 
 def quality(result: Result, splits: tuple[str, ...]) -> Table:

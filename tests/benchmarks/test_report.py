@@ -18,6 +18,7 @@ from PIL import Image
 from benchmarks.__main__ import main
 from benchmarks.harness.results import CaseResult, Result, make_result, read_result
 from benchmarks.harness.timing import Repeat
+from benchmarks.report import tables
 from benchmarks.report.figures import Figure, figures_of
 from benchmarks.report.page import PAGE, all_figures
 from convert.errors import DataError
@@ -162,6 +163,32 @@ def test_a_result_is_read_back_unchanged(tmp_path: Path) -> None:
     assert faster is not None
     assert faster.median == pytest.approx(3)
     assert result.best("stock") == "ours, FFCV"
+
+
+@pytest.mark.parametrize(
+    ("reached", "expected"),
+    [
+        ((1, 1, 1), "0.2 (0.1–0.5)"),
+        ((1, 1, 0), "0.2 (0.1–> 0.5)"),
+        ((1, 0, 0), "> 0.2 (0.1–> 0.5)"),
+        ((0, 0, 0), "> 0.2"),
+    ],
+)
+def test_speedrun_marks_what_runs_needed_at_least(reached: tuple[int, ...], expected: str) -> None:
+    cases = {
+        f"fast, seed {seed}": CaseResult(
+            parameters={
+                "recipe": "fast", "seed": seed, "samples": 1000 * pflop, "pflop": pflop,
+                "seconds": 100 * pflop, "reached": float(reached[seed]),
+            },
+            figures={"mask_iou": 0.9, "depth_rmse": 0.08},
+        )
+        for seed, pflop in enumerate((0.1, 0.2, 0.5))
+    }  # fmt: skip
+    table = tables.speedrun(make_result("speedrun", {}, cases))
+    (row,) = (dict(zip(table.head, row, strict=True)) for row in table.rows)
+    assert row["PFLOP"] == expected
+    assert row["reached by"] == f"{sum(reached)} of 3"
 
 
 def test_floats_are_compared_with_floats() -> None:
