@@ -128,17 +128,23 @@ def test_speedrun(shards: Path, tmp_path: Path, need_engine: Callable[[str], Non
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("command", "options", "message"),
     [
-        (("--recipe", "fast", "--recipe", "fast"), "found fast twice, expected recipes of"),
-        (("--batch-size", 99), "found 63 training samples, expected at least 99, a batch of stage"),
+        ("speedrun", ("--recipe", "fast", "--recipe", "fast"), "found fast twice, expected"),
+        ("speedrun", ("--batch-size", 99), "found 63 training samples, expected at least 99"),
+        ("recipes", ("--batch-size", 99), "found 63 training samples, expected at least 99"),
     ],
 )
-def test_speedrun_refuses(
-    shards: Path, options: tuple[object, ...], message: str, monkeypatch: pytest.MonkeyPatch
+def test_trainings_are_refused_before_they_begin(
+    shards: Path,
+    command: str,
+    options: tuple[object, ...],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("benchmarks.speedrun.baselines", lambda data: pytest.fail("has begun"))
-    result = CliRunner().invoke(main, ["speedrun", str(shards), *map(str, options)])
+    for module in ("speedrun", "recipes"):
+        monkeypatch.setattr(f"benchmarks.{module}.baselines", lambda data: pytest.fail("begun"))
+    result = CliRunner().invoke(main, [command, str(shards), *map(str, options)])
     assert result.exit_code == 2
     assert message in result.output
     assert result.output.count("\n") == 1
