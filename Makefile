@@ -40,7 +40,8 @@ demo: install
 	$(RUN) -m convert show $(DEMO_DIR)/shards $(DEMO_DIR)/shards.png
 	$(RUN) train.py fit $(DEMO_DIR)/shards $(DEMO_DIR)/run --recipe demo --loader $(LOADER) --amp off
 	$(RUN) train.py evaluate $(DEMO_DIR)/shards $(DEMO_DIR)/run/best.safetensors \
-		--loader $(LOADER) --amp off --picture $(DEMO_DIR)/predictions.png
+		--loader $(LOADER) --amp off --picture $(DEMO_DIR)/predictions.png \
+		--camera none --camera mild --camera 3
 
 test: install
 	$(RUN) -m pytest -n auto --maxprocesses 4 $(ARGS)

@@ -15,6 +15,7 @@ from model.checkpoint import load_network
 from model.metrics import Scores
 from model.precision import choose_device
 from model.training.config import read_config
+from model.training.options import camera_option
 from model.training.run import BEST, CONFIG, METRICS
 from train import evaluate_checkpoint
 
@@ -23,20 +24,34 @@ BASELINES = {"mask_iou": "difference", "depth_rmse": "background_depth"}
 """Score -> the baseline that it is compared with; results call it the rule."""
 
 
-@command(click.argument("runs", type=PATH, nargs=-1, required=True, metavar="RUN_DIR..."), DEVICE)
-def quality(runs: tuple[Path, ...], device: str) -> Result:
+CAMERA_FIGURES = {
+    "mask_iou": ("network", "mask_iou"),
+    "aligned_mask_iou": ("aligned_network", "mask_iou"),
+    "rule_mask_iou": ("difference", "mask_iou"),
+    "aligned_rule_mask_iou": ("aligned_difference", "mask_iou"),
+    "depth_rmse": ("network", "depth_rmse"),
+}
+"""Figure of a run with a camera -> the row and the score of its evaluation."""
+
+
+@command(
+    click.argument("runs", type=PATH, nargs=-1, required=True, metavar="RUN_DIR..."),
+    camera_option,
+    DEVICE,
+)
+def quality(runs: tuple[Path, ...], cameras: tuple[str, ...], device: str) -> Result:
     """Scores of finished runs of `train.py fit`, beside the baselines that need no network.
 
     Scores the best weights of each run on the split that it was trained with, on the shards
-    where the run found them.
+    where the run found them. With --camera, the first one gives the scores of the run.
     """
     names = [folder.resolve().name for folder in runs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(f"RUN_DIR: found {twice[0]} twice, expected folders of different names")
-    cases = {}
+    cases: dict[str, CaseResult] = {}
     for name, folder in zip(names, runs, strict=True):
-        cases[name] = _score(folder, device)
+        cases |= _score(name, folder, device, cameras)
         figures = cases[name].figures
         print_progress(
             f"{name}: mask IoU {figures['mask_iou']:.4f}, depth RMSE {figures['depth_rmse']:.4f}"
@@ -44,7 +59,7 @@ def quality(runs: tuple[Path, ...], device: str) -> Result:
     return make_result("quality", {"device": device}, cases, device=device)
 
 
-def _score(folder: Path, device: str) -> CaseResult:
+def _score(name: str, folder: Path, device: str, cameras: tuple[str, ...]) -> dict[str, CaseResult]:
     config = read_config(folder / CONFIG)
     cpu_s = _cpu_s_of_epochs(folder / METRICS)
     planned = sum(stage.epochs for stage in config.recipe.stages)
@@ -54,14 +69,16 @@ def _score(folder: Path, device: str) -> CaseResult:
             "`train.py fit --resume`"
         )
     checkpoint = load_network(folder / BEST)
-    report = evaluate_checkpoint(checkpoint, config.data, config.amp, choose_device(device))
+    report = evaluate_checkpoint(
+        checkpoint, config.data, config.amp, choose_device(device), cameras=cameras
+    )
     rows = report.evaluations[0].rows
     figures = {name: value_of(rows["network"], name) for name in SCORED} | {
         f"rule_{name}": value_of(rows[baseline], name) for name, baseline in BASELINES.items()
     }
     figures["depth_rmse_of_rule"] = figures["depth_rmse"] / figures["rule_depth_rmse"]
     figures["training_cpu_min"] = sum(cpu_s) / 60
-    return CaseResult(
+    scored = CaseResult(
         parameters={
             "recipe": config.recipe.name,
             "split": config.data.split,
@@ -72,6 +89,18 @@ def _score(folder: Path, device: str) -> CaseResult:
         },
         figures=figures,
     )
+    disturbed = {
+        f"{name}, camera {found.camera}": CaseResult(
+            parameters={"run": name, "camera": found.camera},
+            figures={
+                figure: value_of(found.rows[row], score)
+                for figure, (row, score) in CAMERA_FIGURES.items()
+            },
+        )
+        for found in report.evaluations
+        if found.camera
+    }
+    return {name: scored, **disturbed}
 
 
 def value_of(scores: Scores, name: str) -> float:

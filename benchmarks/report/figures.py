@@ -59,7 +59,7 @@ _KINDS = (
           "Lines: mask IoU and depth RMSE over PFLOP of training, one for each run"),
     _Kind("quality",
           "What training reaches, beside baselines: difference above 40, mean map of the bg",
-          (_RANDOM, _HELD_OUT), plots.quality,
+          (_RANDOM, _HELD_OUT, tables.cameras), plots.quality,
           "Bars: mask IoU and depth RMSE of runs, beside the baselines without a network"),
     _Kind("simulation", "Millions and billions of samples (arithmetic and simulation)",
           (tables.figures,)),

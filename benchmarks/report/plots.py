@@ -197,7 +197,7 @@ def recipes(result: Result) -> Canvas:
 
 def quality(result: Result) -> Canvas:
     """Both scores of every run, the network's bar above that of the baseline."""
-    names = list(reversed(result.cases))
+    names = [name for name, case in result.cases.items() if "camera" not in case.parameters][::-1]
     canvas, panels = pyplot.subplots(
         1, 2, figsize=(_WIDTH, 0.9 + 0.45 * len(names)), layout="constrained", sharey=True
     )

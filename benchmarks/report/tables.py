@@ -269,7 +269,7 @@ def quality(result: Result, splits: tuple[str, ...]) -> Table:
     rows = []
     for name, case in result.cases.items():
         about, found = case.parameters, case.figures
-        if about["split"] not in splits:
+        if about.get("split") not in splits:
             continue
         row = [name, str(about["recipe"]), str(about["split"])]
         row += [number(float(about[key])) for key in ("epochs", "validation_samples")]
@@ -282,6 +282,20 @@ def quality(result: Result, splits: tuple[str, ...]) -> Table:
         "depth RMSE", "rule's", "share of it",
     )  # fmt: skip
     return Table(head, tuple(rows))
+
+
+def cameras(result: Result) -> Table:
+    """Scores of runs with fg_bg disturbed, for the network and for the rule."""
+    titles = {
+        "mask_iou": "mask IoU", "aligned_mask_iou": "images aligned", "rule_mask_iou": "rule's",
+        "aligned_rule_mask_iou": "rule's, aligned", "depth_rmse": "depth RMSE",
+    }  # fmt: skip
+    return Table.of(
+        {"run": str(case.parameters["run"]), "camera": str(case.parameters["camera"])}
+        | {title: _score(case.figures[what]) for what, title in titles.items()}
+        for case in result.cases.values()
+        if "camera" in case.parameters
+    )
 
 
 def _score(value: float | None) -> str:

@@ -157,7 +157,10 @@ def test_quality_equals_evaluate(shards: Path, tmp_path: Path) -> None:
     run_train("fit", shards, folder, "--recipe", recipe, "--split", "bg", "--amp", "off")
     weights = folder / "best.safetensors"
     scores = json.loads(run_train("evaluate", shards, weights, "--amp", "off", "--json"))["scores"]
-    case = measure(tmp_path, "quality", folder)["cases"]["run"]
+    cases = measure(tmp_path, "quality", folder, "--camera", "none", "--camera", 2)["cases"]
+    case = cases["run"]
+    assert set(cases) == {"run", "run, camera none", "run, camera 2"}
+    assert cases["run, camera none"]["figures"]["mask_iou"] == case["figures"]["mask_iou"]
     assert case["parameters"]["split"] == "bg"
     assert case["figures"]["mask_iou"] == scores["network"]["mask_iou"]
     assert case["figures"]["rule_mask_iou"] == scores["difference"]["mask_iou"]
