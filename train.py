@@ -31,12 +31,12 @@ from model.checkpoint import Checkpoint, Position, channel_statistics, load_netw
 from model.contract import Batch, NoPhases, PhaseTimer, Preprocessor
 from model.distributed import joined, local_device, share_batch_norm, wrap_network
 from model.errors import ModelError
-from model.export import export_network
 from model.files import locked, make_folder, require_writable
+from model.inference.export import export_network
+from model.inference.predictor import Predictor, pair_images, predict_files
 from model.losses import training_loss
 from model.metrics import BASELINE_SAMPLES
 from model.precision import Precision, choose_device, precision_for, require_compile
-from model.predictor import Predictor, pair_images, predict_files
 from model.recipe import Recipe, Stage, load_recipe
 from model.training import options as cli
 from model.training.config import DataConfig, RunConfig

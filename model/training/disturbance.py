@@ -17,7 +17,7 @@ from torch import Tensor
 
 from model.contract import Batch
 from model.errors import ModelError
-from model.registration import register
+from model.inference.registration import register
 
 REFERENCE_SIDE = 224
 """Movements are given in pixels of an image with this side; larger images move further."""

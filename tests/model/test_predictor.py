@@ -13,9 +13,9 @@ from PIL import Image
 from loaders import Backgrounds, Batch, Layout, Preprocess
 from model import DualDecoderUNet, ModelError
 from model.checkpoint import ChannelStatistics, NetworkInfo
-from model.export import export_network
+from model.inference.export import export_network
+from model.inference.predictor import Pair, Predictor, pair_images, predict_files, resize
 from model.pictures import Example, draw_curves, draw_predictions
-from model.predictor import Pair, Predictor, pair_images, predict_files, resize
 from tests.pictures import texture
 
 PHOTOS = Path(__file__).parents[3] / "shared/seed_samples"
@@ -124,8 +124,8 @@ def test_export_is_checked_on_the_given_images(
         mask, depth = real(bg, fg_bg)
         return mask + (bg.mean() > 254), depth
 
-    monkeypatch.setattr("model.export._write_pt2", lambda *_: wrong_on_white)
-    monkeypatch.setattr("model.export.replace_file", lambda path, write: write(path))
+    monkeypatch.setattr("model.inference.export._write_pt2", lambda *_: wrong_on_white)
+    monkeypatch.setattr("model.inference.export.replace_file", lambda path, write: write(path))
     assert export_network(predictor, tmp_path / "net.pt2") < 1e-5
     with pytest.raises(ModelError, match="differs from the network by 1"):
         export_network(predictor, tmp_path / "net.pt2", pairs)

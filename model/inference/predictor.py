@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from model.checkpoint import NetworkInfo
 from model.errors import ModelError
 from model.files import make_folder, replace_file, require_writable
+from model.inference.registration import SAME_PLACE, Registration, register
 from model.losses import depth_values
 from model.pictures import Example, draw_predictions
-from model.registration import SAME_PLACE, Registration, register
 from model.unet import DualDecoderUNet
 
 WORTH_ALIGNING = 0.01

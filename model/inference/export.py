@@ -11,7 +11,7 @@ from torch import Tensor
 
 from model.errors import ModelError
 from model.files import replace_file, require_writable
-from model.predictor import Pair, Predictor
+from model.inference.predictor import Pair, Predictor
 
 TOLERANCE = 1e-4
 """Largest accepted difference of a probability or depth from the network run eagerly."""

@@ -1,0 +1,1 @@
+"""Trained networks on photos: prediction, export, and the registration of two photos."""
