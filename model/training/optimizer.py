@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.adam import adam
 
 from model.recipe import Recipe, Stage
 from model.unet import DualDecoderUNet
@@ -40,6 +39,10 @@ def make_sgd(parameters: Sequence[Tensor], recipe: Recipe, stage: Stage) -> torc
         for parameter in parameters:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
+
+
+ADAM_SQUARES = 0.99
+"""Decay of the mean square in the Adam of `Muon`."""
 
 
 class Muon(Optimizer):
@@ -94,21 +97,27 @@ class Muon(Optimizer):
             for bank, update in zip(same, orthogonalized(nesterov), strict=True):
                 bank.add_(update.view_as(bank), alpha=-lr * size)
 
-    def _adam_step(self, parameters: list[Tensor], lr: float, beta: float) -> None:
+    def _adam_step(self, parameters: list[Tensor], lr: float, momentum: float) -> None:
+        # Not torch's function, which keeps its number of steps in tensors on the CPU.
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter] = {
-                    "step": torch.tensor(0.0),
+                    "steps": 0,
                     "mean": torch.zeros_like(parameter),
                     "square": torch.zeros_like(parameter),
                 }
         states = [self.state[parameter] for parameter in parameters]
-        means, squares, steps = ([s[key] for s in states] for key in ("mean", "square", "step"))
-        adam(
-            parameters, [_gradient(p) for p in parameters], means, squares, [], steps, foreach=True,
-            amsgrad=False, beta1=beta, beta2=0.99, lr=lr * self.ADAM_SHARE, weight_decay=0,
-            eps=1e-8, maximize=False,
-        )  # fmt: skip
+        grads = [_gradient(parameter) for parameter in parameters]
+        means, squares = ([state[key] for state in states] for key in ("mean", "square"))
+        torch._foreach_lerp_(means, grads, 1 - momentum)
+        torch._foreach_lerp_(squares, torch._foreach_mul(grads, grads), 1 - ADAM_SQUARES)
+        for state in states:
+            state["steps"] += 1
+        squares_bias = [1 - ADAM_SQUARES ** state["steps"] for state in states]
+        deviations = torch._foreach_sqrt(torch._foreach_div(squares, squares_bias))
+        torch._foreach_add_(deviations, 1e-8)
+        rates = [-lr * self.ADAM_SHARE / (1 - momentum ** state["steps"]) for state in states]
+        torch._foreach_addcdiv_(parameters, means, deviations, rates)
 
 
 def _gradient(parameter: Tensor) -> Tensor:
