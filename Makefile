@@ -13,7 +13,7 @@ export PYTHON DALI
 help:
 	@echo "make install    Build .venv. Options: PYTHON=python3.12, DALI=dali-cu12, APT=no."
 	@echo "make demo       Draw a data set, pack it, train and evaluate, in DEMO_DIR=$(DEMO_DIR)."
-	@echo "make test       Run all tests that this machine can run, on up to 4 cores. ARGS: of pytest."
+	@echo "make test       Run all tests that this machine can run, on up to 4 cores. ARGS is passed to pytest."
 	@echo "make lint       Run ruff and mypy."
 	@echo "make format     Fix and format the code with ruff."
 	@echo "make bench      Run the benchmarks on drawn data; write $(RESULTS_DIR)/report.html."
