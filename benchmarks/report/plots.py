@@ -13,6 +13,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.harness.results import NO_NETWORK, Result
 from benchmarks.report import tables
@@ -162,6 +163,9 @@ def speedrun(result: Result) -> Canvas:
         axes.set_xlabel("PFLOP of training", fontsize=8)
         axes.tick_params(labelsize=7)
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     panels[0].set_ylim(0, 1)
     panels[1].set_ylim(0, 0.4)
     _legend(canvas, panels[0], 4)
