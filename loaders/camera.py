@@ -21,20 +21,39 @@ DRAWS = {
     "shadow": 1, "flatness": 1, "slant": 1,
     "moves_fg_bg": 1, "rotation": 1, "zoom": 1, "shift": 2,
     "exposes_fg_bg": 1, "exposure": 1, "balance": 3, "gradient": 2, "offset": 3, "gamma": 1,
-    "blur": 1, "noise": 1, "grain": 1,
+    "blur": 1, "noise": 1, "grain": 1, "coarseness": 1,
 }  # fmt: skip
 """Draws of a sample by name, in order, and the number of each."""
 COLUMNS = sum(DRAWS.values())
 _NOISE_VALUES = 1 << 20
 _SHADOW_BLUR = 28  # the side of the image by the radius of the shadow's blur
+_LUMA_TABLE = (
+    (16, 11, 10, 16, 24, 40, 51, 61),
+    (12, 12, 14, 19, 26, 58, 60, 55),
+    (14, 13, 16, 24, 40, 57, 69, 56),
+    (14, 17, 22, 29, 51, 87, 80, 62),
+    (18, 22, 37, 56, 68, 109, 103, 77),
+    (24, 35, 55, 64, 81, 104, 113, 92),
+    (49, 64, 78, 87, 103, 121, 120, 101),
+    (72, 92, 95, 98, 112, 100, 103, 99),
+)
+_CHROMA_TABLE = (
+    (17, 18, 24, 47, 99, 99, 99, 99),
+    (18, 21, 26, 66, 99, 99, 99, 99),
+    (24, 26, 56, 99, 99, 99, 99, 99),
+    (47, 66, 99, 99, 99, 99, 99, 99),
+    *[(99,) * 8] * 4,
+)
+_YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Camera:
     """Random differences between bg and fg_bg, drawn for each sample.
 
-    share: of the samples that are changed, 0 to 1. The strength of a changed sample is uniform
-        in 0..1; the values below are the largest, at strength 1.
+    share: of the samples that are changed, 0 to 1. The strength of a changed sample is the square
+        of a uniform value in 0..1: most photos differ little. The values below are the largest, at
+        strength 1.
     shift: movement along each axis, as a part of the side.
     rotation: in degrees.
     zoom: relative change of size.
@@ -44,6 +63,7 @@ class Camera:
     gradient: relative change of the light from one side of the image to the other.
     blur: weight of the image filtered by a 3x3 binomial.
     noise: standard deviation, in 0..1.
+    quality: lowest quality of the JPEG that the image is saved as, 1 to 100; 100 saves none.
     shadow: share of the light that the foreground's shadow takes.
     recolour: relative change of each colour channel of the foreground, at any strength above 0.
 
@@ -54,19 +74,20 @@ class Camera:
     shift: float = 0.03
     rotation: float = 0.5
     zoom: float = 0.01
-    gain: float = 0.15
+    gain: float = 0.12
     offset: float = 0.05
     gamma: float = 0.15
     gradient: float = 0.1
-    blur: float = 1.0
-    noise: float = 0.03
+    blur: float = 0.5
+    noise: float = 0.02
+    quality: float = 60
     shadow: float = 0.4
     recolour: float = 0.3
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            largest = 45 if field.name == "rotation" else 1
-            expect(f"{field.name} of the camera", getattr(self, field.name), 0, largest)
+            low, high = {"rotation": (0, 45), "quality": (1, 100)}.get(field.name, (0, 1))
+            expect(f"{field.name} of the camera", getattr(self, field.name), low, high)
 
     def __call__(
         self, bg: Tensor, fg_bg: Tensor, mask: Tensor, depth: Tensor, draws: Tensor
@@ -77,12 +98,12 @@ class Camera:
         (B, 1, S, S). draws: float32 (B, COLUMNS) in [0, 1).
 
         The foreground's colours and shadow change fg_bg. The movement changes bg, or fg_bg with its
-        mask and depth; the light, the blur and the noise change one of the two images as well.
+        mask and depth; the light, the blur, the noise and the JPEG change one of the two as well.
         """
         named = dict(zip(DRAWS, draws.split(list(DRAWS.values()), dim=1), strict=True))
         chance = {name: values[:, :, None, None] for name, values in named.items()}
         share = max(self.share, 1e-9)
-        strength = torch.where(chance["strength"] < share, chance["strength"] / share, 0)
+        strength = torch.where(chance["strength"] < share, (chance["strength"] / share) ** 2, 0)
         signed = {name: (values * 2 - 1) * strength for name, values in chance.items()}
         recolour = torch.where(strength > 0, chance["recolour"] * 2 - 1, 0) * self.recolour
         fg_bg = fg_bg * (1 + mask * recolour)
@@ -144,7 +165,7 @@ class Camera:
         signed: dict[str, Tensor],
         strength: Tensor,
     ) -> Tensor:
-        """Change exposure, white balance, light, gamma, sharpness and noise."""
+        """Change exposure, white balance, light, gamma and sharpness; add noise, save as JPEG."""
         across = torch.linspace(-0.5, 0.5, image.shape[-1], device=image.device)
         down = torch.linspace(-0.5, 0.5, image.shape[-2], device=image.device)[:, None]
         gain = 1 + self.gain * (signed["exposure"] + signed["balance"]) / 2
@@ -155,7 +176,9 @@ class Camera:
         image = image + (_binomial(image) - image) * (self.blur * chance["blur"] * strength)
         place = (chance["grain"].flatten() * _NOISE_VALUES).long()
         grain = _noise_table(image.device, image[0].numel())[place].view_as(image)
-        return (image + grain * (self.noise * chance["noise"] * strength)).clamp_(0, 1)
+        image = (image + grain * (self.noise * chance["noise"] * strength)).clamp_(0, 1)
+        quality = 100 - (100 - self.quality) * chance["coarseness"] * strength
+        return torch.where(quality < 100, _save_as_jpeg(image, quality), image)
 
 
 def _sample(
@@ -178,6 +201,30 @@ def _binomial(image: Tensor) -> Tensor:
     padded = functional.pad(image, (1, 1, 1, 1), mode="replicate")
     rows = (padded[:, :, :-2] + padded[:, :, 2:]) * 0.25 + padded[:, :, 1:-1] * 0.5
     return (rows[..., :-2] + rows[..., 2:]) * 0.25 + rows[..., 1:-1] * 0.5
+
+
+def _save_as_jpeg(image: Tensor, quality: Tensor) -> Tensor:
+    """The pixels of a JPEG without subsampling; not rounded to integers, so quality 100 is close.
+
+    quality: (B, 1, 1, 1), 1 to 100. Tables of ITU-T T.81, Annex K, scaled as in libjpeg.
+    """
+    height, width = image.shape[-2:]
+    padded = functional.pad(image, (0, -width % 8, 0, -height % 8), mode="replicate")
+    to_ycbcr = image.new_tensor(_YCBCR)
+    planes = torch.einsum("dc,bchw->bdhw", to_ycbcr, padded * 255 - 128)
+    blocks = planes.unflatten(3, (-1, 8)).unflatten(2, (-1, 8))  # (B, 3, rows, 8, columns, 8)
+    frequency, place = torch.arange(8.0)[:, None], torch.arange(8.0)
+    cosines = torch.cos((2 * place + 1) * frequency * math.pi / 16) / 2
+    cosines[0] /= math.sqrt(2)
+    cosines = cosines.to(image.device)
+    scale = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality)[:, :, :, :, None, None]
+    tables = image.new_tensor((_LUMA_TABLE, _CHROMA_TABLE, _CHROMA_TABLE))[:, None, :, None]
+    steps = ((tables * scale + 50) / 100).floor().clamp(1, 255)
+    transform = "ki,bcyixj,lj->bcykxl"
+    coefficients = (torch.einsum(transform, cosines, blocks, cosines) / steps).round() * steps
+    blocks = torch.einsum(transform, cosines.T, coefficients, cosines.T)
+    planes = blocks.flatten(4, 5).flatten(2, 3)[..., :height, :width]
+    return ((torch.einsum("dc,bchw->bdhw", to_ycbcr.inverse(), planes) + 128) / 255).clamp(0, 1)
 
 
 _noise: dict[tuple[torch.device, int], Tensor] = {}
