@@ -69,7 +69,7 @@ def test_a_speedrun_counts_its_work_and_ends_at_the_goal(
     assert small * 1e6 == pytest.approx(gflop)
     planned = 8 * small + 2 * large
     unreachable = {"mask_iou": 2.0, "depth_rmse": 0.0}
-    goal = Goal(scores=unreachable, limit_pflop=4 * planned, points=3)
+    goal = Goal(scores=unreachable, limit_pflop=4 * planned, points=3, screen=2)
     points = list(run_recipe(recipe, data, goal, seed=1))
     assert points[-1].samples == 2 * 16 + 16
     assert points[-1].pflop == pytest.approx(planned)
@@ -78,22 +78,25 @@ def test_a_speedrun_counts_its_work_and_ends_at_the_goal(
     assert all(any(0 <= p.pflop - m < large + small / 9 for p in points) for m in marks[:-1])
     assert [p.pflop for p in points] == sorted({p.pflop for p in points})
     assert all(0 < one.seconds < other.seconds for one, other in itertools.pairwise(points))
+    assert [p.scored for p in points] == [2] * (len(points) - 1) + [6]
     again = list(run_recipe(recipe, data, goal, seed=1))
     assert [p.scores for p in again] == [p.scores for p in points]
     other = list(run_recipe(recipe, data, goal, seed=2))
     assert [p.scores for p in other] != [p.scores for p in points]
 
     trivial = replace(goal, scores={"mask_iou": 0.0, "depth_rmse": 9.0})
-    assert len(list(run_recipe(recipe, data, trivial, seed=1))) == 1
+    assert [p.scored for p in run_recipe(recipe, data, trivial, seed=1)] == [6]
     limited = replace(goal, limit_pflop=0.7 * planned)
-    assert 0 <= list(run_recipe(recipe, data, limited, seed=1))[-1].pflop - 0.7 * planned < large
+    end = list(run_recipe(recipe, data, limited, seed=1))[-1]
+    assert 0 <= end.pflop - 0.7 * planned < large
+    assert end.scored == 6
 
 
 @given(st.floats(1e-6, 10), st.floats(1e-6, 10), st.integers(1, 20))
 def test_marks_of_a_speedrun_are_the_same_for_all_recipes(
     planned: float, limit: float, points: int
 ) -> None:
-    goal = Goal(scores={}, limit_pflop=limit, points=points)
+    goal = Goal(scores={}, limit_pflop=limit, points=points, screen=1)
     *shared, end = goal.marks(planned)
     assert end == min(planned, limit)
     *complete, last = goal.marks(2 * limit)

@@ -30,7 +30,7 @@ def test_speedrun_on_the_gpu(
     assert baselines(data) == pytest.approx(baselines(replace(data, device="cpu")), rel=1e-3)
     stage = Stage(size=32, batch_size=8, lr=0.01, trains=("encoder", "mask", "depth"))
     recipe = Recipe(name="short", width=4, stages=(stage,), optimizer=optimizer, camera=0.5)
-    goal = Goal(scores={"mask_iou": 2.0, "depth_rmse": 0.0}, limit_pflop=1, points=2)
+    goal = Goal(scores={"mask_iou": 2.0, "depth_rmse": 0.0}, limit_pflop=1, points=2, screen=4)
     precision = precision_for("auto", torch.device("cuda"))
     points = list(run_recipe(recipe, data, goal, 0, precision))
     assert points[-1].samples == len(train) // 8 * 8
