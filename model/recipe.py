@@ -274,9 +274,23 @@ _SMALL = replace(
     _FAST, name="small", width=12, stages=(_cycle(size=112, batch_size=4, lr=0.1, epochs=16),)
 )
 
+# The scores of the original work with a thousandth of its FLOPs, from 5,440 samples of a large data
+# set. At 64x64 the network sees the scene as a whole and learns its depth, at 144x144 it learns
+# where edges are.
+_cycle_of_8 = partial(_cycle, batch_size=8)
+_SPRINT = Recipe(
+    name="sprint",
+    optimizer="muon",
+    weight_decay=0,
+    from_difference=True,
+    stages=(
+        _cycle_of_8(size=64, lr=0.05, samples=4000),
+        _cycle_of_8(size=144, lr=0.03, samples=1440),
+    ),
+)
+
 # About five minutes on two CPU cores with about 1,000 training composites. Half of the work is
 # done at 64x64, where a step takes a third of the time.
-_demo_cycle = partial(_cycle, batch_size=8)
 _DEMO = Recipe(
     name="demo",
     width=12,
@@ -284,7 +298,7 @@ _DEMO = Recipe(
     weight_decay=0,
     from_difference=True,
     camera=0.8,
-    stages=(_demo_cycle(size=64, lr=0.04, epochs=5), _demo_cycle(size=112, lr=0.03, epochs=4)),
+    stages=(_cycle_of_8(size=64, lr=0.04, epochs=5), _cycle_of_8(size=112, lr=0.03, epochs=4)),
 )
 
-RECIPES = {recipe.name: recipe for recipe in (_ORIGINAL, _JOINT, _FAST, _SMALL, _DEMO)}
+RECIPES = {recipe.name: recipe for recipe in (_ORIGINAL, _JOINT, _FAST, _SMALL, _SPRINT, _DEMO)}
