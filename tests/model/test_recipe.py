@@ -142,7 +142,7 @@ def test_toml_files_and_unknown_names(tmp_path: Path) -> None:
         'name = "mine"\n[[stages]]\nsize = 64\nbatch_size = 4\nlr = 0.5\ntrains = ["mask"]\n'
     )
     assert load_recipe(str(path)).stages[0].lr == 0.5
-    with pytest.raises(ModelError, match="expected one of original, joint, fast, small, sprint, robust, demo"):
+    with pytest.raises(ModelError, match=f"expected one of {', '.join(RECIPES)}, or a .toml"):
         load_recipe("origin")
     with pytest.raises(ModelError, match="No such file"):
         load_recipe(str(tmp_path / "none.toml"))
