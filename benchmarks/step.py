@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -42,7 +43,8 @@ def step(
 ) -> Result:
     """A training step of the depth and the mask stage, ours and the original's way.
 
-    Times steps on batches that are loaded before, ours and the original's in turn.
+    Times steps on batches that are loaded before, in turn; also what a camera and Muon add to a
+    step of both decoders.
     """
     ways: dict[str, Callable[[Batch], None]] = {}
     with build_loader(
@@ -58,6 +60,13 @@ def step(
             setup = Setup(loader, make_stage(kind, size, batch_size), width, precision)
             ways[f"{kind} stage, ours"] = OurStep(setup)
             ways[f"{kind} stage, original's way"] = OriginalStep(setup)
+        joint = Setup(loader, make_stage("joint", size, batch_size), width, precision)
+        for title, recipe in {
+            "ours": joint.recipe,
+            "ours with a camera": replace(joint.recipe, camera=0.8),
+            "ours with Muon": replace(joint.recipe, optimizer="muon"),
+        }.items():
+            ways[f"joint stage, {title}"] = OurStep(replace(joint, recipe=recipe))
         flops = {name: gflop_per_sample(train, batches[0]) for name, train in ways.items()}
         works = {name: partial(_train_on, batches, train) for name, train in ways.items()}
         measures = {

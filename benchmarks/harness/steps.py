@@ -15,11 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.harness.timing import Phases
 from convert.errors import DataError
 from loaders import Batch, Loader, Preprocess
+from loaders.augment import make_augment
 from model.contract import NoPhases
 from model.losses import training_loss
 from model.metrics import SampleTable
 from model.precision import Precision
-from model.recipe import RECIPES, Stage
+from model.recipe import RECIPES, Recipe, Stage
 from model.training.evaluation import measure, predict_step
 from model.unet import DualDecoderUNet
 from train import StageTrainer
@@ -41,18 +42,23 @@ def make_stage(kind: str, size: int, batch_size: int) -> Stage:
 
 @dataclass(frozen=True)
 class Setup:
-    """What both ways of a step share; loader: gives the device, backgrounds and statistics."""
+    """What both ways of a step share; loader: gives the device, backgrounds and statistics.
+
+    recipe: its optimiser and augmentation are used, not its stages.
+    """
 
     loader: Loader
     stage: Stage
     width: int
     precision: Precision
+    recipe: Recipe = RECIPES["original"]
 
     def preprocess(self, *, channels_last: bool = True) -> Preprocess:
         return Preprocess(
             self.loader.backgrounds,
             self.loader.statistics,
             size=self.stage.size,
+            augment=make_augment(self.recipe, seed=0),
             channels_last=channels_last,
         )
 
@@ -67,7 +73,7 @@ class OurStep:
         torch.manual_seed(0)
         self.trainer = StageTrainer(
             network=DualDecoderUNet(setup.width).place(setup.loader.device),
-            recipe=RECIPES["original"],
+            recipe=setup.recipe,
             stage=setup.stage,
             preprocess=setup.preprocess(),
             precision=setup.precision,
@@ -114,12 +120,11 @@ class OriginalStep:
         self.network.frozen = frozenset()  # gradients stay off; all else is as if never frozen
         nn.Module.train(self.network)
         self.preprocess = setup.preprocess(channels_last=False)
-        recipe = RECIPES["original"]
         self._optimizer = torch.optim.SGD(
             self.network.parameters(),
             lr=setup.stage.lr,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
+            momentum=setup.recipe.momentum,
+            weight_decay=setup.recipe.weight_decay,
         )
 
     def __call__(self, batch: Batch) -> None:

@@ -73,7 +73,8 @@ def test_step_and_epoch(shards: Path, tmp_path: Path, need_engine: Callable[[str
     need_engine("ffcv")
     small = ("--width", 2, "--size", 48, "--batch-size", 2, "--repeats", 1)
     found = measure(tmp_path, "step", shards, "--steps", 1, *small)
-    assert set(found["ours"]) == {"depth stage, ours", "mask stage, ours"}
+    assert set(found["ours"]) == {f"{kind} stage, ours" for kind in ("depth", "mask", "joint")}
+    assert {"joint stage, ours with a camera", "joint stage, ours with Muon"} <= set(found["cases"])
     options = ("--samples", 20, "--stage", "mask", "--amp", "off")
     found = measure(tmp_path, "epoch", shards, *options, *small)
     assert found["arguments"]["samples"] == "20"
