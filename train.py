@@ -194,17 +194,19 @@ def fit_run(run: Run, network: DualDecoderUNet, device: torch.device, reporter: 
 
 def evaluate_checkpoint(
     checkpoint: Checkpoint, data: DataConfig, amp: str, device: torch.device, expected: str = "",
-    cameras: Sequence[str] = (),
+    cameras: Sequence[str] = (), samples: int | None = None,
 ) -> Report:  # fmt: skip
     """Score a network from a checkpoint on the validation split, in this process alone.
 
     expected: fingerprint that the data must have; empty for any. cameras: names of disturbances
-    of fg_bg; if any, the images are also aligned, see `evaluate_network`.
+    of fg_bg; if any, the images are also aligned, see `evaluate_network`. samples: how many are
+    scored, spread evenly; None for all.
     """
     (network, info), precision = checkpoint, precision_for(amp, device)
     pair = open_pair(
-        data, device=device, batch_size=32, shuffle=False, train_limit=BASELINE_SAMPLES
-    )
+        data, device=device, batch_size=32, shuffle=False, train_limit=BASELINE_SAMPLES,
+        validation_limit=samples,
+    )  # fmt: skip
     with pair as (training, validation), listing_skipped(training, validation):
         require_fingerprint(data, expected, validation)
         # Normalised as in training, whatever the statistics of this data set are.
@@ -281,12 +283,13 @@ def fit(context: click.Context, run_dir: Path, resume: bool, **options: object) 
 @cli.option("--split", type=click.Choice(SPLITS), help="Default: the checkpoint's.")
 @cli.flag("--json", "as_json", help="Print JSON instead of a table.")
 @cli.camera_option
+@cli.samples_option
 @cli.option("--picture", type=cli.PATH, help="Write predictions to this PNG file.")
 @cli.data_options(ENGINES)
 @cli.amp_option
 def evaluate(
     checkpoint: Path, split: str | None, as_json: bool, cameras: tuple[str, ...],
-    picture: Path | None, amp: str, **data: object,
+    samples: int | None, picture: Path | None, amp: str, **data: object,
 ) -> None:  # fmt: skip
     """Score CHECKPOINT on the validation split of SHARDS, next to trivial baselines."""
     if picture:
@@ -297,7 +300,7 @@ def evaluate(
     data |= {"split": split, "split_seed": info.split_seed, "validation": info.validation}
     config = DataConfig(**data)  # type: ignore[arg-type]  # click has checked the types
     device = choose_device(config.device)
-    report = evaluate_checkpoint(loaded, config, amp, device, cameras=cameras)
+    report = evaluate_checkpoint(loaded, config, amp, device, cameras=cameras, samples=samples)
     note = seen_note(split, info.split, report.seen)
     if note:
         click.echo(f"Note: {note}", err=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from benchmarks.harness.options import DEVICE, PATH, command
+from benchmarks.harness.options import DEVICE, PATH, command, option
 from benchmarks.harness.results import CaseResult, Result, make_result
 from benchmarks.harness.timing import print_progress
 from convert.errors import DataError
@@ -15,7 +16,7 @@ from model.checkpoint import load_network
 from model.metrics import Scores
 from model.precision import choose_device
 from model.training.config import read_config
-from model.training.options import camera_option
+from model.training.options import camera_option, samples_option
 from model.training.run import BEST, CONFIG, METRICS
 from train import evaluate_checkpoint
 
@@ -37,9 +38,20 @@ CAMERA_FIGURES = {
 @command(
     click.argument("runs", type=PATH, nargs=-1, required=True, metavar="RUN_DIR..."),
     camera_option,
+    samples_option,
+    option(
+        "--shards", type=PATH,
+        help="Score the random split of these shards, which no run was trained on.",
+    ),
     DEVICE,
-)
-def quality(runs: tuple[Path, ...], cameras: tuple[str, ...], device: str) -> Result:
+)  # fmt: skip
+def quality(
+    runs: tuple[Path, ...],
+    cameras: tuple[str, ...],
+    samples: int | None,
+    shards: Path | None,
+    device: str,
+) -> Result:
     """Scores of finished runs of `train.py fit`, beside the baselines that need no network.
 
     Scores the best weights of each run on the split that it was trained with, on the shards
@@ -51,16 +63,29 @@ def quality(runs: tuple[Path, ...], cameras: tuple[str, ...], device: str) -> Re
         raise DataError(f"RUN_DIR: found {twice[0]} twice, expected folders of different names")
     cases: dict[str, CaseResult] = {}
     for name, folder in zip(names, runs, strict=True):
-        cases |= _score(name, folder, device, cameras)
+        cases |= _score(name, folder, device, cameras, samples, shards)
         figures = cases[name].figures
         print_progress(
             f"{name}: mask IoU {figures['mask_iou']:.4f}, depth RMSE {figures['depth_rmse']:.4f}"
         )
-    return make_result("quality", {"device": device}, cases, device=device)
+    arguments = {"samples": samples or "all", "device": device}
+    if shards is not None:
+        arguments["shards"] = shards.name
+    return make_result("quality", arguments, cases, device=device)
 
 
-def _score(name: str, folder: Path, device: str, cameras: tuple[str, ...]) -> dict[str, CaseResult]:
+def _score(
+    name: str,
+    folder: Path,
+    device: str,
+    cameras: tuple[str, ...],
+    samples: int | None,
+    shards: Path | None,
+) -> dict[str, CaseResult]:
     config = read_config(folder / CONFIG)
+    data = config.data
+    if shards is not None:
+        data = replace(data, shards=str(shards), split="random")
     cpu_s = _cpu_s_of_epochs(folder / METRICS)
     planned = sum(stage.epochs for stage in config.recipe.stages)
     if len(cpu_s) != planned:
@@ -70,7 +95,7 @@ def _score(name: str, folder: Path, device: str, cameras: tuple[str, ...]) -> di
         )
     checkpoint = load_network(folder / BEST)
     report = evaluate_checkpoint(
-        checkpoint, config.data, config.amp, choose_device(device), cameras=cameras
+        checkpoint, data, config.amp, choose_device(device), cameras=cameras, samples=samples
     )
     rows = report.evaluations[0].rows
     figures = {name: value_of(rows["network"], name) for name in SCORED} | {
@@ -81,7 +106,7 @@ def _score(name: str, folder: Path, device: str, cameras: tuple[str, ...]) -> di
     scored = CaseResult(
         parameters={
             "recipe": config.recipe.name,
-            "split": config.data.split,
+            "split": data.split,
             "width": config.width,
             "size": config.recipe.stages[-1].size,
             "epochs": planned,

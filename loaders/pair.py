@@ -57,6 +57,7 @@ def open_pair(
     world_size: int = 1,
     shuffle: bool = True,
     train_limit: int | None = None,
+    validation_limit: int | None = None,
 ) -> Iterator[tuple[Loader, Loader]]:
     """Training and validation loaders of one split; closed at the end.
 
@@ -65,6 +66,7 @@ def open_pair(
         the same in each gradient.
     shuffle: of training; validation visits all its samples in their order.
     train_limit: train on this many samples, the same random ones each time, in ascending order.
+    validation_limit: validate on this many samples, spread evenly over the validation split.
 
     Raises DataError if the split leaves too few samples for one training step.
     """
@@ -74,6 +76,8 @@ def open_pair(
     )
     if train_limit is not None:
         train = np.sort(np.random.default_rng(0).permutation(train)[:train_limit])
+    if validation_limit is not None:
+        val = np.sort(val)[np.unique(np.linspace(0, len(val) - 1, validation_limit).astype(int))]
     validating = LoaderOptions(
         batch_size=batch_size, indices=val, shuffle=False, seed=source.seed, device=device,
         num_workers=source.workers, rank=distributed_rank()[0] if world_size > 1 else 0,

@@ -181,6 +181,9 @@ def test_evaluate_with_cameras(finished: Path, dataset: Path, tmp_path: Path) ->
     found = json.loads(result.stdout)
     assert set(found["cameras"]) == {"none", "2"}
     assert found["scores"] == found["cameras"]["none"]
+    few = (*arguments[:2], "--samples", 3, "--json")
+    limited = json.loads(run("evaluate", dataset, finished / "best.safetensors", *few).stdout)
+    assert limited["title"].startswith("validation: 3 samples")
     plain = json.loads(run("evaluate", dataset, finished / "best.safetensors", "--json").stdout)
     assert found["scores"]["network"] == plain["scores"]["network"]
     assert found["cameras"]["2"]["difference"] != found["cameras"]["none"]["difference"]

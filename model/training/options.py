@@ -48,6 +48,11 @@ camera_option = click.option(
     "movement, such as 2. Can be given several times. Adds rows with the two images aligned.",
 )
 
+samples_option = option(
+    "--samples",
+    type=click.IntRange(min=1),
+    help="Score at most this many samples, spread evenly over the validation split.",
+)
 device_option = option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
 amp_option = option(
     "--amp",

@@ -166,6 +166,10 @@ def test_quality_equals_evaluate(shards: Path, tmp_path: Path) -> None:
     assert case["figures"]["rule_mask_iou"] == scores["difference"]["mask_iou"]
     assert case["figures"]["rule_depth_rmse"] == scores["background_depth"]["depth_rmse"]
     assert case["figures"]["training_cpu_min"] > 0
+    others = measure(tmp_path, "quality", folder, "--shards", shards, "--samples", 4)
+    assert others["arguments"] == {"samples": "4", "shards": shards.name, "device": "cpu"}
+    about = others["cases"]["run"]["parameters"]
+    assert (about["split"], about["validation_samples"]) == ("random", 4)
     broken = {"stage\n": "found 0 epochs of 1", "stage\n1\n": "expected epoch_cpu_s"}
     for text, reason in broken.items():
         (folder / "metrics.csv").write_text(text)

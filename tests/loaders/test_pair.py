@@ -57,6 +57,20 @@ def test_a_limit_takes_the_same_samples_in_ascending_order(source: Source) -> No
     assert shown.tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize(("limit", "kept"), [(1, 1), (5, 5), (1000, 27)])
+def test_validation_can_be_limited_to_samples_spread_evenly(
+    source: Source, limit: int, kept: int
+) -> None:
+    _, val = split_indices(read_layout(source.shards), "random")
+    with open_pair(source, device=CPU, batch_size=8, validation_limit=limit) as (_, validation):
+        shown = torch.cat([batch.index for batch in validation.epoch(0)]).tolist()
+    assert len(shown) == kept
+    assert set(shown) <= set(val.tolist())
+    if kept == 5:
+        places = np.searchsorted(np.sort(val), shown)
+        assert np.diff(places).tolist() == pytest.approx([6.5] * 4, abs=1)
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_several_ranks_train_on_full_steps_alone(
     source: Source, rank: int, monkeypatch: pytest.MonkeyPatch
