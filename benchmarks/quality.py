@@ -97,6 +97,11 @@ def _score(
     report = evaluate_checkpoint(
         checkpoint, data, config.amp, choose_device(device), cameras=cameras, samples=samples
     )
+    if shards is not None and report.seen is not None:
+        raise DataError(
+            f"--shards {shards}: found the data that {folder} was trained on, expected other data; "
+            "leave out --shards"
+        )
     rows = report.evaluations[0].rows
     figures = {name: value_of(rows["network"], name) for name in SCORED} | {
         f"rule_{name}": value_of(rows[baseline], name) for name, baseline in BASELINES.items()

@@ -44,7 +44,8 @@ _CHROMA_TABLE = (
     (47, 66, 99, 99, 99, 99, 99, 99),
     *[(99,) * 8] * 4,
 )
-_YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+_TO_YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+_TO_RGB = ((1.0, 0.0, 1.402), (1.0, -0.344136, -0.714136), (1.0, 1.772, 0.0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +124,9 @@ class Camera:
 
     @staticmethod
     def prepare(device: torch.device, height: int, width: int) -> None:
-        """Make what images of this size need, so that calls can be compiled."""
+        """Make what images of this size need, so that calls copy nothing to the device."""
         _noise_table(device, 3 * height * width)
+        _jpeg_constants(device)
 
     def _shadow(self, mask: Tensor, chance: dict[str, Tensor], strength: Tensor) -> Tensor:
         """Share of the light that a shadow takes, (B, 1, S, S).
@@ -210,21 +212,32 @@ def _save_as_jpeg(image: Tensor, quality: Tensor) -> Tensor:
     """
     height, width = image.shape[-2:]
     padded = functional.pad(image, (0, -width % 8, 0, -height % 8), mode="replicate")
-    to_ycbcr = image.new_tensor(_YCBCR)
+    to_ycbcr, to_rgb, cosines, tables = _jpeg_constants(image.device)
     planes = torch.einsum("dc,bchw->bdhw", to_ycbcr, padded * 255 - 128)
     blocks = planes.unflatten(3, (-1, 8)).unflatten(2, (-1, 8))  # (B, 3, rows, 8, columns, 8)
-    frequency, place = torch.arange(8.0)[:, None], torch.arange(8.0)
-    cosines = torch.cos((2 * place + 1) * frequency * math.pi / 16) / 2
-    cosines[0] /= math.sqrt(2)
-    cosines = cosines.to(image.device)
     scale = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality)[:, :, :, :, None, None]
-    tables = image.new_tensor((_LUMA_TABLE, _CHROMA_TABLE, _CHROMA_TABLE))[:, None, :, None]
-    steps = ((tables * scale + 50) / 100).floor().clamp(1, 255)
+    steps = ((tables[:, None, :, None] * scale + 50) / 100).floor().clamp(1, 255)
     transform = "ki,bcyixj,lj->bcykxl"
     coefficients = (torch.einsum(transform, cosines, blocks, cosines) / steps).round() * steps
     blocks = torch.einsum(transform, cosines.T, coefficients, cosines.T)
     planes = blocks.flatten(4, 5).flatten(2, 3)[..., :height, :width]
-    return ((torch.einsum("dc,bchw->bdhw", to_ycbcr.inverse(), planes) + 128) / 255).clamp(0, 1)
+    return ((torch.einsum("dc,bchw->bdhw", to_rgb, planes) + 128) / 255).clamp(0, 1)
+
+
+_jpeg: dict[torch.device, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+
+
+def _jpeg_constants(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Matrices to YCbCr and to RGB (3, 3), the DCT (8, 8), quantisation tables (3, 8, 8)."""
+    if device not in _jpeg:
+        frequency, place = torch.arange(8.0)[:, None], torch.arange(8.0)
+        cosines = torch.cos((2 * place + 1) * frequency * math.pi / 16) / 2
+        cosines[0] /= math.sqrt(2)
+        tables = torch.tensor((_LUMA_TABLE, _CHROMA_TABLE, _CHROMA_TABLE), dtype=torch.float32)
+        constants = (torch.tensor(_TO_YCBCR), torch.tensor(_TO_RGB), cosines, tables)
+        to_ycbcr, to_rgb, cosines, tables = (c.to(device) for c in constants)
+        _jpeg[device] = to_ycbcr, to_rgb, cosines, tables
+    return _jpeg[device]
 
 
 _noise: dict[tuple[torch.device, int], Tensor] = {}

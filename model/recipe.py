@@ -274,7 +274,7 @@ _SMALL = replace(
     _FAST, name="small", width=12, stages=(_cycle(size=112, batch_size=4, lr=0.1, epochs=16),)
 )
 
-# The scores of the original work with 1/800 of its FLOPs, from 6,000 samples of a large data set.
+# The scores of the original work with 1/800 of its FLOPs (docs/training.md), from 6,000 samples.
 # At 64x64 the network sees the scene as a whole and learns its depth, at 144x144 it learns
 # where edges are.
 _cycle_of_8 = partial(_cycle, batch_size=8)
@@ -302,7 +302,7 @@ _ROBUST = replace(
     ),
 )
 
-# About five minutes on two CPU cores with about 1,000 training composites. Half of the work is
+# About eight minutes on two CPU cores with about 1,000 training composites. Half of the work is
 # done at 64x64, where a step takes a third of the time.
 _DEMO = Recipe(
     name="demo",

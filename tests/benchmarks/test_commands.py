@@ -19,6 +19,8 @@ from benchmarks.harness.images import Images
 from benchmarks.harness.options import Loading
 from benchmarks.harness.ours import our_contenders
 from benchmarks.harness.timing import interleave
+from convert.dataset.compose import compose
+from convert.pack import pack
 
 
 def measure(tmp_path: Path, *arguments: object) -> dict[str, Any]:
@@ -166,10 +168,19 @@ def test_quality_equals_evaluate(shards: Path, tmp_path: Path) -> None:
     assert case["figures"]["rule_mask_iou"] == scores["difference"]["mask_iou"]
     assert case["figures"]["rule_depth_rmse"] == scores["background_depth"]["depth_rmse"]
     assert case["figures"]["training_cpu_min"] > 0
-    others = measure(tmp_path, "quality", folder, "--shards", shards, "--samples", 4)
-    assert others["arguments"] == {"samples": "4", "shards": shards.name, "device": "cpu"}
-    about = others["cases"]["run"]["parameters"]
-    assert (about["split"], about["validation_samples"]) == ("random", 4)
+    few = measure(tmp_path, "quality", folder, "--samples", 4)
+    assert few["arguments"] == {"samples": "4", "device": "cpu"}
+    assert few["cases"]["run"]["parameters"]["validation_samples"] == 4
+    refused = CliRunner().invoke(main, ["quality", str(folder), "--shards", str(shards)])
+    assert refused.exit_code == 2
+    assert "the data that" in refused.output
+    others, packed = tmp_path / "others", tmp_path / "packed"
+    compose(others, backgrounds=2, foregrounds=2, placements=10, size=96, workers=0, progress=False)
+    pack(others, packed, workers=0, progress=False)
+    scored = measure(tmp_path, "quality", folder, "--shards", packed)
+    assert scored["arguments"] == {"samples": "all", "shards": "packed", "device": "cpu"}
+    about = scored["cases"]["run"]["parameters"]
+    assert (about["split"], about["validation_samples"]) == ("random", 12)
     broken = {"stage\n": "found 0 epochs of 1", "stage\n1\n": "expected epoch_cpu_s"}
     for text, reason in broken.items():
         (folder / "metrics.csv").write_text(text)
