@@ -77,7 +77,9 @@ class Figure:
     """
 
     def __init__(self, name: str, kind: _Kind, result: Result) -> None:
-        self.name, self.title, self.alt = name + kind.suffix, kind.title, kind.alt
+        self.name, self.alt = name + kind.suffix, kind.alt
+        # A folder can hold several results of one benchmark.
+        self.title = kind.title if name == result.benchmark else f"{kind.title} ({name})"
         made = (make(result) for make in kind.tables)
         self.tables: list[Table] = [table for table in made if table.rows]
         self.where = tables.where(result)

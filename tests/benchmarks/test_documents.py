@@ -32,6 +32,12 @@ def test_tables_are_up_to_date(document: str, figures: list[Figure], tmp_path: P
     assert filled == marks, "a mark does not name a result"
 
 
+def test_titles_of_figures_tell_them_apart(figures: list[Figure]) -> None:
+    titles = [figure.title for figure in figures]
+    assert len(set(titles)) == len(titles)
+    assert sum(title.endswith(" (robust)") for title in titles) == 1
+
+
 def test_results_name_the_commit_that_was_measured() -> None:
     for name, result in read_results(RESULTS).items():
         assert re.fullmatch(r"[0-9a-f]{7,40}", result.commit), f"{name}: {result.commit}"
