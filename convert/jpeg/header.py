@@ -58,7 +58,7 @@ def segments(data: bytes) -> Iterator[tuple[int, bytes, int]]:
         elif marker in _STANDALONE:
             at += 2
         else:
-            end = at + 2 + int.from_bytes(data[at + 2 : at + 4])
+            end = at + 2 + (data[at + 2] << 8 | data[at + 3])
             yield marker, data[at + 4 : end], end
             at = end
 
