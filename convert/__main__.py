@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from convert.errors import Commands, DataError
-from convert.storage import codec_options
+from convert.storage import DEPTH_CODECS, MASK_CODECS
 
 # Commands import their work when they run, so that `--help` and usage errors answer at once.
 
@@ -20,7 +20,6 @@ _FOLDER = click.Path(path_type=Path)
 _WORKERS = click.option(
     "--workers", type=click.IntRange(0), help="Worker processes; default: one per core; 0: none."
 )
-_MASK_CODECS, _DEPTH_CODECS = (list(codec_options(field)) for field in ("mask", "depth"))
 
 
 @click.group(cls=Commands, context_settings=_SETTINGS)
@@ -79,8 +78,20 @@ def depth(dataset: Path, model: str, **options: object) -> None:
     type=click.Choice(["ffcv", "webdataset", "dali"]),
     help="May be repeated; default: both. dali is an alias of webdataset.",
 )
-@click.option("--mask-codec", type=click.Choice(_MASK_CODECS), default=_MASK_CODECS[0])
-@click.option("--depth-codec", type=click.Choice(_DEPTH_CODECS), default=_DEPTH_CODECS[0])
+@click.option(
+    "--codec",
+    type=click.Choice(["difference", "jpeg"]),
+    default="difference",
+    help="Images of the FFCV file: as what differs from their background, which is smaller and "
+    "decoded faster, or as JPEGs, which stock FFCV reads too. The pixels are the same.",
+)
+@click.option("--mask-codec", type=click.Choice(list(MASK_CODECS)), default="runs")
+@click.option(
+    "--depth-codec",
+    type=click.Choice(list(DEPTH_CODECS)),
+    default="luma",
+    help="JPEGs of depth: cut to their luma, or as they are.",
+)
 @click.option("--samples-per-shard", type=click.IntRange(1), default=10_000)
 @click.option(
     "--samples-per-fg", type=click.IntRange(1), help="Neighbouring samples of one foreground."

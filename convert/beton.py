@@ -109,10 +109,11 @@ class BetonWriter:
     """An FFCV file that several processes assemble from parts.
 
     `create` it, `write` each part at the position that `create` gives, then `finish` it.
-    folder: where the parts are.
+    form, folder: which files of the parts it takes, and where they are.
     """
 
     path: Path
+    form: str
     folder: Path
     structure: Structure
 
@@ -126,14 +127,14 @@ class BetonWriter:
         places, at = [], self.structure.data_at
         for part in parts:
             places.append((part, at))
-            last = _placed(read_records(part, self.folder), at)[-1][FIELDS[-1]]
+            last = _placed(read_records(part, self.form, self.folder), at)[-1][FIELDS[-1]]
             at = int(last["offset"]) + int(last["size"])
         return places, at
 
     def write(self, part: Part, at: int, end: int) -> None:
         """Copy a part to byte ``at`` and write its rows; the allocation table begins at ``end``."""
-        data = read_data(part, self.folder)
-        records = read_records(part, self.folder)
+        data = read_data(part, self.form, self.folder)
+        records = read_records(part, self.form, self.folder)
         placed = _placed(records, at)
         with open(self.path, "r+b") as file:
             for target, piece in _pieces(memoryview(data), records, placed):
@@ -196,7 +197,7 @@ def _pieces(
 def check_structure(shards: Shards) -> Iterator[str]:
     """Problems of what stock FFCV does not check: header, metadata and allocation table."""
     file, path = shards.files[0], shards.folder / shards.names[0]
-    structure = Structure(layout=shards.manifest.layout, codecs=shards.manifest.codecs)
+    structure = Structure(layout=shards.manifest.layout, codecs=shards.codecs)
     samples = len(shards)
     header = file[: HEADER.itemsize].view(HEADER)[0]
     pointer = int(header["alloc_table_ptr"])

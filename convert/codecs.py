@@ -13,7 +13,9 @@ import numba
 import numpy as np
 
 from convert import jpeg
-from convert.jpeg.luma import NotReducible, cut_to_luma
+from convert.jpeg.coefficients import Coefficients, read_coefficients
+from convert.jpeg.layout import NotBaseline
+from convert.jpeg.luma import Luma, luma_of, write_luma
 from convert.layout import MASK_THRESHOLD
 
 AMBIGUOUS = (64, 192)
@@ -34,6 +36,8 @@ class Encoded(NamedTuple):
     data: bytes
     pixels: np.ndarray
     counts: dict[str, int]
+    coefficients: Coefficients | Luma | None = None
+    """Of the stored JPEG, if encoding it has read them."""
 
 
 def _header(source: bytes, height: int, width: int) -> jpeg.JpegHeader:
@@ -61,13 +65,16 @@ def encode_luma(source: bytes, height: int, width: int) -> Encoded:
 
     An image that is not baseline or has a trace of colour is stored verbatim and counted.
     """
-    is_gray = _header(source, height, width).components == 1
+    if _header(source, height, width).components == 1:
+        return Encoded(source, _gray(source, height, width), {})
     try:
-        luma = source if is_gray else cut_to_luma(source)
-    except NotReducible:
+        coefficients = luma_of(read_coefficients(source))
+    except NotBaseline:
         return Encoded(source, _gray(source, height, width), {"depth_stored_verbatim": 1})
-    # The cut has read the source to its end, so that decoding the result alone is a full check.
-    return Encoded(luma, jpeg.decode_gray(luma, jpeg.kept_pixels(height, width, 1)), {})
+    # The source was read to its end, so that decoding the result alone is a full check.
+    luma = write_luma(coefficients)
+    pixels = jpeg.decode_gray(luma, jpeg.kept_pixels(height, width, 1))
+    return Encoded(luma, pixels, {}, coefficients)
 
 
 def encode_gray(source: bytes, height: int, width: int) -> Encoded:

@@ -15,14 +15,20 @@ def table(manifest: Manifest) -> str:
         f"backgrounds    {len(manifest.backgrounds)} ({per_bg})",
         f"samples of fg  {layout.samples_per_fg or 'not known'}",
         "",
-        "field    codec        mean (0..1)             std (0..1)",
+        "field    codec                       mean (0..1)             std (0..1)",
     ]
     for name, moments in manifest.statistics.items():
-        codec = manifest.codecs.get(name, "raw")
+        codec = _codec_of(manifest, name)
         mean, std = (" ".join(f"{v:.4f}" for v in values) for values in (moments.mean, moments.std))
-        lines.append(f"{name:8} {codec:12} {mean:23} {std}")
+        lines.append(f"{name:8} {codec:27} {mean:23} {std}")
     files = [f"{name:28} {file.bytes:>15,} bytes" for name, file in manifest.files.items()]
     return "\n".join([*lines, "", *files, "", *count_lines(manifest)])
+
+
+def _codec_of(manifest: Manifest, field: str) -> str:
+    """How a field is stored: one codec, or that of each format in turn."""
+    codecs = [codecs[field] for codecs in manifest.codecs.values() if field in codecs]
+    return " / ".join(dict.fromkeys(codecs)) or "raw"
 
 
 def count_lines(manifest: Manifest) -> list[str]:

@@ -17,26 +17,22 @@ import numpy as np
 
 from convert.errors import DataError, reading
 from convert.files import hash_file, write_json
+from convert.jpeg.planes import Geometry
 from convert.layout import FIELDS, Layout
 from convert.moments import Moments, Statistics
-from convert.storage import CODECS, codec_options
+from convert.storage import CODECS
 
 FORMAT = "maskdepth-shards"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 BACKGROUNDS = "backgrounds.npy"
 FORMATS = ("ffcv", "webdataset")
-"""Formats of the samples. Version 1 of the manifest stores "webdataset" as "dali"."""
+"""Formats of the samples. Version 1 of the manifest calls "webdataset" "dali"."""
 
 
 def format_name(name: str) -> str:
     """The name of a format, given that or its old name."""
     return "webdataset" if name == "dali" else name
-
-
-def stored_format(name: str) -> str:
-    """The name of a format in a manifest of version 1, the inverse of `format_name`."""
-    return "dali" if name == "webdataset" else name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,25 +75,65 @@ class Format:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BaseFile:
+    """The bases of a field as the manifest describes them.
+
+    file: int16 (n_bg, MCUs, blocks of an MCU, 64), in NumPy's format.
+    samplings: vertical and horizontal sampling factor of each component, as in a JPEG.
+    quantisers: 64 numbers of each component, by rows of a block.
+    """
+
+    file: str
+    samplings: tuple[tuple[int, int], ...]
+    quantisers: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        """ValueError unless records can be decoded with these values, from whatever file."""
+        if not Geometry(1, 1, self.samplings).is_supported:
+            raise ValueError(f"samplings {self.samplings} are not supported")
+        if len(self.quantisers) != len(self.samplings) or not all(
+            len(row) == 64 and all(type(q) is int and 1 <= q <= 255 for q in row)
+            for row in self.quantisers
+        ):
+            raise ValueError("quantisers are not 64 numbers from 1 to 255 for each component")
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> BaseFile:  # parsed JSON
+        """From a manifest; KeyError, TypeError or ValueError for invalid values."""
+        down_across, quantisers = (
+            tuple(tuple(row) for row in value[key]) for key in ("samplings", "quantisers")
+        )
+        return cls(file=value["file"], samplings=down_across, quantisers=quantisers)
+
+    def geometry(self, layout: Layout) -> Geometry:
+        """Where the blocks of an image of this size are."""
+        return Geometry(layout.height, layout.width, self.samplings)
+
+    def shape(self, layout: Layout) -> tuple[int, ...]:
+        """Shape of the array in the file."""
+        geometry = self.geometry(layout)
+        rows, columns = geometry.mcus
+        return len(layout.group_starts) - 1, rows * columns, len(geometry.blocks), 64
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What a shard folder holds.
 
-    ``codecs`` has a name of `convert.storage.CODECS` for each field, ``counts`` what was counted
-    while packing, ``provenance`` arguments, metadata of the data set and library versions.
+    ``codecs`` has for each format a name of `convert.storage.CODECS` for each field, ``bases`` the
+    bases of the fields that are stored as differences, ``counts`` what was counted while packing,
+    ``provenance`` arguments, metadata of the data set and library versions.
     """
 
     layout: Layout
     backgrounds: tuple[str, ...]
-    codecs: dict[str, str]
+    codecs: dict[str, dict[str, str]]
+    bases: dict[str, BaseFile]
     statistics: Statistics
     formats: dict[str, Format]
     files: dict[str, ShardFile]
     counts: dict[str, int]
     provenance: dict[str, object]
-
-    def is_jpeg(self, field: str) -> bool:
-        """Whether the stored bytes of a field are a JPEG."""
-        return CODECS[self.codecs[field]].is_jpeg
 
     def to_json(self) -> dict[str, object]:
         """Plain values in an order for reading, and their hash."""
@@ -113,8 +149,9 @@ class Manifest:
             "samples_per_fg": layout.samples_per_fg,
             "backgrounds": list(self.backgrounds),
             "codecs": self.codecs,
+            "bases": {name: asdict(base) for name, base in self.bases.items()},
             "statistics": {name: m.to_json() for name, m in self.statistics.items()},
-            "formats": {stored_format(name): asdict(f) for name, f in self.formats.items()},
+            "formats": {name: asdict(f) for name, f in self.formats.items()},
             "files": {name: asdict(f) for name, f in self.files.items()},
             "counts": self.counts,
             "made": self.provenance,
@@ -132,23 +169,38 @@ class Manifest:
         if len(starts) != n_bg + 1 or starts[-1] != value["samples"] or (np.diff(starts) < 1).any():
             raise ValueError("samples, backgrounds and group sizes do not agree")
         height, width = map(int, value["image_size"])
-        for name in FIELDS:
-            if value["codecs"][name] not in codec_options(name).values():
-                raise ValueError(f"unknown codec {value['codecs'][name]!r} of {name}")
+        formats = {
+            format_name(k): Format(files=tuple(v["files"]), index=v["index"])
+            for k, v in value["formats"].items()
+        }
+        # In version 1 all formats have the same codecs.
+        by_format = (
+            value["codecs"] if value["version"] > 1 else dict.fromkeys(formats, value["codecs"])
+        )
+        bases = {k: BaseFile.from_json(v) for k, v in value.get("bases", {}).items()}
         per_fg = value["samples_per_fg"]
         return cls(
             layout=Layout(height=height, width=width, group_starts=starts, samples_per_fg=per_fg),
             backgrounds=tuple(value["backgrounds"]),
-            codecs=dict(value["codecs"]),
+            codecs={form: _checked_codecs(by_format[form], bases) for form in formats},
+            bases=bases,
             statistics={k: Moments.from_json(v) for k, v in value["statistics"].items()},
-            formats={
-                format_name(k): Format(files=tuple(v["files"]), index=v["index"])
-                for k, v in value["formats"].items()
-            },
+            formats=formats,
             files={k: ShardFile(**v) for k, v in value["files"].items()},
             counts=dict(value["counts"]),
             provenance=dict(value["made"]),
         )
+
+
+def _checked_codecs(codecs: Mapping[str, str], bases: Mapping[str, BaseFile]) -> dict[str, str]:
+    """The codecs of a format; ValueError if one is not known, or has no bases and needs them."""
+    for name in FIELDS:
+        known = CODECS.get(codecs[name])
+        if known is None or known.field != name:
+            raise ValueError(f"unknown codec {codecs[name]!r} of {name}")
+        if known.fallback and name not in bases:
+            raise ValueError(f"codec {codecs[name]!r} of {name} has no bases")
+    return dict(codecs)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -174,10 +226,10 @@ def read_manifest(shards: str | Path) -> Manifest:
         found = (value["format"], value["version"])
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not a shard manifest ({error}); pack again") from None
-    if found != (FORMAT, VERSION):
+    if found not in [(FORMAT, version) for version in range(1, VERSION + 1)]:
         raise DataError(
             f"{path}: found {found[0]!r} version {found[1]!r}, expected {FORMAT!r} version "
-            f"{VERSION}; pack again with this version of the program"
+            f"1 to {VERSION}; pack again with this version of the program"
         )
     if value.pop("sha256", None) != _digest(value):
         raise DataError(f"{path}: was changed after it was written; pack again")

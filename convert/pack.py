@@ -23,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from convert import beton, tarshards
+from convert.bases import open_bases
 from convert.codecs import encode_rgb
 from convert.errors import DataError, RecordError
 from convert.files import sync
@@ -30,12 +31,12 @@ from convert.manifest import (
     BACKGROUNDS,
     FORMATS,
     MANIFEST,
+    BaseFile,
     Format,
     Manifest,
     ShardFile,
     format_name,
     read_manifest,
-    stored_format,
     write_manifest,
 )
 from convert.moments import Accumulator, Moments
@@ -50,8 +51,9 @@ from convert.parts import (
     write_part,
 )
 from convert.source import Source, read_source
-from convert.storage import codec_options
+from convert.storage import CODECS, DEPTH_CODECS, DIFFERENCE, MASK_CODECS
 from convert.unfinished import check_target, work_folder
+from convert.vote import find_bases
 from convert.workers import cluster_pool, run_all, worker_pool
 
 _PARTS = "parts"
@@ -63,10 +65,13 @@ class PackConfig:
 
     formats: tuple[str, ...] = FORMATS
     """Which formats to write: "ffcv", "webdataset" or both; "dali" is an alias of the latter."""
+    codec: str = "difference"
+    """How the FFCV file stores fg_bg and depth: "difference" (as what differs from the background)
+    or "jpeg" (as the tar shards, for other readers). The pixels are the same."""
     mask_codec: str = "runs"
     """How masks are stored: "runs" (lossless run lengths) or "jpeg" (source bytes)."""
     depth_codec: str = "luma"
-    """How depth is stored: "luma" (lossless, smaller) or "jpeg" (source bytes)."""
+    """How JPEGs of depth are stored: "luma" (lossless, smaller) or "jpeg" (source bytes)."""
     seed: int = 0
     """Seed of the order of the tar shards."""
     samples_per_shard: int = tarshards.SAMPLES_PER_SHARD
@@ -82,14 +87,20 @@ class PackConfig:
             raise DataError(f"formats are {found}; choose from {', '.join(FORMATS)}")
         if self.samples_per_shard < 1:
             raise DataError(f"samples per shard is {self.samples_per_shard}, expected at least 1")
+        if self.codec not in ("difference", "jpeg"):
+            raise DataError(f"codec is {self.codec!r}, expected difference or jpeg")
         if self.seed < 0:
             raise DataError(f"seed is {self.seed}, expected 0 or more")
 
     @property
-    def codecs(self) -> dict[str, str]:
-        """Codec of each field, by its name in `convert.storage.CODECS`."""
-        chosen = {"fg_bg": "jpeg", "mask": self.mask_codec, "depth": self.depth_codec}
-        return {field: codec_options(field)[option] for field, option in chosen.items()}
+    def codecs(self) -> dict[str, dict[str, str]]:
+        """Codec of each field in each format, by its name in `convert.storage.CODECS`."""
+        mask, depth = MASK_CODECS[self.mask_codec], DEPTH_CODECS[self.depth_codec]
+        as_jpeg = {"fg_bg": "jpeg", "mask": mask, "depth": depth}
+        codecs = dict.fromkeys(self.formats, as_jpeg)
+        if "ffcv" in codecs and self.codec == "difference":
+            codecs["ffcv"] = as_jpeg | DIFFERENCE
+        return codecs
 
 
 def pack(
@@ -156,7 +167,7 @@ def _provenance(source: Source, config: PackConfig) -> dict[str, object]:
     libraries = ("numpy", "pillow", "simplejpeg", "crc32c")
     versions = {name: metadata.version(name) for name in libraries}
     return {
-        "arguments": {**asdict(config), "formats": [stored_format(f) for f in config.formats]},
+        "arguments": {**asdict(config), "formats": list(config.formats)},
         "dataset": source.metadata,
         "versions": {"python": platform.python_version(), **versions},
     }
@@ -178,15 +189,17 @@ class _Conversion:
         """Write backgrounds and parts, assemble the formats, hash all files; last the manifest."""
         self.parts_folder.mkdir(exist_ok=True)
         background_moments = self.write_backgrounds()
-        summary = self.write_parts()
+        bases = self.write_bases()
+        summary = self.write_parts(bases)
         formats = self.assemble()
         manifest = Manifest(
             layout=self.source.layout,
             backgrounds=tuple(path.name for path in self.source.bg),
             codecs=self.config.codecs,
+            bases=bases,
             statistics={"bg": background_moments, **summary.statistics},
             formats=formats,
-            files=self.hash_files(formats),
+            files=self.hash_files(formats, bases),
             counts=dict(sorted(summary.counts.items())),
             provenance=_provenance(self.source, self.config),
         )
@@ -209,13 +222,33 @@ class _Conversion:
         backgrounds.flush()
         return sums.moments
 
-    def write_parts(self) -> PartSummary:
+    def write_bases(self) -> dict[str, BaseFile]:
+        """Find and write the bases of each field that is stored as differences from them."""
+        layout, found = self.source.layout, {}
+        codecs = self.config.codecs.get("ffcv", {})
+        fields = [name for name, codec in codecs.items() if CODECS[codec].fallback]
+        for name, described, bases in find_bases(self.source, fields, self.executor):
+            found[name] = described
+            shape = described.shape(layout)
+            array = create_array(self.work / described.file, np.dtype(np.int16), shape)
+            shown = tqdm(bases, total=len(array), unit=f" bases of {name}", disable=self.hidden)
+            for group, base in shown:
+                array[group] = base
+            array.flush()
+        return found
+
+    def write_parts(self, bases: dict[str, BaseFile]) -> PartSummary:
         """Write the parts that an earlier run has not finished; returns the summary of all."""
-        samples = self.source.layout.samples
-        missing = [p for p in self.parts if not is_finished(p, self.source, self.parts_folder)]
+        samples, codecs, folder = self.source.layout.samples, self.config.codecs, self.parts_folder
+        opened = {n: open_bases(self.work, b, self.source.layout) for n, b in bases.items()}
+        missing = [
+            part
+            for part in self.parts
+            if not is_finished(part, self.source, codecs, opened, folder)
+        ]
         with tqdm(total=samples, unit=" samples", disable=self.hidden) as bar:
             bar.update(samples - sum(p.stop - p.start for p in missing))
-            tasks = ((self.source, self.config.codecs, p, self.parts_folder) for p in missing)
+            tasks = ((self.source, codecs, bases, part, folder) for part in missing)
             for size in run_all(self.executor, write_part, tasks):
                 bar.update(size)
         total = PartSummary()
@@ -231,8 +264,9 @@ class _Conversion:
         pieces = 0
         formats: dict[str, Format] = {}
         if "ffcv" in self.config.formats:
-            structure = beton.Structure(layout=self.source.layout, codecs=codecs)
-            writer = beton.BetonWriter(self.work / beton.NAME, self.parts_folder, structure)
+            structure = beton.Structure(layout=self.source.layout, codecs=codecs["ffcv"])
+            path, folder = self.work / beton.NAME, self.parts_folder
+            writer = beton.BetonWriter(path, "ffcv", folder, structure)
             places, end = writer.create(self.parts)
             tasks.append((writer.write, *place, end) for place in places)
             finish.append(partial(writer.finish, end))
@@ -242,7 +276,7 @@ class _Conversion:
             order = np.random.default_rng(self.config.seed).permutation(samples)
             size = self.config.samples_per_shard
             orders = [order[at : at + size] for at in range(0, samples, size)]
-            stored = (self.parts, self.parts_folder, codecs)
+            stored = (self.parts, "webdataset", self.parts_folder, codecs["webdataset"])
             tasks.append(
                 (tarshards.write_shard, self.work, number, members, *stored)
                 for number, members in enumerate(orders)
@@ -257,9 +291,11 @@ class _Conversion:
             finish_format()
         return formats
 
-    def hash_files(self, formats: dict[str, Format]) -> dict[str, ShardFile]:
+    def hash_files(
+        self, formats: dict[str, Format], bases: dict[str, BaseFile]
+    ) -> dict[str, ShardFile]:
         """Write all files of the folder through to the disk, and measure and hash them."""
-        names = [BACKGROUNDS]
+        names = [BACKGROUNDS, *(base.file for base in bases.values())]
         for name, form in formats.items():
             names += [*form.files, form.index]
             if name == "webdataset":

@@ -1,8 +1,9 @@
 """The unit of work of `pack`: consecutive samples of one background, read, checked and encoded.
 
-A part is three files: `part-000012.bin` (the stored fields, contiguous), `.npy` (the place and
-CRC32C of each) and `.json` (sums and counts), written last: a part without it is unfinished. Both
-formats are assembled from parts, so that each source file is read once.
+A part is two files for each format, `part-000012.ffcv.bin` (the stored fields, contiguous) and
+`.ffcv.npy` (the place and CRC32C of each), and `part-000012.json` (sums and counts), written last:
+a part without it is unfinished. All formats are assembled from parts, so that each source file is
+read once.
 """
 
 from __future__ import annotations
@@ -11,22 +12,31 @@ import hashlib
 import json
 import os
 from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import crc32c
 import numpy as np
 
-from convert.codecs import ENCODERS
+from convert.bases import Bases, RecordWriter, open_bases
+from convert.codecs import ENCODERS, Encoded
 from convert.errors import DataError, RecordError
 from convert.files import replace_file, write_json
 from convert.layout import FIELDS, RECORD, Layout
+from convert.manifest import BaseFile
 from convert.moments import Accumulator, Moments, Statistics
 from convert.source import Source
+from convert.storage import CODECS
 
 SAMPLES_PER_PART = 1000
 """About 12 MB per part: small enough to share work evenly, large enough to read efficiently."""
+
+Codecs = Mapping[str, Mapping[str, str]]
+"""Codec of each field, for each format."""
 
 _WRITE_BYTES = 1 << 20  # a buffer; each field of some kilobytes would otherwise be a system call
 _OPEN_FILES = 256  # parts kept open per process; the usual limit is 1,024 files
@@ -71,28 +81,80 @@ def new_accumulators() -> dict[str, Accumulator]:
     return {"fg_bg": Accumulator(3, 255), "mask": Accumulator(1, 1), "depth": Accumulator(1, 255)}
 
 
-def write_part(source: Source, codecs: dict[str, str], part: Part, folder: Path) -> int:
-    """Encode one part's samples into ``folder`` and return their number.
+class _Encoder:
+    """Encodes the images of one background with each codec that a format needs."""
+
+    def __init__(self, layout: Layout, bases: Mapping[str, Bases], group: int) -> None:
+        self._size = (layout.height, layout.width)
+        self._writers = {name: RecordWriter(b, group, name) for name, b in bases.items()}
+
+    def encode(self, name: str, source: bytes, codecs: Iterable[str]) -> dict[str, Encoded]:
+        """A field by codec; ValueError with the reason if the source is corrupt."""
+        found: dict[str, Encoded] = {}
+        for codec in codecs:
+            plain = CODECS[codec].fallback or codec
+            if plain not in found:
+                found[plain] = ENCODERS[plain](source, *self._size)
+            if plain != codec:
+                found[codec] = self._writers[name].encode(found[plain])
+        return found
+
+
+class _PartFile:
+    """The stored fields of a part in one format; written to `.bin` and, when closed, `.npy`."""
+
+    def __init__(self, part: Part, form: str, folder: Path) -> None:
+        self._places = part.path(folder, f"{form}.npy")
+        self._stack = ExitStack()
+        data = replace_file(part.path(folder, f"{form}.bin"), buffering=_WRITE_BYTES)
+        self._file = self._stack.enter_context(data)
+        self._rows: dict[str, list[tuple[int, int, int, int]]] = {name: [] for name in FIELDS}
+        self._size = self.crc = 0
+
+    def __enter__(self) -> _PartFile:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+        if error[0] is None:
+            records = np.empty(len(self._rows[FIELDS[0]]), RECORD)
+            for name, rows in self._rows.items():
+                records[name] = rows
+            with replace_file(self._places) as file:
+                np.save(file, records)
+
+    def add(self, name: str, data: bytes) -> None:
+        """Append the next sample's field; the fields of a sample in the order of `FIELDS`."""
+        self._file.write(data)
+        self.crc = crc32c.crc32c(data, self.crc)
+        self._rows[name].append((0, len(data), self._size, crc32c.crc32c(data)))
+        self._size += len(data)
+
+
+def write_part(
+    source: Source, codecs: Codecs, bases: Mapping[str, BaseFile], part: Part, folder: Path
+) -> int:
+    """Encode one part's samples into ``folder``, which is beside the bases; returns their number.
 
     Raises RecordError that names a corrupt source file.
     """
     counts: Counter[str] = Counter()
     accumulators = new_accumulators()
     layout = source.layout
-    group = int(layout.background_of(np.asarray(part.start)))
-    first = int(layout.group_starts[group])
-    names = source.names(group)[part.start - first : part.stop - first]
+    group, names = _names_of(part, source)
     folders = [str(path) for path in source.folders(group)]
-    places: dict[str, list[tuple[int, int, int, int]]] = {name: [] for name in FIELDS}
-    offset = crc = 0
-    stamps = hashlib.sha256()
-    with replace_file(part.path(folder, "bin"), buffering=_WRITE_BYTES) as file:
+    opened = {name: open_bases(folder.parent, b, layout) for name, b in bases.items()}
+    encoder = _Encoder(layout, opened, group)
+    needed = {name: {codecs[form][name] for form in codecs} for name in FIELDS}
+    stamps = _stamps_of(opened, group)
+    with ExitStack() as stack:
+        files = {form: stack.enter_context(_PartFile(part, form, folder)) for form in codecs}
         for index, file_name in enumerate(names, part.start):
             for name, parent in zip(FIELDS, folders, strict=True):
                 path = f"{parent}/{file_name}"
                 try:
                     raw, stamp = _read(path)
-                    encoded = ENCODERS[codecs[name]](raw, layout.height, layout.width)
+                    encoded = encoder.encode(name, raw, needed[name])
                 except OSError as error:
                     reason = f"cannot be read ({error.strerror})"
                     raise RecordError(index, name, path, reason) from None
@@ -100,23 +162,17 @@ def write_part(source: Source, codecs: dict[str, str], part: Part, folder: Path)
                     reason = f"{error}; fix or replace the file"
                     raise RecordError(index, name, path, reason) from None
                 stamps.update(stamp)
-                file.write(encoded.data)
-                crc = crc32c.crc32c(encoded.data, crc)
-                size = len(encoded.data)
-                places[name].append((0, size, offset, crc32c.crc32c(encoded.data)))
-                offset += size
-                accumulators[name].add(encoded.pixels)
+                for form, file in files.items():
+                    file.add(name, encoded[codecs[form][name]].data)
                 counts["source_bytes"] += len(raw)
-                for counted, number in encoded.counts.items():  # `update` takes 4 us
+                # A codec that falls back has the counts of the other too. `update` takes 4 us.
+                last = max(encoded.values(), key=lambda one: len(one.counts))
+                for counted, number in last.counts.items():
                     counts[counted] += number
-    records = np.empty(len(names), RECORD)
-    for name, rows in places.items():
-        records[name] = rows
-    with replace_file(part.path(folder, "npy")) as file:
-        np.save(file, records)
+                accumulators[name].add(last.pixels)
     summary = {
         "stamps": stamps.hexdigest(),
-        "crc32c": crc,
+        "crc32c": {form: file.crc for form, file in files.items()},
         "statistics": {name: a.moments.to_json() for name, a in accumulators.items()},
         "counts": counts,
     }
@@ -124,25 +180,45 @@ def write_part(source: Source, codecs: dict[str, str], part: Part, folder: Path)
     return len(names)
 
 
-def is_finished(part: Part, source: Source, folder: Path) -> bool:
-    """Whether a part was written, from files that are still the same by size and time."""
+def is_finished(
+    part: Part, source: Source, codecs: Codecs, bases: Mapping[str, Bases], folder: Path
+) -> bool:
+    """Whether a part was written from these bases and from files of the same size and time."""
     try:
         recorded = json.loads(part.path(folder, "json").read_text())["stamps"]
-        last = read_records(part, folder)[part.stop - part.start - 1][FIELDS[-1]]
-        size = part.path(folder, "bin").stat().st_size
+        for form in codecs:
+            last = read_records(part, form, folder)[part.stop - part.start - 1][FIELDS[-1]]
+            size = part.path(folder, f"{form}.bin").stat().st_size
+            if size != int(last["offset"]) + int(last["size"]):
+                return False
     except Exception:  # a file is missing, or the disk lost its end; NumPy fails in many ways
         return False
-    if size != int(last["offset"]) + int(last["size"]):
-        return False
-    stamps = hashlib.sha256()
-    for index in range(part.start, part.stop):
-        for name, path in zip(FIELDS, source.paths(index), strict=True):
+    group, names = _names_of(part, source)
+    folders = source.folders(group)
+    stamps = _stamps_of(bases, group)
+    for index, file_name in enumerate(names, part.start):
+        for name, parent in zip(FIELDS, folders, strict=True):
             try:
-                stamps.update(_stamp(os.stat(path)))
+                stamps.update(_stamp(os.stat(parent / file_name)))
             except OSError as error:
                 reason = f"cannot be read ({error.strerror})"
-                raise RecordError(index, name, str(path), reason) from None
+                raise RecordError(index, name, str(parent / file_name), reason) from None
     return bool(recorded == stamps.hexdigest())
+
+
+def _names_of(part: Part, source: Source) -> tuple[int, list[str]]:
+    """The background of a part, and the names of its files."""
+    group = int(source.layout.background_of(np.asarray(part.start)))
+    first = int(source.layout.group_starts[group])
+    return group, source.names(group)[part.start - first : part.stop - first]
+
+
+def _stamps_of(bases: Mapping[str, Bases], group: int) -> hashlib._Hash:
+    """The beginning of a part's stamps: the bases that its records need."""
+    stamps = hashlib.sha256()
+    for name in sorted(bases):
+        stamps.update(bases[name].coefficients[group].tobytes())
+    return stamps
 
 
 def _stamp(status: os.stat_result) -> bytes:
@@ -172,23 +248,24 @@ def read_summary(part: Part, folder: Path) -> PartSummary:
     )
 
 
-def read_records(part: Part, folder: Path) -> np.ndarray:
-    """Records (`RECORD`) of a finished part, with offsets in the part's file."""
-    return np.asarray(np.load(part.path(folder, "npy")))
+def read_records(part: Part, form: str, folder: Path) -> np.ndarray:
+    """Records (`RECORD`) of a finished part in a format, with offsets in the part's file."""
+    return np.asarray(np.load(part.path(folder, f"{form}.npy")))
 
 
-def read_data(part: Part, folder: Path) -> bytes:
+def read_data(part: Part, form: str, folder: Path) -> bytes:
     """The stored fields of a finished part, checked; DataError if the disk lost some."""
-    data = part.path(folder, "bin").read_bytes()
-    check_crc(data, json.loads(part.path(folder, "json").read_text())["crc32c"], part, folder)
+    path = part.path(folder, f"{form}.bin")
+    data = path.read_bytes()
+    check_crc(data, json.loads(part.path(folder, "json").read_text())["crc32c"][form], path)
     return data
 
 
 class PartFiles:
     """Stored fields of finished parts, in files that are open until the end of a `with` block."""
 
-    def __init__(self, parts: list[Part], folder: Path) -> None:
-        self._parts, self._folder = parts, folder
+    def __init__(self, parts: list[Part], form: str, folder: Path) -> None:
+        self._paths = [part.path(folder, f"{form}.bin") for part in parts]
         self._descriptors: dict[int, int] = {}
 
     def __enter__(self) -> PartFiles:
@@ -207,24 +284,23 @@ class PartFiles:
         found = {}
         for name, (_, size, offset, crc) in zip(FIELDS, places, strict=True):
             found[name] = data[offset - first : offset - first + size]
-            check_crc(found[name], crc, self._parts[number], self._folder)
+            check_crc(found[name], crc, self._paths[number])
         return found
 
     def _open(self, number: int) -> int:
         if number not in self._descriptors:
             if len(self._descriptors) == _OPEN_FILES:
                 os.close(self._descriptors.pop(next(iter(self._descriptors))))
-            path = self._parts[number].path(self._folder, "bin")
-            self._descriptors[number] = os.open(path, os.O_RDONLY)
+            self._descriptors[number] = os.open(self._paths[number], os.O_RDONLY)
         return self._descriptors[number]
 
 
-def check_crc(data: bytes, expected: int, part: Part, folder: Path) -> None:
+def check_crc(data: bytes, expected: int, path: Path) -> None:
     """DataError if a part's file no longer holds what was written to it."""
     if crc32c.crc32c(data) != expected:
         raise DataError(
-            f"{part.path(folder, 'bin')}: checksum differs, the disk lost what was written to it; "
-            f"delete {folder.parent} and pack again"
+            f"{path}: checksum differs, the disk lost what was written to it; delete "
+            f"{path.parent.parent} and pack again"
         )
 
 

@@ -8,10 +8,13 @@ from pathlib import Path
 import crc32c
 import numpy as np
 
+from convert.bases import is_record, open_bases
 from convert.codecs import DECODERS
 from convert.errors import DataError, RecordError, reading
+from convert.files import load_array
 from convert.layout import FIELDS, RECORD
 from convert.manifest import BACKGROUNDS, Manifest, format_name, read_manifest
+from convert.storage import CODECS
 
 
 class Shards:
@@ -20,7 +23,9 @@ class Shards:
     backgrounds: uint8 (n_bg, H, W, 3), memory-mapped.
     records: the per-record index (`RECORD`), memory-mapped, in source order.
     files: the mapped shard files, each uint8 and flat; names: their file names.
-    index_name: file of the per-record index.
+    codecs: the codec of each field in this format.
+    bases: of each field that is stored as differences from them.
+    shared: names of the files that all records need: backgrounds, per-record index, bases.
 
     Opening checks that every file can be read and has the size given in the manifest, and that
     every record is inside its file; raises DataError otherwise.
@@ -37,12 +42,16 @@ class Shards:
                 f"--format {self.form}"
             )
         self.names = self.manifest.formats[self.form].files
-        self.index_name = self.manifest.formats[self.form].index
-        self.check_files((BACKGROUNDS, self.index_name, *self.names), hashed=False)
+        index_name = self.manifest.formats[self.form].index
+        self.codecs = self.manifest.codecs[self.form]
+        bases = {n: b for n, b in self.manifest.bases.items() if CODECS[self.codecs[n]].fallback}
+        self.shared = (BACKGROUNDS, index_name, *(b.file for b in bases.values()))
+        self.check_files((*self.shared, *self.names), hashed=False)
         layout, n_bg = self.manifest.layout, len(self.manifest.backgrounds)
         image = (layout.height, layout.width, 3)
-        self.backgrounds = self._load(BACKGROUNDS, np.dtype(np.uint8), n_bg, *image)
-        self.records = self._load(self.index_name, RECORD, layout.samples)
+        self.backgrounds = load_array(self.folder / BACKGROUNDS, np.dtype(np.uint8), (n_bg, *image))
+        self.records = load_array(self.folder / index_name, RECORD, (layout.samples,))
+        self.bases = {name: open_bases(self.folder, b, layout) for name, b in bases.items()}
         # Copy-on-write maps, because some engines have a fast path for writable memory only. No
         # write reaches the file.
         self.files = [self._map(name) for name in self.names]
@@ -51,21 +60,6 @@ class Shards:
     def _map(self, name: str) -> np.ndarray:
         with reading(self.folder / name):
             return np.memmap(self.folder / name, np.uint8, "c")
-
-    def _load(self, name: str, dtype: np.dtype, *shape: int) -> np.ndarray:
-        path = self.folder / name
-        try:
-            with reading(path):
-                array = np.load(path, mmap_mode="r")
-        except DataError:
-            raise
-        except Exception as error:  # NumPy fails in many ways at a corrupt header
-            raise DataError(f"{path}: not a NumPy file ({error}); pack again") from None
-        if (array.shape, array.dtype) != (shape, dtype):
-            raise DataError(
-                f"{path}: found {array.dtype} {array.shape}, expected {dtype} {shape}; pack again"
-            )
-        return np.asarray(array)
 
     def _check_records(self) -> None:
         sizes = np.array([file.size for file in self.files], np.uint64)
@@ -134,9 +128,12 @@ class Shards:
 
     def decode(self, index: int, name: str) -> np.ndarray:
         """Pixels of one field as its codec decodes them; RecordError if that fails."""
-        layout = self.manifest.layout
-        decode = DECODERS[self.manifest.codecs[name]]
+        layout, stored, codec = self.manifest.layout, self.stored(index, name), self.codecs[name]
         try:
-            return decode(self.stored(index, name).tobytes(), layout.height, layout.width)
+            if name in self.bases and is_record(stored):
+                background = int(layout.background_of(np.asarray(index)))
+                return self.bases[name].decode(stored, background)
+            decode = DECODERS[CODECS[codec].fallback or codec]
+            return decode(stored.tobytes(), layout.height, layout.width)
         except ValueError as error:
             raise RecordError(index, name, self.where(index, name), str(error)) from None

@@ -13,21 +13,25 @@ class Codec(NamedTuple):
     """One way to store a field."""
 
     field: str  # the field that it stores
-    option: str  # its name on the command line, a value of `--FIELD-codec`
     is_jpeg: bool  # whether the stored bytes are a JPEG: FFCV has an image field for them
-    suffix: str  # ending of the member in a tar shard
+    suffix: str = ""  # ending of the member in a tar shard; empty: for the FFCV file alone
+    fallback: str = ""  # for `difference`: the codec of a record that it cannot store
 
 
 CODECS = {
-    "jpeg": Codec("fg_bg", "jpeg", is_jpeg=True, suffix="jpg"),
-    "runs": Codec("mask", "runs", is_jpeg=False, suffix="runs"),
-    "jpeg-mask": Codec("mask", "jpeg", is_jpeg=True, suffix="jpg"),
-    "jpeg-luma": Codec("depth", "luma", is_jpeg=True, suffix="jpg"),
-    "jpeg-gray": Codec("depth", "jpeg", is_jpeg=True, suffix="jpg"),
+    "jpeg": Codec("fg_bg", is_jpeg=True, suffix="jpg"),
+    "runs": Codec("mask", is_jpeg=False, suffix="runs"),
+    "jpeg-mask": Codec("mask", is_jpeg=True, suffix="jpg"),
+    "jpeg-luma": Codec("depth", is_jpeg=True, suffix="jpg"),
+    "jpeg-gray": Codec("depth", is_jpeg=True, suffix="jpg"),
+    "difference": Codec("fg_bg", is_jpeg=False, fallback="jpeg"),
+    "difference-luma": Codec("depth", is_jpeg=False, fallback="jpeg-luma"),
 }
-"""Each codec by its name in the manifest; the first one of a field is its default."""
+"""Each codec by its name in the manifest."""
 
-
-def codec_options(field: str) -> dict[str, str]:
-    """Name of each codec of a field by its name on the command line, the default first."""
-    return {codec.option: name for name, codec in CODECS.items() if codec.field == field}
+MASK_CODECS = {"runs": "runs", "jpeg": "jpeg-mask"}
+"""Codecs of `--mask-codec` by their names on the command line, the default first."""
+DEPTH_CODECS = {"luma": "jpeg-luma", "jpeg": "jpeg-gray"}
+"""Codecs of `--depth-codec`."""
+DIFFERENCE = {"fg_bg": "difference", "depth": "difference-luma"}
+"""Codecs of the FFCV file with `--codec difference`, by field; the mask has its own."""

@@ -42,6 +42,7 @@ def write_shard(
     number: int,
     order: np.ndarray,
     parts: list[Part],
+    form: str,
     parts_folder: Path,
     codecs: dict[str, str],
 ) -> None:
@@ -49,10 +50,10 @@ def write_shard(
 
     `merge_index` reads the records (`RECORD`, in the order of ``order``) in `samples-NNNNN.npy`.
     """
-    records, which = _gather_records(order, parts, parts_folder)
+    records, which = _gather_records(order, parts, form, parts_folder)
     names = extensions(codecs)
     with (
-        PartFiles(parts, parts_folder) as stored,
+        PartFiles(parts, form, parts_folder) as stored,
         open(folder / shard_name(number), "wb") as tar,
         open(folder / dali_index_name(number), "w") as dali_index,
     ):
@@ -79,14 +80,15 @@ def write_shard(
 
 
 def _gather_records(
-    order: np.ndarray, parts: list[Part], folder: Path
+    order: np.ndarray, parts: list[Part], form: str, folder: Path
 ) -> tuple[np.ndarray, np.ndarray]:
     """Records of some samples, with offsets in their parts' files, and the part of each."""
     which = np.searchsorted([part.start for part in parts], order, side="right") - 1
     records = np.empty(len(order), RECORD)
     for number in np.unique(which).tolist():
         rows = np.flatnonzero(which == number)
-        records[rows] = read_records(parts[number], folder)[order[rows] - parts[number].start]
+        known = read_records(parts[number], form, folder)
+        records[rows] = known[order[rows] - parts[number].start]
     return records, which
 
 

@@ -106,7 +106,7 @@ def _check_backgrounds(folder: Path, manifest: Manifest, source: Source | None) 
 def _tar_header_problem(shards: Shards, index: int, name: str) -> str | None:
     """The problem of the tar header of a field, according to the per-record index."""
     record = shards.records[index][name]
-    extension = tarshards.extensions(shards.manifest.codecs)[name]
+    extension = tarshards.extensions(shards.codecs)[name]
     expected = tarshards.member_header(f"{index:09d}.{extension}", int(record["size"]))
     at = int(record["offset"]) - len(expected)
     file = shards.files[int(record["file"])]

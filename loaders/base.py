@@ -13,7 +13,6 @@ import torch
 
 from convert.errors import DataError, RecordError
 from convert.layout import Layout
-from convert.manifest import BACKGROUNDS
 from convert.moments import Statistics
 from convert.shards import Shards
 from convert.workers import available_cores
@@ -128,7 +127,7 @@ class ShardLoader(Loader):
         # check to skip the same records.
         self._check = options.check or options.max_bad > 0
         # Always: a wrong row of the index would show another sample's pixels with a valid checksum.
-        shards.check_files((BACKGROUNDS, shards.index_name))
+        shards.check_files(shards.shared)
         self.backgrounds = Backgrounds.from_numpy(shards.backgrounds, self.layout, self.device)
 
     @property

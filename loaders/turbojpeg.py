@@ -12,6 +12,7 @@ from numba import types
 
 from convert.codecs import unpack_runs
 from convert.errors import DataError
+from convert.jpeg.difference import DIFFERENCE, Decoding, decode_record
 from convert.layout import MASK_THRESHOLD
 
 LIBRARY = "libturbojpeg.so.0"
@@ -95,16 +96,31 @@ def decode_jpeg(handle: int, jpeg: np.ndarray, height: int, width: int, out: np.
 
 
 @numba.njit(cache=True, nogil=True)
+def decode_image(
+    handle: int, decoding: Decoding, stored: np.ndarray, background: int,
+    shape: tuple[int, int], out: np.ndarray,
+) -> bool:  # fmt: skip
+    """Decode a record of differences or a JPEG, as `decode_jpeg`."""
+    if len(decoding.pixels) and stored.size and stored[0] == DIFFERENCE:
+        return bool(decode_record(
+            stored, decoding.pixels[background], decoding.planes[background], decoding.decoder,
+            out.reshape(out.size),
+        ))  # fmt: skip
+    return bool(decode_jpeg(handle, stored, shape[0], shape[1], out))
+
+
+@numba.njit(cache=True, nogil=True)
 def decode_samples(
-    handle: int, file: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, first: int, last: int,
-    shape: tuple[int, int], mask_is_jpeg: bool, out: tuple[np.ndarray, np.ndarray, np.ndarray],
-    valid: np.ndarray,
+    handle: int, decodings: tuple[Decoding, Decoding], file: np.ndarray, offsets: np.ndarray,
+    sizes: np.ndarray, backgrounds: np.ndarray, first: int, last: int, shape: tuple[int, int],
+    mask_is_jpeg: bool, out: tuple[np.ndarray, np.ndarray, np.ndarray], valid: np.ndarray,
 ) -> None:  # fmt: skip
     """Decode all fields of samples ``first`` to ``last - 1`` of a batch.
 
     handle: from `new_handles`; no two calls may use the same one at a time.
+    decodings: how records of fg_bg and of depth are decoded; the same holds for them.
     file: uint8, flat. offsets, sizes: int64 (B, 3), where fg_bg, mask and depth are in it.
-    shape: (height, width) of the stored images.
+    backgrounds: int64 (B,). shape: (height, width) of the stored images.
     mask_is_jpeg: whether masks are JPEGs, 1 where luma is at least 128, or run lengths.
     out: uint8 fg_bg (B, H, W, 3), mask (B, H, W, 1), 0 or 1, and depth (B, H, W, 1).
     valid: bool (B, 3), set to whether each field has that size and decodes without a warning.
@@ -113,7 +129,9 @@ def decode_samples(
     height, width = shape
     for i in range(first, last):
         starts, ends = offsets[i], offsets[i] + sizes[i]
-        valid[i, 0] = decode_jpeg(handle, file[starts[0] : ends[0]], height, width, fg_bg[i])
+        of_fg_bg, of_depth = decodings
+        stored = file[starts[0] : ends[0]]
+        valid[i, 0] = decode_image(handle, of_fg_bg, stored, backgrounds[i], shape, fg_bg[i])
         stored_mask = file[starts[1] : ends[1]]
         if mask_is_jpeg:
             valid[i, 1] = decode_jpeg(handle, stored_mask, height, width, mask[i])
@@ -122,4 +140,5 @@ def decode_samples(
                     mask[i, row, column, 0] = mask[i, row, column, 0] >= MASK_THRESHOLD
         else:
             valid[i, 1] = unpack_runs(stored_mask, mask[i].reshape(height * width))
-        valid[i, 2] = decode_jpeg(handle, file[starts[2] : ends[2]], height, width, depth[i])
+        stored = file[starts[2] : ends[2]]
+        valid[i, 2] = decode_image(handle, of_depth, stored, backgrounds[i], shape, depth[i])

@@ -14,39 +14,42 @@ Damage = Callable[[bytes], bytes]
 
 
 class Records:
-    """The records of a shard folder in all its formats.
+    """The records of a shard folder in one format, or in all.
 
     Loaders that have the folder open see every change, because they map the files.
     """
 
-    def __init__(self, shards: Path) -> None:
-        self._forms = [Shards(shards, form) for form in Shards(shards).manifest.formats]
+    def __init__(self, shards: Path, form: str | None = None) -> None:
+        forms = [form] if form else Shards(shards).manifest.formats
+        self._forms = [Shards(shards, form) for form in forms]
 
     def stored(self, index: int, name: str) -> bytes:
-        """Stored bytes of one field."""
+        """Stored bytes of one field in the first format."""
         return self._forms[0].stored(index, name).tobytes()
-
-    def write(self, index: int, name: str, stored: bytes) -> None:
-        """Replace the bytes of one field by as many others."""
-        assert len(stored) == len(self.stored(index, name)) > 0
-        for opened in self._forms:
-            with open(opened.where(index, name), "r+b") as file:
-                file.seek(int(opened.records[index][name]["offset"]))
-                file.write(stored)
 
     def spoil(self, index: int, name: str, damage: Damage) -> None:
         """Corrupt one field for good."""
-        self.write(index, name, damage(self.stored(index, name)))
+        for opened in self._forms:
+            _write(opened, index, name, damage(opened.stored(index, name).tobytes()))
 
     @contextmanager
     def spoilt(self, index: int, name: str, damage: Damage) -> Iterator[None]:
         """Corrupt one field until the end of the block."""
-        stored = self.stored(index, name)
-        self.write(index, name, damage(stored))
+        intact = [opened.stored(index, name).tobytes() for opened in self._forms]
+        self.spoil(index, name, damage)
         try:
             yield
         finally:
-            self.write(index, name, stored)
+            for opened, stored in zip(self._forms, intact, strict=True):
+                _write(opened, index, name, stored)
+
+
+def _write(opened: Shards, index: int, name: str, stored: bytes) -> None:
+    """Replace the bytes of one field by as many others."""
+    assert len(stored) == opened.records[index][name]["size"] > 0
+    with open(opened.where(index, name), "r+b") as file:
+        file.seek(int(opened.records[index][name]["offset"]))
+        file.write(stored)
 
 
 def zeroed(stored: bytes) -> bytes:

@@ -56,7 +56,8 @@ def write_tiny_shards(
     manifest = Manifest(
         layout=layout,
         backgrounds=tuple(f"bg_{number:03d}.jpg" for number in range(backgrounds)),
-        codecs=STORED_AS,
+        codecs={form: STORED_AS},
+        bases={},
         statistics={"bg": colour, "fg_bg": colour, "mask": gray, "depth": gray},
         formats={form: Format(files=files, index=index)},
         files={name: ShardFile.of(folder / name) for name in (BACKGROUNDS, index, *files)},

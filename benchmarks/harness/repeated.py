@@ -6,6 +6,7 @@ All that is read when a folder is opened has its full size: metadata, allocation
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,12 +35,15 @@ def write_repeated(shards: Path, folder: Path, samples: int) -> int:
     records = np.resize(opened.records, samples)
     for name in FIELDS:
         records[name]["offset"] -= np.uint64(first)
-    write_shared(folder, layout, opened.manifest.codecs, records, stored.tobytes())
-    np.save(folder / BACKGROUNDS, opened.backgrounds)
-    names = (BACKGROUNDS, beton.INDEX, beton.NAME)
+    write_shared(folder, layout, opened.codecs, records, stored.tobytes())
+    copied = (BACKGROUNDS, *(base.file for base in opened.manifest.bases.values()))
+    for name in copied:
+        shutil.copyfile(shards / name, folder / name)
+    names = (*copied, beton.INDEX, beton.NAME)
     manifest = replace(
         opened.manifest,
         layout=layout,
+        codecs={"ffcv": opened.codecs},
         formats={"ffcv": Format(files=(beton.NAME,), index=beton.INDEX)},
         files={name: ShardFile.of(folder / name) for name in names},
     )

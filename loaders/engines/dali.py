@@ -22,6 +22,7 @@ from convert.errors import DataError, RecordError
 from convert.layout import FIELDS, MASK_THRESHOLD
 from convert.manifest import read_manifest
 from convert.shards import Shards
+from convert.storage import CODECS
 from loaders.base import ShardLoader
 from loaders.batch import Batch
 from loaders.buffers import BufferPool
@@ -108,8 +109,13 @@ class DALILoader(ShardLoader):
         if not isinstance(shards, Shards):
             has_tars = "webdataset" in read_manifest(shards).formats
             shards = Shards(shards, "webdataset" if has_tars else None)
+        if shards.bases:
+            raise DataError(
+                f"{shards.folder}: its FFCV file stores images as differences, which DALI cannot "
+                "decode; pack again with --codec jpeg or --format webdataset, or use --loader ffcv"
+            )
         super().__init__(shards, options)
-        self._mask_is_jpeg = self.shards.manifest.is_jpeg("mask")
+        self._mask_is_jpeg = CODECS[self.shards.codecs["mask"]].is_jpeg
         self._plan: Generator[Stored, None, None] | None = None
         self._fed: deque[Stored] = deque()
         shape = (options.batch_size, 1, self.layout.height, self.layout.width)

@@ -116,7 +116,7 @@ class DALIStreamLoader(DALILoader):
             reader = reading_graph(
                 paths=[str(self.shards.folder / self.shards.names[shard]) for shard, _ in parts],
                 index_paths=index_paths,
-                extensions=list(extensions(self.shards.manifest.codecs).values()),
+                extensions=list(extensions(self.shards.codecs).values()),
                 window=WINDOW if order.shuffle else 0,
                 window_seed=int(entropy.generate_state(1)[0] >> 1),
                 batch_size=order.batch_size, num_threads=1, device_id=None, prefetch_queue_depth=2,

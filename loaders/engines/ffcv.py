@@ -22,8 +22,10 @@ import torch
 
 from convert.beton import check_structure
 from convert.errors import DataError, RecordError
+from convert.jpeg.difference import NO_RECORDS, Decoding
 from convert.layout import FIELDS
 from convert.shards import Shards
+from convert.storage import CODECS
 from loaders.base import ShardLoader
 from loaders.batch import Batch
 from loaders.buffers import BufferPool
@@ -79,8 +81,11 @@ class _DecodeSamples(SimpleRGBImageDecoder):
     ) -> None:
         super().__init__()
         self._shape = (shards.manifest.layout.height, shards.manifest.layout.width)
-        self._mask_is_jpeg = shards.manifest.is_jpeg("mask")
+        self._mask_is_jpeg = CODECS[shards.codecs["mask"]].is_jpeg
         self._shards, self._handles, self._fails_check = shards, handles, fails_check
+        # Each thread has decoders of its own, and all share the decoded bases.
+        shared = [_decoding(shards, name) for name in ("fg_bg", "depth")]
+        self._decodings = [tuple(d.of_thread() for d in shared) for _ in handles]
 
     def declare_state_and_memory(
         self, previous_state: State
@@ -101,19 +106,25 @@ class _DecodeSamples(SimpleRGBImageDecoder):
                 np.stack([records[name][what].astype(np.int64) for name in FIELDS], 1)
                 for what in ("offset", "size")
             )
+            backgrounds = self._shards.manifest.layout.background_of(indices)
             valid = np.zeros(offsets.shape, np.bool_)
 
             def work(thread: int, first: int, last: int) -> None:
                 if self._fails_check(indices[first:last]):
                     return
                 decode_samples(
-                    self._handles[thread], file, offsets, sizes, first, last,
-                    self._shape, self._mask_is_jpeg, out, valid,
+                    self._handles[thread], self._decodings[thread], file, offsets, sizes,
+                    backgrounds, first, last, self._shape, self._mask_is_jpeg, out, valid,
                 )  # fmt: skip
 
             return _Decoding(indices, out, valid, self.team.start(work, len(indices)))
 
         return decode
+
+
+def _decoding(shards: Shards, name: str) -> Decoding:
+    """What the records of a field are decoded with; of no background if it has JPEGs alone."""
+    return shards.bases[name].decoding() if name in shards.bases else NO_RECORDS
 
 
 class _HeaderReader(Reader):

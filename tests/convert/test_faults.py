@@ -371,7 +371,7 @@ def test_a_file_changed_before_resume_is_read_again(dataset: Path, tmp_path: Pat
     assert verify(tmp_path / "shards", source=copy, workers=0, progress=False) == []
 
 
-@pytest.mark.parametrize("suffix", ["npy", "bin"])
+@pytest.mark.parametrize("suffix", ["ffcv.npy", "ffcv.bin", "webdataset.bin"])
 @pytest.mark.parametrize("kept", [0, 100])
 def test_a_part_that_lost_its_end_is_made_again(
     dataset: Path, shards: Path, tmp_path: Path, suffix: str, kept: int
@@ -398,7 +398,8 @@ def test_a_part_is_on_the_disk_before_it_counts_as_finished(
     monkeypatch.setattr(os, "fsync", note)
     pack(dataset, tmp_path / "shards", config=CONFIG, workers=0, progress=False)
     first = [name for name in synced if "part-000000" in name]
-    assert first == [f".part-000000.{suffix}.tmp" for suffix in ("bin", "npy", "json")]
+    forms = ("webdataset.bin", "webdataset.npy", "ffcv.bin", "ffcv.npy", "json")
+    assert first == [f".part-000000.{suffix}.tmp" for suffix in forms]
 
 
 @pytest.fixture(scope="module", params=["ffcv", "webdataset"])

@@ -8,9 +8,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import struct
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +30,14 @@ def crc32c(data: bytes) -> int:
         for _ in range(8):
             crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
     return crc ^ 0xFFFFFFFF
+
+
+def documented_reader() -> Callable[..., np.ndarray]:
+    """The function `decode_difference` of docs/format.md."""
+    text = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
+    names: dict[str, Any] = {}
+    exec(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0], names)
+    return names["decode_difference"]
 
 
 def decode(codec: str, data: bytes, shape: tuple[int, int]) -> np.ndarray:
@@ -57,7 +68,7 @@ def source_pixels(dataset: Path, index: int, per_bg: int) -> dict[str, np.ndarra
 
 def test_manifest_files_and_backgrounds(dataset: Path, shards: Path) -> None:
     manifest = json.loads((shards / "manifest.json").read_text())
-    assert (manifest["format"], manifest["version"]) == ("maskdepth-shards", 1)
+    assert (manifest["format"], manifest["version"]) == ("maskdepth-shards", 2)
     assert sorted(manifest["files"]) == sorted(
         path.name for path in shards.iterdir() if path.name != "manifest.json"
     )
@@ -80,7 +91,7 @@ def test_manifest_files_and_backgrounds(dataset: Path, shards: Path) -> None:
     assert np.allclose(bg["std"], pixels.std(axis=0) / bg["scale"])
 
 
-@pytest.mark.parametrize("form", ["ffcv", "dali"])
+@pytest.mark.parametrize("form", ["ffcv", "webdataset"])
 def test_every_record_by_the_index(dataset: Path, shards: Path, form: str) -> None:
     manifest = json.loads((shards / "manifest.json").read_text())
     stored = manifest["formats"][form]
@@ -88,14 +99,25 @@ def test_every_record_by_the_index(dataset: Path, shards: Path, form: str) -> No
     rows = np.load(shards / stored["index"])
     assert (len(rows), rows.dtype.itemsize) == (manifest["samples"], 60)
     height, width = manifest["image_size"]
+    bases = {name: np.load(shards / base["file"]) for name, base in manifest["bases"].items()}
+    decode_difference, differences = documented_reader(), 0
     for index in range(0, manifest["samples"], 7):
         expected = source_pixels(dataset, index, manifest["samples_per_bg"])
         for field in FIELDS:
             row = rows[index][field]
             data = files[row["file"]][row["offset"] : row["offset"] + row["size"]]
             assert crc32c(data) == row["crc32c"]
-            found = decode(manifest["codecs"][field], data, (height, width))
+            codec = manifest["codecs"][form][field]
+            if codec.startswith("difference") and data[0] == 0:
+                described = manifest["bases"][field]
+                kind = described["samplings"], described["quantisers"]
+                base = bases[field][index // manifest["samples_per_bg"]]
+                found = decode_difference(data, base, *kind, height, width)
+                differences += 1
+            else:
+                found = decode(codec, data, (height, width))
             assert np.array_equal(found, expected[field])
+    assert differences == (2 * len(range(0, manifest["samples"], 7)) if form == "ffcv" else 0)
 
 
 def test_beton_by_its_own_tables(shards: Path) -> None:
@@ -105,29 +127,24 @@ def test_beton_by_its_own_tables(shards: Path) -> None:
     version, fields, page, samples, table = struct.unpack_from("<HHIQQ", data)
     assert (version, fields, page, samples) == (2, 4, 8_388_608, manifest["samples"])
     kinds = [(data[at], data[at + 1 : at + 17].rstrip(b"\0")) for at in range(24, 4188, 1041)]
-    assert kinds == [(2, b"fg_bg"), (3, b"mask"), (2, b"depth"), (1, b"index")]
+    assert kinds == [(3, b"fg_bg"), (3, b"mask"), (3, b"depth"), (1, b"index")]
     assert len(data) == table + 24 * 3 * samples
     for index in range(samples):
         at = 4188 + 56 * index
-        mode, width, height, fg_bg = struct.unpack_from("<BHHQ", data, at)
-        mask, size = struct.unpack_from("<QQ", data, at + 13)
-        (depth,) = struct.unpack_from("<5xQ", data, at + 29)
-        (number,) = struct.unpack_from("<q", data, at + 48)
-        assert (mode, [height, width], number) == (0, manifest["image_size"], index)
-        places = [rows[index][field]["offset"] for field in FIELDS]
-        assert [fg_bg, mask, depth] == places
-        assert size == rows[index]["mask"]["size"]
+        *fields, number = struct.unpack_from("<6Qq", data, at)
+        places = [int(rows[index][field]["offset"]) for field in FIELDS]
         sizes = [int(rows[index][field]["size"]) for field in FIELDS]
+        assert (fields[::2], fields[1::2], number) == (places, sizes, index)
         found = [struct.unpack_from("<QQQ", data, table + 24 * (3 * index + i)) for i in range(3)]
         assert found == [(index, int(p), s) for p, s in zip(places, sizes, strict=True)]
-        assert fg_bg // page == (depth + sizes[2] - 1) // page
+        assert places[0] // page == (places[2] + sizes[2] - 1) // page
 
 
 def test_tar_by_its_members(shards: Path) -> None:
     manifest = json.loads((shards / "manifest.json").read_text())
     rows = np.load(shards / "samples.tar.index.npy")
     seen = []
-    for number, name in enumerate(manifest["formats"]["dali"]["files"]):
+    for number, name in enumerate(manifest["formats"]["webdataset"]["files"]):
         with tarfile.open(shards / name) as archive:
             members = archive.getmembers()
             for first in range(0, len(members), 4):

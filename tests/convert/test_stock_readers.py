@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convert.manifest import read_manifest
+from convert.pack import PackConfig, pack
 from convert.shards import Shards
 from convert.tarshards import member_header
 
@@ -43,9 +44,12 @@ np.savez(sys.argv[2], *(np.concatenate(fields) for fields in zip(*batches)))
 
 
 def test_stock_ffcv_reads_the_file(
-    shards: Path, tmp_path: Path, need_engine: Callable[[str], None]
+    dataset: Path, tmp_path: Path, need_engine: Callable[[str], None]
 ) -> None:
     need_engine("ffcv")
+    shards = tmp_path / "shards"
+    config = PackConfig(formats=("ffcv",), codec="jpeg")
+    pack(dataset, shards, config=config, workers=0, progress=False)
     found = tmp_path / "found.npz"
     command = [sys.executable, "-c", STOCK_FFCV, str(shards / "samples.beton"), str(found)]
     subprocess.run(command, check=True, timeout=200)

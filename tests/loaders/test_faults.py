@@ -106,7 +106,7 @@ def truth(dataset: Path) -> Batch:
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_100_corruptions_of_a_field(engine: str, packed: Path, truth: Batch, name: str) -> None:
-    records = damage.Records(packed)
+    records = damage.Records(packed, "ffcv" if engine == "ffcv" else "webdataset")
     others = {field: records.stored(40, field) for field in FIELDS}
     cases = kinds(others)
     assert len(cases) >= 100
@@ -142,7 +142,7 @@ def half_as_high(stored: bytes) -> bytes:
 @pytest.fixture(scope="module")
 def packed_as_jpeg(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("jpeg") / "shards"
-    pack(dataset, folder, config=PackConfig(mask_codec="jpeg"), workers=0, progress=False)
+    pack(dataset, folder, config=PackConfig(codec="jpeg", mask_codec="jpeg"), workers=0, progress=False)
     return folder
 
 
@@ -234,6 +234,9 @@ FOLDER_FAULTS: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "manifest changed": ("both", manifest_changed, "was changed after it was written"),
     "backgrounds gone": ("both", missing("backgrounds.npy"), "backgrounds.npy: is missing"),
     "backgrounds cut": ("both", cut("backgrounds.npy", -1), "expected .* bytes; pack again"),
+    "bases gone": ("ffcv", missing("bases.depth.npy"), "bases.depth.npy: is missing"),
+    "bases cut": ("ffcv", cut("bases.fg_bg.npy", -1), "expected .* bytes; pack again"),
+    "bases' blocks": ("ffcv", overwritten("bases.fg_bg.npy", -9, b"x" * 9), "npy: SHA-256"),
     "backgrounds' pixels": ("both", overwritten("backgrounds.npy", -9, b"x" * 9), "npy: SHA-256"),
     "FFCV index's rows": ("ffcv", overwritten(BETON_INDEX, -4, b"x" * 4), "npy: SHA-256"),
     "tar index's rows": ("tars", overwritten(TAR_INDEX, -4, b"x" * 4), "npy: SHA-256"),

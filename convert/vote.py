@@ -1,0 +1,89 @@
+"""Finds the bases of a data set: its backgrounds, encoded as its composites are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor
+
+import numpy as np
+
+from convert.jpeg.coefficients import Coefficients, read_coefficients
+from convert.jpeg.layout import NotBaseline
+from convert.jpeg.luma import Luma, luma_of
+from convert.layout import FIELDS
+from convert.manifest import BaseFile
+from convert.source import Source
+from convert.workers import run_all
+
+_VOTERS = 9
+"""Composites of each background that determine its base."""
+_Kind = tuple[tuple[tuple[int, int], ...], tuple[tuple[int, ...], ...]]
+"""Samplings and quantisers, as in `BaseFile`."""
+
+
+def find_bases(
+    source: Source, fields: Iterable[str], executor: Executor
+) -> Iterator[tuple[str, BaseFile, Iterator[tuple[int, np.ndarray]]]]:
+    """For each field its description, and the base of each background with its number.
+
+    The sampling and the quantisers are those of most voters. Files that cannot be read do not
+    vote; `convert.parts` reports them.
+    """
+    for name in fields:
+        kinds: Counter[_Kind] = Counter()
+        groups = range(len(source.bg))
+        for found in run_all(executor, _kinds_of, ((source, name, group) for group in groups)):
+            kinds.update(found)
+        # A data set without a file that can be read has bases of zeros, which no record uses.
+        none = ((1, 1),) if name == "depth" else ((2, 2), (1, 1), (1, 1))
+        kinds[none, ((1,) * 64,) * len(none)] += 0
+        samplings, quantisers = max(kinds, key=lambda kind: (kinds[kind], kind))
+        described = BaseFile(file=f"bases.{name}.npy", samplings=samplings, quantisers=quantisers)
+        tasks = ((source, name, group, described) for group in groups)
+        yield name, described, run_all(executor, _vote, tasks)
+
+
+def _kinds_of(source: Source, name: str, group: int) -> Counter[_Kind]:
+    """How often each sampling with its quantisers occurs among the voters of a background."""
+    return Counter(
+        (found.geometry.samplings, tuple(map(tuple, found.quantisers.tolist())))
+        for found in _voters(source, name, group)
+        if found.geometry.is_supported
+    )
+
+
+def _voters(source: Source, name: str, group: int) -> Iterator[Coefficients | Luma]:
+    """Coefficients of a background's own file, and of some of its composites."""
+    layout = source.layout
+    names = source.names(group)
+    step = max(1, len(names) // _VOTERS)
+    folder = dict(zip(FIELDS, source.folders(group), strict=True))[name]
+    paths = [folder / file for file in names[step // 2 :: step][:_VOTERS]]
+    if name == "fg_bg":
+        paths.insert(0, source.bg[group])
+    for path in paths:
+        try:
+            read = read_coefficients(path.read_bytes())
+            found = luma_of(read) if name == "depth" else read
+        except (OSError, NotBaseline):
+            continue
+        if (found.geometry.height, found.geometry.width) == (layout.height, layout.width):
+            yield found
+
+
+def _vote(source: Source, name: str, group: int, described: BaseFile) -> tuple[int, np.ndarray]:
+    """A background and its base: each block as most voters have it, of equals the first."""
+    quantisers = np.array(described.quantisers, np.uint8)
+    voters = [
+        found.values
+        for found in _voters(source, name, group)
+        if found.geometry.samplings == described.samplings
+        and np.array_equal(found.quantisers, quantisers)
+    ]
+    if not voters:
+        return group, np.zeros(described.shape(source.layout)[1:], np.int16)
+    ballots = np.stack(voters)
+    votes = np.stack([(ballots == voter).all(axis=-1).sum(axis=0) for voter in ballots])
+    chosen = votes.argmax(axis=0)
+    return group, np.take_along_axis(ballots, chosen[None, ..., None], axis=0)[0]
