@@ -50,7 +50,8 @@ def build_loader(
     """A loader that yields the same batches with every engine except "dali-stream".
 
     engine: "ffcv", "dali", or "reference" (slow, plain Pillow, against which the others are
-        tested). "dali-stream" reads shards that are remote or larger than memory from front to
+        tested). "resident" decodes all samples once, into the memory of the device, while it is
+        built. "dali-stream" reads shards that are remote or larger than memory from front to
         back and shuffles within a window: the same samples in an order of its own. "auto" is
         what `choose_engine` selects.
     shards: folder that `pack` wrote; for "reference" the data set folder itself.

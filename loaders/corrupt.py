@@ -6,8 +6,9 @@
 4. It restarts the engine at the same batch. From now on `loaders.order.Order.batch` puts a
    replacement, the next valid record of the epoch's order, where a skipped one would be.
 
-So `ffcv`, `dali` and `reference` skip and replace the same records, even if they detect them in
-another order. `dali-stream` has no order in advance: its replacement is from the same batch.
+So `ffcv`, `dali`, `resident` and `reference` skip and replace the same records, even if they
+detect them in another order. `dali-stream` has no order in advance: its replacement is from the
+same batch.
 """
 
 from __future__ import annotations

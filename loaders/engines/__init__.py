@@ -32,6 +32,7 @@ REGISTRY = {
     "ffcv": Engine("loaders.engines.ffcv", "FFCVLoader", "ffcv"),
     "dali": Engine("loaders.engines.dali", "DALILoader", "nvidia.dali"),
     "dali-stream": Engine("loaders.engines.dali_stream", "DALIStreamLoader", "nvidia.dali"),
+    "resident": Engine("loaders.engines.resident", "ResidentLoader", ""),
     "reference": Engine("loaders.engines.reference", "ReferenceLoader", ""),
 }
 ENGINES = tuple(REGISTRY)

@@ -34,7 +34,7 @@ class DataConfig:
     shards: str
     """Folder written by `pack`; for the reference engine the data set folder."""
     engine: str = "ffcv"
-    """Engine that reads and decodes: ffcv, dali, dali-stream or reference."""
+    """Engine that reads and decodes: ffcv, dali, dali-stream, resident or reference."""
     split: str = "random"
     """What validation holds out: random samples, bg, fg or both."""
     split_seed: int = 42

@@ -11,6 +11,7 @@ import torch
 
 from loaders import Batch, Preprocess, build_loader
 from loaders.buffers import BufferPool
+from loaders.engines.resident import ResidentLoader
 from loaders.masks import unpack_batch
 
 
@@ -25,6 +26,39 @@ def test_ffcv_batches_equal_those_of_the_cpu(shards: Path) -> None:
             for field, other in zip(found, expected, strict=True):
                 assert field.device.type == "cuda"
                 assert torch.equal(field.cpu(), other)
+
+
+def test_resident_batches_equal_those_of_the_cpu(shards: Path) -> None:
+    options: dict[str, Any] = {"batch_size": 16, "seed": 3}
+    with (
+        build_loader("resident", shards, device="cuda", **options) as ours,
+        build_loader("resident", shards, **options) as truth,
+    ):
+        kept = []
+        for _ in ours.epoch(0):  # so that all memory is allocated
+            pass
+        torch.cuda.set_sync_debug_mode("error")  # taking a batch waits for nothing
+        try:
+            for batch in ours.epoch(1):
+                torch.cuda._sleep(10_000_000)
+                kept.append(batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        for found, expected in zip(kept, truth.epoch(1), strict=True):
+            for field, other in zip(found, expected, strict=True):
+                assert field.device.type == "cuda"
+                assert torch.equal(field.cpu(), other)
+
+
+def test_resident_memory_is_as_predicted(shards: Path) -> None:
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    with build_loader("resident", shards, device="cuda") as loader:
+        assert isinstance(loader, ResidentLoader)
+        backgrounds = loader.backgrounds.images.numel()
+        taken = torch.cuda.memory_allocated() - before - backgrounds
+        # The allocator rounds each of some ten tensors up to 512 bytes.
+        assert 0 <= taken - loader.predicted_bytes < 10 * 2**10
 
 
 def assert_close(found: Batch, expected: Batch) -> None:

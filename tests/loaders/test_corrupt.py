@@ -21,7 +21,7 @@ from loaders.options import LoaderOptions
 from loaders.order import Order, permute
 from tests.damage import Records, bit_flipped, zeroed
 
-ENGINES = ("ffcv", "dali", "reference")
+ENGINES = ("ffcv", "dali", "resident", "reference")
 CORRUPT = {4: "mask", 21: "fg_bg", 22: "depth", 23: "mask", 57: "depth", 89: "fg_bg"}
 
 
@@ -78,7 +78,7 @@ def broken(
         group, within = divmod(index, 18)
         image = data / FOLDERS[name] / f"bg_{group + 1:03d}" / f"img_{within + 1:04d}.jpg"
         image.write_bytes(zeroed(image.read_bytes()))
-    return {"ffcv": packed, "dali": packed, "reference": data}
+    return {"ffcv": packed, "dali": packed, "resident": packed, "reference": data}
 
 
 @pytest.fixture(params=ENGINES)
@@ -164,12 +164,12 @@ def test_all_records_corrupt(engine: str, broken: dict[str, Path]) -> None:
 def test_corruption_that_decodes_is_detected_by_the_checksum(
     shards: Path, tmp_path: Path, need_engine: Callable[[str], None]
 ) -> None:
-    """A flipped bit that both engines decode without an error, to wrong pixels."""
+    """A flipped bit that all engines decode without an error, to wrong pixels."""
     need_engine("ffcv")
     packed = Path(shutil.copytree(shards, tmp_path / "shards"))
     Records(packed).spoil(5, "fg_bg", bit_flipped(0))
     options: dict[str, Any] = {"batch_size": 8, "shuffle": False}
-    for engine in ("ffcv", "dali"):
+    for engine in ("ffcv", "dali", "resident"):
         with (
             build_loader(engine, packed, **options) as blind,
             build_loader(engine, shards, **options) as truth,
@@ -188,7 +188,8 @@ def test_corrupt_side_files_are_detected_by_their_hash(
 ) -> None:
     need_engine("ffcv")
     packed = Path(shutil.copytree(shards, tmp_path / "shards"))
-    for engine, index in (("ffcv", "samples.beton.index.npy"), ("dali", "samples.tar.index.npy")):
+    beton, tars = "samples.beton.index.npy", "samples.tar.index.npy"
+    for engine, index in (("ffcv", beton), ("dali", tars), ("resident", beton)):
         path = packed / (index if name == "index" else name)
         content = path.read_bytes()
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

@@ -22,7 +22,7 @@ from loaders.engines.reference import ReferenceLoader
 from loaders.options import LoaderOptions
 from tests.damage import Records, zeroed_until
 
-ENGINES = ("ffcv", "dali")
+ENGINES = ("ffcv", "dali", "resident")
 
 
 @pytest.fixture(params=ENGINES)
@@ -328,7 +328,7 @@ def test_abandoned_loader_ends_quietly(any_engine: str, shards: Path) -> None:
 
 def test_unknown_engine(shards: Path) -> None:
     with pytest.raises(
-        DataError, match="expected auto or one of ffcv, dali, dali-stream, reference"
+        DataError, match="expected auto or one of ffcv, dali, dali-stream, resident, reference"
     ):
         build_loader("tape", shards, batch_size=8)
 

@@ -23,7 +23,7 @@ from torch.multiprocessing.spawn import spawn
 
 from loaders import build_loader
 
-ENGINES = ("ffcv", "dali", "dali-stream", "reference")
+ENGINES = ("ffcv", "dali", "dali-stream", "resident", "reference")
 EPOCHS = 50
 # A batch of these tests is 0.3 MiB: a leak of one per epoch would be 15 MiB in each window of
 # 50 epochs, while the heap of a process with many threads moves up and down by some.
@@ -141,7 +141,7 @@ with build_loader(sys.argv[1], sys.argv[2], batch_size=4) as loader:
 """
 
 
-@pytest.mark.parametrize("engine", ["ffcv", "dali", "dali-stream"], indirect=True)
+@pytest.mark.parametrize("engine", ENGINES[:-1], indirect=True)
 def test_interrupt_ends_a_run_in_mid_epoch(engine: str, folder: Path) -> None:
     command = [sys.executable, "-c", LONG_RUN, engine, str(folder)]
     process = subprocess.Popen(
@@ -186,7 +186,7 @@ def _rank(rank: int, engines: list[str], folder: str, port: int) -> None:
 
 @pytest.mark.slow
 def test_ranks_of_torch_multiprocessing(shards: Path, need_engine: Callable[[str], None]) -> None:
-    engines = ["ffcv", "dali", "dali-stream"]
+    engines = list(ENGINES[:-1])
     for engine in engines:
         need_engine(engine)
     with socket.socket() as free:
