@@ -7,7 +7,13 @@ from pathlib import Path
 from benchmarks.harness.contender import Isolated, race
 from benchmarks.harness.images import read_truth, some_samples
 from benchmarks.harness.options import SHARDS, Loading, command, loading_options
-from benchmarks.harness.ours import floor_contender, our_contenders, skipped_engines
+from benchmarks.harness.ours import (
+    DECODING,
+    compared,
+    floor_contender,
+    our_contenders,
+    skipped_engines,
+)
 from benchmarks.harness.resources import drop_cache
 from benchmarks.harness.results import CaseResult, Result, make_result
 from benchmarks.harness.timing import print_progress
@@ -18,7 +24,8 @@ from convert.shards import Shards
 def loader(shards: Path, loading: Loading) -> Result:
     """Our engines on SHARDS beside the floor: libjpeg-turbo alone on the same bytes.
 
-    Times complete shuffled epochs: uint8, normalised floats, and one with a cold cache.
+    Times complete shuffled epochs: uint8, normalised floats, and one with a cold cache for the
+    engines that read the files in every epoch.
     """
     opened = Shards(shards)
     truth = read_truth(opened, some_samples(len(opened)))
@@ -26,7 +33,7 @@ def loader(shards: Path, loading: Loading) -> Result:
     floats = our_contenders(shards, loading, normalise=True)
     contenders = [*ours, *floats, floor_contender(shards, loading)]
     cases, _ = race(contenders, truth, loading.repeats)
-    for contender in ours:
+    for contender in our_contenders(shards, loading, engines=DECODING):
         name = f"{contender.name}, cold cache"
         # The first epoch of a new process, after the kernel was asked to forget the shards.
         dropped = drop_cache([opened.folder / file for file in opened.manifest.files])
@@ -39,7 +46,7 @@ def loader(shards: Path, loading: Loading) -> Result:
         loading.arguments(shards=shards.name, samples=len(opened)),
         cases,
         device=loading.device,
-        ours=tuple(contender.name for contender in (*ours, *floats)),
+        ours=compared((*ours, *floats)),
         skipped=skipped_engines(shards),
     )
 

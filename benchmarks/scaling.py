@@ -18,7 +18,7 @@ import psutil
 from benchmarks.harness.contender import Contender, race
 from benchmarks.harness.images import read_truth
 from benchmarks.harness.options import SHARDS, Loading, command, loading_options, option
-from benchmarks.harness.ours import our_contenders
+from benchmarks.harness.ours import DECODING, our_contenders
 from benchmarks.harness.repeated import write_repeated
 from benchmarks.harness.results import CaseResult, Result, make_result
 from benchmarks.harness.timing import print_progress
@@ -42,7 +42,7 @@ _BATCHES = 40  # of 64, for each number of records
     loading_options,
 )  # fmt: skip
 def scaling(shards: Path, loading: Loading, samples: int, records: tuple[int, ...]) -> Result:
-    """Rates of our engines against threads, batch size, image size and number of records.
+    """Rates of our decoding engines against threads, batch size, image size and number of records.
 
     Each axis is measured with the other options at their values.
     """
@@ -53,7 +53,10 @@ def scaling(shards: Path, loading: Loading, samples: int, records: tuple[int, ..
         "batch size": {size: replace(loading, batch_size=size) for size in BATCH_SIZES},
     }
     for axis, points in loadings.items():
-        contenders = {value: our_contenders(shards, varied) for value, varied in points.items()}
+        contenders = {
+            value: our_contenders(shards, varied, engines=DECODING)
+            for value, varied in points.items()
+        }
         cases |= _race_axis(axis, contenders, shards, loading.repeats)
     with tempfile.TemporaryDirectory(prefix="maskdepth-scaling-") as name:
         folder = Path(name)
@@ -64,7 +67,7 @@ def scaling(shards: Path, loading: Loading, samples: int, records: tuple[int, ..
             draw = partial(compose, backgrounds=4, foregrounds=foregrounds, placements=10)
             draw(dataset, size=size, progress=False)
             pack(dataset, packed, progress=False)
-            contenders[size] = our_contenders(packed, loading)
+            contenders[size] = our_contenders(packed, loading, engines=DECODING)
         cases |= _race_axis("image size", contenders, shards, loading.repeats)
         for count in records:
             cases |= _open_records(shards, folder / f"repeated-{count}", count, loading)
@@ -98,7 +101,7 @@ def _open_records(
     """Cases of opening a folder of so many records, in a new process for each engine."""
     samples = write_repeated(shards, folder, count)
     found = {}
-    for contender in our_contenders(shards, loading):
+    for contender in our_contenders(shards, loading, engines=DECODING):
         name, engine = contender.name, contender.options["engine"]
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=context) as pool:

@@ -76,8 +76,9 @@ def _serve(pipe: Connection, contender: Contender) -> None:
             options = dict(contender.options)
             if contender.store is not None:
                 options["store"] = contender.store
+            began = time.perf_counter()
             epochs = stack.enter_context(contender.opens(contender.loading, **options))
-            pipe.send((True, converted))
+            pipe.send((True, converted | {"open_s": time.perf_counter() - began}))
             device, number = torch.device(contender.loading.device), 0
             while True:
                 truth: Truth | None = pipe.recv()
@@ -135,7 +136,8 @@ def _count_samples(batches: Iterable[Images | int]) -> int:
 class Isolated:
     """The parent's end of a contender's process. Raises Unavailable for every failure.
 
-    converted: seconds and bytes of the files that it wrote for itself, if any.
+    opened: seconds that it took to open, and seconds and bytes of the files that it wrote for
+        itself, if any.
     """
 
     def __init__(self, contender: Contender) -> None:
@@ -143,7 +145,7 @@ class Isolated:
         self._process = _CONTEXT.Process(target=_serve, args=(theirs, contender))
         self._process.start()
         theirs.close()
-        self.converted: dict[str, float] = self._answer()
+        self.opened: dict[str, float] = self._answer()
 
     def check(self, truth: Truth) -> dict[str, float]:
         """Compare one epoch with the truth; doubles as a warm-up."""
@@ -205,7 +207,7 @@ def race(
                 print_progress(f"{name}: skipped, {error}")
                 continue
             measures[name] = isolated.run
-            figures[name] = {**isolated.converted, **found}
+            figures[name] = {**isolated.opened, **found}
             compared = len(truth.index) if found else 0
             print_progress(f"{name}: ready ({compared} samples compared)")
         timed = interleave(measures, repeats, warmup=0)  # the check was a warm-up

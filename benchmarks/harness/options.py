@@ -60,7 +60,7 @@ DEVICE = option(
 )
 at_least_1 = partial(option, type=click.IntRange(1))
 REPEATS = at_least_1("--repeats", default=5, help="How often each case is timed.")
-ENGINE = option("--loader", "engine", default="ffcv", help="ffcv or dali.")
+ENGINE = option("--loader", "engine", default="ffcv", help="ffcv, dali or resident.")
 width_option = partial(at_least_1, "--width", help="64 is the full network.")
 batch_size_option = partial(at_least_1, "--batch-size")
 

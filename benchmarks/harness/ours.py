@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,8 +20,10 @@ from convert.shards import Shards
 from loaders import Preprocess, build_loader
 from loaders.engines import REGISTRY, is_installed
 
-ENGINES = {"ours, FFCV": "ffcv", "ours, DALI": "dali"}
-"""Name of a contender -> its engine."""
+DECODING = {"ours, FFCV": "ffcv", "ours, DALI": "dali"}
+"""Name of a contender -> its engine; these decode in every epoch, as other libraries do."""
+ENGINES = {**DECODING, "ours, resident": "resident"}
+"""With the engine that decodes before the clock starts; others are not compared with it."""
 
 _ACCURATE_DCT = 4096  # TJFLAG_ACCURATEDCT of turbojpeg.h: what exact pixels need
 _RGB, _GRAY = 0, 6
@@ -48,8 +50,14 @@ def open_ours(loading: Loading, engine: str, shards: Path, normalise: bool) -> I
         yield epoch
 
 
-def our_contenders(shards: Path, loading: Loading, *, normalise: bool = False) -> list[Contender]:
-    """Each of our engines that can be measured; see `skipped_engines`."""
+def our_contenders(
+    shards: Path,
+    loading: Loading,
+    *,
+    normalise: bool = False,
+    engines: Mapping[str, str] = ENGINES,
+) -> list[Contender]:
+    """Each of our ``engines`` that can be measured; see `skipped_engines`."""
     manifest = Shards(shards).manifest
     scale, exact, ending = Scale(mask_threshold=1), 0.0, ""
     if normalise:
@@ -63,12 +71,17 @@ def our_contenders(shards: Path, loading: Loading, *, normalise: bool = False) -
             options={"engine": engine, "shards": shards, "normalise": normalise},
             expected=np.arange(manifest.layout.samples),
             scale=scale,
-            # FFCV's engine decodes on the CPU for any device, DALI's on the device.
-            levels=exact if engine == "ffcv" else allowed_levels(loading.device, exact),
+            # DALI's engine decodes on the device, the others on the CPU for any device.
+            levels=allowed_levels(loading.device, exact) if engine == "dali" else exact,
         )
-        for name, engine in ENGINES.items()
+        for name, engine in engines.items()
         if name not in skipped
     ]  # fmt: skip
+
+
+def compared(contenders: Iterable[Contender]) -> tuple[str, ...]:
+    """Names of our contenders with which others are compared: those that decode in every epoch."""
+    return tuple(one.name for one in contenders if one.options["engine"] in DECODING.values())
 
 
 def skipped_engines(shards: Path) -> dict[str, str]:
@@ -76,10 +89,10 @@ def skipped_engines(shards: Path) -> dict[str, str]:
     reasons = {}
     for name, engine in ENGINES.items():
         needs = REGISTRY[engine].needs
-        # DALI's engine reads either format.
+        # The other engines read either format.
         if engine == "ffcv" and engine not in Shards(shards).manifest.formats:
             reasons[name] = "the folder holds no files of this format"
-        if not is_installed(needs):
+        if needs and not is_installed(needs):
             reasons[name] = f"{needs} is not installed"
     return reasons
 

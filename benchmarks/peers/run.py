@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.harness import options as cli
 from benchmarks.harness.contender import Contender, race
 from benchmarks.harness.images import Scale, Truth, some_samples
-from benchmarks.harness.ours import floor_contender, our_contenders, skipped_engines
+from benchmarks.harness.ours import compared, floor_contender, our_contenders, skipped_engines
 from benchmarks.harness.results import FLOAT, Result, make_result
 from benchmarks.peers import dataloaders
 from benchmarks.peers.dali import dali_contender
@@ -62,7 +62,7 @@ def peers(
         loading.arguments(dataset=dataset.name, samples=len(files), slow_share=slow_share),
         cases,
         device=loading.device,
-        ours=tuple(one.name for one in (*ours, *floats) if one.name in cases),
+        ours=tuple(name for name in compared((*ours, *floats)) if name in cases),
         skipped={**skipped_engines(shards), **skipped},
     )
 

@@ -83,17 +83,22 @@ def timed(result: Result) -> Table:
 
 def checked(result: Result) -> Table:
     """What was found before the contenders were timed."""
-    return Table.of(
+    rows = [
         {
             "": name,
             "largest difference, levels": number(found.get("largest_difference_levels")),
             "mask pixels that differ": number(found.get("mask_pixels_that_differ")),
+            "opened in s": number(found.get("open_s")),
             "converted in s": number(found.get("convert_s")),
             "MiB": number(found["bytes"] / 2**20 if "bytes" in found else None),
         }
         for name, case in result.cases.items()
         if (found := case.figures)
-    )
+    ]
+    if not any(row["opened in s"] for row in rows):  # results of earlier versions
+        for row in rows:
+            del row["opened in s"]
+    return Table.of(rows)
 
 
 def rates(result: Result) -> Table:
