@@ -40,6 +40,7 @@ NO_NETWORK = "no network"
 _LIBRARIES = (
     "torch", "numpy", "numba", "pillow", "simplejpeg", "kornia", "ffcv", "nvidia-dali-cuda130",
     "nvidia-dali-cuda120", "webdataset", "mosaicml-streaming", "litdata", "spdl",
+    "turboloader",
 )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from benchmarks.peers.dali import dali_contender
 from benchmarks.peers.ffcv import SOURCE_QUALITY, open_ffcv, write_beton
 from benchmarks.peers.source import Files, write_tars
 from benchmarks.peers.spdl import open_spdl
+from benchmarks.peers.turbo import open_turbo, write_field_tars
 from convert.source import read_source
 from loaders.engines.reference import ReferenceLoader
 from loaders.options import LoaderOptions
@@ -105,4 +106,6 @@ def _peer_contenders(
         slow(name="litData, Pillow", opens=dataloaders.open_litdata,
              convert=partial(dataloaders.write_chunks, some, threads), store=folder / "chunks"),
         fast(name="SPDL, FFmpeg", opens=open_spdl, options={"files": files}, **_LOSSY),
+        fast(name="TurboLoader, 4 JPEG tars", opens=open_turbo,
+             convert=partial(write_field_tars, files), store=folder / "field-tars", **_LOSSY),
     ]  # fmt: skip
