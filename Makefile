@@ -72,6 +72,7 @@ bench: install $(BENCH_SHARDS)/manifest.json $(BENCH_DIR)/data20k/dataset.json
 	$(BENCH) convert $(BENCH_DIR)/data20k --repeats 2 --json $(RESULTS_DIR)/convert.json
 	$(BENCH) encode $(BENCH_DIR)/data20k --json $(RESULTS_DIR)/encode.json
 	$(BENCH) codecs $(BENCH_SHARDS) --json $(RESULTS_DIR)/codecs.json
+	$(BENCH) decode $(BENCH_SHARDS) --json $(RESULTS_DIR)/decode.json
 	$(BENCH) luma $(BENCH_DIR)/data20k --json $(RESULTS_DIR)/luma.json
 	$(BENCH) simulate $(BENCH_SHARDS) --json $(RESULTS_DIR)/simulation.json
 	$(BENCH) estimate --json $(RESULTS_DIR)/estimate.json

@@ -9,14 +9,14 @@ import click
 from convert import errors
 
 COMMANDS = (
-    "codecs", "compare", "convert", "encode", "epoch", "estimate", "hardware", "loader", "luma",
-    "parity", "peers", "quality", "recipes", "report", "scaling", "simulate", "speedrun",
-    "step",
+    "codecs", "compare", "convert", "decode", "encode", "epoch", "estimate", "hardware",
+    "loader", "luma", "parity", "peers", "quality", "recipes", "report", "scaling", "simulate",
+    "speedrun", "step",
 )  # fmt: skip
 """Each is a function of a module of the same name, but for those of `_MODULES`."""
 _MODULES = {
-    "hardware": "peers.dali", "luma": "codecs", "parity": "loader", "peers": "peers.run",
-    "report": "report.page",
+    "decode": "codecs", "hardware": "peers.dali", "luma": "codecs", "parity": "loader",
+    "peers": "peers.run", "report": "report.page",
 }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
-"""How masks and depth maps can be stored without loss: bytes and time of the candidates.
+"""How fields can be stored without loss: bytes and time of the candidates.
 
-`codecs` is why masks are stored as run lengths, `luma` why this project cuts depth maps itself.
+`codecs` is why masks are stored as run lengths, `luma` why this project cuts depth maps itself,
+`decode` what storing differences gives.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from convert import jpeg
 from convert.codecs import decode_mask_jpeg, decode_runs, pack_runs
 from convert.errors import DataError
 from convert.jpeg.luma import cut_to_luma
+from convert.manifest import read_manifest
 from convert.shards import Shards
 from convert.source import read_source
 
@@ -88,6 +90,26 @@ def codecs(shards: Path, samples: int, repeats: int) -> Result:
         )
     arguments = {"shards": shards.name, "samples": len(indices), "repeats": repeats}
     return make_result("codecs", arguments, cases)
+
+
+@command(SHARDS, at_least_1("--samples", default=1000, help="Evenly spread over SHARDS."), REPEATS)
+def decode(shards: Path, samples: int, repeats: int) -> Result:
+    """Bytes and decoding time of fg_bg and depth in each format of SHARDS.
+
+    Samples are decoded one by one and in order, with the time that Python takes for each.
+    """
+    forms = [Shards(shards, form) for form in read_manifest(shards).formats]
+    indices = spread_indices(len(forms[0]), samples)
+    cases = {}
+    for name in ("fg_bg", "depth"):
+        for opened in forms:
+            work = [(index, name) for index in indices]
+            cpu_us = time_cpu(opened.decode, work, repeats)
+            figures = {"bytes": fmean(opened.stored(*one).size for one in work)}
+            case = f"{name}, {opened.codecs[name]}"
+            cases[case] = CaseResult(figures=figures | summarize(cpu_us, "cpu_us"))
+    arguments = {"shards": shards.name, "samples": len(indices), "repeats": repeats}
+    return make_result("decode", arguments, cases)
 
 
 class _Transform(ctypes.Structure):

@@ -34,8 +34,10 @@ def convert(dataset: Path, repeats: int, workers: int) -> Result:
     source = read_source(dataset)
     with tempfile.TemporaryDirectory(prefix="maskdepth-bench-") as name:
         folder = Path(name)
+        jpegs = PackConfig(formats=("ffcv",), codec="jpeg")
         cases: dict[str, Callable[[], object]] = {
             OURS: partial(_pack, dataset, folder / "ffcv", PackConfig(formats=("ffcv",)), workers),
+            "ours, FFCV file of JPEGs": partial(_pack, dataset, folder / "jpegs", jpegs, workers),
             "ours, both formats": partial(_pack, dataset, folder / "both", PackConfig(), workers),
             "floor: read and decode": partial(_read_and_decode, source, workers),
         }
@@ -82,7 +84,8 @@ def _sizes(source: Source, manifest: Manifest) -> dict[str, float]:
     source_bytes = manifest.counts["source_bytes"] + sum(path.stat().st_size for path in source.bg)
     stored: dict[str, float] = {"source_bytes": source_bytes}
     for name, form in manifest.formats.items():
-        files = ("backgrounds.npy", *form.files, form.index)
+        bases = (base.file for base in manifest.bases.values()) if name == "ffcv" else ()
+        files = ("backgrounds.npy", *bases, *form.files, form.index)
         stored[f"{name}_bytes"] = total = sum(manifest.files[file].bytes for file in files)
         stored[f"{name}_share_of_source"] = total / source_bytes
     return stored

@@ -15,11 +15,17 @@ import numpy as np
 from benchmarks.harness.options import DATASET, REPEATS, at_least_1, command
 from benchmarks.harness.results import CaseResult, Result, make_result, summarize
 from convert import jpeg
-from convert.codecs import pack_runs, threshold_mask
-from convert.jpeg.luma import cut_to_luma
+from convert.bases import Bases, RecordWriter, open_bases
+from convert.codecs import Encoded, pack_runs, threshold_mask
+from convert.jpeg.coefficients import read_coefficients
+from convert.jpeg.luma import Luma, luma_of, write_luma
+from convert.manifest import BaseFile
 from convert.pack import PackConfig
 from convert.parts import Part, new_accumulators, write_part
 from convert.source import Source, read_source
+from convert.storage import DIFFERENCE
+from convert.vote import find_bases
+from convert.workers import worker_pool
 
 ALL_STEPS = "all of it, as `pack` does it"
 
@@ -32,7 +38,10 @@ def encode(dataset: Path, samples: int, repeats: int) -> Result:
     """
     source = read_source(dataset)
     samples = min(samples, int(source.layout.group_starts[1]))
-    rounds = [_round(source, samples) for _ in range(repeats + 1)][1:]
+    with tempfile.TemporaryDirectory(prefix="maskdepth-bench-") as name:
+        work = Path(name)
+        bases = _write_bases(source, work)
+        rounds = [_round(source, samples, bases, work) for _ in range(repeats + 1)][1:]
     cases = {
         step: CaseResult(figures=summarize([one[step] for one in rounds], "cpu_us"))
         for step in rounds[0]
@@ -40,7 +49,22 @@ def encode(dataset: Path, samples: int, repeats: int) -> Result:
     return make_result("encode", {"samples": samples, "repeats": repeats}, cases)
 
 
-def _round(source: Source, samples: int) -> dict[str, float]:
+def _write_bases(source: Source, work: Path) -> dict[str, tuple[BaseFile, Bases]]:
+    """Find the bases as `pack` does: their description, and the mapped file."""
+    found = {}
+    with worker_pool(0) as executor:
+        for name, described, bases in find_bases(source, DIFFERENCE, executor):
+            array = np.empty(described.shape(source.layout), np.int16)
+            for group, base in bases:
+                array[group] = base
+            np.save(work / described.file, array)
+            found[name] = described, open_bases(work, described, source.layout)
+    return found
+
+
+def _round(
+    source: Source, samples: int, bases: dict[str, tuple[BaseFile, Bases]], work: Path
+) -> dict[str, float]:
     """CPU microseconds per sample of each step; other work on the machine is not counted."""
     seconds: dict[str, float] = defaultdict(float)
 
@@ -52,6 +76,7 @@ def _round(source: Source, samples: int) -> dict[str, float]:
 
     sums = new_accumulators()
     height, width = source.layout.height, source.layout.width
+    writers = {name: RecordWriter(opened, 0, name) for name, (_, opened) in bases.items()}
     rgb, gray = np.empty((height, width, 3), np.uint8), np.empty((height, width, 1), np.uint8)
     for index in range(samples):
         fg_bg, mask, depth = clock("read 3 files", list, map(Path.read_bytes, source.paths(index)))
@@ -61,11 +86,23 @@ def _round(source: Source, samples: int) -> dict[str, float]:
         clock("threshold mask", threshold_mask, pixels)
         runs = clock("mask to run lengths", pack_runs, pixels)
         clock("sums of mask", sums["mask"].add, pixels)
-        cut = clock("cut depth to luma", cut_to_luma, depth)
+        found = clock("read coefficients of depth", _read_luma, depth)
+        cut = clock("write luma of depth", write_luma, found)
         pixels = clock("decode depth", jpeg.decode_gray, cut, gray)
         clock("sums of depth", sums["depth"].add, pixels)
-        clock("checksums", list, map(crc32c.crc32c, (fg_bg, runs, cut)))
-    with tempfile.TemporaryDirectory(prefix="maskdepth-bench-") as folder:
-        part = Part(number=0, start=0, stop=samples)
-        clock(ALL_STEPS, write_part, source, PackConfig().codecs, part, Path(folder))
+        encoded = Encoded(cut, pixels, {}, found)
+        record = clock("record of depth, and compare", writers["depth"].encode, encoded).data
+        found = clock("read coefficients of fg_bg", read_coefficients, fg_bg)
+        encoded = Encoded(fg_bg, rgb, {}, found)
+        other = clock("record of fg_bg, and compare", writers["fg_bg"].encode, encoded).data
+        clock("checksums", list, map(crc32c.crc32c, (fg_bg, runs, cut, record, other, runs)))
+    part = Part(number=0, start=0, stop=samples)
+    (work / "parts").mkdir(exist_ok=True)
+    described = {name: base for name, (base, _) in bases.items()}
+    clock(ALL_STEPS, write_part, source, PackConfig().codecs, described, part, work / "parts")
     return {step: total / samples * 1e6 for step, total in seconds.items()}
+
+
+def _read_luma(source: bytes) -> Luma:
+    """The luma coefficients of a gray image."""
+    return luma_of(read_coefficients(source))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,12 @@ from benchmarks.harness.contender import Contender, Epochs
 from benchmarks.harness.images import Images, Scale, allowed_levels, normalised_scale
 from benchmarks.harness.options import Loading
 from benchmarks.harness.results import FLOAT
+from convert.errors import DataError
+from convert.manifest import read_manifest
+from convert.pack import PackConfig, pack
 from convert.shards import Shards
+from convert.source import read_source
+from convert.storage import CODECS
 from loaders import Preprocess, build_loader
 from loaders.engines import REGISTRY, is_installed
 
@@ -97,14 +102,22 @@ def skipped_engines(shards: Path) -> dict[str, str]:
     return reasons
 
 
+def open_jpegs(shards: Path) -> Shards:
+    """The format of a folder that stores fg_bg and depth as JPEGs; DataError if none does."""
+    for form, codecs in read_manifest(shards).codecs.items():
+        if all(CODECS[codecs[name]].is_jpeg for name in ("fg_bg", "depth")):
+            return Shards(shards, form)
+    raise DataError(f"{shards}: stores no JPEGs to compare with; pack both formats")
+
+
 @contextmanager
 def open_floor(loading: Loading, shards: Path) -> Iterator[Epochs]:
-    """Decode each stored JPEG once with the system's libjpeg-turbo, into the same warm memory.
+    """Decode each JPEG once with the system's libjpeg-turbo, into the same warm memory.
 
     There is no order, batch, tensor or check of return codes. Masks, which are not JPEGs, are
     left out.
     """
-    opened = Shards(shards)
+    opened = open_jpegs(shards)
     files = [file.ctypes.data for file in opened.files]
 
     def epoch(number: int) -> Iterator[int]:
@@ -137,6 +150,28 @@ def _decode_chunk(shards: Shards, files: list[int], start: int) -> int:
             decompress(handle, files[file] + at, size, into, width, 0, height, form, _ACCURATE_DCT)
     library.tjDestroy(handle)
     return len(records)
+
+
+def jpeg_contender(dataset: Path, store: Path, loading: Loading) -> Contender:
+    """Our FFCV engine on an FFCV file that stores JPEGs, which it packs from the data set."""
+    config = PackConfig(formats=("ffcv",), codec="jpeg")
+    return Contender(
+        name="ours, FFCV, stored as JPEGs",
+        opens=_open_packed,
+        loading=loading,
+        convert=partial(_pack, dataset, config),
+        store=store,
+        expected=np.arange(read_source(dataset).layout.samples),
+        scale=Scale(mask_threshold=1),
+    )
+
+
+def _pack(dataset: Path, config: PackConfig, store: Path) -> None:
+    pack(dataset, store, config=config, progress=False)
+
+
+def _open_packed(loading: Loading, store: Path) -> AbstractContextManager[Epochs]:
+    return open_ours(loading, "ffcv", store, normalise=False)
 
 
 def floor_contender(shards: Path, loading: Loading) -> Contender:

@@ -26,7 +26,7 @@ SCHEMA = 3
 
 Benchmark = Literal[
     "peers", "loader", "step", "epoch", "quality", "recipes", "speedrun", "scaling", "convert",
-    "encode", "codecs", "luma", "simulation", "estimate", "parity", "hardware",
+    "encode", "codecs", "decode", "luma", "simulation", "estimate", "parity", "hardware",
 ]  # fmt: skip
 """Names of the benchmarks, in the order in which a report shows them."""
 

@@ -12,7 +12,13 @@ import numpy as np
 from benchmarks.harness import options as cli
 from benchmarks.harness.contender import Contender, race
 from benchmarks.harness.images import Scale, Truth, some_samples
-from benchmarks.harness.ours import compared, floor_contender, our_contenders, skipped_engines
+from benchmarks.harness.ours import (
+    compared,
+    floor_contender,
+    jpeg_contender,
+    our_contenders,
+    skipped_engines,
+)
 from benchmarks.harness.results import FLOAT, Result, make_result
 from benchmarks.peers import dataloaders
 from benchmarks.peers.dali import dali_contender
@@ -50,7 +56,9 @@ def peers(
     floats = our_contenders(shards, loading, normalise=True)
     with tempfile.TemporaryDirectory(prefix="maskdepth-peers-") as folder:
         others = _peer_contenders(files, some, shards, Path(folder), loading)
-        contenders = [*ours, *floats, floor_contender(shards, loading), *others]
+        as_jpegs = jpeg_contender(dataset, Path(folder) / "jpegs", loading)
+        floor = floor_contender(shards, loading)
+        contenders = [*ours, *floats, as_jpegs, floor, *others]
         chosen = [
             contender
             for contender in contenders

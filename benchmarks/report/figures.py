@@ -37,6 +37,7 @@ _KINDS = (
     _Kind("encode", "Where the time of packing goes", (tables.figures,), plots.encode,
           "Bars: CPU microseconds per sample of every step of packing"),
     _Kind("codecs", "Lossless ways to store a mask", (tables.codecs,)),
+    _Kind("decode", "Bytes and decoding time of images by codec", (tables.figures,)),
     _Kind("luma", "Two ways to cut a depth map to its luma", (tables.figures,)),
     _Kind("loader", "Loader: from shards to batches", (tables.timed,), _BARS,
           "Bars: samples per second of both engines, uint8 and floats, beside the floor"),

@@ -46,6 +46,10 @@ def test_convert_and_codecs(
     assert found["sizes"]["webdataset_bytes"] > 0
     found = measure(tmp_path, "codecs", shards, "--samples", 5, "--repeats", 1)
     assert found["cases"]["run lengths"]["figures"]["bytes"] > 0
+    found = measure(tmp_path, "decode", shards, "--samples", 5, "--repeats", 1)
+    sizes = {name: case["figures"]["bytes"] for name, case in found["cases"].items()}
+    assert sizes["fg_bg, difference"] < sizes["fg_bg, jpeg"] / 2
+    assert sizes["depth, difference-luma"] < sizes["depth, jpeg-luma"]
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ def test_every_step_is_timed(dataset: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     cases = read_result(out).cases
     found = {step: case.figures["median_cpu_us"] for step, case in cases.items()}
-    assert len(found) == 12
+    assert len(found) == 16
     assert all(us > 0 for us in found.values())
     assert found[ALL_STEPS] > found["decode fg_bg"]
 

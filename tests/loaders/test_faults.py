@@ -121,7 +121,7 @@ def truth(dataset: Path) -> Batch:
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_100_corruptions_of_a_field(engine: str, packed: Path, truth: Batch, name: str) -> None:
-    records = damage.Records(packed, "ffcv" if engine == "ffcv" else "webdataset")
+    records = damage.Records(packed, "webdataset" if engine.startswith("dali") else "ffcv")
     others = {field: records.stored(40, field) for field in FIELDS}
     cases = kinds(others)
     assert len(cases) >= 100
@@ -157,7 +157,8 @@ def half_as_high(stored: bytes) -> bytes:
 @pytest.fixture(scope="module")
 def packed_as_jpeg(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("jpeg") / "shards"
-    pack(dataset, folder, config=PackConfig(codec="jpeg", mask_codec="jpeg"), workers=0, progress=False)
+    config = PackConfig(codec="jpeg", mask_codec="jpeg")
+    pack(dataset, folder, config=config, workers=0, progress=False)
     return folder
 
 
