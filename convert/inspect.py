@@ -47,4 +47,8 @@ def count_lines(manifest: Manifest) -> list[str]:
         f"({100 * unclear / pixels:.3f} %)"
     )
     verbatim = manifest.counts.get("depth_stored_verbatim", 0)
-    return [*lines, f"depth maps stored with their chroma: {verbatim:,}"]
+    lines.append(f"depth maps stored with their chroma: {verbatim:,}")
+    for name in manifest.bases:
+        jpegs = manifest.counts.get(f"{name}_stored_as_jpeg", 0)
+        lines.append(f"{name} stored as JPEG in the FFCV file, not as differences: {jpegs:,}")
+    return lines
