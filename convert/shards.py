@@ -75,7 +75,7 @@ class Shards:
 
     def close(self) -> None:
         """Unmap all files now; an object in a reference cycle would keep them open for long."""
-        self.files = []
+        self.files, self.bases = [], {}
         self.records = np.empty(0, RECORD)
         self.backgrounds = np.empty((0, *self.backgrounds.shape[1:]), np.uint8)
 

@@ -19,8 +19,9 @@ from convert.shards import Shards
 
 
 def write_repeated(shards: Path, folder: Path, samples: int) -> int:
-    """An FFCV-format folder whose record ``i`` has the bytes of record ``i % n`` of ``shards``.
+    """An FFCV-format folder whose records have the bytes of those of ``shards``.
 
+    The k-th record of a background has the bytes of record ``k % n`` of the n that ``shards`` has.
     samples: is rounded down to a multiple of the number of backgrounds; returns what it became.
     """
     opened = Shards(shards, "ffcv")
@@ -32,7 +33,8 @@ def write_repeated(shards: Path, folder: Path, samples: int) -> int:
     first = min(int(opened.records[name]["offset"].min()) for name in FIELDS)
     last = opened.records[FIELDS[-1]][-1]
     stored = opened.files[0][first : int(last["offset"]) + int(last["size"])]
-    records = np.resize(opened.records, samples)
+    groups = np.split(opened.records, opened.manifest.layout.group_starts[1:-1])
+    records = np.concatenate([np.resize(group, samples // backgrounds) for group in groups])
     for name in FIELDS:
         records[name]["offset"] -= np.uint64(first)
     write_shared(folder, layout, opened.codecs, records, stored.tobytes())

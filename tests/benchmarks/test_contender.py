@@ -123,14 +123,14 @@ def test_repeated_records_show_the_same_images(
     from benchmarks.harness.repeated import write_repeated
 
     assert write_repeated(shards, tmp_path / "many", 1003) == 1000
-    options = {"batch_size": 90, "shuffle": False, "rank": 0, "world_size": 1}
+    options = {"batch_size": 200, "shuffle": False, "rank": 0, "world_size": 1}
     with (
         build_loader("ffcv", shards, **options) as few,  # type: ignore[arg-type]
         build_loader("ffcv", tmp_path / "many", **options) as many,  # type: ignore[arg-type]
     ):
         (expected,) = few.epoch(0)
-        batches = list(many.epoch(0))
-    assert sum(len(batch.index) for batch in batches) == 1000
-    for batch in batches[:-1]:
-        for name in ("fg_bg", "mask", "depth"):
-            assert torch.equal(getattr(batch, name), getattr(expected, name))
+        for background, batch in enumerate(many.epoch(0)):
+            shown = 18 * background + torch.arange(200) % 18
+            for name in ("fg_bg", "mask", "depth"):
+                assert torch.equal(getattr(batch, name), getattr(expected, name)[shown])
+        assert background == 4
