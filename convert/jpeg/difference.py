@@ -249,6 +249,8 @@ def _decode_blocks(record: np.ndarray, listed: int, decoder: Decoder) -> bool:
     flags_at = 1 + rows * map_bytes
     flagged = len(decoder.blocks) > 1
     at = flags_at + listed if flagged else flags_at
+    if at > len(record):
+        return False
     predicted = np.zeros(3, np.int64)
     planes, slots = decoder.planes.ctypes.data, decoder.slots.ctypes.data
     all_quantisers = decoder.quantisers
