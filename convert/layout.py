@@ -10,6 +10,8 @@ import numpy as np
 from convert.errors import DataError
 
 FIELDS = ("fg_bg", "mask", "depth")
+CHANNELS = {"fg_bg": 3, "mask": 1, "depth": 1}
+"""Of the decoded pixels of each field."""
 
 MASK_THRESHOLD = 128
 """A mask pixel whose gray value is at least this is 1, else 0."""

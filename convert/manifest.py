@@ -18,7 +18,7 @@ import numpy as np
 from convert.errors import DataError, reading
 from convert.files import hash_file, write_json
 from convert.jpeg.planes import Geometry
-from convert.layout import FIELDS, Layout
+from convert.layout import CHANNELS, FIELDS, Layout
 from convert.moments import Moments, Statistics
 from convert.storage import CODECS
 
@@ -200,6 +200,8 @@ def _checked_codecs(codecs: Mapping[str, str], bases: Mapping[str, BaseFile]) ->
             raise ValueError(f"unknown codec {codecs[name]!r} of {name}")
         if known.fallback and name not in bases:
             raise ValueError(f"codec {codecs[name]!r} of {name} has no bases")
+        if known.fallback and len(bases[name].samplings) != CHANNELS[name]:
+            raise ValueError(f"the bases of {name} do not have {CHANNELS[name]} components")
     return dict(codecs)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from convert.jpeg.coefficients import Coefficients, read_coefficients
 from convert.jpeg.layout import NotBaseline
 from convert.jpeg.luma import Luma, luma_of
-from convert.layout import FIELDS
+from convert.layout import CHANNELS, FIELDS
 from convert.manifest import BaseFile
 from convert.source import Source
 from convert.workers import run_all
@@ -49,7 +49,7 @@ def _kinds_of(source: Source, name: str, group: int) -> Counter[_Kind]:
     return Counter(
         (found.geometry.samplings, tuple(map(tuple, found.quantisers.tolist())))
         for found in _voters(source, name, group)
-        if found.geometry.is_supported
+        if found.geometry.is_supported and len(found.quantisers) == CHANNELS[name]
     )
 
 

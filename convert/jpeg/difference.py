@@ -385,6 +385,8 @@ def decode_record(
     out: np.ndarray,
 ) -> bool:  # fmt: skip
     """Pixels of a record into ``out`` (uint8, flat); False if it is corrupt."""
+    if out.size != base_pixels.size:  # of another number of channels
+        return False
     copy(_ADDRESS(out.ctypes.data), _ADDRESS(base_pixels.ctypes.data), _ADDRESS(out.size))
     listed = _find_spans(record, decoder)
     if listed < 0:

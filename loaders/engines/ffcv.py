@@ -23,7 +23,7 @@ import torch
 from convert.beton import check_structure
 from convert.errors import DataError, RecordError
 from convert.jpeg.difference import NO_RECORDS, Decoding
-from convert.layout import FIELDS
+from convert.layout import CHANNELS, FIELDS
 from convert.shards import Shards
 from convert.storage import CODECS
 from loaders.base import ShardLoader
@@ -52,7 +52,6 @@ finally:
     torch.set_num_threads(_torch_threads)  # `import ffcv` sets it to 1
 
 _AHEAD = 4  # batches that are decoded while the user has one
-_CHANNELS = {"fg_bg": 3, "mask": 1, "depth": 1}
 
 
 class _Decoding(NamedTuple):
@@ -91,7 +90,7 @@ class _DecodeSamples(SimpleRGBImageDecoder):
         self, previous_state: State
     ) -> tuple[State, tuple[AllocationQuery, ...]]:
         """One uint8 image (H, W, C) for each field and sample."""
-        shapes = [(*self._shape, _CHANNELS[name]) for name in FIELDS]
+        shapes = [(*self._shape, CHANNELS[name]) for name in FIELDS]
         state = replace(previous_state, jit_mode=True, shape=shapes[0], dtype=np.dtype("u1"))
         return state, tuple(AllocationQuery(shape, np.dtype("u1")) for shape in shapes)
 
