@@ -49,7 +49,9 @@ def _kinds_of(source: Source, name: str, group: int) -> Counter[_Kind]:
     return Counter(
         (found.geometry.samplings, tuple(map(tuple, found.quantisers.tolist())))
         for found in _voters(source, name, group)
-        if found.geometry.is_supported and len(found.quantisers) == CHANNELS[name]
+        if found.geometry.is_supported
+        and len(found.quantisers) == CHANNELS[name]
+        and found.quantisers.all()
     )
 
 
