@@ -217,7 +217,10 @@ def _stamps_of(bases: Mapping[str, Bases], group: int) -> hashlib._Hash:
     """The beginning of a part's stamps: the bases that its records need."""
     stamps = hashlib.sha256()
     for name in sorted(bases):
-        stamps.update(bases[name].coefficients[group].tobytes())
+        found = bases[name]
+        # The kind too: bases of zeros are equal in spite of other quantisers.
+        stamps.update(repr(found.geometry.samplings).encode() + found.quantisers.tobytes())
+        stamps.update(found.coefficients[group].tobytes())
     return stamps
 
 
