@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from convert.codecs import Encoded
+from convert.errors import DataError
 from convert.files import load_array
 from convert.jpeg.coefficients import read_coefficients
 from convert.jpeg.difference import (
@@ -51,15 +52,25 @@ class Bases:
         self.geometry = described.geometry(layout)
         self.quantisers = np.array(described.quantisers, np.uint8)
         self.coefficients = coefficients
+        self._file = described.file
         self._kept = threading.local()
 
     def decoding(self, backgrounds: Iterable[int] | None = None) -> Decoding:
-        """What a thread decodes records with: the images of these backgrounds (None: of all)."""
+        """What a thread decodes records with: the images of these backgrounds (None: of all).
+
+        DataError if the coefficients of one are not those of a JPEG.
+        """
         chosen = range(len(self.coefficients)) if backgrounds is None else backgrounds
         quantisers = self.quantisers.astype(np.int32)
-        images = [
-            make_base(np.asarray(self.coefficients[b]), self.geometry, quantisers) for b in chosen
-        ]
+        images = []
+        for background in chosen:
+            coefficients = np.asarray(self.coefficients[background])
+            try:
+                images.append(make_base(coefficients, self.geometry, quantisers))
+            except ValueError as error:
+                raise DataError(
+                    f"{self._file}: base {background} has {error}; pack again"
+                ) from None
         pixels, planes = map(np.stack, zip(*images, strict=True))
         return Decoding(pixels, planes, new_decoder(self.geometry, quantisers))
 

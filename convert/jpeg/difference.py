@@ -73,13 +73,18 @@ class Decoding(NamedTuple):
 
 
 def make_base(coefficients: np.ndarray, geometry: Geometry, quantisers: np.ndarray) -> Base:
-    """Decode the coefficients of a base: int16 (MCUs, blocks of an MCU, 64)."""
+    """Decode the coefficients of a base: int16 (MCUs, blocks of an MCU, 64).
+
+    ValueError if they are too large for a JPEG.
+    """
     decoder = new_decoder(geometry, quantisers)
     channels = len(geometry.samplings)
     pixels = np.zeros(geometry.height * geometry.width * channels, np.uint8)
     # A coefficient of a JPEG takes 18 bytes at most, the difference of two for DC 66.
     everything = np.empty(1024 + 20 * coefficients.size, np.uint8)
     size, _ = write_record(coefficients, ~coefficients, geometry.mcus, geometry.blocks, everything)
+    if size < 0:
+        raise ValueError("values that no JPEG has")
     assert decode_record(everything[:size], pixels, decoder.planes.copy(), decoder, pixels)
     return Base(pixels, decoder.planes)
 
