@@ -89,7 +89,8 @@ class BaseFile:
 
     def __post_init__(self) -> None:
         """ValueError unless records can be decoded with these values, from whatever file."""
-        if not Geometry(1, 1, self.samplings).is_supported:
+        whole = all(type(n) is int for pair in self.samplings for n in pair)  # not 1.0 or true
+        if not whole or not Geometry(1, 1, self.samplings).is_supported:
             raise ValueError(f"samplings {self.samplings} are not supported")
         if len(self.quantisers) != len(self.samplings) or not all(
             len(row) == 64 and all(type(q) is int and 1 <= q <= 255 for q in row)
@@ -178,6 +179,11 @@ class Manifest:
             value["codecs"] if value["version"] > 1 else dict.fromkeys(formats, value["codecs"])
         )
         bases = {k: BaseFile.from_json(v) for k, v in value.get("bases", {}).items()}
+        files = {k: ShardFile(**v) for k, v in value["files"].items()}
+        used = [*(b.file for b in bases.values()), *(f.index for f in formats.values())]
+        for name in used + [name for form in formats.values() for name in form.files]:
+            if name not in files:
+                raise ValueError(f"{name!r} is not one of the files")
         per_fg = value["samples_per_fg"]
         return cls(
             layout=Layout(height=height, width=width, group_starts=starts, samples_per_fg=per_fg),
@@ -186,7 +192,7 @@ class Manifest:
             bases=bases,
             statistics={k: Moments.from_json(v) for k, v in value["statistics"].items()},
             formats=formats,
-            files={k: ShardFile(**v) for k, v in value["files"].items()},
+            files=files,
             counts=dict(value["counts"]),
             provenance=dict(value["made"]),
         )
