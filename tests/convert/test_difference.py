@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ from convert.jpeg.coefficients import read_coefficients
 from convert.jpeg.difference import decode_record, make_base, new_decoder, write_record
 from convert.jpeg.planes import Geometry
 
+ROOT = Path(__file__).parents[2]
 SUBSAMPLING = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2}
 
 
@@ -101,3 +106,27 @@ def test_values_of_any_jpeg_fit_or_are_refused() -> None:
         written, _ = write_record(largest, base, geometry.mcus, geometry.blocks, guarded[:shorter])
         assert written == -1
         assert (guarded[shorter:] == 7).all()
+
+
+ON_A_PLAIN_CPU = """
+from convert.jpeg.difference import decode_record
+from tests.convert.test_difference import check, scene
+import numpy as np
+
+rng = np.random.default_rng(0)
+bg, fg_bg = scene(rng, 50, 61, 3), scene(rng, 50, 61, 3)
+fg_bg[:20] = bg[:20]
+for subsampling in ("4:4:4", "4:2:0"):
+    assert 0 < check(bg, fg_bg, 75, subsampling) < 1
+(assembly,) = decode_record.inspect_asm().values()
+assert "ymm" not in assembly  # registers of AVX and AVX2
+"""
+
+
+@pytest.mark.slow
+def test_kernels_are_exact_without_wide_registers(tmp_path: Path) -> None:
+    """Compiled for the oldest CPU of this architecture, as for one without AVX2."""
+    generic = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | generic | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", ON_A_PLAIN_CPU]
+    subprocess.run(command, env=environment, cwd=ROOT, check=True, timeout=200)
