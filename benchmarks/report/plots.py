@@ -163,7 +163,7 @@ def speedrun(result: Result) -> Canvas:
         axes.set_xlabel("PFLOP of training", fontsize=8)
         axes.tick_params(labelsize=7)
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 4), numticks=6))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
     panels[0].set_ylim(0, 1)
