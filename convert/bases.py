@@ -15,15 +15,9 @@ from convert.codecs import Encoded
 from convert.errors import DataError
 from convert.files import load_array
 from convert.jpeg.coefficients import read_coefficients
-from convert.jpeg.difference import (
-    DIFFERENCE,
-    Decoding,
-    decode_record,
-    make_base,
-    new_decoder,
-    write_record,
-)
+from convert.jpeg.difference import Decoding, decode_record, make_base, new_decoder
 from convert.jpeg.layout import NotBaseline
+from convert.jpeg.record import DIFFERENCE, write_record
 from convert.layout import Layout
 from convert.manifest import BaseFile
 
@@ -43,7 +37,7 @@ def open_bases(folder: Path, described: BaseFile, layout: Layout) -> Bases:
 
 
 class Bases:
-    """The bases of a field, and how its records are written and read; threads may share it.
+    """The bases of a field, and how its records are decoded; threads may share it.
 
     coefficients: int16 (n_bg, MCUs, blocks of an MCU, 64), by rows of a block, quantised.
     """

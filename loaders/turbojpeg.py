@@ -12,7 +12,8 @@ from numba import types
 
 from convert.codecs import unpack_runs
 from convert.errors import DataError
-from convert.jpeg.difference import DIFFERENCE, Decoding, decode_record
+from convert.jpeg.difference import Decoding, decode_record
+from convert.jpeg.record import DIFFERENCE
 from convert.layout import MASK_THRESHOLD
 
 LIBRARY = "libturbojpeg.so.0"

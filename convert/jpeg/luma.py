@@ -22,8 +22,6 @@ from convert.jpeg.layout import SEQUENTIAL, NotBaseline
 from convert.jpeg.planes import Geometry
 from convert.jpeg.zigzag import ZIGZAG
 
-NotReducible = NotBaseline  # the name under which encoders catch it
-
 
 def cut_to_luma(source: bytes) -> bytes:
     """The luma plane of a gray image stored as YCbCr, as a JPEG of one component.

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from convert.jpeg.coefficients import read_coefficients
-from convert.jpeg.difference import decode_record, make_base, new_decoder, write_record
+from convert.jpeg.difference import decode_record, make_base, new_decoder
 from convert.jpeg.planes import Geometry
+from convert.jpeg.record import write_record
 
 ROOT = Path(__file__).parents[2]
 SUBSAMPLING = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2}
