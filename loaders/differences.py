@@ -20,9 +20,8 @@ import numba
 import numpy as np
 import torch
 
-from convert.layout import FIELDS, Layout
+from convert.layout import CHANNELS, FIELDS, Layout
 
-_CHANNELS = {"fg_bg": 3, "mask": 1, "depth": 1}
 _LONGEST_RUN = 255
 
 
@@ -40,7 +39,7 @@ class WordLayout:
         width = math.gcd(pixels, 8)
         self.dtype = np.dtype(np.uint8 if width == 1 else f"i{width}")
         self.torch_dtype = torch.from_numpy(np.empty(0, self.dtype)).dtype
-        self.sizes = tuple(channels * pixels // width for channels in _CHANNELS.values())
+        self.sizes = tuple(channels * pixels // width for channels in CHANNELS.values())
         self.words = sum(self.sizes)
 
     def join(self, fields: Sequence[np.ndarray]) -> np.ndarray:
@@ -58,7 +57,7 @@ class WordLayout:
         """fg_bg, mask and depth of ``count`` samples: uint8 (count, C, H, W), views."""
         fg_bg, mask, depth = (
             part.view(torch.uint8).view(count, *self._shape, channels).permute(0, 3, 1, 2)
-            for part, channels in zip(self.split(batch, count), _CHANNELS.values(), strict=True)
+            for part, channels in zip(self.split(batch, count), CHANNELS.values(), strict=True)
         )
         return fg_bg, mask, depth
 
