@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.harness.options import DATASET, REPEATS, at_least_1, command
 from benchmarks.harness.results import CaseResult, Result, make_result, summarize
 from convert import jpeg
-from convert.bases import Bases, RecordWriter, open_bases
+from convert.bases import RecordWriter, open_bases
 from convert.codecs import Encoded, pack_runs, threshold_mask
 from convert.jpeg.coefficients import read_coefficients
 from convert.jpeg.luma import Luma, luma_of, write_luma
@@ -23,8 +23,8 @@ from convert.manifest import BaseFile
 from convert.pack import PackConfig
 from convert.parts import Part, new_accumulators, write_part
 from convert.source import Source, read_source
-from convert.storage import DIFFERENCE
-from convert.vote import find_bases
+from convert.storage import DIFFERENCE_CODECS
+from convert.vote import write_bases
 from convert.workers import worker_pool
 
 ALL_STEPS = "all of it, as `pack` does it"
@@ -40,7 +40,8 @@ def encode(dataset: Path, samples: int, repeats: int) -> Result:
     samples = min(samples, int(source.layout.group_starts[1]))
     with tempfile.TemporaryDirectory(prefix="maskdepth-bench-") as name:
         work = Path(name)
-        bases = _write_bases(source, work)
+        with worker_pool(0) as executor:
+            bases = write_bases(source, DIFFERENCE_CODECS, work, executor, hidden=True)
         rounds = [_round(source, samples, bases, work) for _ in range(repeats + 1)][1:]
     cases = {
         step: CaseResult(figures=summarize([one[step] for one in rounds], "cpu_us"))
@@ -49,21 +50,8 @@ def encode(dataset: Path, samples: int, repeats: int) -> Result:
     return make_result("encode", {"samples": samples, "repeats": repeats}, cases)
 
 
-def _write_bases(source: Source, work: Path) -> dict[str, tuple[BaseFile, Bases]]:
-    """Find the bases as `pack` does: their description, and the mapped file."""
-    found = {}
-    with worker_pool(0) as executor:
-        for name, described, bases in find_bases(source, DIFFERENCE, executor):
-            array = np.empty(described.shape(source.layout), np.int16)
-            for group, base in bases:
-                array[group] = base
-            np.save(work / described.file, array)
-            found[name] = described, open_bases(work, described, source.layout)
-    return found
-
-
 def _round(
-    source: Source, samples: int, bases: dict[str, tuple[BaseFile, Bases]], work: Path
+    source: Source, samples: int, bases: dict[str, BaseFile], work: Path
 ) -> dict[str, float]:
     """CPU microseconds per sample of each step; other work on the machine is not counted."""
     seconds: dict[str, float] = defaultdict(float)
@@ -76,7 +64,10 @@ def _round(
 
     sums = new_accumulators()
     height, width = source.layout.height, source.layout.width
-    writers = {name: RecordWriter(opened, 0, name) for name, (_, opened) in bases.items()}
+    writers = {
+        name: RecordWriter(open_bases(work, described, source.layout), 0, name)
+        for name, described in bases.items()
+    }
     rgb, gray = np.empty((height, width, 3), np.uint8), np.empty((height, width, 1), np.uint8)
     for index in range(samples):
         fg_bg, mask, depth = clock("read 3 files", list, map(Path.read_bytes, source.paths(index)))
@@ -98,8 +89,7 @@ def _round(
         clock("checksums", list, map(crc32c.crc32c, (fg_bg, runs, cut, record, other, runs)))
     part = Part(number=0, start=0, stop=samples)
     (work / "parts").mkdir(exist_ok=True)
-    described = {name: base for name, (base, _) in bases.items()}
-    clock(ALL_STEPS, write_part, source, PackConfig().codecs, described, part, work / "parts")
+    clock(ALL_STEPS, write_part, source, PackConfig().codecs, bases, part, work / "parts")
     return {step: total / samples * 1e6 for step, total in seconds.items()}
 
 

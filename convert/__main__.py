@@ -90,7 +90,8 @@ def depth(dataset: Path, model: str, **options: object) -> None:
     "--depth-codec",
     type=click.Choice(list(DEPTH_CODECS)),
     default="luma",
-    help="JPEGs of depth: cut to their luma, or as they are.",
+    help="JPEGs of depth: cut to their luma, or as they are; with --codec difference, in the tar "
+    "shards alone.",
 )
 @click.option("--samples-per-shard", type=click.IntRange(1), default=10_000)
 @click.option(

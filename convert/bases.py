@@ -17,7 +17,7 @@ from convert.files import load_array
 from convert.jpeg.coefficients import read_coefficients
 from convert.jpeg.difference import Decoding, decode_record, make_base, new_decoder
 from convert.jpeg.layout import NotBaseline
-from convert.jpeg.record import DIFFERENCE, write_record
+from convert.jpeg.record import write_record
 from convert.layout import Layout
 from convert.manifest import BaseFile
 
@@ -121,8 +121,3 @@ class RecordWriter:
         if not decoded or not np.array_equal(self._pixels, jpeg.pixels.reshape(-1)):
             return None
         return record.tobytes()
-
-
-def is_record(stored: np.ndarray) -> bool:
-    """Whether stored bytes are a record of differences; else they are a JPEG."""
-    return stored.size > 0 and bool(stored[0] == DIFFERENCE)

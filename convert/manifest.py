@@ -136,6 +136,16 @@ class Manifest:
     counts: dict[str, int]
     provenance: dict[str, object]
 
+    @property
+    def jpeg_format(self) -> str | None:
+        """A format whose images are all JPEGs, tar shards if possible; None if there is none."""
+        forms = [
+            form
+            for form, codecs in self.codecs.items()
+            if not any(CODECS[codec].fallback for codec in codecs.values())
+        ]
+        return "webdataset" if "webdataset" in forms else next(iter(forms), None)
+
     def to_json(self) -> dict[str, object]:
         """Plain values in an order for reading, and their hash."""
         layout = self.layout
@@ -179,6 +189,8 @@ class Manifest:
             value["codecs"] if value["version"] > 1 else dict.fromkeys(formats, value["codecs"])
         )
         bases = {k: BaseFile.from_json(v) for k, v in value.get("bases", {}).items()}
+        if not bases.keys() <= set(FIELDS):
+            raise ValueError("bases of an unknown field")
         files = {k: ShardFile(**v) for k, v in value["files"].items()}
         used = [*(b.file for b in bases.values()), *(f.index for f in formats.values())]
         for name in used + [name for form in formats.values() for name in form.files]:

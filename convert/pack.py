@@ -51,9 +51,9 @@ from convert.parts import (
     write_part,
 )
 from convert.source import Source, read_source
-from convert.storage import CODECS, DEPTH_CODECS, DIFFERENCE, MASK_CODECS
+from convert.storage import CODECS, DEPTH_CODECS, DIFFERENCE_CODECS, MASK_CODECS
 from convert.unfinished import check_target, work_folder
-from convert.vote import find_bases
+from convert.vote import write_bases
 from convert.workers import cluster_pool, run_all, worker_pool
 
 _PARTS = "parts"
@@ -99,7 +99,7 @@ class PackConfig:
         as_jpeg = {"fg_bg": "jpeg", "mask": mask, "depth": depth}
         codecs = dict.fromkeys(self.formats, as_jpeg)
         if "ffcv" in codecs and self.codec == "difference":
-            codecs["ffcv"] = as_jpeg | DIFFERENCE
+            codecs["ffcv"] = as_jpeg | DIFFERENCE_CODECS
         return codecs
 
 
@@ -224,18 +224,9 @@ class _Conversion:
 
     def write_bases(self) -> dict[str, BaseFile]:
         """Find and write the bases of each field that is stored as differences from them."""
-        layout, found = self.source.layout, {}
         codecs = self.config.codecs.get("ffcv", {})
         fields = [name for name, codec in codecs.items() if CODECS[codec].fallback]
-        for name, described, bases in find_bases(self.source, fields, self.executor):
-            found[name] = described
-            shape = described.shape(layout)
-            array = create_array(self.work / described.file, np.dtype(np.int16), shape)
-            shown = tqdm(bases, total=len(array), unit=f" bases of {name}", disable=self.hidden)
-            for group, base in shown:
-                array[group] = base
-            array.flush()
-        return found
+        return write_bases(self.source, fields, self.work, self.executor, self.hidden)
 
     def write_parts(self, bases: dict[str, BaseFile]) -> PartSummary:
         """Write the parts that an earlier run has not finished; returns the summary of all."""

@@ -8,10 +8,11 @@ from pathlib import Path
 import crc32c
 import numpy as np
 
-from convert.bases import is_record, open_bases
+from convert.bases import open_bases
 from convert.codecs import DECODERS
 from convert.errors import DataError, RecordError, reading
 from convert.files import load_array
+from convert.jpeg.record import is_record
 from convert.layout import FIELDS, RECORD
 from convert.manifest import BACKGROUNDS, Manifest, format_name, read_manifest
 from convert.storage import CODECS

@@ -30,8 +30,8 @@ CODECS = {
 """Each codec by its name in the manifest."""
 
 MASK_CODECS = {"runs": "runs", "jpeg": "jpeg-mask"}
-"""Codecs of `--mask-codec` by their names on the command line, the default first."""
+"""Codecs of masks by the value of `--mask-codec`."""
 DEPTH_CODECS = {"luma": "jpeg-luma", "jpeg": "jpeg-gray"}
-"""Codecs of `--depth-codec`."""
-DIFFERENCE = {"fg_bg": "difference", "depth": "difference-luma"}
+"""Codecs of depth JPEGs by the value of `--depth-codec`."""
+DIFFERENCE_CODECS = {"fg_bg": "difference", "depth": "difference-luma"}
 """Codecs of the FFCV file with `--codec difference`, by field; the mask has its own."""

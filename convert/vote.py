@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
+from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from convert.jpeg.coefficients import Coefficients, read_coefficients
 from convert.jpeg.layout import NotBaseline
 from convert.jpeg.luma import Luma, luma_of
 from convert.layout import CHANNELS, FIELDS
 from convert.manifest import BaseFile
+from convert.parts import create_array
 from convert.source import Source
 from convert.workers import run_all
 
@@ -22,26 +25,39 @@ _Kind = tuple[tuple[tuple[int, int], ...], tuple[tuple[int, ...], ...]]
 """Samplings and quantisers, as in `BaseFile`."""
 
 
-def find_bases(
-    source: Source, fields: Iterable[str], executor: Executor
-) -> Iterator[tuple[str, BaseFile, Iterator[tuple[int, np.ndarray]]]]:
-    """For each field its description, and the base of each background with its number.
+def write_bases(
+    source: Source, fields: Iterable[str], folder: Path, executor: Executor, hidden: bool | None
+) -> dict[str, BaseFile]:
+    """Find the bases of some fields and write them to ``folder``; returns their descriptions.
 
-    The sampling and the quantisers are those of most voters. Files that cannot be read do not
-    vote; `convert.parts` reports them.
+    The sampling and the quantisers are those of most voters. Files that are not baseline JPEGs do
+    not vote; `convert.parts` stores them as JPEGs, or reports them if they are corrupt.
+
+    hidden: as `disable` of a tqdm bar.
     """
+    written = {}
     for name in fields:
+        # Voters are read twice, because the kind must be known before the votes are counted.
         kinds: Counter[_Kind] = Counter()
         groups = range(len(source.bg))
         for found in run_all(executor, _kinds_of, ((source, name, group) for group in groups)):
             kinds.update(found)
-        # A data set without a file that can be read has bases of zeros, which no record uses.
+        # Without any voter, bases are zeros, which no record uses.
         none = ((1, 1),) if name == "depth" else ((2, 2), (1, 1), (1, 1))
         kinds[none, ((1,) * 64,) * len(none)] += 0
         samplings, quantisers = max(kinds, key=lambda kind: (kinds[kind], kind))
         described = BaseFile(file=f"bases.{name}.npy", samplings=samplings, quantisers=quantisers)
+        array = create_array(
+            folder / described.file, np.dtype(np.int16), described.shape(source.layout)
+        )
         tasks = ((source, name, group, described) for group in groups)
-        yield name, described, run_all(executor, _vote, tasks)
+        found_bases = run_all(executor, _vote, tasks)
+        bar = tqdm(found_bases, total=len(array), unit=f" bases of {name}", disable=hidden)
+        for group, base in bar:
+            array[group] = base
+        array.flush()
+        written[name] = described
+    return written
 
 
 def _kinds_of(source: Source, name: str, group: int) -> Counter[_Kind]:
@@ -59,9 +75,9 @@ def _voters(source: Source, name: str, group: int) -> Iterator[Coefficients | Lu
     """Coefficients of a background's own file, and of some of its composites."""
     layout = source.layout
     names = source.names(group)
-    step = max(1, len(names) // _VOTERS)
+    rows = np.unique(np.linspace(0, len(names) - 1, _VOTERS).astype(int)).tolist()
     folder = dict(zip(FIELDS, source.folders(group), strict=True))[name]
-    paths = [folder / file for file in names[step // 2 :: step][:_VOTERS]]
+    paths = [folder / names[row] for row in rows]
     if name == "fg_bg":
         paths.insert(0, source.bg[group])
     for path in paths:

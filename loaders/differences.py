@@ -69,7 +69,7 @@ def majority(samples: np.ndarray) -> np.ndarray:
     return chosen
 
 
-class Encoded(NamedTuple):
+class EncodedSamples(NamedTuple):
     """Some samples as differences, one after the other.
 
     runs: uint8 (R, 2): words of the base, then words of the sample's own. values: these, (V,).
@@ -83,7 +83,7 @@ class Encoded(NamedTuple):
 
 def encode(
     samples: Sequence[np.ndarray], bases: Sequence[np.ndarray], words: WordLayout
-) -> Encoded:
+) -> EncodedSamples:
     """Each sample as its differences from its base, (words,) both; no runs for an empty sample."""
     runs, values = np.empty((words.words + 1, 2), np.uint8), np.empty(words.words, words.dtype)
     counts = np.zeros((len(samples), len(FIELDS), 2), np.int64)
@@ -97,7 +97,7 @@ def encode(
             used = counts[row, field] = _find_differences(*pair, runs, values)
             kept[0].append(runs[: used[0]].copy())
             kept[1].append(values[: used[1]].copy())
-    return Encoded(np.concatenate(kept[0]), np.concatenate(kept[1]), counts)
+    return EncodedSamples(np.concatenate(kept[0]), np.concatenate(kept[1]), counts)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -185,7 +185,7 @@ class Differences:
         word = words.dtype.itemsize
         return (backgrounds * words.words + reserve.values) * word + 2 * reserve.runs + places
 
-    def append(self, encoded: Encoded) -> None:
+    def append(self, encoded: EncodedSamples) -> None:
         """Add samples after those that are there."""
         self._runs.append(encoded.runs)
         self._values.append(encoded.values)

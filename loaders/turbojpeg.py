@@ -13,7 +13,7 @@ from numba import types
 from convert.codecs import unpack_runs
 from convert.errors import DataError
 from convert.jpeg.difference import Decoding, decode_record
-from convert.jpeg.record import DIFFERENCE
+from convert.jpeg.record import is_record
 from convert.layout import MASK_THRESHOLD
 
 LIBRARY = "libturbojpeg.so.0"
@@ -102,7 +102,7 @@ def decode_image(
     shape: tuple[int, int], out: np.ndarray,
 ) -> bool:  # fmt: skip
     """Decode a record of differences or a JPEG, as `decode_jpeg`."""
-    if len(decoding.pixels) and stored.size and stored[0] == DIFFERENCE:
+    if len(decoding.pixels) and is_record(stored):
         return bool(decode_record(
             stored, decoding.pixels[background], decoding.planes[background], decoding.decoder,
             out.reshape(out.size),

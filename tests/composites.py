@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -120,6 +119,7 @@ def reencode(path: Path, encode: Encode) -> None:
 
 def with_zero_quantiser(data: bytes) -> bytes:
     """A JPEG whose last quantiser of the first table is 0."""
-    (match, *_) = itertools.islice(re.finditer(rb"\xff\xdb..", data, re.DOTALL), 1)
+    match = re.search(rb"\xff\xdb..", data, re.DOTALL)
+    assert match
     at = match.end() + 64
     return data[:at] + b"\x00" + data[at + 1 :]

@@ -21,7 +21,6 @@ from convert.manifest import read_manifest
 from convert.pack import PackConfig, pack
 from convert.shards import Shards
 from convert.source import read_source
-from convert.storage import CODECS
 from loaders import Preprocess, build_loader
 from loaders.engines import REGISTRY, is_installed
 
@@ -91,23 +90,24 @@ def compared(contenders: Iterable[Contender]) -> tuple[str, ...]:
 
 def skipped_engines(shards: Path) -> dict[str, str]:
     """Names of our contenders that cannot be measured, and why."""
-    reasons = {}
+    reasons, manifest = {}, read_manifest(shards)
     for name, engine in ENGINES.items():
         needs = REGISTRY[engine].needs
-        # The other engines read either format.
-        if engine == "ffcv" and engine not in Shards(shards).manifest.formats:
+        if engine == "ffcv" and engine not in manifest.formats:
             reasons[name] = "the folder holds no files of this format"
+        if engine == "dali" and manifest.jpeg_format is None:
+            reasons[name] = "the folder stores images as differences"
         if needs and not is_installed(needs):
             reasons[name] = f"{needs} is not installed"
     return reasons
 
 
 def open_jpegs(shards: Path) -> Shards:
-    """The format of a folder that stores fg_bg and depth as JPEGs; DataError if none does."""
-    for form, codecs in read_manifest(shards).codecs.items():
-        if all(CODECS[codecs[name]].is_jpeg for name in ("fg_bg", "depth")):
-            return Shards(shards, form)
-    raise DataError(f"{shards}: stores no JPEGs to compare with; pack both formats")
+    """The shards of a folder that store images as JPEGs; DataError if none do."""
+    form = read_manifest(shards).jpeg_format
+    if form is None:
+        raise DataError(f"{shards}: stores no JPEGs to compare with; pack both formats")
+    return Shards(shards, form)
 
 
 @contextmanager

@@ -40,7 +40,7 @@ _KINDS = (
     _Kind("decode", "Bytes and decoding time of images by codec", (tables.figures,)),
     _Kind("luma", "Two ways to cut a depth map to its luma", (tables.figures,)),
     _Kind("loader", "Loader: from shards to batches", (tables.timed,), _BARS,
-          "Bars: samples per second of both engines, uint8 and floats, beside the floor"),
+          "Bars: samples per second of our engines, uint8 and floats, beside the floor"),
     _Kind("peers", "The same job with other libraries", (tables.timed, tables.checked), _BARS,
           "Bars: samples per second of this project's engines and of other libraries"),
     _Kind("step", "One training step", (tables.step,), _STEP_BARS,

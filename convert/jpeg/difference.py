@@ -13,7 +13,7 @@ import numpy as np
 from convert.jpeg.colour import GROUP, convert_pixels
 from convert.jpeg.idct import CROSS, inverse_dct, inverse_dct_of_cross
 from convert.jpeg.memory import copy
-from convert.jpeg.planes import Geometry
+from convert.jpeg.planes import BOTH, MARGIN, Geometry
 from convert.jpeg.record import DIFFERENCE, END, ESCAPE, STEP, VALUE, write_record
 from convert.jpeg.zigzag import ZIGZAG
 
@@ -70,17 +70,17 @@ class Decoding(NamedTuple):
 def make_base(coefficients: np.ndarray, geometry: Geometry, quantisers: np.ndarray) -> Base:
     """Decode the coefficients of a base: int16 (MCUs, blocks of an MCU, 64).
 
-    ValueError if they are too large for a JPEG.
+    ValueError if a record of them would be longer than that of any JPEG.
     """
     decoder = new_decoder(geometry, quantisers)
-    channels = len(geometry.samplings)
-    pixels = np.zeros(geometry.height * geometry.width * channels, np.uint8)
+    size = geometry.height * geometry.width * len(geometry.samplings)
+    nothing, pixels = np.zeros(size, np.uint8), np.empty(size, np.uint8)
     # A coefficient of a JPEG takes 18 bytes at most, the difference of two for DC 66.
     everything = np.empty(1024 + 20 * coefficients.size, np.uint8)
-    size, _ = write_record(coefficients, ~coefficients, geometry.mcus, geometry.blocks, everything)
-    if size < 0:
+    used, _ = write_record(coefficients, ~coefficients, geometry.mcus, geometry.blocks, everything)
+    planes = decoder.planes.copy()
+    if used < 0 or not decode_record(everything[:used], nothing, planes, decoder, pixels):
         raise ValueError("values that no JPEG has")
-    assert decode_record(everything[:size], pixels, decoder.planes.copy(), decoder, pixels)
     return Base(pixels, decoder.planes)
 
 
@@ -189,8 +189,8 @@ def _decode_blocks(record: np.ndarray, listed: int, decoder: Decoder) -> bool:
                 places[used, 1] = component
                 places[used, 2] = seen & ~CROSS == 0
                 used += 1
-        # After all tokens of the row: a vector that is read right after its lanes were written
-        # waits for them.
+        # In a second loop, because the CPU stalls where a vector is loaded right after single
+        # values were stored to it.
         for i in range(used):
             component = places[i, 1]
             if places[i, 2]:
@@ -212,7 +212,7 @@ def _copy_planes(base: np.ndarray, first: int, stop: int, decoder: Decoder) -> N
     """Copy MCU rows ``first`` to ``stop - 1`` of the planes and the sample rows next to them."""
     for component in range(len(decoder.table)):
         at, stride, _, _, down, _ = decoder.table[component]
-        start = at + (8 * first * down - 1) * stride - 32
+        start = at + (8 * first * down - 1) * stride - MARGIN
         size = (8 * (stop - first) * down + 2) * stride
         copy(
             _ADDRESS(decoder.planes.ctypes.data + start), _ADDRESS(base.ctypes.data + start),
@@ -267,7 +267,7 @@ def _convert_spans(first: int, stop: int, decoder: Decoder, out: np.ndarray) -> 
                 left = min(left, max(0, spans[row, 0] * across - 2))
                 right = max(right, min(width, spans[row, 1] * across + 2))
         if right:
-            near, far = (y // 2, stride if y % 2 else -stride) if halved == 2 else (y, 0)
+            near, far = (y // 2, stride if y % 2 else -stride) if halved == BOTH else (y, 0)
             chroma = planes + near * stride + (left // 2 if halved else left)
             _convert_row(
                 planes + table[0, 0] + y * table[0, 1] + left, chroma + table[1, 0],

@@ -9,7 +9,7 @@ import numpy as np
 
 NONE, ACROSS, BOTH = 0, 1, 2
 """Axes along which chroma has half the samples: 4:4:4, 4:2:2 and 4:2:0."""
-_MARGIN = 32
+MARGIN = 32
 """Samples before and after each row of a plane, which groups of pixels may read."""
 _KINDS = {
     ((1, 1),): NONE,
@@ -26,7 +26,7 @@ class Geometry:
     samplings: vertical and horizontal sampling factor of each component, luma first.
 
     Blocks are counted as a file with one scan has them: by MCU, component, row and column. The
-    planes of all components are in one buffer, each with a row and `_MARGIN` samples around it.
+    planes of all components are in one buffer, each with a row and `MARGIN` samples around it.
     """
 
     height: int
@@ -74,10 +74,10 @@ class Geometry:
         largest_down, largest_across = self.samplings[0]
         table, at = [], 0
         for down, across in self.samplings:
-            stride = self.mcus[1] * across * 8 + 2 * _MARGIN
+            stride = self.mcus[1] * across * 8 + 2 * MARGIN
             height = -(-self.height * down // largest_down)
             width = -(-self.width * across // largest_across)
-            table.append((at + stride + _MARGIN, stride, height, width, down, across))
+            table.append((at + stride + MARGIN, stride, height, width, down, across))
             at += (self.mcus[0] * down * 8 + 2) * stride
         return np.array(table)
 
@@ -85,4 +85,4 @@ class Geometry:
     def bytes(self) -> int:
         """Size of the buffer of the planes."""
         first, stride, _, _, down, _ = self.planes[-1].tolist()
-        return int(first - stride - _MARGIN + (self.mcus[0] * down * 8 + 2) * stride)
+        return int(first - stride - MARGIN + (self.mcus[0] * down * 8 + 2) * stride)

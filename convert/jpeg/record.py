@@ -20,6 +20,12 @@ STEP, VALUE, ESCAPE, END = 7, 15, -8, 128
 
 
 @numba.njit(cache=True, nogil=True)
+def is_record(stored: np.ndarray) -> bool:
+    """Whether stored bytes are a record; else they are a JPEG. stored: uint8, flat."""
+    return len(stored) > 0 and stored[0] == DIFFERENCE
+
+
+@numba.njit(cache=True, nogil=True)
 def write_record(
     coefficients: np.ndarray, base: np.ndarray, mcus: tuple[int, int], blocks: np.ndarray,
     out: np.ndarray,

@@ -37,7 +37,7 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(manager, vector, vector.llvm)
 
 
-U8x8, U8x16, I16x8, I32x8 = Vector(8, 8), Vector(8, 16), Vector(16, 8), Vector(32, 8)
+U8x16, I16x8, I32x8 = Vector(8, 16), Vector(16, 8), Vector(32, 8)
 
 
 def _splat(builder: ir.IRBuilder, vector: Vector, value: ir.Value) -> ir.Value:
@@ -197,7 +197,7 @@ def _fill(vector: Vector) -> Any:
     return fill
 
 
-fill_i16x8, fill_i32x8 = _fill(I16x8), _fill(I32x8)
+fill_i32x8 = _fill(I32x8)
 
 
 def _spread(lane: int) -> Any:
@@ -233,7 +233,7 @@ def widen(typing: Any, vector: Any) -> Any:
 
 @intrinsic
 def narrow(typing: Any, vector: Any) -> Any:
-    """The nearest values that lanes of half the size hold."""
+    """The nearest values that lanes of half the size hold; 8-bit lanes: 0..255."""
     bits = vector.bits // 2
     low, high = (0, 255) if bits == 8 else (-(1 << bits - 1), (1 << bits - 1) - 1)
 
@@ -281,4 +281,3 @@ def _shuffle(choose: Callable[[int], list[int]]) -> Any:
 
 interleave_low = _shuffle(lambda n: [i // 2 + i % 2 * n for i in range(n)])
 interleave_high = _shuffle(lambda n: [n // 2 + i // 2 + i % 2 * n for i in range(n)])
-join = _shuffle(lambda n: list(range(2 * n)))

@@ -53,13 +53,16 @@ def choose_engine(shards: str | Path, device: str | torch.device) -> str:
     """The engine for a folder and a device.
 
     "reference" for a data set folder. For shards "dali" on a GPU, because it decodes there, and
-    "ffcv" on a CPU, or the other if one is not installed. DALI reads both formats, FFCV its own.
+    "ffcv" on a CPU, or the other if one is not installed or cannot read the folder: DALI reads tar
+    shards or an FFCV file of JPEGs, FFCV its own file.
     """
     if is_dataset(shards):
         return "reference"
-    ffcv = is_installed("ffcv") and "ffcv" in read_manifest(shards).formats
+    manifest = read_manifest(shards)
+    ffcv = is_installed("ffcv") and "ffcv" in manifest.formats
+    dali = is_installed("nvidia.dali") and manifest.jpeg_format is not None
     on_gpu = torch.device(device).type == "cuda"
-    return "ffcv" if ffcv and not (on_gpu and is_installed("nvidia.dali")) else "dali"
+    return "ffcv" if ffcv and not (on_gpu and dali) else "dali"
 
 
 def is_installed(module: str) -> bool:

@@ -103,17 +103,17 @@ class Stored(NamedTuple):
 
 
 class DALILoader(ShardLoader):
-    """Batches decoded by DALI, from either format: both have a per-record index."""
+    """Batches decoded by DALI from tar shards, or from an FFCV file of JPEGs."""
 
     def __init__(self, shards: Shards | str | Path, options: LoaderOptions) -> None:
         if not isinstance(shards, Shards):
-            has_tars = "webdataset" in read_manifest(shards).formats
-            shards = Shards(shards, "webdataset" if has_tars else None)
-        if shards.bases:
-            raise DataError(
-                f"{shards.folder}: its FFCV file stores images as differences, which DALI cannot "
-                "decode; pack again with --codec jpeg or --format webdataset, or use --loader ffcv"
-            )
+            form = read_manifest(shards).jpeg_format
+            if form is None:
+                raise DataError(
+                    f"{shards}: stores images as differences, which DALI cannot decode; pack again "
+                    "with --codec jpeg or --format webdataset, or use --loader ffcv"
+                )
+            shards = Shards(shards, form)
         super().__init__(shards, options)
         self._mask_is_jpeg = CODECS[self.shards.codecs["mask"]].is_jpeg
         self._plan: Generator[Stored, None, None] | None = None

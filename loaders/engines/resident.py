@@ -23,7 +23,7 @@ from convert.shards import Shards
 from loaders.base import ShardLoader
 from loaders.batch import Batch
 from loaders.buffers import BufferPool
-from loaders.differences import Differences, Encoded, Reserve, WordLayout, encode, majority
+from loaders.differences import Differences, EncodedSamples, Reserve, WordLayout, encode, majority
 from loaders.memory import free_bytes
 from loaders.options import LoaderOptions
 
@@ -183,13 +183,13 @@ class _Decoder:
         found = [one.counts for one in _run_in_order(threads, self._encode, chunks)]
         return Reserve.estimate(np.concatenate(found).sum(axis=1), samples)
 
-    def encode_all(self, threads: Executor) -> Iterator[Encoded]:
+    def encode_all(self, threads: Executor) -> Iterator[EncodedSamples]:
         """All samples in ascending order."""
         starts = range(0, len(self._visited), _CHUNK)
         rows = (np.arange(at, min(at + _CHUNK, len(self._visited))) for at in starts)
         return _run_in_order(threads, self._encode, rows)
 
-    def _encode(self, rows: np.ndarray) -> Encoded:
+    def _encode(self, rows: np.ndarray) -> EncodedSamples:
         samples = [self._decode(sample) for sample in self._visited[rows].tolist()]
         bases = [self.bases[number] for number in self._numbers[rows].tolist()]
         return encode(samples, bases, self._words)

@@ -17,7 +17,6 @@ from convert import jpeg
 from convert.codecs import DECODERS, ENCODERS, decode_runs, pack_runs
 from convert.jpeg.layout import NotBaseline
 from convert.jpeg.luma import cut_to_luma
-from convert.layout import FIELDS
 from convert.pack import PackConfig
 from convert.storage import CODECS
 from convert.verify import pillow_pixels
@@ -318,5 +317,6 @@ def test_what_libjpeg_refuses_is_never_let_in() -> None:
 def test_table_of_codecs_matches_functions_and_defaults() -> None:
     plain = {name for name, codec in CODECS.items() if not codec.fallback}
     assert plain == ENCODERS.keys() == DECODERS.keys()
-    for codecs in PackConfig().codecs.values():
-        assert [CODECS[codecs[name]].field for name in FIELDS] == list(FIELDS)
+    tars = {"fg_bg": "jpeg", "mask": "runs", "depth": "jpeg-luma"}
+    ffcv = {"fg_bg": "difference", "mask": "runs", "depth": "difference-luma"}
+    assert PackConfig().codecs == {"ffcv": ffcv, "webdataset": tars}

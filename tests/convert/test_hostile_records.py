@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convert.bases import Bases, is_record
+from convert.bases import Bases
 from convert.errors import DataError
 from convert.jpeg.difference import Decoder, decode_record
+from convert.jpeg.record import is_record
 from convert.manifest import ShardFile, read_manifest
 from convert.shards import Shards
 from convert.verify import verify

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from loaders import LoaderOptions, engines
+from convert.pack import PackConfig, pack
+from loaders import DataError, LoaderOptions, engines
 
 
 @pytest.mark.parametrize(
@@ -20,6 +22,9 @@ from loaders import LoaderOptions, engines
         ("cuda", "ffcv nvidia.dali", "ffcv webdataset", "dali"),
         ("cuda", "ffcv nvidia.dali", "ffcv", "dali"),
         ("cuda", "ffcv", "ffcv webdataset", "ffcv"),
+        ("cuda", "ffcv nvidia.dali", "differences", "ffcv"),
+        ("cuda", "ffcv nvidia.dali", "differences webdataset", "dali"),
+        ("cpu", "nvidia.dali", "differences", "dali"),
     ],
 )
 def test_engine_for_shards(
@@ -31,7 +36,9 @@ def test_engine_for_shards(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(engines, "is_installed", lambda module: module in installed.split())
-    manifest = SimpleNamespace(formats=formats.split())
+    jpegs = [form for form in formats.split() if form != "differences"]
+    stored = [form.replace("differences", "ffcv") for form in formats.split()]
+    manifest = SimpleNamespace(formats=stored, jpeg_format=next(iter(jpegs), None))
     monkeypatch.setattr(engines, "read_manifest", lambda shards: manifest)
     assert engines.choose_engine(tmp_path, device) == engine
 
@@ -52,3 +59,14 @@ def test_is_installed_looks_and_does_not_import() -> None:
     assert engines.is_installed("json")
     assert not engines.is_installed("no_such_package")
     assert not engines.is_installed("no_such_package.part")
+
+
+def test_dali_rejects_differences(
+    dataset: Path, tmp_path: Path, need_engine: Callable[[str], None]
+) -> None:
+    need_engine("dali")
+    config = PackConfig(formats=("ffcv",))
+    manifest = pack(dataset, tmp_path / "s", config=config, workers=0, progress=False)
+    assert manifest.jpeg_format is None
+    with pytest.raises(DataError, match=r"as differences, .*--codec jpeg"):
+        engines.open_loader("dali", tmp_path / "s", LoaderOptions())
