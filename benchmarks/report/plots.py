@@ -13,7 +13,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from benchmarks.harness.results import NO_NETWORK, Result
 from benchmarks.report import tables
@@ -53,6 +53,7 @@ def bars(result: Result, label: str) -> Canvas:
         axes.barh(at, rate, 0.42, color=colour, xerr=error, error_kw={"lw": 0.8, "alpha": 0.6})
         axes.text(0, at + 0.27, f"{name}  {tables.number(rate)}", va="bottom", fontsize=8.5)
     axes.set_yticks([])
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_ylim(-0.5, len(rows))
     axes.set_xlabel(label)
     return canvas
