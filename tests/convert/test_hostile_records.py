@@ -178,7 +178,7 @@ def test_bases_of_any_values(own_shards: Path, name: str, largest: int, need_eng
         with build_loader("ffcv", own_shards, batch_size=30, shuffle=False) as loader:
             assert sum(len(batch.index) for batch in loader.epoch(0)) == 90
         return
-    message = rf"bases.{name}.npy: base 0 has values that no JPEG has"
+    message = rf"bases.{name}.npy: base \d has values that no JPEG has"
     with pytest.raises(DataError, match=message):
         opened.decode(0, name)
     with pytest.raises(DataError, match=message):
