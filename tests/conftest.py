@@ -6,18 +6,21 @@ import importlib
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
 from convert.dataset.compose import compose
 from convert.errors import DataError
 from convert.pack import PackConfig, pack
 
-# No deadline, because the first example compiles kernels; failures must be reproducible.
-settings.register_profile("maskdepth", deadline=None, derandomize=True)
-settings.load_profile("maskdepth")
+with suppress(ModuleNotFoundError):  # tests/gpu does not need it
+    from hypothesis import settings
+
+    # No deadline, because the first example compiles kernels; failures must be reproducible.
+    settings.register_profile("maskdepth", deadline=None, derandomize=True)
+    settings.load_profile("maskdepth")
 
 # A shell starts background jobs with Ctrl-C ignored, and the programs under test would inherit it.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from loaders.engines.resident import ResidentLoader
 from loaders.masks import unpack_batch
 
 
-def test_ffcv_batches_equal_those_of_the_cpu(shards: Path) -> None:
+def test_ffcv_batches_equal_those_of_the_cpu(
+    shards: Path, need_engine: Callable[[str], None]
+) -> None:
+    need_engine("ffcv")
     options: dict[str, Any] = {"batch_size": 16, "seed": 3}
     with (
         build_loader("ffcv", shards, device="cuda", **options) as ours,
@@ -71,7 +75,10 @@ def assert_close(found: Batch, expected: Batch) -> None:
         assert difference.abs().max() <= 8
 
 
-def test_dali_on_the_gpu_is_close_to_the_cpu(shards: Path) -> None:
+def test_dali_on_the_gpu_is_close_to_the_cpu(
+    shards: Path, need_engine: Callable[[str], None]
+) -> None:
+    need_engine("dali")
     options: dict[str, Any] = {"batch_size": 16, "seed": 3}
     with (
         build_loader("dali", shards, device="cuda", **options) as ours,
@@ -82,8 +89,11 @@ def test_dali_on_the_gpu_is_close_to_the_cpu(shards: Path) -> None:
 
 
 @pytest.mark.parametrize("engine", ["dali", "dali-stream"])
-def test_dali_batches_dropped_early_are_complete(shards: Path, engine: str) -> None:
+def test_dali_batches_dropped_early_are_complete(
+    shards: Path, engine: str, need_engine: Callable[[str], None]
+) -> None:
     """DALI decodes no batch into memory that Python has dropped and the GPU still has to read."""
+    need_engine(engine)
     options: dict[str, Any] = {"batch_size": 8, "seed": 3}
     with (
         build_loader(engine, shards, device="cuda", **options) as ours,
@@ -99,7 +109,10 @@ def test_dali_batches_dropped_early_are_complete(shards: Path, engine: str) -> N
                 assert_close(found, expected)
 
 
-def test_taking_a_dali_batch_does_not_wait_for_the_computation(shards: Path) -> None:
+def test_taking_a_dali_batch_does_not_wait_for_the_computation(
+    shards: Path, need_engine: Callable[[str], None]
+) -> None:
+    need_engine("dali")
     with build_loader("dali", shards, batch_size=8, device="cuda") as loader:
         for _ in loader.epoch(0):
             pass  # so that all memory is allocated, which may have to wait
@@ -127,8 +140,8 @@ def test_preprocessing_equals_the_one_pass_of_the_cpu(
     shards: Path, size: int | None, compiled: bool
 ) -> None:
     with (
-        build_loader("ffcv", shards, batch_size=16, device="cuda") as ours,
-        build_loader("ffcv", shards, batch_size=16) as truth,
+        build_loader("resident", shards, batch_size=16, device="cuda") as ours,
+        build_loader("resident", shards, batch_size=16) as truth,
     ):
         prepare = Preprocess(ours.backgrounds, ours.statistics, size=size)
         if compiled:

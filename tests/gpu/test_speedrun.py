@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,13 +17,10 @@ from model.recipe import Recipe, Stage
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])
-def test_speedrun_on_the_gpu(
-    shards: Path, need_engine: Callable[[str], None], optimizer: str
-) -> None:
-    need_engine("ffcv")
+def test_speedrun_on_the_gpu(shards: Path, optimizer: str) -> None:
     train, val = split_indices(read_layout(shards), "random")
     data = Data(
-        shards=shards, engine="ffcv", train=train, scored=np.sort(val)[:6], batch_size=4,
+        shards=shards, engine="resident", train=train, scored=np.sort(val)[:6], batch_size=4,
         device="cuda",
     )  # fmt: skip
     assert baselines(data) == pytest.approx(baselines(replace(data, device="cpu")), rel=1e-3)
