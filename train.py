@@ -47,6 +47,7 @@ from model.training.provenance import count_seen_by, require_fingerprint, seen_n
 from model.training.report import EpochRow, epoch_line
 from model.training.reporter import Reporter, listing_skipped
 from model.training.run import BEST, PREDICTIONS, TENSORBOARD, Run, StageState, config_to_run
+from model.training.saving import ended_by_sigterm
 from model.unet import DualDecoderUNet
 
 
@@ -93,12 +94,13 @@ class StageTrainer:
         self.running.add(loss, len(batch.index))
         self.phases.end("optimiser")
 
-    def check_finite(self, title: str, step: int) -> float:
-        """Mean loss of all ranks in this epoch; ModelError unless it and the weights are finite.
+    def check_finite(self, title: str, step: int, *, all_ranks: bool = False) -> float:
+        """Mean loss in this epoch; ModelError unless it and the weights are finite.
 
-        Every rank must call it after the same step. Two host syncs.
+        all_ranks: the loss is that of all ranks, each of which must call this after the same
+        step; otherwise of this rank. The weights are the same on all. Two host syncs.
         """
-        loss = self.running.read(title, all_ranks=True)
+        loss = self.running.read(title, all_ranks=all_ranks)
         require_finite_weights(self.network, f"{title}, step {step}")
         return loss
 
@@ -137,11 +139,11 @@ def train_epoch(run: Run, trainer: StageTrainer, loader: Loader, reporter: Repor
             if meter.count(len(batch.index)):
                 shown = meter.show(trainer.running.read(title))  # host sync: once per second
                 reporter.scalars(run.steps, {"lr": lr, **shown}, "training")
-            if done % run.config.save_every == 0 and done < batches:
-                trainer.check_finite(title, done)  # host syncs: every save_every steps
+            if done < batches and run.save_due():
+                trainer.check_finite(title, done)  # host syncs: every save_minutes
                 state = trainer.state(meter.elapsed)
                 run.save(Position(number, epoch, done), trainer.network, state)
-        loss = trainer.check_finite(title, batches)  # host syncs: once per epoch
+        loss = trainer.check_finite(title, batches, all_ranks=True)  # host syncs: once per epoch
     trainer.running.reset()
     return {
         "stage": number + 1, "epoch": epoch + 1, "size": stage.size, "lr": lr, "train_loss": loss,
@@ -253,7 +255,7 @@ def fit(context: click.Context, run_dir: Path, resume: bool, **options: object) 
     given = {n: v for n, v in options.items() if source(n) is ParameterSource.COMMANDLINE}
     given["world_size"] = world_size
     config = RunConfig.from_options(options)
-    with locked(run_dir) if first else nullcontext():
+    with ended_by_sigterm(), locked(run_dir) if first else nullcontext():
         config = config_to_run(config, given, run_dir, resume=resume, first=first)
         device = local_device(choose_device(config.data.device), world_size)
         require_compile(config.compile, device)
@@ -268,7 +270,7 @@ def fit(context: click.Context, run_dir: Path, resume: bool, **options: object) 
             run.restore(network)
         board = run_dir / TENSORBOARD if config.tensorboard else None
         reporter = Reporter(shown=first, board=board, step=run.steps)
-        with joined(rank, world_size, device), reporter.reporting():
+        with joined(rank, world_size, device), reporter.reporting(), run.saving():
             fit_run(run, network, device, reporter)
         if first:
             config, best = run.config, load_network(run_dir / BEST)

@@ -75,10 +75,10 @@ class NetworkInfo:
     """Validation scores of these weights."""
 
 
-def save_network(path: Path, network: DualDecoderUNet, info: NetworkInfo) -> None:
-    """Write weights and info as safetensors."""
+def save_weights(path: Path, weights: Mapping[str, Tensor], info: NetworkInfo) -> None:
+    """Write the state dict of a network and its info as safetensors."""
     # safetensors rejects channels_last tensors.
-    tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     about = {"format": FORMAT, "version": VERSION, "info": asdict(info)}
     # In one entry, because safetensors writes several in an order that varies between runs.
     metadata = {METADATA_KEY: json.dumps(about)}
@@ -181,13 +181,21 @@ class Position(NamedTuple):
     batch: int = 0
 
 
-def save_state(path: Path, state: Mapping[str, object]) -> None:
-    """Write a run's state (tensors and plain values) with that of the random generators."""
-    generators = [torch.get_rng_state()]
+def generator_states() -> list[Tensor]:
+    """Copies of the states of torch's random generators: the CPU's, and those of all GPUs."""
+    states = [torch.get_rng_state()]
     if torch.cuda.is_available():
-        generators += torch.cuda.get_rng_state_all()
+        states += torch.cuda.get_rng_state_all()
+    return states
+
+
+def save_state(path: Path, state: Mapping[str, object]) -> None:
+    """Write a run's state: tensors and plain values.
+
+    For `load_state` it needs the keys "position" and "generators" (`generator_states`).
+    """
     content = io.BytesIO()  # torch's own file writer reports a full disk without its reason
-    torch.save({**state, "generators": generators}, content)
+    torch.save(dict(state), content)
     replace_bytes(path, content.getvalue())
 
 

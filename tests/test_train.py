@@ -7,6 +7,7 @@ import json
 import re
 import resource
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from loaders import Batch, Preprocess
 from model.files import locked
 from model.training.progress import RunningLoss
 from model.training.provenance import fingerprint
+from model.training.run import Run
 from tests.tiny import BACKGROUNDS, SAMPLES, SIZE, make_dataset
 from train import StageTrainer
 
@@ -162,7 +164,7 @@ def test_resume_with_a_camera_muon_and_short_epochs(
         real(self, batch, epoch=epoch, lr=lr)
 
     monkeypatch.setattr(StageTrainer, "step", interrupted)
-    assert fit(dataset, tmp_path / "run", str(recipe), "--save-every", 1).exit_code == 1
+    assert fit(dataset, tmp_path / "run", str(recipe), "--save-minutes", 0).exit_code == 1
     assert fit(dataset, tmp_path / "run", str(recipe), "--resume").exit_code == 0
     ours, theirs = (load_file(tmp_path / f / "best.safetensors") for f in ("run", "complete"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -211,11 +213,13 @@ def test_resume_gives_the_same_weights_bit_for_bit(
         real(self, batch, epoch=epoch, lr=lr)
 
     monkeypatch.setattr(StageTrainer, "step", counted)
-    result = fit(dataset, tmp_path / "run", recipe, "--save-every", 2)
+    minutes = partial(Run, clock=lambda: 60 * done)  # a step takes a minute
+    monkeypatch.setattr(train, "Run", minutes)
+    result = fit(dataset, tmp_path / "run", recipe, "--save-minutes", 2)
     assert result.exit_code == 1
     assert "Aborted" in result.output
     done, limit = 0, 100
-    result = fit(dataset, tmp_path / "run", recipe, "--save-every", 2, "--resume")
+    result = fit(dataset, tmp_path / "run", recipe, "--save-minutes", 2, "--resume")
     assert result.exit_code == 0, result.output
     assert done == 15 - kept
     ours, theirs = (load_file(f / "best.safetensors") for f in (tmp_path / "run", finished))
@@ -330,7 +334,7 @@ def test_a_run_that_diverges_keeps_its_last_finite_state(
     """The first step makes the weights as large as the rate; the second makes them NaN."""
     steep = Path(recipe).with_name("steep.toml")
     steep.write_text(RECIPE.replace("0.05", "1e20"))
-    result = fit(dataset, tmp_path / "run", str(steep), "--save-every", 1)
+    result = fit(dataset, tmp_path / "run", str(steep), "--save-minutes", 0)
     assert result.exit_code == 2
     assert re.search(r"stage 1, epoch 1 of 2, step [2-5]: the .* became (nan|inf)", result.stderr)
     state = torch.load(tmp_path / "run/last.pt", weights_only=True)

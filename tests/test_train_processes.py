@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import multiprocessing
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -18,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.tiny import make_dataset, run_train
+from tests.tiny import make_dataset, run_train, run_train_slowly_saved
 
 ROOT = Path(__file__).parent.parent
 FIT = [str(ROOT / "train.py"), "fit"]
@@ -74,11 +76,13 @@ def losses(run: Path) -> list[tuple[float, float]]:
     return [(float(row["train_loss"]), float(row["depth_l1"] or "0")) for row in rows]
 
 
-def start(arguments: list[str], output: Path) -> BaseProcess:
+def start(
+    arguments: list[str], output: Path, target: Callable[[list[str], str], None] = run_train
+) -> BaseProcess:
     """A process that trains; forked from one that has imported everything."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.tiny"])
-    process = context.Process(target=run_train, args=(["fit", *arguments], str(output)))
+    process = context.Process(target=target, args=(["fit", *arguments], str(output)))
     process.start()
     return process
 
@@ -86,18 +90,18 @@ def start(arguments: list[str], output: Path) -> BaseProcess:
 def finish(arguments: list[str], output: Path) -> float:
     """Train to the end; returns the seconds since the training began."""
     process = start(arguments, output)
-    wait_for_stage(output)
+    wait_for(output, "stage")
     began = time.monotonic()
     process.join()
     assert process.exitcode == 0, output.read_text()
     return time.monotonic() - began
 
 
-def wait_for_stage(output: Path) -> None:
-    """Wait until a training process has reported its first stage."""
+def wait_for(output: Path, text: str) -> None:
+    """Wait until a training process has printed the text: "stage" with its first stage."""
     deadline = time.monotonic() + 120
-    while not (output.exists() and "stage" in output.read_text()):
-        assert time.monotonic() < deadline, "training did not begin"
+    while not (output.exists() and text in output.read_text()):
+        assert time.monotonic() < deadline, f"training did not print {text!r}"
         time.sleep(0.01)
 
 
@@ -111,8 +115,8 @@ def test_killed_at_random_moments_and_resumed(dataset: Path, tmp_path: Path) -> 
     moments = random.Random(1)
     for kill in range(KILLS):
         output = tmp_path / f"{kill}.txt"
-        process = start([*broken, "--resume", "--save-every", "3"], output)
-        wait_for_stage(output)
+        process = start([*broken, "--resume", "--save-minutes", "0"], output)
+        wait_for(output, "stage")
         time.sleep(moments.uniform(0, took_s / KILLS))
         process.kill()
         process.join()
@@ -121,6 +125,23 @@ def test_killed_at_random_moments_and_resumed(dataset: Path, tmp_path: Path) -> 
     expected, found = weights(tmp_path / "whole"), weights(tmp_path / "broken")
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
+def test_a_signal_ends_a_run_after_its_last_write(
+    number: signal.Signals, code: int, dataset: Path, tmp_path: Path
+) -> None:
+    options = fit_options(tmp_path, "run", dataset, batch=2, epochs=2)
+    output = tmp_path / "output.txt"
+    process = start([*options, "--save-minutes", "0"], output, run_train_slowly_saved)
+    wait_for(output, "writing")
+    os.kill(process.pid or 0, number)
+    process.join()
+    assert process.exitcode == code, output.read_text()
+    state = torch.load(tmp_path / "run/last.pt", weights_only=True)
+    assert tuple(state["position"]) == (0, 0, output.read_text().count("writing"))
+    assert not list((tmp_path / "run").glob(".*"))
 
 
 @pytest.mark.slow

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from PIL import Image
 
 import train
+from model.checkpoint import save_state
 
 BACKGROUNDS, SAMPLES, SIZE = 3, 8, 32
 
@@ -45,3 +49,15 @@ def run_train(arguments: list[str], output: str) -> None:
     with open(output, "w", buffering=1) as file:
         sys.stdout = sys.stderr = file
         train.main(arguments, prog_name="train.py")
+
+
+def run_train_slowly_saved(arguments: list[str], output: str) -> None:
+    """`run_train`, where every write of last.pt prints "writing" and takes a second longer."""
+
+    def slow(path: Path, state: Mapping[str, object]) -> None:
+        print("writing", flush=True)
+        time.sleep(1)
+        save_state(path, state)
+
+    with patch("model.training.run.save_state", slow):
+        run_train(arguments, output)

@@ -16,7 +16,7 @@ from model.recipe import Recipe
 
 CHANGEABLE = (
     "shards", "engine", "device", "workers", "max_bad", "check",
-    "amp", "compile", "save_every", "tensorboard",
+    "amp", "compile", "save_minutes", "tensorboard",
 )  # fmt: skip
 """Options that a resumed run may change: they decide where and how fast it runs and, but for
 rounding, not its results. The folder of the data may move or hold another format, because
@@ -78,13 +78,13 @@ class RunConfig:
     """Whether scalars and pictures are also written to RUN_DIR/tensorboard."""
     world_size: int = 1
     """Processes that train together; each takes batches of the recipe's size."""
-    save_every: int = 500
-    """Steps between two saved states within an epoch."""
+    save_minutes: float = 5.0
+    """Minutes between two saved states within an epoch; 0 saves after every step."""
     fingerprint: str = ""
     """Fingerprint of the data set (`provenance.fingerprint`); empty until the data is open."""
 
     def __post_init__(self) -> None:
-        _require_at_least(self, width=1, save_every=1)
+        _require_at_least(self, width=1, save_minutes=0)
 
     @classmethod
     def from_options(cls, options: Mapping[str, object]) -> RunConfig:
@@ -112,6 +112,7 @@ def read_config(path: Path) -> RunConfig:
     """The configuration of an earlier run. Raises ModelError if the file is corrupt."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))["config"]
+        value.pop("save_every", None)  # version 0.1 counted steps
         parsed = {"data": DataConfig(**value["data"]), "recipe": Recipe.from_json(value["recipe"])}
         return RunConfig(**(value | parsed))
     except (OSError, TypeError, KeyError, ValueError, ModelError) as error:

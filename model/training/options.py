@@ -108,8 +108,9 @@ def fit_options(splits: Sequence[str]) -> Decorator:
             help="Seed of the first weights, the order and the augmentation.",
         ),
         option(
-            "--save-every", type=click.IntRange(min=1), default=500,
-            help="Steps between two saved states within an epoch.",
+            "--save-minutes", type=click.FloatRange(min=0), default=5.0,
+            help="Minutes between two saved states within an epoch; an epoch's end is always "
+            "saved. A thread writes while training continues.",
         ),
         option(
             "--compile", type=click.Choice(COMPILE), default="off",

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import click
 from torch import Tensor
@@ -15,9 +18,10 @@ from model.checkpoint import (
     ChannelStatistics,
     NetworkInfo,
     Position,
+    generator_states,
     load_state,
-    save_network,
     save_state,
+    save_weights,
 )
 from model.errors import ModelError
 from model.metrics import Scores
@@ -26,6 +30,7 @@ from model.recipe import Stage
 from model.training.config import RunConfig, read_config, resumed_config, write_config
 from model.training.progress import Elapsed, not_finite
 from model.training.report import EpochRow, write_history
+from model.training.saving import BackgroundWriter, copy_to_host
 from model.unet import DualDecoderUNet
 
 CONFIG, LAST, BEST, METRICS = "config.json", "last.pt", "best.safetensors", "metrics.csv"
@@ -66,7 +71,7 @@ class StageState(TypedDict):
 class Run:
     """How far a run has come, and its files; nothing is on disk before the first `save`.
 
-    Only the first of several ranks writes.
+    Only the first of several ranks writes, in a thread; see `saving`.
     """
 
     config: RunConfig
@@ -87,6 +92,14 @@ class Run:
     """Restored state of the stage that was interrupted."""
     created: bool = False
     """Whether this process has written config.json."""
+    clock: Callable[[], float] = time.monotonic
+    """Seconds, for `save_due`."""
+    saved_at: float = field(init=False)
+    """The clock at the last `save`, or at the start."""
+    writer: BackgroundWriter = field(default_factory=BackgroundWriter)
+
+    def __post_init__(self) -> None:
+        self.saved_at = self.clock()
 
     def restore(self, network: DualDecoderUNet) -> None:
         """Continue from `last.pt`, if there is one. Raises ModelError if it is corrupt."""
@@ -99,14 +112,44 @@ class Run:
         self.stage_state = state["within_stage"]
         if self.stage_state is not None:
             self.elapsed = Elapsed._make(self.stage_state["elapsed"])
-        if self.position.stage == len(self.config.recipe.stages):
-            self._write_reports()  # the process may have been killed between state and reports
+        if self.first and self.position.stage == len(self.config.recipe.stages):
+            # The process may have been killed between state and reports.
+            self._write_reports(self.history)
 
-    def save(self, position: Position, network: DualDecoderUNet, stage_state: StageState) -> None:
-        """Write `last.pt` for a run that resumes at ``position``."""
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """At the end of the block, also after an error, the last `save` is complete.
+
+        Raises ModelError if it failed; after an error of the block, it is a warning.
+        """
+        try:
+            yield
+        except BaseException:
+            try:
+                self.writer.close()
+            except ModelError as error:
+                click.echo(f"Warning: {error}", err=True)
+            raise
+        self.writer.close()
+
+    def save_due(self) -> bool:
+        """Whether this rank is to save within an epoch."""
+        interval_s = 60 * self.config.save_minutes
+        return self.first and self.clock() - self.saved_at >= interval_s
+
+    def save(
+        self, position: Position, network: DualDecoderUNet, stage_state: StageState,
+        best: NetworkInfo | None = None,
+    ) -> None:  # fmt: skip
+        """Copy the state of a run that resumes at ``position``; a thread writes it.
+
+        best: what goes with the weights if they are the best so far. Waits for the write before
+        this one, and raises its error.
+        """
         self.position = position
         if not self.first:
             return
+        self.writer.wait()
         self._write_config()
         state = {
             "network": network.state_dict(),
@@ -116,8 +159,21 @@ class Run:
             "best": self.best,
             # A new stage starts with a fresh optimiser.
             "within_stage": stage_state if position.epoch or position.batch else None,
+            "generators": generator_states(),
         }
+        copy, wait = copy_to_host(state)
+        self.writer.start(partial(self._write, copy, wait, best))
+        self.saved_at = self.clock()
+
+    def _write(
+        self, state: dict[str, Any], wait: Callable[[], None], best: NetworkInfo | None
+    ) -> None:
+        wait()
+        if best is not None:
+            save_weights(self.folder / BEST, state["network"], best)
         save_state(self.folder / LAST, state)
+        if Position(*state["position"]).batch == 0:  # an epoch has ended
+            self._write_reports(state["history"])
 
     def finish_epoch(
         self,
@@ -139,22 +195,19 @@ class Run:
         if not math.isfinite(score):
             raise not_finite("validation loss", score, f"stage {number + 1}, epoch {epoch + 1}")
         self.history.append({**row, **asdict(scores)})
+        info = None
         if self._is_best(stage, score):
             self.best = {"score": score, "stage": number, "epoch": epoch}
-            if self.first:
-                self._write_config()
-                info = NetworkInfo(
-                    width=config.width, size=stage.size, depth_loss=config.recipe.depth_loss,
-                    statistics=statistics, recipe=config.recipe.name, split=data.split,
-                    split_seed=data.split_seed, validation=data.validation,
-                    scores=asdict(scores), data=config.fingerprint,
-                )  # fmt: skip
-                save_network(self.folder / BEST, network, info)
+            info = NetworkInfo(
+                width=config.width, size=stage.size, depth_loss=config.recipe.depth_loss,
+                statistics=statistics, recipe=config.recipe.name, split=data.split,
+                split_seed=data.split_seed, validation=data.validation,
+                scores=asdict(scores), data=config.fingerprint,
+            )  # fmt: skip
         self.elapsed = Elapsed()
         finished = epoch + 1 == stage.epochs
         after = Position(number + 1) if finished else Position(number, epoch + 1)
-        self.save(after, network, stage_state)
-        self._write_reports()
+        self.save(after, network, stage_state, best=info)
 
     def _is_best(self, stage: Stage, score: float) -> bool:
         """Whether the score is the lowest so far among epochs of the same size and parts."""
@@ -170,7 +223,6 @@ class Run:
             write_config(self.folder / CONFIG, self.config)
             self.created = True
 
-    def _write_reports(self) -> None:
-        if self.first:
-            write_history(self.folder / METRICS, self.history)
-            draw_curves(self.folder / CURVES, self.history, f"recipe {self.config.recipe.name}")
+    def _write_reports(self, history: list[EpochRow]) -> None:
+        write_history(self.folder / METRICS, history)
+        draw_curves(self.folder / CURVES, history, f"recipe {self.config.recipe.name}")

@@ -19,6 +19,7 @@ from model.precision import capability_of, precision_for, require_compile
 from model.recipe import RECIPES, Stage
 from model.training.evaluation import measure, predict_step
 from model.training.progress import RunningLoss
+from model.training.saving import copy_to_host
 from train import StageTrainer
 
 SAMPLES, SIZE = 4, 64
@@ -100,6 +101,22 @@ def test_no_score_waits(batch: Batch) -> None:
             prediction = predict_step(inputs, network, precision, "l1", "both")
             table.add(batch.index, measure(prediction, inputs))
     assert table.collect()["seen"].tolist() == [1.0] * SAMPLES
+
+
+def test_a_copy_for_saving_neither_waits_nor_changes() -> None:
+    weights: dict[str, Any] = {
+        "network": {"weight": torch.ones(1 << 20, device="cuda")},
+        "position": (0, 0, 1),
+    }
+    copy_to_host(weights)  # the first one allocates pinned memory
+    with no_waiting():
+        torch.cuda._sleep(100_000_000)  # the copy below begins after these cycles
+        copy, wait = copy_to_host(weights)
+        weights["network"]["weight"].zero_()
+    wait()
+    copied = copy["network"]["weight"]
+    assert copied.is_pinned()
+    assert copied.eq(1).all()
 
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])

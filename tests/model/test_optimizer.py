@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model import DualDecoderUNet
-from model.checkpoint import load_state, save_state
+from model.checkpoint import generator_states, load_state, save_state
 from model.recipe import RECIPES
 from model.training.optimizer import Muon, make_optimizer, orthogonalized
 
@@ -42,7 +42,7 @@ def trained(steps: int, folder: Path, restored_after: int | None = None) -> list
     for step in range(steps):
         if step == restored_after:
             state = {"position": (0, 0, 0), "optimizer": optimizer.state_dict()}
-            save_state(folder / "last.pt", state)
+            save_state(folder / "last.pt", {**state, "generators": generator_states()})
             optimizer = make()
             optimizer.load_state_dict(load_state(folder / "last.pt")["optimizer"])
             momenta = (one.get("momentum") for one in optimizer.state.values())

@@ -86,7 +86,7 @@ def test_an_infinite_validation_loss_replaces_no_weights(run: Run, trainer: Stag
         ({"seed": 2**63}, "seed must be from 0 to"),
         ({"seed": -1}, "seed must be from 0 to"),
         ({"workers": 0}, "workers must be at least 1, found 0"),
-        ({"save_every": 0}, "save_every must be at least 1"),
+        ({"save_minutes": -1.0}, "save_minutes must be at least 0"),
         ({"validation": 1.0}, "validation must be between 0 and 1"),
     ],
 )

@@ -1,0 +1,86 @@
+"""Saving in a thread: from a copy, one write at a time, errors in the training thread."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from model.training.saving import BackgroundWriter, copy_to_host, ended_by_sigterm
+
+
+def test_a_copy_keeps_values_types_and_layout() -> None:
+    image = torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    state: dict[str, Any] = {
+        "network": {"weight": image},
+        "optimizer": {"state": {0: {"step": torch.tensor(3.0), "momentum": image}}},
+        "history": [{"loss": 0.5, "mask": None}],
+        "position": (1, 2, 3),
+    }
+    copy, wait = copy_to_host(state)
+    before = image.clone()
+    image.zero_()
+    state["history"].append({})
+    wait()
+    assert torch.equal(copy["network"]["weight"], before)
+    assert copy["network"]["weight"].is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(copy["optimizer"]["state"][0]["momentum"], before)
+    assert copy["history"] == [{"loss": 0.5, "mask": None}]
+    assert copy["position"] == (1, 2, 3)
+
+
+def test_one_write_is_in_flight_and_the_last_one_ends() -> None:
+    writer, going, events = BackgroundWriter(), threading.Event(), []
+
+    def write() -> None:
+        events.append("begin")
+        going.wait()
+        events.append("end")
+
+    writer.start(write)
+    release = threading.Timer(0.2, going.set)
+    release.start()
+    writer.start(write)  # waits for the first
+    assert events[:2] == ["begin", "end"]
+    writer.close()
+    assert events == ["begin", "end"] * 2
+    assert not [one for one in threading.enumerate() if one.name.startswith("save")]
+
+
+def test_an_error_of_the_thread_is_raised_once_at_the_next_save_or_the_end() -> None:
+    def fail() -> None:
+        raise ValueError("full")
+
+    writer = BackgroundWriter()
+    writer.start(fail)
+    with pytest.raises(ValueError, match="full"):
+        writer.start(lambda: None)
+    writer.start(fail)
+    with pytest.raises(ValueError, match="full"):
+        writer.close()
+    writer.close()
+
+
+def test_sigterm_runs_the_handlers_of_exceptions() -> None:
+    def ended() -> None:
+        with ended_by_sigterm():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)  # the handler interrupts this
+
+    with pytest.raises(SystemExit, match="143"):
+        ended()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_handler_of_the_caller_is_kept() -> None:
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with ended_by_sigterm():
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
