@@ -2,71 +2,76 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import resource
-import threading
-from collections.abc import Callable, Iterable, Iterator
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 
-_SAMPLING_S = 0.02
-_CLOSELY_EVERY = 150  # samplings: 3 s
+from benchmarks.harness import sampler
+from benchmarks.harness.sampler import descendants
 
 
-def cpu_s() -> float:
-    """User and system seconds of this process and of all its children, ended or alive."""
+def cpu_s(without: int | None = None) -> float:
+    """User and system seconds of this process and of all its children, ended or alive.
+
+    without: process id of a living child that does not count.
+    """
     total = 0.0
     for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
         used = resource.getrusage(who)
         total += used.ru_utime + used.ru_stime
-    for child in psutil.Process().children(recursive=True):
-        try:
-            times = child.cpu_times()
-        except psutil.Error:
-            continue  # it has ended: RUSAGE_CHILDREN counts it once its parent has waited for it
-        total += times.user + times.system + times.children_user + times.children_system
+    for pid in descendants(os.getpid()):
+        if pid == without:
+            continue
+        with suppress(psutil.Error):  # ended: RUSAGE_CHILDREN counts it after its parent's wait
+            times = psutil.Process(pid).cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
     return total
 
 
-def _memory(*, closely: bool = False) -> tuple[int, int]:
-    """Resident bytes of the process tree; if ``closely``, also what children share with others."""
-    this = psutil.Process()
-    resident, shared = this.memory_info().rss, 0
-    for child in this.children(recursive=True):
-        with suppress(psutil.Error):  # it has ended
-            resident += child.memory_info().rss
-            if closely:  # 10 ms, as the kernel walks all pages
-                memory = child.memory_full_info()
-                shared += memory.rss - memory.uss
-    return resident, shared
+class MemoryWatch:
+    """The process that `peak_memory` starts: ``pid``, and ``peak_gib`` once it has ended."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-P", sampler.__file__, str(os.getpid())]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.pid, self.peak_gib = self._process.pid, 0.0
+        assert self._process.stdout is not None
+        self._process.stdout.readline()  # it has sampled once
+
+    def stop(self) -> None:
+        """End the process. RuntimeError: it has failed."""
+        # A line, because a fork may keep the pipe open.
+        answer, _ = self._process.communicate("stop\n")
+        if self._process.returncode != 0:
+            raise RuntimeError(
+                f"the process that samples memory ended with code {self._process.returncode}; "
+                "expected 0; its error is printed above"
+            )
+        self.peak_gib = int(answer) / 2**30
 
 
 @contextmanager
-def peak_memory() -> Iterator[Callable[[], float]]:
-    """Watch this process and all its children 50 times per second.
+def peak_memory() -> Iterator[MemoryWatch]:
+    """Watch this process and all its children 50 times per second, from another process.
 
-    Yields a function that returns the largest resident GiB so far. What children share (libraries,
-    torch, the parent's pages after a fork) is measured every 3 s and at the end, and subtracted.
+    The watched process runs no thread and reads nothing for it, so that work which is limited by
+    its Python thread keeps its speed. ``peak_gib`` of what is yielded is the largest resident
+    memory until the end of the context. What children share (libraries, torch, the parent's pages
+    after a fork) is measured every 3 s and at the end, and subtracted.
     """
-    peak, done = list(_memory()), threading.Event()
-
-    def watch() -> None:
-        for number in itertools.count(1):
-            if done.wait(_SAMPLING_S):
-                return
-            peak[:] = map(max, peak, _memory(closely=number % _CLOSELY_EVERY == 0))
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
+    watch = MemoryWatch()
     try:
-        yield lambda: (peak[0] - peak[1]) / 2**30
+        yield watch
     finally:
-        done.set()
-        thread.join()
-        peak[:] = map(max, peak, _memory(closely=True))
+        watch.stop()
 
 
 def drop_cache(files: Iterable[Path]) -> int:

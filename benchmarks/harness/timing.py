@@ -23,9 +23,9 @@ class Repeat:
     """One timed run.
 
     wall_s: by the monotonic clock. cpu_s: user and system time of this process and of all its
-    children. peak_gib: largest resident memory of this process and its children, sampled 50 times
-    per second; pages that they share count once. peak_device_gib: largest memory that torch had
-    allocated on the GPU, None on a CPU.
+    children. peak_gib: largest resident memory of this process and its children, which another
+    process samples 50 times per second; pages that they share count once. peak_device_gib: largest
+    memory that torch had allocated on the GPU, None on a CPU.
     """
 
     samples: int
@@ -53,17 +53,17 @@ def time_once(run: Callable[[], int], *, device: torch.device | str = "cpu") -> 
     if on_gpu:
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
-    with peak_memory() as peak_gib:
-        cpu, wall = cpu_s(), time.perf_counter()
+    with peak_memory() as memory:
+        cpu, wall = cpu_s(memory.pid), time.perf_counter()
         samples = run()
         if on_gpu:
             torch.cuda.synchronize(device)
-        wall, cpu = time.perf_counter() - wall, cpu_s() - cpu
+        wall, cpu = time.perf_counter() - wall, cpu_s(memory.pid) - cpu
     return Repeat(
         samples=samples,
         wall_s=wall,
         cpu_s=cpu,
-        peak_gib=peak_gib(),
+        peak_gib=memory.peak_gib,
         peak_device_gib=torch.cuda.max_memory_allocated(device) / 2**30 if on_gpu else None,
     )
 

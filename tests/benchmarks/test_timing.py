@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -14,12 +17,13 @@ from subprocess import PIPE, Popen
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
 from benchmarks.epoch import Epochs, efficiency, stall
 from benchmarks.harness import resources as meter
-from benchmarks.harness import timing
+from benchmarks.harness import sampler, timing
 from benchmarks.harness.timing import Phases, Repeat, interleave, time_once
 from loaders import Batch
 
@@ -205,8 +209,7 @@ def doze(seconds: float) -> int:
 
 def test_cpu_time_of_work_is_counted_and_a_sleep_has_none() -> None:
     assert time_once(lambda: burn(0.2)).cpu_s >= 0.2
-    # The thread that samples the memory takes a little.
-    assert time_once(lambda: doze(0.5)).cpu_s < 0.4
+    assert time_once(lambda: doze(0.5)).cpu_s < 0.2
 
 
 def test_cpu_time_of_children_counts_while_they_live() -> None:
@@ -216,6 +219,7 @@ def test_cpu_time_of_children_counts_while_they_live() -> None:
         assert child.stdout is not None
         child.stdout.readline()
         assert meter.cpu_s() - before >= 0.25  # /proc counts in steps of 10 ms
+        assert meter.cpu_s(without=child.pid) - before < 0.25
         child.communicate(b"\n")
 
 
@@ -227,6 +231,73 @@ def test_memory_of_a_run_is_measured() -> None:
 
     before = time_once(lambda: doze(0.1))
     assert time_once(work).peak_gib - before.peak_gib >= 0.25
+
+
+def observe_timed_work() -> dict[str, Any]:
+    """What the process of timed work does beside it; in a process of its own, as hooks stay."""
+    opened: list[str] = []
+
+    def remember(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in ("open", "os.listdir", "os.scandir"):
+            opened.append(str(arguments[0]))
+
+    found: dict[str, Any] = {"threads before": len(os.listdir("/proc/self/task"))}
+
+    def work() -> int:
+        opened.clear()
+        time.sleep(0.2)  # ten samplings
+        found["opened"] = list(opened)
+        found["threads"] = len(os.listdir("/proc/self/task"))
+        return 1
+
+    sys.addaudithook(remember)
+    peak_gib = time_once(work).peak_gib
+    rss = psutil.Process().memory_info().rss
+    return found | {"more than this process, MiB": peak_gib * 1024 - rss / 2**20}
+
+
+def test_timed_work_runs_alone_in_its_process() -> None:
+    """Neither a thread nor files under /proc disturb it: another process samples the memory."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        found = pool.submit(observe_timed_work).result()
+    assert found["opened"] == []
+    assert found["threads"] == found["threads before"]
+    assert abs(found["more than this process, MiB"]) < 10  # the sampling process has 15
+
+
+def test_memory_of_a_child_that_ends_before_the_run_is_measured() -> None:
+    code = "import time; block = bytearray(300 * 2**20); time.sleep(0.5)"
+
+    def work() -> int:
+        return subprocess.run([sys.executable, "-c", code]).returncode + 1
+
+    before = time_once(lambda: doze(0.1))
+    assert time_once(work).peak_gib - before.peak_gib >= 0.25
+
+
+def test_work_that_fails_leaves_no_process() -> None:
+    before = set(sampler.descendants(os.getpid()))
+    with pytest.raises(ZeroDivisionError):
+        time_once(lambda: 1 // 0)
+    assert set(sampler.descendants(os.getpid())) <= before
+
+
+def test_failure_to_sample_memory_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler, "__file__", "missing.py")
+    with pytest.raises(RuntimeError, match="samples memory ended with code 2"):
+        time_once(lambda: 1)
+
+
+def test_descendants_are_those_that_psutil_finds() -> None:
+    code = "import subprocess; subprocess.run(['sleep', '60'])"
+    with Popen([sys.executable, "-c", code], start_new_session=True) as child:
+        try:
+            while len(found := sampler.descendants(child.pid)) < 1:
+                time.sleep(0.01)
+            assert found == [one.pid for one in psutil.Process(child.pid).children(recursive=True)]
+            assert {child.pid, *found} <= set(sampler.descendants(os.getpid()))
+        finally:
+            os.killpg(child.pid, signal.SIGKILL)
 
 
 def memory_without_and_with_a_fork() -> tuple[float, float]:
