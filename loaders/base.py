@@ -15,12 +15,12 @@ from convert.errors import DataError, RecordError
 from convert.layout import Layout
 from convert.moments import Statistics
 from convert.shards import Shards
-from convert.workers import available_cores
 from loaders.backgrounds import Backgrounds
 from loaders.batch import Batch
 from loaders.corrupt import CorruptRecords
 from loaders.options import LoaderOptions, expect
 from loaders.order import Order
+from loaders.threads import default_threads
 
 
 class Loader(AbstractContextManager["Loader"], ABC):
@@ -121,7 +121,8 @@ class ShardLoader(Loader):
     def __init__(self, shards: Shards, options: LoaderOptions) -> None:
         self.shards = shards
         super().__init__(shards.manifest.layout, options)
-        self.num_workers = available_cores() if options.num_workers is None else options.num_workers
+        workers = options.num_workers
+        self.num_workers = self._default_workers() if workers is None else workers
         expect("workers", self.num_workers, 1)
         # Decoders differ in the corruption that they detect; checksums do not. So engines have to
         # check to skip the same records.
@@ -133,6 +134,10 @@ class ShardLoader(Loader):
     @property
     def statistics(self) -> Statistics:
         return self.shards.manifest.statistics
+
+    def _default_workers(self) -> int:
+        """Decoding threads if the options give no number."""
+        return default_threads()
 
     def _record_error(self, index: int) -> RecordError | None:
         return self.shards.find_corruption(index)

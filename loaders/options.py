@@ -30,7 +30,8 @@ class LoaderOptions:
     device: str | torch.device = "cpu"
     """Where batches and backgrounds are: cpu, cuda or cuda:N; stored with its number."""
     num_workers: int | None = None
-    """Decoding threads; None uses one per core ("reference": the calling thread, as does 0)."""
+    """Decoding threads. None: one per core, divided by the ranks of this machine, and for DALI on a
+    GPU at most 8 ("reference": the calling thread, as does 0)."""
     rank: int = 0
     """This process among all, 0 to ``world_size - 1``."""
     world_size: int = 1

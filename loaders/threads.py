@@ -15,8 +15,27 @@ from threading import Event, Lock, Thread
 
 import torch
 
+from convert.errors import DataError
+from convert.workers import available_cores
+
 Work = Callable[[int, int, int], None]
 """Called with (thread, first, last): process items ``first`` to ``last - 1`` of a batch."""
+
+
+def local_ranks() -> int:
+    """Processes of this training on this machine: LOCAL_WORLD_SIZE as torchrun sets it, or 1.
+
+    Raises DataError if it is not a positive integer.
+    """
+    found = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    if not found.isdecimal() or not int(found):
+        raise DataError(f"environment: found LOCAL_WORLD_SIZE={found}, expected 1 or more")
+    return int(found)
+
+
+def default_threads() -> int:
+    """Cores that this process may use, divided by the ranks that share them; at least 1."""
+    return max(1, available_cores() // local_ranks())
 
 
 class Pending:

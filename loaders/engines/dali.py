@@ -26,13 +26,22 @@ from convert.storage import CODECS
 from loaders.base import ShardLoader
 from loaders.batch import Batch
 from loaders.buffers import BufferPool
+from loaders.engines.dali_memory import (
+    DECODER_THREADS,
+    DecoderMemory,
+    buffer_bytes,
+    predict_memory,
+    require_memory,
+)
 from loaders.masks import pad_runs, unpack_batch
+from loaders.memory import free_bytes
 from loaders.options import LoaderOptions
+from loaders.threads import default_threads, local_ranks
 from loaders.transfer import CudaStreams, transfer
 
 try:
     from nvidia.dali import Pipeline as Pipeline  # dali_stream imports it from here
-    from nvidia.dali import fn, pipeline_def, types
+    from nvidia.dali import backend, fn, pipeline_def, types
     from nvidia.dali.tensors import TensorListCPU, TensorListGPU
 except ImportError as error:
     raise DataError(
@@ -42,6 +51,15 @@ except ImportError as error:
 
 CORRUPT = "a record of this batch is corrupt"  # `CorruptRecords.walk` finds out which one
 _AHEAD = 2
+
+
+def _gpu_options(height: int, width: int) -> dict[str, int]:
+    """Options that only decoders on a GPU have: their memory for images of this size."""
+    buffer = buffer_bytes(height, width)
+    return {
+        "preallocate_width_hint": width, "preallocate_height_hint": height,
+        "device_memory_padding": buffer, "host_memory_padding": buffer,
+    }  # fmt: skip
 
 
 @pipeline_def
@@ -54,10 +72,9 @@ def _graph(
     device: "cpu", or "mixed" for decoding on the GPU.
     """
     # Fancy upsampling and no rotation, as in Pillow and in the CPU decoder, on every device.
-    hints = (width, height) if device == "mixed" else (None, None)
     decode = partial(
         fn.decoders.image, device=device, adjust_orientation=False, jpeg_fancy_upsampling=True,
-        preallocate_width_hint=hints[0], preallocate_height_hint=hints[1],
+        **(_gpu_options(height, width) if device == "mixed" else {}),
     )  # fmt: skip
     fg_bg, mask, depth = fn.external_source(
         source, num_outputs=len(FIELDS), batch=True, dtype=types.UINT8
@@ -121,7 +138,24 @@ class DALILoader(ShardLoader):
         shape = (options.batch_size, 1, self.layout.height, self.layout.width)
         self._masks = BufferPool(shape, np.dtype(np.uint8))
         self._streams = CudaStreams(self.device) if self.device.type == "cuda" else None
+        if self.device.type == "cuda":
+            self._require_memory()
         self._pipeline = self._build()
+
+    def _default_workers(self) -> int:
+        on_gpu = self.device.type == "cuda"
+        return min(default_threads(), DECODER_THREADS) if on_gpu else default_threads()
+
+    def _require_memory(self) -> None:
+        needed = predict_memory(
+            self.layout.height, self.layout.width, decoders=3 if self._mask_is_jpeg else 2,
+            threads=self.num_workers, batch_size=self.order.options.batch_size, ahead=_AHEAD,
+            ranks=local_ranks(),
+        )  # fmt: skip
+        torch.cuda.empty_cache()  # DALI cannot use what torch keeps for itself
+        free = DecoderMemory(free_bytes(self.device), free_bytes(torch.device("cpu")))
+        where = f"{self.shards.folder} on {self.device}"
+        require_memory(needed, free, self.num_workers, where)
 
     def _build(self) -> Pipeline:
         on_gpu = self.device.type == "cuda"
@@ -261,6 +295,8 @@ class DALILoader(ShardLoader):
         if not self._closed:
             super().close()
             del self._pipeline
+            # Pools of freed blocks stay otherwise. DALI's type stub lacks the function.
+            backend.ReleaseUnusedMemory()  # type: ignore[attr-defined]
 
 
 def first_line(error: Exception) -> str:

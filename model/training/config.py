@@ -46,7 +46,7 @@ class DataConfig:
     device: str = "auto"
     """Device of the batches: auto, cpu, cuda or cuda:N."""
     workers: int | None = None
-    """Decoding threads; None means one per core."""
+    """Decoding threads; None means one per core, divided by the ranks of a machine."""
     max_bad: int = 0
     """Corrupt records that each loader may skip; above 0, `check` is on."""
     check: bool = False

@@ -82,7 +82,11 @@ def data_options(engines: Sequence[str]) -> Decorator:
             default="auto", help=ENGINE_HELP,
         ),
         device_option,
-        option("--workers", type=click.IntRange(min=1), help="Decoding threads of the loader."),
+        option(
+            "--workers", type=click.IntRange(min=1),
+            help="Decoding threads of the loader. Default: one per core, divided by the ranks of a "
+            "machine; for dali on a GPU at most 8.",
+        ),
         option("--max-bad", type=click.IntRange(min=0), default=0, help=MAX_BAD_HELP),
         flag("--check", help="Verify the checksum of every record before it is decoded."),
     )  # fmt: skip

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,27 @@ import torch
 from loaders import build_loader
 from tests.loaders.lazy_streams import LazyStreams
 
+MIB = b"\x80\x80\x40"
+"""2**20 as protobuf's variable-length integer."""
+
 
 def nothing() -> list:
     return []
+
+
+def test_decoders_on_a_gpu_have_few_threads(
+    need_engine: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_engine("dali")
+    from loaders.engines import dali
+
+    found: dict[str, int] = {}
+    for cores in (2, 64):
+        monkeypatch.setattr(dali, "default_threads", lambda cores=cores: cores)
+        for device in ("cpu", "cuda"):
+            loader: Any = SimpleNamespace(device=torch.device(device))
+            found[f"{cores} {device}"] = dali.DALILoader._default_workers(loader)
+    assert found == {"2 cpu": 2, "2 cuda": 2, "64 cpu": 64, "64 cuda": 8}
 
 
 @pytest.mark.parametrize("mask_is_jpeg", [True, False])
@@ -44,7 +64,11 @@ def test_graph_for_the_gpu_decodes_there(
         assert len(decoders) == (3 if mask_is_jpeg else 2)
         for arguments in decoders:
             assert (b"mixed" in arguments) == (device == "mixed")
-            assert (b"preallocate_width_hint" in arguments) == (device == "mixed")
+            for name in (b"preallocate_width_hint", b"_memory_padding"):
+                assert (name in arguments) == (device == "mixed")
+            if device == "mixed":
+                found = re.findall(rb"(device|host)_memory_padding\x12\x05int64 (...)", arguments)
+                assert found == [(b"device", MIB), (b"host", MIB)]
             assert b"jpeg_fancy_upsampling" in arguments
         # Nothing comes back to the host: fg_bg, mask or its runs, depth.
         assert [output.device for output in pipeline._graph_outputs] == [where] * 3
