@@ -45,7 +45,7 @@ def build_loader(
     rank: int | None = None,
     world_size: int | None = None,
     max_bad: int = 0,
-    check: bool = False,
+    check: bool | None = None,
 ) -> Loader:
     """A loader that yields the same batches with every engine except "dali-stream".
 

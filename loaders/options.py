@@ -38,8 +38,9 @@ class LoaderOptions:
     """Number of processes that share each epoch."""
     max_bad: int = 0
     """Corrupt records that may be skipped (see `loaders.corrupt`); above 0, ``check`` is on."""
-    check: bool = False
-    """Whether each record is compared with its checksum before it is decoded."""
+    check: bool | None = None
+    """Whether each record is compared with its checksum before it is decoded. None: only for DALI
+    on a GPU, whose decoder can crash on corrupt bytes (`loaders.engines.dali`)."""
 
     def __post_init__(self) -> None:
         expect("batch size", self.batch_size, 1)

@@ -49,8 +49,9 @@ class DataConfig:
     """Decoding threads; None means one per core, divided by the ranks of a machine."""
     max_bad: int = 0
     """Corrupt records that each loader may skip; above 0, `check` is on."""
-    check: bool = False
-    """Whether the checksum of every record is verified before it is decoded."""
+    check: bool | None = None
+    """Whether the checksum of every record is verified before it is decoded; None: for DALI on a
+    GPU alone."""
 
     def __post_init__(self) -> None:
         _require_at_least(self, max_bad=0, workers=1)

@@ -88,7 +88,11 @@ def data_options(engines: Sequence[str]) -> Decorator:
             "machine; for dali on a GPU at most 8.",
         ),
         option("--max-bad", type=click.IntRange(min=0), default=0, help=MAX_BAD_HELP),
-        flag("--check", help="Verify the checksum of every record before it is decoded."),
+        option(
+            "--check/--no-check", default=None, show_default=False,
+            help="Verify the checksum of every record before it is decoded. Default: for dali on a "
+            "GPU alone.",
+        ),
     )  # fmt: skip
 
 
