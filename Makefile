@@ -17,7 +17,7 @@ help:
 	@echo "make lint       Run ruff and mypy."
 	@echo "make format     Fix and format the code with ruff."
 	@echo "make bench      Run the benchmarks on drawn data; write $(RESULTS_DIR)/report.html."
-	@echo "make gpu-check  On a machine with a GPU: tests, pixel parity, benchmarks, one report."
+	@echo "make gpu-check  On a machine with a GPU: pixel parity, benchmarks, tests, one report. GPU=cuda:1, ARGS."
 	@echo "make clean      Remove the demo, benchmark data and caches, but not .venv."
 
 install: .venv/.installed
@@ -90,22 +90,12 @@ $(BENCH_DIR)/data20k/dataset.json: | .venv/.installed
 	@mkdir -p $(BENCH_DIR)
 	$(RUN) -m convert compose $(BENCH_DIR)/data20k --backgrounds 20 --foregrounds 25
 
-# Checks correctness and speed on a GPU. GPU=cuda:1 selects the second one.
+# Checks correctness and speed on a GPU. GPU=cuda:1 selects the second one. It runs without .venv
+# too: python -m benchmarks gpu-check.
 GPU ?= cuda
 GPU_RESULTS ?= results-gpu
-gpu-check: install $(BENCH_SHARDS)/manifest.json
-	@mkdir -p $(GPU_RESULTS)
-	$(BENCH) parity $(BENCH_SHARDS) --device $(GPU) --json $(GPU_RESULTS)/parity.json
-	$(RUN) -m pytest tests/gpu
-	$(BENCH) loader $(BENCH_SHARDS) --device $(GPU) --json $(GPU_RESULTS)/loader.json
-	$(BENCH) peers $(BENCH_DATA) $(BENCH_SHARDS) --device $(GPU) --json $(GPU_RESULTS)/peers.json
-	$(BENCH) hardware $(BENCH_DATA) $(BENCH_SHARDS) --device $(GPU) \
-		--json $(GPU_RESULTS)/hardware.json
-	$(BENCH) step $(BENCH_SHARDS) --device $(GPU) --amp auto --size 224 --batch-size 32 \
-		--steps 10 --loader $(LOADER) --json $(GPU_RESULTS)/step.json
-	$(BENCH) epoch $(BENCH_SHARDS) --device $(GPU) --loader dali --size 112 --size 224 \
-		--batch-size 32 --json $(GPU_RESULTS)/epoch.json
-	$(BENCH) report $(GPU_RESULTS)
+gpu-check: install
+	$(BENCH) gpu-check $(GPU_RESULTS) --device $(GPU) --data $(BENCH_DIR)/gpu-check $(ARGS)
 
 clean:
 	rm -rf demo bench build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -9,11 +9,11 @@ import click
 from convert import errors
 
 COMMANDS = (
-    "codecs", "compare", "convert", "decode", "encode", "epoch", "estimate", "hardware",
-    "loader", "luma", "parity", "peers", "quality", "recipes", "report", "scaling", "simulate",
-    "speedrun", "step",
+    "codecs", "compare", "convert", "decode", "encode", "epoch", "estimate", "gpu-check",
+    "hardware", "loader", "luma", "parity", "peers", "quality", "recipes", "report", "scaling",
+    "simulate", "speedrun", "step",
 )  # fmt: skip
-"""Each is a function of a module of the same name, but for those of `_MODULES`."""
+"""Each is a function of a module of its name ("_" for "-"), but for those of `_MODULES`."""
 _MODULES = {
     "decode": "codecs", "hardware": "peers.dali", "luma": "codecs", "parity": "loader",
     "peers": "peers.run", "report": "report.page",
@@ -32,8 +32,9 @@ class Commands(errors.Commands):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = import_module(f"benchmarks.{_MODULES.get(cmd_name, cmd_name)}")
-        command: click.Command = getattr(module, cmd_name)
+        function = cmd_name.replace("-", "_")
+        module = import_module(f"benchmarks.{_MODULES.get(cmd_name, function)}")
+        command: click.Command = getattr(module, function)
         return command
 
 

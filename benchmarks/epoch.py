@@ -32,6 +32,8 @@ from model.precision import AMP, precision_for
            help="Samples to use at most, 70 % of them for training."),
     cli.option("--compile", "compiled", is_flag=True, show_default=False,
            help="The network by torch.compile; its first step is timed separately."),
+    cli.option("--warmup", type=click.IntRange(0), default=1,
+           help="Rounds that are not timed. One step of each kind runs before in any case."),
     cli.width_option(default=64),
     cli.ENGINE,
     cli.option("--amp", type=click.Choice(AMP), default="auto", help="As in `train.py fit`."),
@@ -44,6 +46,7 @@ def epoch(
     sizes: tuple[int, ...],
     samples: int,
     compiled: bool,
+    warmup: int,
     width: int,
     engine: str,
     amp: str,
@@ -66,12 +69,12 @@ def epoch(
                 setup = Setup(training, stage, width, precision)
                 step = OurStep(setup, compiled=compiled)
                 epochs = Epochs(step, training, validation, training.device)
-                cases |= _cases(epochs, setup, kind, loading.repeats)
+                cases |= _cases(epochs, setup, kind, loading.repeats, warmup)
     arguments = {
         "shards": shards.name, "engine": engine, "device": loading.device,
         "amp": f"{amp} ({precision})", "width": width, "batch_size": loading.batch_size,
         "threads": loading.threads, "repeats": loading.repeats, "samples": len(train) + len(val),
-        "compile": compiled,
+        "compile": compiled, "warmup": warmup,
     }  # fmt: skip
     return make_result("epoch", arguments, cases, device=loading.device)
 
@@ -99,7 +102,9 @@ def efficiency(r_combined: float, r_loader: float, r_model: float) -> float:
     return r_combined / min(r_loader, r_model)
 
 
-def _cases(epochs: Epochs, setup: Setup, kind: str, repeats: int) -> dict[str, CaseResult]:
+def _cases(
+    epochs: Epochs, setup: Setup, kind: str, repeats: int, warmup: int
+) -> dict[str, CaseResult]:
     """Loader, model and both together, training and validation, measured in turn."""
     title = f"{kind} {setup.stage.size}"
     works = {
@@ -110,7 +115,7 @@ def _cases(epochs: Epochs, setup: Setup, kind: str, repeats: int) -> dict[str, C
         f"{title}: {part}": partial(time_once, work, device=setup.loader.device)
         for part, work in works.items()
     }
-    found = dict(zip(works, interleave(measures, repeats).values(), strict=True))
+    found = dict(zip(works, interleave(measures, repeats, warmup).values(), strict=True))
     figures = epochs.figures(found)
     rate = median(one.samples_per_s for one in found["training"])
     figures["training"] |= epochs.device_figures(setup, rate)
@@ -142,6 +147,7 @@ class Epochs:
         phases = Phases(device)
         step(self.fixed)
         phases.end("first step")
+        step.evaluate(next(iter(validation.epoch(0))), Phases(device))
         self.first_step_s = phases.totals_s()["first step"]
 
     def load(self) -> int:

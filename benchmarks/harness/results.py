@@ -25,8 +25,8 @@ from convert.workers import available_cores
 SCHEMA = 3
 
 Benchmark = Literal[
-    "peers", "loader", "step", "epoch", "quality", "recipes", "speedrun", "scaling", "convert",
-    "encode", "codecs", "decode", "luma", "simulation", "estimate", "parity", "hardware",
+    "gpu-check", "peers", "loader", "step", "epoch", "quality", "recipes", "speedrun", "scaling",
+    "convert", "encode", "codecs", "decode", "luma", "simulation", "estimate", "parity", "hardware",
 ]  # fmt: skip
 """Names of the benchmarks, in the order in which a report shows them."""
 

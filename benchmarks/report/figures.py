@@ -32,6 +32,7 @@ _STEP_BARS = partial(plots.bars, label="samples/s of training steps, more is bet
 _RANDOM = partial(tables.quality, splits=("random",))
 _HELD_OUT = partial(tables.quality, splits=("bg", "fg", "both"))
 _KINDS = (
+    _Kind("gpu-check", "Checks of the GPU: which ran, and which failed", (tables.checks,)),
     _Kind("convert", "Conversion: from files to shards", (tables.timed,), _BARS,
           "Bars: samples per second of packing, of stock FFCV's writer and of reading alone"),
     _Kind("encode", "Where the time of packing goes", (tables.figures,), plots.encode,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -17,7 +17,7 @@ import click
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from benchmarks.harness.options import PATH
-from benchmarks.harness.results import Benchmark, read_results
+from benchmarks.harness.results import Benchmark, Result, read_result, read_results
 from benchmarks.report.figures import Figure, figures_of
 from convert.errors import DataError
 
@@ -38,6 +38,14 @@ _MARK = re.compile(r"<!-- (?P<name>[\w-]+)(?:\.(?P<table>\d+))?:begin -->")
 def report(results: Path, pictures: Path | None, documents: tuple[Path, ...]) -> None:
     """One page, report.html, and PNG files from all results in RESULTS."""
     figures = all_figures(results)
+    drawn = write_page(results, figures, pictures or results / "pictures")
+    click.echo(f"{results / PAGE}: {len(figures)} figures; {drawn} PNG files")
+    for path in documents:
+        click.echo(f"{path}: filled {', '.join(insert(path, figures)) or 'nothing'}")
+
+
+def write_page(folder: Path, figures: Sequence[Figure], pictures: Path) -> int:
+    """Write the page into a folder, and PNG files into ``pictures``; returns how many."""
     environment = Environment(
         loader=PackageLoader("benchmarks.report", "."),
         autoescape=True,
@@ -46,22 +54,43 @@ def report(results: Path, pictures: Path | None, documents: tuple[Path, ...]) ->
     )
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
     template = environment.get_template("page.html.j2")
-    (results / PAGE).write_text(template.render(title="maskdepth: measured", figures=figures))
-    folder = pictures or results / "pictures"
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / PAGE).write_text(template.render(title="maskdepth: measured", figures=figures))
+    pictures.mkdir(parents=True, exist_ok=True)
     drawn = [figure for figure in figures if figure.images]
     for figure in drawn:
-        (folder / f"{figure.name}.png").write_bytes(figure.images["png"])
-    click.echo(f"{results / PAGE}: {len(figures)} figures; {len(drawn)} PNG files")
-    for path in documents:
-        click.echo(f"{path}: filled {', '.join(insert(path, figures)) or 'nothing'}")
+        (pictures / f"{figure.name}.png").write_bytes(figure.images["png"])
+    return len(drawn)
 
 
 def all_figures(folder: Path) -> list[Figure]:
     """Figures of every result of a folder, in the order of the page. Raises DataError."""
-    results, order = read_results(folder), get_args(Benchmark)
-    names = sorted(results, key=lambda name: (order.index(results[name].benchmark), name))
-    return [figure for name in names for figure in figures_of(name, results[name])]
+    results = read_results(folder)
+    return [figure for name in _ordered(results) for figure in figures_of(name, results[name])]
+
+
+def drawn_figures(folder: Path, without: str) -> tuple[list[Figure], dict[str, str]]:
+    """Figures of the results of a folder that can be shown, and by name why others cannot.
+
+    without: name of a result that is left out.
+    """
+    results, figures, wrong = {}, {}, {}
+    for path in folder.glob("*.json"):
+        name = path.stem
+        if name == without:
+            continue
+        try:
+            results[name] = read_result(path)
+            figures[name] = figures_of(name, results[name])
+            _ = [figure.images for figure in figures[name]]  # draws them
+        except Exception as error:  # a result without its figures must not cost the others
+            results.pop(name, None)
+            wrong[name] = f"its result cannot be shown: {type(error).__name__}: {error}"
+    return [figure for name in _ordered(results) for figure in figures[name]], wrong
+
+
+def _ordered(results: Mapping[str, Result]) -> list[str]:
+    order = get_args(Benchmark)
+    return sorted(results, key=lambda name: (order.index(results[name].benchmark), name))
 
 
 def insert(path: Path, figures: Sequence[Figure]) -> list[str]:

@@ -81,6 +81,14 @@ def timed(result: Result) -> Table:
     return Table.of(rows)
 
 
+def checks(result: Result) -> Table:
+    """How every check of `gpu-check` ended, and its time."""
+    return Table.of(
+        {"": name, "ended": str(case.parameters["ended"]), "s": f"{case.figures['wall_s']:.1f}"}
+        for name, case in result.cases.items()
+    )
+
+
 def checked(result: Result) -> Table:
     """What was found before the contenders were timed."""
     rows = [
