@@ -29,6 +29,13 @@ from model.precision import AMP, precision_for
     cli.ENGINE,
     cli.DEVICE,
     cli.option("--amp", type=click.Choice(AMP), default="off", help="For both ways; off: float32."),
+    cli.option(
+        "--compile",
+        "compiled",
+        is_flag=True,
+        show_default=False,
+        help="Our networks by torch.compile.",
+    ),
 )
 def step(
     shards: Path,
@@ -40,11 +47,12 @@ def step(
     engine: str,
     device: str,
     amp: str,
+    compiled: bool,
 ) -> Result:
     """A training step of the depth and the mask stage, ours and the original's way.
 
-    Times steps on batches that are loaded before, in turn; also what a camera and Muon add to a
-    step of both decoders.
+    Times steps on batches that are loaded before, in turn; also ours with torch's backward of
+    upsampling, and what a camera and Muon add to a step of both decoders.
     """
     ways: dict[str, Callable[[Batch], None]] = {}
     with build_loader(
@@ -58,7 +66,9 @@ def step(
         precision = precision_for(amp, loader.device)
         for kind in ("depth", "mask"):
             setup = Setup(loader, make_stage(kind, size, batch_size), width, precision)
-            ways[f"{kind} stage, ours"] = OurStep(setup)
+            theirs = replace(setup, upsampling="torch")
+            ways[f"{kind} stage, ours"] = OurStep(setup, compiled=compiled)
+            ways[f"{kind} stage, torch's upsampling"] = OurStep(theirs, compiled=compiled)
             ways[f"{kind} stage, original's way"] = OriginalStep(setup)
         joint = Setup(loader, make_stage("joint", size, batch_size), width, precision)
         for title, recipe in {
@@ -66,7 +76,9 @@ def step(
             "ours with a camera": replace(joint.recipe, camera=0.8),
             "ours with Muon": replace(joint.recipe, optimizer="muon"),
         }.items():
-            ways[f"joint stage, {title}"] = OurStep(replace(joint, recipe=recipe))
+            ways[f"joint stage, {title}"] = OurStep(
+                replace(joint, recipe=recipe), compiled=compiled
+            )
         flops = {name: gflop_per_sample(train, batches[0]) for name, train in ways.items()}
         works = {name: partial(_train_on, batches, train) for name, train in ways.items()}
         measures = {
@@ -76,6 +88,7 @@ def step(
     arguments = {
         "shards": shards.name, "repeats": repeats, "steps": len(batches), "width": width,
         "size": size, "batch_size": batch_size, "device": device, "amp": amp,
+        "compile": compiled,
     }  # fmt: skip
     cases = {
         name: CaseResult(

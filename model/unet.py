@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from model.errors import ModelError
+from model.upsampling import Upsampling, make_upsample
 
 Decode = Literal["both", "mask", "depth"]
 
@@ -62,9 +63,9 @@ class Encoder(nn.Module):
 class Up(nn.Module):
     """Upsamples x2 (bilinear), concatenates the skip in front, and applies a DoubleConv."""
 
-    def __init__(self, channels_in: int, channels_out: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, upsampling: Upsampling) -> None:
         super().__init__()
-        self.up = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
+        self.up = make_upsample(upsampling)
         self.conv = DoubleConv(channels_in, channels_out, middle=channels_in // 2)
 
     def forward(self, below: Tensor, skip: Tensor) -> Tensor:
@@ -76,11 +77,11 @@ class Up(nn.Module):
 class Decoder(nn.Module):
     """Turns the encoder's four feature maps into one map at full size."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, upsampling: Upsampling) -> None:
         super().__init__()
-        self.up1 = Up(8 * width, 2 * width)
-        self.up2 = Up(4 * width, width)
-        self.up3 = Up(2 * width, width)
+        self.up1 = Up(8 * width, 2 * width, upsampling)
+        self.up2 = Up(4 * width, width, upsampling)
+        self.up3 = Up(2 * width, width, upsampling)
         self.outc = nn.Conv2d(width, 1, kernel_size=1)
 
     def forward(self, features: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
@@ -94,18 +95,19 @@ class DualDecoderUNet(nn.Module):
     """Predicts mask logits and depth from a background and the same scene with a foreground.
 
     ``width`` is the number of channels at full size, 64 in the original. The number of
-    parameters grows with its square.
+    parameters grows with its square. ``upsampling``: how gradients pass the decoders' upsampling;
+    the values and the state dict are the same.
     """
 
-    def __init__(self, width: int = 64) -> None:
+    def __init__(self, width: int = 64, upsampling: Upsampling = "products") -> None:
         super().__init__()
         if width < 1:
             raise ValueError(f"width must be at least 1, found {width}")
         self.width = width
         self.frozen: frozenset[str] = frozenset()
         self.encoder = Encoder(width)
-        self.mask_decoder = Decoder(width)
-        self.depth_decoder = Decoder(width)
+        self.mask_decoder = Decoder(width, upsampling)
+        self.depth_decoder = Decoder(width, upsampling)
 
     def forward(
         self, bg: Tensor, fg_bg: Tensor, decode: Decode = "both"

@@ -23,6 +23,7 @@ from model.precision import Precision
 from model.recipe import RECIPES, Recipe, Stage
 from model.training.evaluation import measure, predict_step
 from model.unet import DualDecoderUNet
+from model.upsampling import Upsampling
 from train import StageTrainer
 
 TRAINS = {"depth": ("encoder", "depth"), "mask": ("mask",), "joint": ("encoder", "mask", "depth")}
@@ -44,7 +45,7 @@ def make_stage(kind: str, size: int, batch_size: int) -> Stage:
 class Setup:
     """What both ways of a step share; loader: gives the device, backgrounds and statistics.
 
-    recipe: its optimiser and augmentation are used, not its stages.
+    recipe: its optimiser and augmentation are used, not its stages. upsampling: of our step.
     """
 
     loader: Loader
@@ -52,6 +53,7 @@ class Setup:
     width: int
     precision: Precision
     recipe: Recipe = RECIPES["original"]
+    upsampling: Upsampling = "products"
 
     def preprocess(self, *, channels_last: bool = True) -> Preprocess:
         return Preprocess(
@@ -72,7 +74,7 @@ class OurStep:
     def __init__(self, setup: Setup, *, compiled: bool = False) -> None:
         torch.manual_seed(0)
         self.trainer = StageTrainer(
-            network=DualDecoderUNet(setup.width).place(setup.loader.device),
+            network=DualDecoderUNet(setup.width, setup.upsampling).place(setup.loader.device),
             recipe=setup.recipe,
             stage=setup.stage,
             preprocess=setup.preprocess(),
@@ -115,7 +117,7 @@ class OriginalStep:
     def __init__(self, setup: Setup) -> None:
         torch.manual_seed(0)
         self._stage, self._precision = setup.stage, setup.precision
-        self.network = DualDecoderUNet(setup.width).to(setup.loader.device)
+        self.network = DualDecoderUNet(setup.width, "torch").to(setup.loader.device)
         self.network.freeze(*setup.stage.frozen)
         self.network.frozen = frozenset()  # gradients stay off; all else is as if never frozen
         nn.Module.train(self.network)
@@ -144,7 +146,10 @@ class OriginalStep:
 
 
 def gflop_per_sample(step: Callable[[Batch], None], batch: Batch) -> float:
-    """2 x multiply-adds of one step, by torch's own counter, over the samples of the batch."""
-    with FlopCounterMode(display=False) as counter:
+    """2 x multiply-adds of one step, by torch's own counter, over the samples of the batch.
+
+    Counted without compilation, which the counter does not see into.
+    """
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         step(batch)
     return float(counter.get_total_flops() / len(batch.index) / 1e9)

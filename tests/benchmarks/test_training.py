@@ -67,7 +67,8 @@ def test_gflop_of_the_full_network_are_those_of_its_description(
     kind: str, size: int, gflop: float
 ) -> None:
     found, mbyte = work(make_stage(kind, size, 2), 64)
-    assert found == pytest.approx(gflop, rel=0.01)
+    # Up to 0.7 % more: the products that are the backward of upsampling.
+    assert found == pytest.approx(gflop, rel=0.015)
     assert mbyte > 6.2 * 2  # every weight is read at least once
 
 
