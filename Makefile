@@ -1,17 +1,21 @@
 # Every target installs what it needs first. `make help` lists the targets.
 
 PYTHON ?=
-DALI ?= dali-cu13
+CUDA ?=
 DEMO_DIR ?= demo
 RESULTS_DIR ?= results
 ARGS ?=
 RUN := .venv/bin/python
-export PYTHON DALI
+export PYTHON CUDA
+
+ifdef DALI
+$(error DALI=$(DALI) is no longer an option; CUDA=12 or CUDA=13 is that of torch and DALI)
+endif
 
 .PHONY: help install demo test lint format bench gpu-check clean
 
 help:
-	@echo "make install    Build .venv. Options: PYTHON=python3.12, DALI=dali-cu12, APT=no."
+	@echo "make install    Build .venv. Options: PYTHON=python3.12, CUDA=12, APT=no."
 	@echo "make demo       Draw a data set, pack it, train and evaluate, in DEMO_DIR=$(DEMO_DIR)."
 	@echo "make test       Run all tests that this machine can run, on up to 4 cores. ARGS is passed to pytest."
 	@echo "make lint       Run ruff and mypy."
@@ -21,8 +25,10 @@ help:
 	@echo "make clean      Remove the demo, benchmark data and caches, but not .venv."
 
 install: .venv/.installed
+	@if [ -n "$(CUDA)" ] && [ -e .venv/cuda ] && [ "$(CUDA)" != "$$(cat .venv/cuda)" ]; then \
+		echo "install: .venv is for CUDA $$(cat .venv/cuda): remove it to install for CUDA $(CUDA)" >&2; exit 2; fi
 
-.venv/.installed: setup.cfg pyproject.toml constraints.txt .ci/install
+.venv/.installed: setup.cfg pyproject.toml constraints.txt .ci/install model/driver.py
 	@.ci/install
 	@touch $@
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
+import click
 import torch
 
+from model.driver import find_mismatch, find_missing_code, read_driver
 from model.errors import ModelError
 
 AMP = ("auto", "off", "tf32", "bf16", "fp16")
@@ -98,16 +101,21 @@ def require_compile(
 
 
 def choose_device(request: str) -> torch.device:
-    """Return the device for `--device`; auto is cuda if available, otherwise cpu.
+    """Return the device for `--device`; auto is cuda if torch can use it, otherwise cpu.
 
-    Raises ModelError for a name that torch does not know, or a device that is not available.
+    auto prints a warning if there is a GPU that torch cannot use. Raises ModelError for a name
+    that torch does not know, or a device that is not available.
     """
     if request == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if reason := unusable_gpu():
+            _warn_once(f"the GPU is not used, because {reason}")
+        return torch.device("cuda" if torch.cuda.is_available() and not reason else "cpu")
     try:
         device = torch.device(request)
     except RuntimeError:
         raise ModelError(f"--device {request}: not a device; {DEVICES}") from None
+    if device.type == "cuda" and (reason := unusable_gpu(device)):
+        raise ModelError(f"--device {request}: {reason}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ModelError(
             f"--device {request}: found {torch.cuda.device_count()} CUDA devices; "
@@ -116,6 +124,23 @@ def choose_device(request: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise ModelError(f"--device {request}: found type {device.type}; {DEVICES}")
     return device
+
+
+def unusable_gpu(device: torch.device | str = "cuda") -> str | None:
+    """Why torch cannot use this GPU, and what to install; None if it can or there is none."""
+    if not torch.cuda.is_available():
+        driver = read_driver()
+        return find_mismatch(driver, torch.version.cuda) if driver else None
+    device = torch.device(device)
+    if (device.index or 0) >= torch.cuda.device_count():
+        return None
+    capability = torch.cuda.get_device_capability(device)
+    return find_missing_code(capability, torch.version.cuda, torch.cuda.get_arch_list())
+
+
+@cache
+def _warn_once(message: str) -> None:
+    click.echo(f"Warning: {message}", err=True)
 
 
 def precision_for(request: str, device: torch.device) -> Precision:

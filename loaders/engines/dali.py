@@ -44,9 +44,10 @@ try:
     from nvidia.dali import backend, fn, pipeline_def, types
     from nvidia.dali.tensors import TensorListCPU, TensorListGPU
 except ImportError as error:
+    _cuda = (torch.version.cuda or "13").split(".")[0]  # a build without CUDA fits either
     raise DataError(
-        f"DALI cannot be imported ({error}); install it with `pip install .[dali-cu13]` "
-        "(or dali-cu12 for an older driver), or use another --loader"
+        f"DALI cannot be imported ({error}); install it for the CUDA of torch with "
+        f"`pip install '.[dali-cu{_cuda}]'`, or use another --loader"
     ) from None
 
 CORRUPT = "a record of this batch is corrupt"  # `CorruptRecords.walk` finds out which one
