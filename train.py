@@ -5,6 +5,7 @@ python train.py fit SHARDS RUN_DIR --recipe demo --width 16
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 
@@ -23,13 +24,20 @@ import torch
 from click.core import ParameterSource
 from torch import nn
 
-from loaders import ENGINES, Commands, Loader, choose_engine, distributed_rank, open_pair
+from loaders import ENGINES, Commands, Loader, distributed_rank, open_pair, possible_engines
 from loaders.augment import make_augment
 from loaders.preprocess import Preprocess
 from loaders.split import SPLITS, split_indices
+from loaders.trial import Step, Trial, describe, fastest, try_engines
 from model.checkpoint import Checkpoint, Position, channel_statistics, load_network
 from model.contract import Batch, NoPhases, PhaseTimer, Preprocessor
-from model.distributed import joined, local_device, share_batch_norm, wrap_network
+from model.distributed import (
+    from_first_rank,
+    joined,
+    local_device,
+    share_batch_norm,
+    wrap_network,
+)
 from model.errors import ModelError
 from model.files import locked, make_folder, require_writable
 from model.inference.export import export_network
@@ -172,6 +180,63 @@ def fit_stage(
         reporter.line(epoch_line(run.history[-1]))
 
 
+def tries_engines(device: torch.device) -> bool:
+    """Whether `--loader auto` times the engines.
+
+    Not on a CPU: there a training step takes nearly all of the time, and the first of
+    `possible_engines` leaves it the most.
+    """
+    return device.type == "cuda"
+
+
+def try_possible_engines(config: RunConfig, device: torch.device) -> list[Trial]:
+    """For `--loader auto` the possible engines, timed in training; otherwise the one of the config.
+
+    Trains the first stage with another network, in this process alone, and restores torch's random
+    numbers: the run computes what it would without the trial. Call it before the ranks are joined.
+    """
+    data, recipe, stage = config.data, config.recipe, config.recipe.stages[0]
+    engines = possible_engines(data.shards) if data.engine == "auto" else (data.engine,)
+    if len(engines) == 1 or not tries_engines(device):
+        return [Trial(engines[0])]
+    on_gpu = device.type == "cuda"
+    trainer: StageTrainer | None = None
+
+    def step_of(training: Loader) -> Step:
+        nonlocal trainer
+        preprocess = Preprocess(
+            training.backgrounds, training.statistics, size=stage.size,
+            augment=make_augment(recipe, data.seed),
+        )  # fmt: skip
+        # One for all engines, so that it is compiled once.
+        trainer = trainer or StageTrainer(
+            network=DualDecoderUNet(config.width).place(device), recipe=recipe, stage=stage,
+            preprocess=preprocess, precision=precision_for(config.amp, device),
+            compile=config.compile,
+        )  # fmt: skip
+        trainer.preprocess = preprocess
+        trainer.wrapped.train()
+        return partial(trainer.step, epoch=0, lr=0.0)
+
+    with (
+        torch.cuda.device(device) if on_gpu else nullcontext(),
+        torch.random.fork_rng(devices=[device] if on_gpu else []),
+    ):
+        trials = try_engines(
+            engines,
+            lambda engine: open_pair(
+                replace(data, engine=engine), device=device, batch_size=stage.batch_size,
+                world_size=config.world_size,
+            ),
+            step_of,
+            partial(torch.cuda.synchronize, device) if on_gpu else lambda: None,
+        )  # fmt: skip
+        trainer = None
+        gc.collect()  # compiled modules are reference cycles
+        torch.cuda.empty_cache()  # nothing on a CPU; DALI cannot use what torch keeps for itself
+    return trials
+
+
 def fit_run(run: Run, network: DualDecoderUNet, device: torch.device, reporter: Reporter) -> None:
     """Train the remaining stages of a run."""
     recipe, data, world_size = run.config.recipe, run.config.data, run.config.world_size
@@ -248,12 +313,11 @@ def fit(context: click.Context, run_dir: Path, resume: bool, **options: object) 
     recipe = load_recipe(str(options["recipe"]))
     options |= {"recipe": recipe, "width": options["width"] or recipe.width}
     options["world_size"] = world_size
-    if options["engine"] == "auto":
-        device = choose_device(str(options["device"]))
-        options["engine"] = choose_engine(str(options["shards"]), device)
     source = context.get_parameter_source
     given = {n: v for n, v in options.items() if source(n) is ParameterSource.COMMANDLINE}
     given["world_size"] = world_size
+    if options["engine"] == "auto":
+        given.pop("engine", None)  # a resumed run keeps the engine that was chosen
     config = RunConfig.from_options(options)
     with ended_by_sigterm(), locked(run_dir) if first else nullcontext():
         config = config_to_run(config, given, run_dir, resume=resume, first=first)
@@ -268,9 +332,15 @@ def fit(context: click.Context, run_dir: Path, resume: bool, **options: object) 
         run = Run(config=config, folder=run_dir, first=first)
         if resume:
             run.restore(network)
+        trials = try_possible_engines(config, device)
         board = run_dir / TENSORBOARD if config.tensorboard else None
         reporter = Reporter(shown=first, board=board, step=run.steps)
         with joined(rank, world_size, device), reporter.reporting(), run.saving():
+            trials = from_first_rank(trials)
+            data = replace(run.config.data, engine=fastest(trials))
+            run.config = replace(run.config, data=data)
+            if len(trials) > 1:
+                reporter.line(f"loader: {describe(trials)}: using {data.engine}")
             fit_run(run, network, device, reporter)
         if first:
             config, best = run.config, load_network(run_dir / BEST)

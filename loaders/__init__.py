@@ -16,7 +16,7 @@ from convert.layout import Layout
 from loaders.backgrounds import Backgrounds
 from loaders.base import Loader
 from loaders.batch import Batch
-from loaders.engines import ENGINES, choose_engine, open_loader
+from loaders.engines import ENGINES, open_loader, possible_engines
 from loaders.folder import read_layout
 from loaders.options import LoaderOptions
 from loaders.order import Order, distributed_rank
@@ -27,7 +27,7 @@ from loaders.split import SPLITS, split_indices
 __all__ = [
     "ENGINES", "SPLITS", "Backgrounds", "Batch", "Commands", "DataError", "DataSource", "Inputs",
     "Layout", "Loader", "LoaderOptions", "Order", "Preprocess", "RecordError", "build_loader",
-    "choose_engine", "distributed_rank", "open_pair", "read_layout", "split_indices",
+    "distributed_rank", "open_pair", "possible_engines", "read_layout", "split_indices",
 ]  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def build_loader(
         tested). "resident" decodes all samples once, into the memory of the device, while it is
         built. "dali-stream" reads shards that are remote or larger than memory from front to
         back and shuffles within a window: the same samples in an order of its own. "auto" is
-        what `choose_engine` selects.
+        the first of `possible_engines`; `train.py fit` times them instead.
     shards: folder that `pack` wrote; for "reference" the data set folder itself.
     rank, world_size: this process among all; None takes those of `distributed_rank`.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model.errors import ModelError
 from model.unet import DualDecoderUNet
+
+Value = TypeVar("Value")
 
 
 def local_device(device: torch.device, world_size: int) -> torch.device:
@@ -47,6 +50,15 @@ def joined(rank: int, world_size: int, device: torch.device) -> Iterator[None]:
         raise ModelError(f"environment: {error}; start with torchrun") from None
     yield
     dist.destroy_process_group()
+
+
+def from_first_rank(value: Value) -> Value:
+    """The value that the first rank calls this with, on every rank. All ranks must call it."""
+    if not is_distributed():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
 
 
 def is_distributed() -> bool:

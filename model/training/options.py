@@ -21,9 +21,10 @@ option = partial(click.option, show_default=True)
 flag = partial(click.option, is_flag=True, show_default=False)
 
 ENGINE_HELP = (
-    "Engine that reads SHARDS. auto: reference for a data set folder; for shards dali on a GPU "
-    "and ffcv on a CPU, or the one that is installed and that the folder has files for. resident "
-    "decodes all samples once, into the memory of the device."
+    "Engine that reads SHARDS. auto: reference for a data set folder; for shards ffcv, or dali if "
+    "ffcv is not installed or the folder has no files for it. fit on a GPU with both: the one that "
+    "trains faster when each is tried for a second, kept with --resume. resident decodes all "
+    "samples once, into the memory of the device."
 )
 MAX_BAD_HELP = (
     "Corrupt records that each loader may skip before one ends the run; the next valid record "
