@@ -46,6 +46,7 @@ def build_loader(
     world_size: int | None = None,
     max_bad: int = 0,
     check: bool | None = None,
+    hw_decoder_load: float | None = None,
 ) -> Loader:
     """A loader that yields the same batches with every engine except "dali-stream".
 
@@ -68,6 +69,6 @@ def build_loader(
     options = LoaderOptions(
         batch_size=batch_size, indices=indices, shuffle=shuffle, drop_last=drop_last, seed=seed,
         device=device, num_workers=num_workers, rank=rank, world_size=world_size, max_bad=max_bad,
-        check=check,
+        check=check, hw_decoder_load=hw_decoder_load,
     )  # fmt: skip
     return open_loader(engine, shards, options)

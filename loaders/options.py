@@ -42,6 +42,10 @@ class LoaderOptions:
     """Whether each record is compared with its checksum before it is decoded. None: only for DALI
     on a GPU, whose decoder can crash on corrupt bytes (`loaders.engines.dali`)."""
 
+    hw_decoder_load: float | None = None
+    """Share of a batch, 0 to 1, that the JPEG engine of an A100 or a newer GPU decodes; the rest is
+    decoded by its cores. DALI on a GPU alone; None leaves it to DALI (0.65)."""
+
     def __post_init__(self) -> None:
         expect("batch size", self.batch_size, 1)
         expect("seed", self.seed, 0)
@@ -49,6 +53,8 @@ class LoaderOptions:
         expect("rank", self.rank, 0, self.world_size - 1)
         expect("workers", 0 if self.num_workers is None else self.num_workers, 0)
         expect("corrupt records to skip", self.max_bad, 0)
+        if self.hw_decoder_load is not None:
+            expect("hw_decoder_load", self.hw_decoder_load, 0, 1)
         object.__setattr__(self, "device", resolve_device(self.device))
         if self.indices is not None:
             object.__setattr__(self, "indices", _distinct(self.indices))

@@ -1,6 +1,7 @@
 """Stock DALI: its webdataset reader and decoders, on the CPU or (`mixed`) on the GPU.
 
-The command `hardware` sweeps ``hw_decoder_load``: the share that the GPU's own decoder takes.
+The command `hardware` sweeps ``hw_decoder_load``, the share that the GPU's own decoder takes, and
+whether the decoders of the fields work at once.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ from convert.manifest import read_manifest
 from convert.shards import Shards
 from loaders.backgrounds import Backgrounds
 
-LOADS = (0.0, 0.25, 0.5, 0.65, 0.8, 0.9, 1.0)
-"""Values of ``hw_decoder_load``."""
+LOADS = (0.0, 0.12, 0.25, 0.5, 0.65, 0.8, 0.9, 1.0)
+"""Values of ``hw_decoder_load``: 0.65 is DALI's default, 0.12 that of NVIDIA's tests on Hopper."""
+AT_ONCE = (0.12, 0.65)
+"""Values that are also tried with decoders that do not wait for each other."""
 _WINDOW = 1024  # the reader's own default
 _MASK_THRESHOLD = 128 / 255  # of floats
 
@@ -48,12 +51,15 @@ def open_dali(
     resident: bool,
     normalise: bool,
     load: float | None = None,
+    at_once: bool = False,
 ) -> Iterator[Epochs]:
     """Yield epochs that are shuffled in a window, as DALI can.
 
     resident: the backgrounds are kept on the device and gathered, as ours are, not read.
     normalise: by `crop_mirror_normalize`, with the statistics of the shard folder.
     load: ``hw_decoder_load`` of the decoders on a GPU; None: DALI's default.
+    at_once: the decoders of a batch do not wait for each other (`OperatorConcurrency.FULL`); by
+        default DALI runs operators for the same device one after the other.
     """
     opened, device, batch_size = Shards(shards), loading.device, loading.batch_size
     layout, names = opened.manifest.layout, FIELDS[1:] if resident else FIELDS
@@ -71,6 +77,7 @@ def open_dali(
         num_threads=loading.threads,
         device_id=(torch.device(device).index or 0) if on_gpu else None,
         prefetch_queue_depth=2,
+        **_concurrency(at_once),
     )
     pipeline.build()
     if resident:
@@ -108,6 +115,7 @@ def dali_contender(
     resident: bool = False,
     normalise: bool = False,
     load: float | None = None,
+    at_once: bool = False,
 ) -> Contender:
     """Stock DALI on tar shards that are written into ``store``; see `open_dali`."""
     statistics = read_manifest(shards).statistics
@@ -115,13 +123,28 @@ def dali_contender(
         name=name,
         opens=open_dali,
         loading=loading,
-        options={"shards": shards, "resident": resident, "normalise": normalise, "load": load},
+        options={
+            "shards": shards,
+            "resident": resident,
+            "normalise": normalise,
+            "load": load,
+            "at_once": at_once,
+        },
         convert=partial(write_tars, files, loading.threads),
         store=store,
         expected=files.indices,
         scale=normalised_scale(statistics, _MASK_THRESHOLD) if normalise else Scale(),
         levels=allowed_levels(loading.device, 0.01 if normalise else 0.0),
     )
+
+
+def _concurrency(at_once: bool) -> dict[str, Any]:
+    """The pipeline's option for it. An ImportError of an older DALI is reported with the case."""
+    if not at_once:
+        return {}
+    from nvidia.dali.pipeline import OperatorConcurrency
+
+    return {"concurrency": OperatorConcurrency.FULL}
 
 
 def _graph(
@@ -161,7 +184,7 @@ def _graph(
 
 @command(DATASET, SHARDS, loading_options)
 def hardware(dataset: Path, shards: Path, loading: Loading) -> Result:
-    """DALI's hw_decoder_load from 0 to 1, on a GPU.
+    """DALI's hw_decoder_load from 0 to 1, and decoders that work at once, on a GPU.
 
     Stock DALI decodes three images per sample and gathers resident backgrounds, so that nothing of
     this project counts.
@@ -172,11 +195,12 @@ def hardware(dataset: Path, shards: Path, loading: Loading) -> Result:
     with tempfile.TemporaryDirectory(prefix="maskdepth-hardware-") as folder:
         contenders = [
             dali_contender(
-                f"hw_decoder_load {load:g}", files=Files(dataset, np.arange(len(opened))),
-                store=Path(folder) / "tars", shards=shards, loading=loading, resident=True,
-                load=load,
+                f"hw_decoder_load {load:g}" + at_once * ", decoders at once",
+                files=Files(dataset, np.arange(len(opened))), store=Path(folder) / "tars",
+                shards=shards, loading=loading, resident=True, load=load, at_once=at_once,
             )
-            for load in LOADS
+            for at_once, loads in ((False, LOADS), (True, AT_ONCE))
+            for load in loads
         ]  # fmt: skip
         truth = read_truth(opened, some_samples(len(opened)))
         cases, skipped = race(contenders, truth, loading.repeats, optional=True)

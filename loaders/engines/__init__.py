@@ -11,6 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from convert.errors import DataError
 from convert.manifest import read_manifest
 from loaders.base import Loader
@@ -34,6 +36,8 @@ REGISTRY = {
     "reference": Engine("loaders.engines.reference", "ReferenceLoader", ""),
 }
 ENGINES = tuple(REGISTRY)
+DECODING_ON_GPU = ("dali", "dali-stream")
+"""Engines that decode on the GPU if the batches are needed there."""
 
 
 def open_loader(engine: str, shards: str | Path, options: LoaderOptions) -> Loader:
@@ -42,6 +46,12 @@ def open_loader(engine: str, shards: str | Path, options: LoaderOptions) -> Load
         engine = possible_engines(shards)[0]
     if engine not in REGISTRY:
         raise DataError(f"engine: found {engine!r}, expected auto or one of {', '.join(ENGINES)}")
+    on_gpu = torch.device(options.device).type == "cuda"
+    if options.hw_decoder_load is not None and not (on_gpu and engine in DECODING_ON_GPU):
+        raise DataError(
+            f"hw_decoder_load: found the engine {engine} on {options.device}, expected "
+            f"{' or '.join(DECODING_ON_GPU)} on a GPU; leave it out"
+        )
     module = importlib.import_module(REGISTRY[engine].module)
     make: Callable[[str | Path, LoaderOptions], Loader] = getattr(module, REGISTRY[engine].loader)
     return make(shards, options)

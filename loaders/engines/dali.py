@@ -54,28 +54,31 @@ CORRUPT = "a record of this batch is corrupt"  # `CorruptRecords.walk` finds out
 _AHEAD = 2
 
 
-def _gpu_options(height: int, width: int) -> dict[str, int]:
-    """Options that only decoders on a GPU have: their memory for images of this size."""
+def _gpu_options(height: int, width: int, hw_decoder_load: float | None) -> dict[str, float]:
+    """Options that only decoders on a GPU have: memory for images of this size, and the load."""
     buffer = buffer_bytes(height, width)
+    load = {} if hw_decoder_load is None else {"hw_decoder_load": hw_decoder_load}
     return {
         "preallocate_width_hint": width, "preallocate_height_hint": height,
-        "device_memory_padding": buffer, "host_memory_padding": buffer,
+        "device_memory_padding": buffer, "host_memory_padding": buffer, **load,
     }  # fmt: skip
 
 
 @pipeline_def
 def _graph(
-    source: Callable[[], list], device: str, mask_is_jpeg: bool, height: int, width: int
-) -> tuple[object, ...]:
+    source: Callable[[], list], device: str, mask_is_jpeg: bool, height: int, width: int,
+    hw_decoder_load: float | None = None,
+) -> tuple[object, ...]:  # fmt: skip
     """fg_bg (H, W, 3); the mask, decoded to (H, W, 1) or as run lengths; depth (H, W, 1).
 
     source: returns the stored fields of the next batch, in the order of `FIELDS`.
     device: "cpu", or "mixed" for decoding on the GPU.
+    hw_decoder_load: see `LoaderOptions`; not used on the CPU.
     """
     # Fancy upsampling and no rotation, as in Pillow and in the CPU decoder, on every device.
     decode = partial(
         fn.decoders.image, device=device, adjust_orientation=False, jpeg_fancy_upsampling=True,
-        **(_gpu_options(height, width) if device == "mixed" else {}),
+        **(_gpu_options(height, width, hw_decoder_load) if device == "mixed" else {}),
     )  # fmt: skip
     fg_bg, mask, depth = fn.external_source(
         source, num_outputs=len(FIELDS), batch=True, dtype=types.UINT8
@@ -169,6 +172,7 @@ class DALILoader(ShardLoader):
         pipeline = _graph(
             source=self._next_fields, device="mixed" if on_gpu else "cpu",
             mask_is_jpeg=self._mask_is_jpeg, height=self.layout.height, width=self.layout.width,
+            hw_decoder_load=self.order.options.hw_decoder_load,
             batch_size=self.order.options.batch_size, num_threads=self.num_workers,
             device_id=self.device.index if on_gpu else None, prefetch_queue_depth=_AHEAD,
         )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from loaders import RecordError, build_loader
+from loaders import DataError, RecordError, build_loader
 from tests.damage import Records, bit_flipped
 from tests.loaders.lazy_streams import LazyStreams
 
@@ -109,6 +110,39 @@ def test_corrupt_bytes_do_not_reach_a_decoder_on_a_gpu(
         else:
             next(loader.epoch(0))
             assert [error.index for error in loader.skipped] == ([5] if expected else [])
+
+
+@pytest.mark.parametrize("load", [None, 0.12])
+def test_the_load_of_the_jpeg_engine_reaches_each_decoder(
+    need_engine: Callable[[str], None], load: float | None
+) -> None:
+    need_engine("dali")
+    from loaders.engines.dali import _graph
+
+    for device in ("mixed", "cpu"):
+        graph = _graph(
+            source=nothing, device=device, mask_is_jpeg=True, height=96, width=96,
+            hw_decoder_load=load, batch_size=8, num_threads=1, device_id=None,
+        )  # fmt: skip
+        stored = graph.serialize()
+        expected = 3 if device == "mixed" and load else 0
+        assert stored.count(b"hw_decoder_load") == expected
+        assert stored.count(struct.pack("<f", 0.12)) == expected
+
+
+@pytest.mark.parametrize(
+    ("engine", "load", "message"),
+    [
+        ("dali", 0.5, "found the engine dali on cpu, expected dali or dali-stream on a GPU"),
+        ("ffcv", 0.5, "found the engine ffcv on cpu"),
+        ("dali", 1.5, "hw_decoder_load: found 1.5, expected 0 to 1"),
+    ],
+)
+def test_only_dali_on_a_gpu_has_a_load(
+    shards: Path, engine: str, load: float, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        build_loader(engine, shards, hw_decoder_load=load)
 
 
 class LaggingStreams(LazyStreams):
