@@ -122,8 +122,17 @@ class StageTrainer:
         }
 
     def load_state(self, state: StageState) -> None:
-        """Restore optimiser, scaler and running loss from a result of `state`."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Restore optimiser, scaler and running loss from a result of `state`.
+
+        Raises ModelError if the optimiser's parameters are not those of the stage.
+        """
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except ValueError as error:
+            raise ModelError(
+                f"--resume: the saved optimiser does not fit the network ({error}); resume the run "
+                "with the version that began it, or start a new run"
+            ) from None
         if state["scaler"]:  # empty if the run did not scale gradients so far
             self.scaler.load_state_dict(state["scaler"])
         self.running.sums.copy_(state["running"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -22,7 +23,7 @@ from model.metrics import SampleTable
 from model.precision import Precision
 from model.recipe import RECIPES, Recipe, Stage
 from model.training.evaluation import measure, predict_step
-from model.unet import DualDecoderUNet
+from model.unet import PARTS, DoubleConv, DualDecoderUNet
 from model.upsampling import Upsampling
 from train import StageTrainer
 
@@ -111,7 +112,8 @@ class OriginalStep:
     """The same stage in the original's way: the baseline.
 
     Both decoders run though only one trains, frozen parts run in training mode and with a graph
-    where autograd keeps one, the optimiser has all parameters, memory is contiguous.
+    where autograd keeps one, biases before a BatchNorm are added and trained, the optimiser has all
+    parameters, memory is contiguous.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -121,6 +123,7 @@ class OriginalStep:
         self.network.freeze(*setup.stage.frozen)
         self.network.frozen = frozenset()  # gradients stay off; all else is as if never frozen
         nn.Module.train(self.network)
+        _train_biases(self.network, setup.stage)
         self.preprocess = setup.preprocess(channels_last=False)
         self._optimizer = torch.optim.SGD(
             self.network.parameters(),
@@ -143,6 +146,15 @@ class OriginalStep:
         )
         loss.backward()
         self._optimizer.step()
+
+
+def _train_biases(network: DualDecoderUNet, stage: Stage) -> None:
+    """Let every `DoubleConv` add and train its biases, where its part of the network trains."""
+    for part in stage.trains:
+        network.get_submodule(PARTS[part]).requires_grad_(True)
+    for block in network.modules():
+        if isinstance(block, DoubleConv):
+            block.forward = partial(nn.Sequential.forward, block)  # type: ignore[method-assign]
 
 
 def gflop_per_sample(step: Callable[[Batch], None], batch: Batch) -> float:

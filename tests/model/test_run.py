@@ -63,6 +63,14 @@ def test_a_stage_is_resumed_with_another_amp(
     assert Elapsed._make(state["elapsed"]).cpu_s == 2
 
 
+def test_an_optimiser_of_other_parameters_is_not_resumed(trainer: StageTrainer) -> None:
+    state = trainer.state(Elapsed(1.0, 2.0, 0.5, 4))
+    fewer = list(trainer.network.parameters())[:1]
+    state["optimizer"] = torch.optim.SGD(fewer, lr=0.1).state_dict()
+    with pytest.raises(ModelError, match=r"does not fit the network.*start a new run"):
+        trainer.load_state(state)
+
+
 def test_infinite_weights_are_found_before_the_loss_shows_them(trainer: StageTrainer) -> None:
     assert trainer.check_finite("stage 1", 1) == 1
     with torch.no_grad():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -229,10 +231,37 @@ def test_freeze_replaces_an_earlier_freeze() -> None:
     net = DualDecoderUNet(2).train()
     net.freeze("encoder", "mask")
     net.freeze("depth")
-    frozen = {n.split(".")[0] for n, p in net.named_parameters() if not p.requires_grad}
+    frozen = {
+        n.split(".")[0] for n, p in net.named_parameters() if not p.requires_grad and p.ndim > 1
+    }
     assert frozen == {"depth_decoder"}
     assert net.encoder.training
     assert net.mask_decoder.training
     assert not net.depth_decoder.training
     trained = {id(parameter) for parameter in net.trained_parameters()}
-    assert trained == {id(p) for m in (net.encoder, net.mask_decoder) for p in m.parameters()}
+    unused = {id(p) for n, p in net.named_parameters() if re.search(r"\.[03]\.bias$", n)}
+    parts = (net.encoder, net.mask_decoder)
+    assert trained == {id(p) for part in parts for p in part.parameters()} - unused
+
+
+def test_training_without_biases_is_training_with_them() -> None:
+    """Against the original's layers: values, gradients and statistics, then evaluation."""
+    torch.manual_seed(0)
+    original, net = Original(4).train(), DualDecoderUNet(4).train()
+    net.load_state_dict(rename_original(original.state_dict()))
+    for _ in range(3):
+        found, expected = net(*_images()), original(*_images())
+        torch.testing.assert_close(found, tuple(expected))
+    (found[0].square().mean() + found[1].square().mean()).backward()
+    (expected[0].square().mean() + expected[1].square().mean()).backward()
+    gradients = {name: p.grad for name, p in original.named_parameters() if p.grad is not None}
+    gradients = rename_original(original.state_dict() | gradients)
+    for name, parameter in net.named_parameters():
+        if parameter.grad is None:
+            assert re.search(r"\.[03]\.bias$", name)
+            assert gradients[name].abs().max() < 1e-6
+        else:
+            torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(net.state_dict(), rename_original(original.state_dict()))
+    evaluated = net.eval()(*_images())
+    torch.testing.assert_close(evaluated, tuple(original.eval()(*_images())))
