@@ -21,11 +21,12 @@ from typing import Literal
 import click
 
 from benchmarks.harness.results import read_result
+from benchmarks.report.figures import figures_of
 from convert.errors import DataError
 
 FOLDER = "checks"
 """In the folder of the results: a folder for each check."""
-LOG = "log.txt"
+LOG, RESULT = "log.txt", "result.json"
 _GRACE_S = 10.0
 _LOG_TAIL = 2**18  # bytes
 _REASON_LENGTH = 400
@@ -36,6 +37,7 @@ class Check:
     """A command, and the name of its folder and result.
 
     measures: it writes a result into the file that ``--json`` names, an option that is added.
+    publish: the result is moved into the folder of the results, under the check's name.
     missing: what it needs and does not find here; empty: nothing. makes: a file; the command is
     not run where it exists.
     """
@@ -43,6 +45,7 @@ class Check:
     name: str
     command: tuple[str, ...]
     measures: bool = True
+    publish: bool = True
     missing: str = ""
     makes: Path | None = None
 
@@ -110,7 +113,7 @@ def run_check(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     published.unlink(missing_ok=True)
-    measured, log = folder / "result.json", folder / LOG
+    measured, log = folder / RESULT, folder / LOG
     command = [*check.command, *(("--json", str(measured)) if check.measures else ())]
     began = time.monotonic()
     code = _run(command, log, environment, limit_s)
@@ -118,14 +121,26 @@ def run_check(
     reason = "" if code == 0 else f"{_ending(code, limit_s)}; {last_error(log)}"
     if check.measures:
         # A process that crashes at its end may have written a complete result.
-        try:
-            read_result(measured)
+        wrong = _why_unusable(check.name, measured)
+        if wrong:
+            measured.unlink(missing_ok=True)
+        elif check.publish:
             measured.replace(published)
-        except DataError as error:
-            reason = reason or error.message
+        reason = reason or wrong
     if reason:
         return Outcome(ended="failed", wall_s=wall_s, reason=f"{reason} ({log})")
     return Outcome(ended="done", wall_s=wall_s)
+
+
+def _why_unusable(name: str, path: Path) -> str:
+    """Why a result cannot be read, or has no tables; empty if it can be shown."""
+    try:
+        figures_of(name, read_result(path))
+    except DataError as error:
+        return error.message
+    except Exception as error:  # figures that are missing or impossible
+        return f"its result cannot be shown: {type(error).__name__}: {error}"
+    return ""
 
 
 def _run(

@@ -13,11 +13,12 @@ from click.testing import CliRunner, Result
 
 import convert.__main__
 import train
-from benchmarks import gpu_check
 from benchmarks.__main__ import main
-from benchmarks.gpu_check import Drawn, Plan, select
+from benchmarks.gpu_check import join_epochs, select
 from benchmarks.harness import checks as harness
+from benchmarks.harness import plan as plans
 from benchmarks.harness.checks import Check, last_error
+from benchmarks.harness.plan import Drawn, Plan
 from benchmarks.harness.results import CaseResult, make_result, read_result
 from benchmarks.report.page import PAGE
 from convert.errors import DataError
@@ -163,7 +164,7 @@ def test_options_of_all_checks_exist() -> None:
 
 
 def test_missing_engines_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_check, "is_installed", lambda module: False)
+    monkeypatch.setattr(plans, "is_installed", lambda module: False)
     missing = {check.name: check.missing for check in plan().checks()}
     assert missing["epoch-112-ffcv"] == "ffcv is not installed"
     assert missing["epoch-224-dali-compiled"] == "nvidia.dali is not installed"
@@ -192,6 +193,22 @@ def test_at_least_so_many_samples_are_drawn(samples: int) -> None:
     assert samples <= drawn < samples + 4040
 
 
+def test_epochs_are_joined_in_one_result(tmp_path: Path) -> None:
+    """In the order of the plan, with the arguments that they share."""
+    for engine, rate in (("resident", 1.0), ("ffcv", 2.0)):
+        folder = tmp_path / "checks" / f"epoch-112-{engine}"
+        folder.mkdir(parents=True)
+        cases = {"depth 112: loader": CaseResult(figures={"rate": rate})}
+        result = make_result("epoch", {"width": 4, "engine": engine}, cases)
+        (folder / "result.json").write_text(result.model_dump_json())
+    join_epochs(plan(), tmp_path)
+    found = read_result(tmp_path / "epochs.json")
+    assert found.arguments == {"width": "4"}
+    assert {name: case.figures["rate"] for name, case in found.cases.items()} == {
+        "112-ffcv, depth 112: loader": 2.0, "112-resident, depth 112: loader": 1.0,
+    }  # fmt: skip
+
+
 @pytest.mark.slow
 def test_from_end_to_end_on_a_cpu(dataset: Path, shards: Path, tmp_path: Path) -> None:
     """With data that exist; one epoch, because each check takes seconds to start."""
@@ -211,4 +228,5 @@ def test_from_end_to_end_on_a_cpu(dataset: Path, shards: Path, tmp_path: Path) -
         "tests": "skipped",
     }  # fmt: skip
     page = (tmp_path / "results" / PAGE).read_text()
-    assert "An epoch: loader, model and both (epoch-112-resident)" in page
+    assert "An epoch: loader, model and both (epochs)" in page
+    assert "112-resident, depth 112" in page
