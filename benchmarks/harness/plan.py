@@ -118,6 +118,7 @@ class Plan:
             self._speedrun(),
             self._fit(),
             *(self._epoch(224, one, compiled) for compiled in (False, True) for one in others),
+            self._step(224, compiled=True),
         ]
 
     def _check(
@@ -137,11 +138,13 @@ class Plan:
             missing=_missing(engine), publish=False,
         )  # fmt: skip
 
-    def _step(self, size: int) -> Check:
+    def _step(self, size: int, *, compiled: bool = False) -> Check:
         return self._check(
-            f"step-{size}", "step", self.few.shards, "--size", size,
+            f"step-{size}" + ("-compiled" if compiled else ""),
+            "step", self.few.shards, "--size", size,
             "--batch-size", self.batch_size(self.few, size), "--width", self.width,
             "--loader", self.engine, "--amp", "auto", "--steps", 10, "--repeats", 3,
+            *(["--compile"] * compiled),
         )  # fmt: skip
 
     def _hardware(self) -> Check:
