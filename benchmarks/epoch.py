@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from statistics import median
 
 import click
 import numpy as np
 import torch
+from torch.profiler import ProfilerActivity
 
 from benchmarks.harness import options as cli
-from benchmarks.harness.gpus import energy_counter, peak_tflops
+from benchmarks.harness.gpus import peak_tflops
+from benchmarks.harness.nvml import added_gib, open_nvml
 from benchmarks.harness.results import CaseResult, Result, make_result
 from benchmarks.harness.steps import TRAINS, OurStep, Setup, gflop_per_sample, make_stage
 from benchmarks.harness.timing import Phases, Repeat, interleave, time_once
+from benchmarks.harness.traces import Event, busy_s, host_to_device, trace
 from convert.errors import DataError
 from loaders import Batch, Loader, build_loader, read_layout, split_indices
 from model.precision import AMP, precision_for
+
+_TRACED = 20
+"""Steps that the profiler records, of one epoch."""
 
 
 @cli.command(
@@ -59,6 +68,7 @@ def epoch(
     )  # fmt: skip
     precision = precision_for(amp, torch.device(loading.device))
     cases: dict[str, CaseResult] = {}
+    skipped: dict[str, str] = {}
     for kind in kinds:
         for size in sizes:
             stage = make_stage(kind, size, loading.batch_size)
@@ -69,14 +79,14 @@ def epoch(
                 setup = Setup(training, stage, width, precision)
                 step = OurStep(setup, compiled=compiled)
                 epochs = Epochs(step, training, validation, training.device)
-                cases |= _cases(epochs, setup, kind, loading.repeats, warmup)
+                cases |= _cases(epochs, setup, kind, loading.repeats, warmup, skipped)
     arguments = {
         "shards": shards.name, "engine": engine, "device": loading.device,
         "amp": f"{amp} ({precision})", "width": width, "batch_size": loading.batch_size,
         "threads": loading.threads, "repeats": loading.repeats, "samples": len(train) + len(val),
         "compile": compiled, "warmup": warmup,
     }  # fmt: skip
-    return make_result("epoch", arguments, cases, device=loading.device)
+    return make_result("epoch", arguments, cases, device=loading.device, skipped=skipped)
 
 
 def _split(shards: Path, samples: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -98,14 +108,21 @@ def stall(r_combined: float, r_model: float) -> float:
 
 
 def efficiency(r_combined: float, r_loader: float, r_model: float) -> float:
-    """Share of the rate that the slower of the two allows: 1 where they overlap completely."""
+    """Share of the rate that the slower of the two allows: 1 where they overlap completely.
+
+    r_loader is measured while the device does nothing else. An engine that decodes on a GPU shares
+    it with the model in training, so that even a complete overlap stays below 1 there.
+    """
     return r_combined / min(r_loader, r_model)
 
 
 def _cases(
-    epochs: Epochs, setup: Setup, kind: str, repeats: int, warmup: int
+    epochs: Epochs, setup: Setup, kind: str, repeats: int, warmup: int, skipped: dict[str, str]
 ) -> dict[str, CaseResult]:
-    """Loader, model and both together, training and validation, measured in turn."""
+    """Loader, model and both together, training and validation, measured in turn.
+
+    skipped: is given what could not be measured, and why.
+    """
     title = f"{kind} {setup.stage.size}"
     works = {
         "loader": epochs.load, "model": epochs.model,
@@ -118,7 +135,21 @@ def _cases(
     found = dict(zip(works, interleave(measures, repeats, warmup).values(), strict=True))
     figures = epochs.figures(found)
     rate = median(one.samples_per_s for one in found["training"])
+    used_gib = added_gib(setup.loader.device)
+    if used_gib is not None:
+        figures["training"]["device_used_gib"] = used_gib
     figures["training"] |= epochs.device_figures(setup, rate)
+    if setup.loader.device.type == "cuda":
+        extra: dict[str, Callable[[], dict[str, float]]] = {
+            "loader": lambda: {"under_load_samples_per_s": epochs.load_under_load()},
+            "training": lambda: epochs.trace_figures(rate),
+        }
+        for part, measure in extra.items():
+            try:
+                figures[part] |= measure()
+            except Exception as error:  # must not cost the repeats that have been measured
+                reason = f"{type(error).__name__}: {error}"
+                skipped[f"{title}: {part}, figures of a GPU"] = reason
     return {
         f"{title}: {part}": CaseResult(
             parameters={"stage": kind, "size": setup.stage.size, "part": part},
@@ -139,7 +170,8 @@ class Epochs:
         self, step: OurStep, training: Loader, validation: Loader, device: torch.device
     ) -> None:
         self._step, self._training, self._validation = step, training, validation
-        self._device, self._read_mj = device, energy_counter(device)
+        nvml = open_nvml(device)
+        self._device, self._read_mj = device, nvml.energy_counter() if nvml else None
         self._number = 0
         self._laps: dict[str, list[dict[str, float]]] = {"training": [], "validation": []}
         self._joules: list[float] = []
@@ -194,10 +226,10 @@ class Epochs:
             for name in kept[0]:
                 figures[part][f"{name.replace(' ', '_')}_s"] = median(lap[name] for lap in kept)
         training, repeats = figures["training"], found["training"]
-        busy_s = sum(value for name, value in training.items() if name != "data_wait_s")
+        compute_s = sum(value for name, value in training.items() if name != "data_wait_s")
         epoch_s = median(one.wall_s for one in repeats)
         on_gpu = self._device.type == "cuda"
-        training["accelerator_utilisation" if on_gpu else "cpu_compute_share"] = busy_s / epoch_s
+        training["stream_share" if on_gpu else "cpu_compute_share"] = compute_s / epoch_s
         training["epoch_s"] = epoch_s
         training["stall"] = stall(rates["training"], rates["model"])
         training["efficiency"] = efficiency(rates["training"], rates["loader"], rates["model"])
@@ -208,25 +240,66 @@ class Epochs:
         return figures
 
     def device_figures(self, setup: Setup, rate: float) -> dict[str, float]:
-        """FLOPs of a step, their share of the device's peak, and the time to copy the batches.
-
-        rate: samples/s of training.
-        """
+        """FLOPs of a step, and their share of the device's peak. rate: samples/s of training."""
         found = {"gflop_per_sample": gflop_per_sample(self._step, self.fixed)}
         peak = peak_tflops(self._device, setup.precision)
         if peak is not None:
             found["mfu"] = found["gflop_per_sample"] * rate / (peak * 1e3)
-        if self._device.type == "cuda":
-            found["host_to_device_s"] = _copy_s(self.fixed, self._device) * len(self._training)
         return found
 
+    def load_under_load(self) -> float:
+        """Samples/s of the loader in a thread while this thread repeats the step on one batch.
 
-def _copy_s(batch: Batch, device: torch.device) -> float:
-    """Seconds to copy one batch from pinned memory; in an epoch this runs beside the steps."""
-    host = [field.cpu().pin_memory() for field in batch]
-    phases = Phases(device)
-    for _ in range(10):
-        for field in host:
-            field.to(device, non_blocking=True)
-    phases.end("copy")
-    return phases.totals_s()["copy"] / 10
+        On a GPU the loader's consumer has a stream of its own, so that it waits for no step. Both
+        threads share the interpreter lock, as a loader and a step do in training.
+        """
+        self._number += 1
+        with ThreadPoolExecutor(1) as pool:
+            loading = pool.submit(self._load_on_a_stream, self._number)
+            while not loading.done():
+                self._step(self.fixed)
+        return loading.result()
+
+    def _load_on_a_stream(self, number: int) -> float:
+        on_gpu = self._device.type == "cuda"
+        stream = torch.cuda.Stream(self._device) if on_gpu else None
+        with torch.cuda.stream(stream):  # also makes its device the current one
+            began = time.perf_counter()
+            samples = sum(len(batch.index) for batch in self._training.epoch(number))
+            if stream is not None:
+                stream.synchronize()
+        return samples / (time.perf_counter() - began)
+
+    def trace_figures(self, rate: float) -> dict[str, float]:
+        """Kernels and copies of the GPU in steps of a real epoch, by `torch.profiler`.
+
+        kernel_share: kernel seconds per sample, with those of a loader that decodes on the GPU,
+        times ``rate``, the samples/s of training without the profiler, which slows launches.
+        RuntimeError: the profiler has recorded no kernel.
+        """
+        events, samples, batches = self._trace_steps()
+        kernel_s, copied = busy_s(events), host_to_device(events)
+        if kernel_s == 0:
+            raise RuntimeError("torch.profiler recorded no kernel; expected CUPTI to be usable")
+        return {
+            "kernel_share": kernel_s / samples * rate,
+            "host_to_device_mib_per_batch": copied.mib / batches,
+            "host_to_device_s": copied.seconds / batches * len(self._training),
+        }
+
+    def _trace_steps(self) -> tuple[list[Event], int, int]:
+        """Events of the middle steps of an epoch of training, their samples and their number."""
+        self._number += 1
+        batches, sizes = iter(self._training.epoch(self._number)), list[int]()
+        for batch in islice(batches, min(_TRACED // 2, len(self._training) // 2)):
+            self._step(batch)
+        torch.cuda.synchronize(self._device)
+
+        def work() -> None:
+            for batch in islice(batches, _TRACED):
+                self._step(batch)
+                sizes.append(len(batch.index))
+            torch.cuda.synchronize(self._device)
+
+        events = trace(work, ProfilerActivity.CUDA)
+        return events, sum(sizes), len(sizes)

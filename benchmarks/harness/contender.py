@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks.harness.images import Images, Scale, Truth, check
+from benchmarks.harness.nvml import added_gib, before_use
 from benchmarks.harness.options import Loading
 from benchmarks.harness.results import CaseResult
 from benchmarks.harness.timing import Repeat, interleave, print_progress, time_once
@@ -72,6 +73,7 @@ def _serve(pipe: Connection, contender: Contender) -> None:
     try:
         with ExitStack() as stack:
             torch.set_num_threads(contender.loading.threads)
+            before_use(contender.loading.device)
             converted = _convert(contender)
             options = dict(contender.options)
             if contender.store is not None:
@@ -87,7 +89,11 @@ def _serve(pipe: Connection, contender: Contender) -> None:
                     count = partial(_count_samples, batches)
                     pipe.send((True, time_once(count, device=device)))
                 else:
-                    pipe.send((True, _check(contender, batches, truth)))
+                    found = _check(contender, batches, truth)
+                    used_gib = added_gib(contender.loading.device)
+                    if used_gib is not None:
+                        found["device_used_gib"] = used_gib
+                    pipe.send((True, found))
                 number += 1
     except EOFError:
         return  # the parent has closed the pipe
@@ -148,7 +154,10 @@ class Isolated:
         self.opened: dict[str, float] = self._answer()
 
     def check(self, truth: Truth) -> dict[str, float]:
-        """Compare one epoch with the truth; doubles as a warm-up."""
+        """Compare one epoch with the truth; doubles as a warm-up.
+
+        On a GPU ``device_used_gib`` is the memory that the contender then holds, by NVML.
+        """
         self._pipe.send(truth)
         found: dict[str, float] = self._answer()
         return found

@@ -1,4 +1,4 @@
-"""Peak rates of GPUs, from NVIDIA's data sheets, and the energy that a GPU uses.
+"""Peak rates of GPUs, from NVIDIA's data sheets.
 
 Dense rates in TFLOP/s, memory in GB/s. Sources: "Tesla P100 GPU Accelerator" (2016), "T4 Tensor
 Core GPU" (2019), "V100 GPU Accelerator" (2020), "A100 Tensor Core GPU" (2021, 40 GB: 2020), "A10"
@@ -8,8 +8,6 @@ sheet gives "with sparsity" are halved here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -57,19 +55,3 @@ def peak_tflops(device: torch.device, precision: Precision) -> float | None:
     if precision.tf32:
         return gpu.tflops_half / 2  # on every GPU that has TF32, by the same sheets
     return gpu.tflops_float if precision.dtype is None else gpu.tflops_half
-
-
-def energy_counter(device: torch.device) -> Callable[[], int] | None:
-    """Reads the millijoules that a GPU has used, by NVML; None where that cannot be read."""
-    if device.type != "cuda":
-        return None
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        uuid = str(torch.cuda.get_device_properties(device).uuid)
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())
-        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-    except Exception:  # not installed, no driver, or a GPU without the counter
-        return None
-    return partial(pynvml.nvmlDeviceGetTotalEnergyConsumption, handle)

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from benchmarks.harness.nvml import before_use
 from benchmarks.harness.results import Result
 from benchmarks.report import tables
 from convert.workers import available_cores
@@ -48,7 +49,10 @@ def _check_writable(
 
 
 def _check_device(context: click.Context, option: click.Parameter, device: str) -> str:
-    return str(choose_device(device))
+    """The device, and what others use of it, before the benchmark uses it."""
+    chosen = str(choose_device(device))
+    before_use(chosen)
+    return chosen
 
 
 PATH = click.Path(path_type=Path)

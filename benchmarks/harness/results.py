@@ -13,11 +13,13 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from benchmarks.harness import nvjpeg as nvjpeg_library
+from benchmarks.harness.nvml import Idle, Nvml, before_use, open_nvml
 from benchmarks.harness.timing import Repeat
 from convert.errors import DataError
 from convert.workers import available_cores
@@ -48,8 +50,51 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Accelerator(_Strict):
+    """A GPU that was measured; None is what could not be read.
+
+    cuda, cudnn: versions that torch uses. nvjpeg: version that DALI uses. Clocks: when the result
+    was made, right after the last repeat. memory_used_before_gib, processes_before: of others,
+    before the benchmark used the GPU. jpeg_engines: their number, by nvJPEG. jpeg_engine: whether
+    there is one, by nvJPEG or, where it does not say, by the compute capability.
+    """
+
+    cuda: str | None = None
+    cudnn: str | None = None
+    nvjpeg: str | None = None
+    compute_capability: str | None = None
+    sm_clock_mhz: float | None = None
+    sm_clock_max_mhz: float | None = None
+    memory_clock_mhz: float | None = None
+    memory_clock_max_mhz: float | None = None
+    power_limit_w: float | None = None
+    mig: bool | None = None
+    memory_used_before_gib: float | None = None
+    processes_before: int | None = None
+    jpeg_engines: int | None = None
+    jpeg_engine: bool | None = None
+
+    @classmethod
+    def of(cls, device: torch.device, nvml: Nvml | None, idle: Idle, nvjpeg: Any) -> Accelerator:
+        """A CUDA device. nvjpeg: the library, or None."""
+        capability = torch.cuda.get_device_capability(device)
+        cudnn, engines = torch.backends.cudnn.version(), nvjpeg_library.engines(nvjpeg, device)
+        by_capability = nvjpeg_library.has_engine(capability)
+        return cls(
+            cuda=torch.version.cuda,
+            cudnn=None if cudnn is None else str(cudnn),
+            nvjpeg=nvjpeg_library.version(nvjpeg),
+            compute_capability=".".join(map(str, capability)),
+            memory_used_before_gib=idle.used_gib,
+            processes_before=idle.processes,
+            jpeg_engines=engines,
+            jpeg_engine=by_capability if engines is None else engines > 0,
+            **({} if nvml is None else nvml.state()),
+        )
+
+
 class Machine(_Strict):
-    """Where a result was measured; gpu and driver are None where device is "cpu"."""
+    """Where a result was measured; gpu, driver and accelerator are None where device is "cpu"."""
 
     cpu: str
     cores: int
@@ -57,6 +102,7 @@ class Machine(_Strict):
     gpu: str | None
     driver: str | None
     system: str
+    accelerator: Accelerator | None = None
 
     @classmethod
     def of(cls, name: str) -> Machine:
@@ -71,6 +117,11 @@ class Machine(_Strict):
             gpu=torch.cuda.get_device_name(device) if on_gpu else None,
             driver=_first_line(*query) if on_gpu else None,
             system=platform.platform(),
+            accelerator=Accelerator.of(
+                device, open_nvml(device), before_use(name), nvjpeg_library.load()
+            )
+            if on_gpu
+            else None,
         )
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from benchmarks.harness.results import CaseResult, Result, Spread
+from benchmarks.harness.results import Accelerator, CaseResult, Result, Spread
 
 PHASES = ("data_wait", "preprocess", "forward", "loss_and_backward", "optimiser", "metrics")
 
@@ -112,22 +112,26 @@ def checked(result: Result) -> Table:
 def rates(result: Result) -> Table:
     """Loader, model and both together, of each stage of `epoch`, without empty columns."""
     on_gpu = result.machine.device != "cpu"
-    use = "accelerator utilisation" if on_gpu else "time that computes (CPU)"
+    use = "stream share" if on_gpu else "time that computes (CPU)"
     rows = []
     for title, parts in stages(result).items():
         figures = parts["training"].figures
-        share = figures.get("accelerator_utilisation", figures.get("cpu_compute_share"))
+        share = figures.get("stream_share", figures.get("cpu_compute_share"))
+        kernels = figures.get("kernel_share")
         rows.append({
             "stage": title,
             "R_loader": number(point(parts["loader"], "samples_per_s")),
+            "R_loader under load": number(point(parts["loader"], "under_load_samples_per_s")),
             "R_model": number(point(parts["model"], "samples_per_s")),
             "R_combined": number(point(parts["training"], "samples_per_s")),
             "stall": f"{figures['stall']:.1%}",
             "efficiency": f"{figures['efficiency']:.1%}",
             use: "" if share is None else f"{share:.1%}",
+            "kernel share": "" if kernels is None else f"{kernels:.1%}",
             "validation": number(point(parts["validation"], "samples_per_s")),
             "MFU": number(figures.get("mfu")),
             "J/sample": number(figures.get("joules_per_sample")),
+            "GPU GiB": number(figures.get("device_used_gib")),
         })  # fmt: skip
     kept = [name for name in rows[0] if any(row[name] for row in rows)]
     return Table.of({name: row[name] for name in kept} for row in rows)
@@ -323,9 +327,34 @@ def where(result: Result) -> str:
         if machine.gpu
         else f"a CPU: {machine.cores} cores of {machine.cpu}; no GPU"
     )
+    if machine.accelerator is not None:
+        device = ", ".join([device, *_describe(machine.accelerator)])
     if result.benchmark in ("simulation", "estimate"):
         device += " (what computed it)"
     arguments = ", ".join(f"{name} {value}" for name, value in result.arguments.items())
     count = {len(case.repeats) for case in result.cases.values() if case.repeats}
     medians = f" Medians of {max(count)} in turn." if count else ""
     return f"On {device}; commit {result.commit}, {result.created}; {arguments}.{medians}"
+
+
+def _describe(gpu: Accelerator) -> list[str]:
+    """What is known of a GPU, in the words of a report."""
+    engines = {None: "", True: "a JPEG engine", False: "no JPEG engine"}[gpu.jpeg_engine]
+    if gpu.jpeg_engines:
+        engines = f"JPEG engines: {gpu.jpeg_engines}"
+    known = {
+        "CUDA {}": gpu.cuda,
+        "cuDNN {}": gpu.cudnn,
+        "nvJPEG {}": gpu.nvjpeg,
+        "compute capability {}": gpu.compute_capability,
+        "SM clock {:.0f} MHz": gpu.sm_clock_mhz,
+        "at most {:.0f} MHz": gpu.sm_clock_max_mhz,
+        "memory clock {:.0f} MHz": gpu.memory_clock_mhz,
+        "at most {:.0f} MHz of memory": gpu.memory_clock_max_mhz,
+        "power limit {:.0f} W": gpu.power_limit_w,
+        "MIG {}": None if gpu.mig is None else ("on" if gpu.mig else "off"),
+        "{} other processes": gpu.processes_before,
+        "{:.2f} GiB in use before": gpu.memory_used_before_gib,
+        "{}": engines or None,
+    }
+    return [words.format(value) for words, value in known.items() if value is not None]

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from benchmarks.__main__ import main
-from benchmarks.harness.results import CaseResult, Result, make_result, read_result
+from benchmarks.harness.results import Accelerator, CaseResult, Result, make_result, read_result
 from benchmarks.harness.timing import Repeat
 from benchmarks.report import tables
 from benchmarks.report.figures import Figure, figures_of
@@ -163,6 +163,45 @@ def test_a_result_is_read_back_unchanged(tmp_path: Path) -> None:
     assert faster is not None
     assert faster.median == pytest.approx(3)
     assert result.best("stock") == "ours, FFCV"
+
+
+def test_a_result_of_a_gpu_says_what_is_known_of_it() -> None:
+    result = epoch()
+    known = Accelerator(
+        cuda="13.0", nvjpeg="13.4.1", sm_clock_mhz=1980, sm_clock_max_mhz=1980, power_limit_w=700,
+        mig=False, processes_before=0, memory_used_before_gib=0.5, jpeg_engines=7, jpeg_engine=True,
+    )  # fmt: skip
+    changes = {"device": "cuda", "gpu": "NVIDIA H100", "driver": "580.95", "accelerator": known}
+    machine = result.machine.model_copy(update=changes)
+    result = result.model_copy(update={"machine": machine})
+    assert (
+        "CUDA 13.0, nvJPEG 13.4.1, SM clock 1980 MHz, at most 1980 MHz, power limit 700 W, "
+        "MIG off, 0 other processes, 0.50 GiB in use before, JPEG engines: 7; commit"
+    ) in tables.where(result)
+    gpu = {"stream_share": 0.9, "kernel_share": 0.6, "device_used_gib": 5.5}
+    for name in ("depth 112: training", "depth 224: training"):
+        figures = result.cases[name].figures
+        del figures["cpu_compute_share"]
+        figures.update(gpu)
+        loader = result.cases[name.replace("training", "loader")]
+        loader.figures["under_load_samples_per_s"] = 3000.0
+    table = tables.rates(result)
+    row = dict(zip(table.head, table.rows[0], strict=True))
+    assert row["R_loader under load"] == "3,000"
+    assert (row["stream share"], row["kernel share"], row["GPU GiB"]) == ("90.0%", "60.0%", "5.5")
+
+
+def test_a_gpu_of_which_nothing_is_known_is_named() -> None:
+    result = epoch()
+    machine = result.machine.model_copy(
+        update={"device": "cuda", "gpu": "NVIDIA T4", "driver": "unknown"}
+    )
+    for accelerator in (None, Accelerator()):
+        machine = machine.model_copy(update={"accelerator": accelerator})
+        where = tables.where(result.model_copy(update={"machine": machine}))
+        assert where.startswith("On NVIDIA T4 (driver unknown) and ")
+        assert "None" not in where
+        assert ", ;" not in where
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_waiting_for_a_slow_loader_is_measured(clock: FakeTime) -> None:
     assert training["stall"] == pytest.approx(1 / 3)
     assert training["efficiency"] == pytest.approx(2 / 3)
     assert training["cpu_compute_share"] == pytest.approx(2 / 3)
-    assert "accelerator_utilisation" not in training
+    assert "stream_share" not in training
     assert figures["validation"]["data_wait_s"] == pytest.approx(8 * 0.010)
     assert figures["validation"]["forward_s"] == pytest.approx(8 * 0.007)
     assert figures["model"]["first_step_s"] == pytest.approx(0.020)
@@ -130,6 +130,70 @@ def test_stall_and_efficiency_follow_their_definitions() -> None:
     assert stall(r_combined=60, r_model=80) == pytest.approx(0.25)
     assert efficiency(r_combined=60, r_loader=70, r_model=80) == pytest.approx(60 / 70)
     assert efficiency(r_combined=60, r_loader=90, r_model=80) == pytest.approx(60 / 80)
+
+
+class EndlessLoader:
+    """8 batches of 4 samples; from the second on, each waits until a step has begun after it."""
+
+    def __init__(self, steps: list[Batch]) -> None:
+        self._steps = steps
+
+    def __len__(self) -> int:
+        return 8
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        for _ in range(len(self)):
+            seen = len(self._steps)
+            while number > 0 and len(self._steps) == seen:
+                time.sleep(0.001)
+            yield batch_of(4)
+
+
+def test_the_loader_under_load_runs_beside_steps_on_one_batch() -> None:
+    steps: list[Batch] = []
+
+    class Step:
+        def __call__(self, batch: Batch) -> None:
+            steps.append(batch)
+
+        def evaluate(self, batch: Batch, laps: Phases) -> None:
+            """Nothing to do."""
+
+    loader: Any = EndlessLoader(steps)
+    step: Any = Step()
+    epochs = Epochs(step, loader, loader, torch.device("cpu"))
+    assert epochs.load_under_load() > 0
+    assert len(steps) >= 8
+    assert all(batch is epochs.fixed for batch in steps)
+
+
+class TracedEpochs(Epochs):
+    """Epochs with the trace of a GPU: of 20 steps of 4 samples, each with a kernel of 2 ms."""
+
+    kernels = 20
+
+    def _trace_steps(self) -> tuple[list[Any], int, int]:
+        copy = {"name": "Memcpy HtoD (Pinned -> Device)", "ts": 0, "dur": 100}
+        copies = [copy | {"cat": "gpu_memcpy", "args": {"bytes": 2**19}} for _ in range(20)]
+        kernels = [{"cat": "kernel", "ts": 1e4 * at, "dur": 2e3} for at in range(self.kernels)]
+        return [*kernels, *copies], 80, 20
+
+
+def test_share_of_kernels_and_copies_follow_from_the_trace(
+    clock: FakeTime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader: Any = SleepingLoader(clock)
+    step: Any = SleepingStep(clock)
+    epochs = TracedEpochs(step, loader, loader, torch.device("cpu"))
+    # 2 ms of kernels for 4 samples: at 1,000 samples/s they run half of the time.
+    assert epochs.trace_figures(rate=1000) == {
+        "kernel_share": pytest.approx(0.5),
+        "host_to_device_mib_per_batch": 0.5,
+        "host_to_device_s": pytest.approx(8 * 100e-6),
+    }
+    monkeypatch.setattr(epochs, "kernels", 0)
+    with pytest.raises(RuntimeError, match="recorded no kernel"):
+        epochs.trace_figures(rate=1000)
 
 
 SECOND_GPU = torch.device("cuda:1")
