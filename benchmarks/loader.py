@@ -6,7 +6,13 @@ from pathlib import Path
 
 from benchmarks.harness.contender import Isolated, race
 from benchmarks.harness.images import read_truth, some_samples
-from benchmarks.harness.options import SHARDS, Loading, command, loading_options
+from benchmarks.harness.options import (
+    SHARDS,
+    FailedCheck,
+    Loading,
+    command,
+    loading_options,
+)
 from benchmarks.harness.ours import (
     DECODING,
     compared,
@@ -62,10 +68,14 @@ def parity(shards: Path, loading: Loading) -> Result:
     truth = read_truth(opened, some_samples(len(opened)))
     contenders = our_contenders(shards, loading)
     contenders += our_contenders(shards, loading, normalise=True)
-    checked, _ = race(contenders, truth, repeats=0)
+    checked, wrong = race(contenders, truth, repeats=0, optional=True)
     cases = {
         one.name: CaseResult(figures=checked[one.name].figures | {"allowed_levels": one.levels})
         for one in contenders
+        if one.name in checked
     }
     arguments = {"shards": shards.name, "compared": len(truth.index), "device": loading.device}
-    return make_result("parity", arguments, cases, device=loading.device)
+    result = make_result("parity", arguments, cases, device=loading.device, skipped=wrong)
+    if wrong:
+        raise FailedCheck("; ".join(f"{name}: {why}" for name, why in wrong.items()), result)
+    return result

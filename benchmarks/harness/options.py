@@ -13,6 +13,7 @@ import click
 from benchmarks.harness.nvml import before_use
 from benchmarks.harness.results import Result
 from benchmarks.report import tables
+from convert.errors import DataError
 from convert.workers import available_cores
 from model.files import require_writable
 from model.precision import choose_device
@@ -81,6 +82,14 @@ def loading_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return DEVICE(threads(batch_size_option(default=64)(REPEATS(with_loading))))
 
 
+class FailedCheck(DataError):
+    """A failure that has a result: it is printed and written before the error is reported."""
+
+    def __init__(self, message: str, result: Result) -> None:
+        super().__init__(message)
+        self.result = result
+
+
 def command(*options: Decorator) -> Callable[[Callable[..., Result]], click.Command]:
     """Make a command of a function that returns a result.
 
@@ -94,11 +103,17 @@ def command(*options: Decorator) -> Callable[[Callable[..., Result]], click.Comm
     def make(run: Callable[..., Result]) -> click.Command:
         @wraps(run)
         def run_and_write(json_path: Path | None, **values: Any) -> None:
-            result = run(**values)
+            failure: FailedCheck | None = None
+            try:
+                result = run(**values)
+            except FailedCheck as error:
+                result, failure = error.result, error
             click.echo(tables.text(result))
             if json_path is not None:
                 json_path.parent.mkdir(parents=True, exist_ok=True)
                 json_path.write_text(result.model_dump_json(indent=1) + "\n")
+            if failure is not None:
+                raise failure
 
         function: Callable[..., Any] = run_and_write
         for decorate in [json_option, *reversed(options)]:

@@ -18,6 +18,7 @@ from benchmarks.harness.contender import _on_device
 from benchmarks.harness.images import Images
 from benchmarks.harness.options import Loading
 from benchmarks.harness.ours import our_contenders
+from benchmarks.harness.results import CaseResult, read_result
 from benchmarks.harness.timing import interleave
 from convert.dataset.compose import compose
 from convert.pack import pack
@@ -111,6 +112,25 @@ def test_parity_on_a_cpu_is_exact(
     }
     assert levels["ours, FFCV"] == levels["ours, DALI"] == levels["ours, resident"] == 0
     assert levels["ours, FFCV, float"] < 0.01
+
+
+def test_parity_reports_every_contender_and_fails(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = CaseResult(figures={"largest_difference_levels": 0.0})
+
+    def race(contenders: list[Any], *_: object, **__: object) -> tuple[Any, Any]:
+        first, *others = (contender.name for contender in contenders)
+        return {first: right}, dict.fromkeys(others, "differs by 9 levels")
+
+    monkeypatch.setattr("benchmarks.loader.race", race)
+    out = tmp_path / "parity.json"
+    done = CliRunner().invoke(main, ["parity", str(shards), "--json", str(out)])
+    assert done.exit_code == 2
+    assert "resident: differs by 9 levels" in done.output.splitlines()[-1]
+    found = read_result(out)
+    assert len(found.cases) == 1
+    assert "differs by 9 levels" in found.skipped.values()
 
 
 def test_hardware_needs_a_gpu(dataset: Path, shards: Path) -> None:
