@@ -1,20 +1,22 @@
-"""Upper limits on GPUs that were not measured, from FLOPs and bytes alone.
+"""Upper limits on GPUs that were not measured, and which part of a step sets them.
 
-A step of each stage runs on torch's meta device. Time is FLOPs over the GPU's peak rate plus the
-bytes that each operation reads and writes over its memory's rate: kernels run one after another,
-and nothing is fused. Real kernels reach only a part of these peaks.
+A step of each stage runs on torch's meta device. The GPU's time is FLOPs over its peak rate plus
+the bytes that each operation reads and writes over its memory's rate: kernels run one after
+another, and nothing is fused. Real kernels reach only a part of these peaks. Meanwhile the host
+launches the operations and decodes, and the copies cross PCIe: the slowest of these parts limits.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.harness.gpus import GPUS
+from benchmarks.harness.gpus import GPUS, Gpu
 from benchmarks.harness.options import command, width_option
 from benchmarks.harness.results import CaseResult, Result, make_result
 from benchmarks.harness.steps import make_stage
@@ -25,22 +27,29 @@ from model.training.optimizer import make_optimizer
 from model.unet import DualDecoderUNet
 
 DEVICES = ("T4", "A100", "H100")
-_BATCH = 2  # rates are per sample
+_BATCH = 2  # on the meta device; FLOPs and bytes are per sample
+BATCH_SIZES = {112: 128, 224: 32}  # of the recipe `original`
 _PCIE_GB_S = 12.0  # PCIe 3.0 x16, as a T4 has; the others have more
+_LAUNCH_US = 10.0  # host time of an eager operation: an estimate
+_FFCV_US, _DALI_US = 4.0, 42.0  # a sample, in the launching thread: measured on a CPU
+_DECODING_CORE_US = 145.0  # a sample, FFCV file: measured on two cores of AMD EPYC
+_CORES = 8
 
 
 class ByteCounter(TorchDispatchMode):
-    """Adds up the bytes that every operation reads and writes; views move none."""
+    """Adds up operations and the bytes that they read and write; views do neither."""
 
     def __init__(self) -> None:
         super().__init__()
         self.bytes = 0
+        self.operations = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         found = func(*args, **(kwargs or {}))
         if not func.is_view:
+            self.operations += 1
             tensors = tree_leaves((args, kwargs, found))
             self.bytes += sum(
                 one.numel() * one.element_size() for one in tensors if isinstance(one, torch.Tensor)
@@ -54,25 +63,67 @@ def estimate(width: int) -> Result:
     cases = {}
     for size in (112, 224):
         for kind in ("depth", "mask"):
-            gflop, mbyte = work(make_stage(kind, size, _BATCH), width)
+            counts = count(make_stage(kind, size, _BATCH), width)
             for name in DEVICES:
-                gpu = GPUS[name]
-                step_s = gflop / (gpu.tflops_half * 1e3) + mbyte / (gpu.memory_gb_s * 1e3)
+                parts = times_us(counts, GPUS[name], BATCH_SIZES[size])
+                limit, us_per_sample = find_limit(parts)
                 figures = {
-                    "gflop_per_sample": gflop,
-                    "mbyte_per_sample": mbyte,
-                    "limit_samples_per_s": 1 / step_s,
-                    "copied_gb_per_s": 5 * 224 * 224 / step_s / 1e9,
-                    "share_of_pcie": 5 * 224 * 224 / step_s / 1e9 / _PCIE_GB_S,
+                    "gflop_per_sample": counts.gflop,
+                    "mbyte_per_sample": counts.mbyte,
+                    **{f"{part}_us_per_sample": time for part, time in parts.items()},
+                    "limit_samples_per_s": 1e6 / us_per_sample,
                 }
-                cases[f"{name}, {kind} {size}"] = CaseResult(
-                    parameters={"gpu": name, "stage": kind, "size": size}, figures=figures
+                cases[f"{name}, {kind} {size}: {limit}"] = CaseResult(
+                    parameters={"gpu": name, "stage": kind, "size": size, "limit": limit},
+                    figures=figures,
                 )
-    return make_result("estimate", {"width": width}, cases)
+    return make_result("estimate", {"width": width, "cores": _CORES}, cases)
+
+
+class Counts(NamedTuple):
+    """A training step: operations of the step, GFLOP and MB of memory traffic a sample."""
+
+    operations: int
+    gflop: float
+    mbyte: float
+
+
+def times_us(counts: Counts, gpu: Gpu, batch_size: int) -> dict[str, float]:
+    """Microseconds a sample of each part, at the peaks of a GPU and with the host's costs.
+
+    launches: of the operations and the loader (FFCV) in the launching thread; with DALI the
+    latter is 42 us instead of 4. decoding: FFCV on 8 cores.
+    """
+    return {
+        "flops": counts.gflop / gpu.tflops_half * 1e3,
+        "bytes": counts.mbyte / gpu.memory_gb_s * 1e3,
+        "launches": counts.operations * _LAUNCH_US / batch_size + _FFCV_US,
+        "dali_launches": counts.operations * _LAUNCH_US / batch_size + _DALI_US,
+        "decoding": _DECODING_CORE_US / _CORES,
+        "pcie": 5 * 224 * 224 / _PCIE_GB_S / 1e3,
+    }
+
+
+def find_limit(parts: Mapping[str, float]) -> tuple[str, float]:
+    """The slowest part, and microseconds a sample; parts as `times_us` returns them.
+
+    On the GPU, FLOPs and bytes add up; the other parts run at the same time.
+    """
+    gpu_us = parts["flops"] + parts["bytes"]
+    beside = max(("launches", "decoding", "pcie"), key=lambda part: parts[part])
+    if parts[beside] > gpu_us:
+        return beside, parts[beside]
+    return max(("flops", "bytes"), key=lambda part: parts[part]), gpu_us
 
 
 def work(stage: Stage, width: int) -> tuple[float, float]:
     """GFLOP and MB of memory traffic of one training step, per sample, in bfloat16."""
+    counts = count(stage, width)
+    return counts.gflop, counts.mbyte
+
+
+def count(stage: Stage, width: int) -> Counts:
+    """What one training step in bfloat16 does, on the meta device."""
     with torch.device("meta"):
         network = DualDecoderUNet(width).bfloat16().freeze(*stage.frozen).train()
         image = torch.empty(_BATCH, 3, stage.size, stage.size, dtype=torch.bfloat16)
@@ -83,7 +134,8 @@ def work(stage: Stage, width: int) -> tuple[float, float]:
         mask_logits, depth = network(inputs.bg, inputs.fg_bg, decode=stage.decode)
         training_loss(stage, inputs, mask_logits, depth).backward()
         optimizer.step()
-    return flops.get_total_flops() / _BATCH / 1e9, traffic.bytes / _BATCH / 1e6
+    flop, moved = flops.get_total_flops() / _BATCH, traffic.bytes / _BATCH
+    return Counts(traffic.operations, flop / 1e9, moved / 1e6)
 
 
 def optimizer_work(recipe: Recipe, stage: Stage) -> float:
