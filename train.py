@@ -13,7 +13,7 @@ import os
 # same cores, steps took up to 4.6 times as long (docs/guide.md, "Threads").
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,7 +22,7 @@ from pathlib import Path
 import click
 import torch
 from click.core import ParameterSource
-from torch import nn
+from torch import Tensor, nn
 
 from loaders import ENGINES, Commands, Loader, distributed_rank, open_pair, possible_engines
 from loaders.augment import make_augment
@@ -30,7 +30,7 @@ from loaders.preprocess import Preprocess
 from loaders.split import SPLITS, split_indices
 from loaders.trial import Step, Trial, describe, fastest, try_engines
 from model.checkpoint import Checkpoint, Position, channel_statistics, load_network
-from model.contract import Batch, NoPhases, PhaseTimer, Preprocessor
+from model.contract import Batch, Inputs, NoPhases, PhaseTimer, Preprocessor
 from model.distributed import (
     from_first_rank,
     joined,
@@ -44,7 +44,7 @@ from model.inference.export import export_network
 from model.inference.predictor import Predictor, pair_images, predict_files
 from model.losses import training_loss
 from model.metrics import BASELINE_SAMPLES
-from model.precision import Precision, choose_device, precision_for, require_compile
+from model.precision import Precision, choose_compile, choose_device, precision_for
 from model.recipe import Recipe, Stage, load_recipe
 from model.training import options as cli
 from model.training.config import DataConfig, RunConfig
@@ -69,12 +69,16 @@ class StageTrainer:
     preprocess: Preprocessor
     precision: Precision
     compile: str = "off"
+    """off, or a mode of torch.compile."""
+    compile_failed: Callable[[str], None] | None = None
+    """Called with the reason if compiling fails; the process continues uncompiled. None: raise."""
     phases: PhaseTimer = field(default_factory=NoPhases)
     wrapped: nn.Module = field(init=False)
     """The network as it is called: shared between ranks and compiled, where wanted."""
     optimizer: torch.optim.Optimizer = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
     running: RunningLoss = field(init=False)
+    _compiled: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         device = next(self.network.parameters()).device
@@ -89,18 +93,53 @@ class StageTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         inputs = self.preprocess(batch, epoch)
+        full = len(batch.index) == self.stage.batch_size
+        if self.compile != "off" and full and not self._compiled:
+            self._compile(inputs)
         self.phases.end("preprocess")
+        # Compiling for a smaller last batch would take longer than running it.
+        compiled = self.compile == "off" or full
+        with nullcontext() if compiled else torch.compiler.set_stance("force_eager"):
+            loss = self._backward(inputs)
+        self.phases.end("loss and backward")
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.running.add(loss, len(batch.index))
+        self.phases.end("optimiser")
+
+    def _backward(self, inputs: Inputs) -> Tensor:
+        """The loss; its scaled gradients replace those of the parameters."""
         with self.precision.autocast(inputs.mask.device.type):
             mask_logits, depth = self.wrapped(inputs.bg, inputs.fg_bg, decode=self.stage.decode)
         self.phases.end("forward")
         loss = training_loss(self.stage, inputs, mask_logits, depth)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
-        self.phases.end("loss and backward")
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.running.add(loss, len(batch.index))
-        self.phases.end("optimiser")
+        return loss
+
+    def _compile(self, inputs: Inputs) -> None:
+        """Compile forward and backward by running them once; changes no weight and no buffer.
+
+        Raises ModelError if that fails and there is no `compile_failed`.
+        """
+        self._compiled = True
+        before = [buffer.clone() for buffer in self.network.buffers()]
+        try:
+            self._backward(inputs)
+        except torch.OutOfMemoryError:
+            raise  # not of the compiler
+        except Exception as error:  # of dynamo, inductor, Triton or a C++ compiler
+            cause = getattr(error, "inner_exception", error)  # dynamo wraps what a backend raises
+            reason = f"{type(cause).__name__}: {next(iter(str(cause).splitlines()), '')}"
+            if self.compile_failed is None:
+                raise ModelError(
+                    f"--compile {self.compile}: compiling failed ({reason}); use --compile off"
+                ) from error
+            self.compile_failed(reason)
+            torch.compiler.set_stance("force_eager")
+        with torch.no_grad():
+            for buffer, value in zip(self.network.buffers(), before, strict=True):
+                buffer.copy_(value)
 
     def check_finite(self, title: str, step: int, *, all_ranks: bool = False) -> float:
         """Mean loss in this epoch; ModelError unless it and the weights are finite.
@@ -221,7 +260,8 @@ def try_possible_engines(config: RunConfig, device: torch.device) -> list[Trial]
         trainer = trainer or StageTrainer(
             network=DualDecoderUNet(config.width).place(device), recipe=recipe, stage=stage,
             preprocess=preprocess, precision=precision_for(config.amp, device),
-            compile=config.compile,
+            compile=choose_compile(config.compile, device, world_size=config.world_size),
+            compile_failed=report_uncompiled if config.compile == "auto" else None,
         )  # fmt: skip
         trainer.preprocess = preprocess
         trainer.wrapped.train()
@@ -246,11 +286,22 @@ def try_possible_engines(config: RunConfig, device: torch.device) -> list[Trial]
     return trials
 
 
+def report_uncompiled(reason: str) -> None:
+    """Print that `--compile auto` failed, and why."""
+    click.echo(
+        f"--compile auto: compiling failed ({reason}); training continues without it. "
+        "`--compile off` does not try, `--compile default` ends with the error.",
+        err=True,
+    )
+
+
 def fit_run(run: Run, network: DualDecoderUNet, device: torch.device, reporter: Reporter) -> None:
     """Train the remaining stages of a run."""
     recipe, data, world_size = run.config.recipe, run.config.data, run.config.world_size
     precision = precision_for(run.config.amp, device)
     augment = make_augment(recipe, data.seed)
+    compile_mode = choose_compile(run.config.compile, device, world_size=world_size)
+    automatic = run.config.compile == "auto"
     for number in range(run.position.stage, len(recipe.stages)):
         stage = recipe.stages[number]
         pair = open_pair(data, device=device, batch_size=stage.batch_size, world_size=world_size)
@@ -263,7 +314,8 @@ def fit_run(run: Run, network: DualDecoderUNet, device: torch.device, reporter: 
             )
             trainer = StageTrainer(
                 network=network, recipe=recipe, stage=stage, preprocess=preprocess,
-                precision=precision, compile=run.config.compile,
+                precision=precision, compile=compile_mode,
+                compile_failed=report_uncompiled if automatic else None,
             )  # fmt: skip
             fit_stage(run, trainer, training, validation, reporter)
 
@@ -331,7 +383,7 @@ def fit(context: click.Context, run_dir: Path, resume: bool, **options: object) 
     with ended_by_sigterm(), locked(run_dir) if first else nullcontext():
         config = config_to_run(config, given, run_dir, resume=resume, first=first)
         device = local_device(choose_device(config.data.device), world_size)
-        require_compile(config.compile, device)
+        choose_compile(config.compile, device, world_size=world_size)  # before anything is made
         torch.manual_seed(config.data.seed)
         network = DualDecoderUNet(config.width).place(device)
         if config.recipe.from_difference:

@@ -121,5 +121,7 @@ def wrap_network(network: DualDecoderUNet, compile_mode: str) -> nn.Module:
         # Stages differ in shapes and frozen parts. torch counts recompilations, and after a limit
         # it silently runs uncompiled; reset the count for each stage.
         torch.compiler.reset()
-        module.compile(mode=compile_mode)
+        # Each shape has its own graph: there is one in training and one in validation, whose
+        # smaller last batch runs uncompiled.
+        module.compile(mode=compile_mode, dynamic=False)
     return module

@@ -6,6 +6,7 @@ import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -15,8 +16,8 @@ from model.driver import find_mismatch, find_missing_code, read_driver
 from model.errors import ModelError
 
 AMP = ("auto", "off", "tf32", "bf16", "fp16")
-COMPILE = ("off", "default", "reduce-overhead", "max-autotune")
-"""Modes of torch.compile, or off."""
+COMPILE = ("auto", "off", "default", "reduce-overhead", "max-autotune")
+"""Modes of torch.compile, off, or auto (`choose_compile`)."""
 BF16_UNITS = frozenset({"avx512_bf16", "amx_bf16"})
 """Flags in /proc/cpuinfo of CPUs with bfloat16 multiplication in hardware."""
 DEVICES = "expected auto, cpu, cuda or cuda:N"
@@ -79,6 +80,31 @@ def choose_precision(
         raise ModelError("--amp tf32 needs a GPU of compute capability 8.0 (A100) or more")
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
     return Precision(dtype=dtypes.get(request), scale=request == "fp16", tf32=request == "tf32")
+
+
+def choose_compile(
+    request: str,
+    device: torch.device,
+    *,
+    world_size: int = 1,
+    capability: tuple[int, int] | None = None,
+    triton: bool | None = None,
+) -> str:
+    """Return the mode of torch.compile for `--compile`, or off.
+
+    auto is default on a GPU from compute capability 7.0 where Triton is installed, in a run of
+    one rank; off elsewhere: several ranks would have to agree that compiling failed.
+    capability, triton: of the device and of this Python, read from them if None. Raises
+    ModelError for a mode that the device does not support.
+    """
+    capability = capability or capability_of(device)
+    if request == "auto":
+        if triton is None:
+            triton = find_spec("triton") is not None
+        able = triton and capability is not None and capability >= (7, 0)
+        request = "default" if able and world_size == 1 else "off"
+    require_compile(request, device, capability)
+    return request
 
 
 def require_compile(

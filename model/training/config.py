@@ -73,8 +73,8 @@ class RunConfig:
     """Channels of the network at full size."""
     amp: str = "auto"
     """Mixed precision: auto, off, tf32, bf16 or fp16."""
-    compile: str = "off"
-    """off, or a mode of torch.compile: default, reduce-overhead (CUDA graphs), max-autotune."""
+    compile: str = "auto"
+    """off, a mode of torch.compile (default, reduce-overhead, max-autotune), or auto."""
     tensorboard: bool = False
     """Whether scalars and pictures are also written to RUN_DIR/tensorboard."""
     world_size: int = 1

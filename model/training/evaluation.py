@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -155,11 +156,16 @@ def validate(
     """
     network.eval()
     table = SampleTable(loader.layout.samples, loader.device)
+    full = 0
     for batch in _with_progress(loader, "validating"):
-        if not len(batch.index):
+        samples = len(batch.index)
+        if not samples:
             continue  # the last step has fewer samples than there are ranks
+        full = full or samples
         inputs = preprocess(batch)
-        prediction = predict_step(inputs, network, precision, depth_loss, decode)
+        # Compiling for a smaller last batch would take longer than running it.
+        with nullcontext() if samples == full else torch.compiler.set_stance("force_eager"):
+            prediction = predict_step(inputs, network, precision, depth_loss, decode)
         table.add(batch.index, measure(prediction, inputs))
         if show is not None:
             show(loader.backgrounds.gather(batch.index), batch.fg_bg, prediction, inputs)

@@ -122,8 +122,9 @@ def fit_options(splits: Sequence[str]) -> Decorator:
             "saved. A thread writes while training continues.",
         ),
         option(
-            "--compile", type=click.Choice(COMPILE), default="off",
-            help="Mode of torch.compile; reduce-overhead uses CUDA graphs.",
+            "--compile", type=click.Choice(COMPILE), default="auto",
+            help="Mode of torch.compile; reduce-overhead uses CUDA graphs. auto: default on one "
+            "GPU from compute capability 7.0 with Triton, or off if that fails; off elsewhere.",
         ),
         flag("--tensorboard", help="Write scalars and pictures to RUN_DIR/tensorboard."),
         flag(

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from model import ModelError
-from model.precision import COMPILE, Precision, choose_device, choose_precision, require_compile
+from model.precision import (
+    COMPILE,
+    Precision,
+    choose_compile,
+    choose_device,
+    choose_precision,
+    require_compile,
+)
 
 
 @pytest.mark.parametrize(
@@ -51,13 +60,36 @@ GPUS = {"P100": (6, 0), "T4": (7, 5), "A100": (8, 0), "H100": (9, 0)}
 
 
 @pytest.mark.parametrize("gpu", GPUS)
-@pytest.mark.parametrize("mode", COMPILE)
+@pytest.mark.parametrize("mode", sorted({*COMPILE} - {"auto"}))
 def test_compile_on_gpus(gpu: str, mode: str) -> None:
     if gpu == "P100" and mode != "off":
         with pytest.raises(ModelError, match=r"found a GPU of compute capability 6\.0, expected 7"):
             require_compile(mode, torch.device("cuda"), GPUS[gpu])
     else:
         require_compile(mode, torch.device("cuda"), GPUS[gpu])
+
+
+@pytest.mark.parametrize(
+    ("gpu", "triton", "world_size", "mode"),
+    [
+        ("P100", True, 1, "off"),
+        ("T4", True, 1, "default"),
+        ("H100", True, 1, "default"),
+        ("H100", False, 1, "off"),
+        ("H100", True, 2, "off"),
+    ],
+)
+def test_auto_compiles_on_gpus_with_triton(
+    gpu: str, triton: bool, world_size: int, mode: str
+) -> None:
+    device, capability = torch.device("cuda"), GPUS[gpu]
+    options: Any = {"capability": capability, "triton": triton, "world_size": world_size}
+    assert choose_compile("auto", device, **options) == mode
+    assert choose_compile("off", device, **options) == "off"
+
+
+def test_auto_does_not_compile_on_a_cpu() -> None:
+    assert choose_compile("auto", torch.device("cpu"), triton=True) == "off"
 
 
 def test_compile_on_a_cpu() -> None:

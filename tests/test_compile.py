@@ -1,0 +1,127 @@
+"""`--compile`: how often it compiles, and what happens where it cannot.
+
+The backend is a stand-in that runs the graphs as they are: no test waits for a compiler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import train
+from loaders import Preprocess
+from model import DualDecoderUNet, ModelError
+from model.recipe import RECIPES, Stage
+from tests.test_step import OFF, STATISTICS, _batch
+from tests.tiny import make_dataset
+from train import StageTrainer
+
+RECIPE = """
+name = "tiny"
+[[stages]]
+size = 16
+batch_size = 4
+lr = 0.05
+epochs = 2
+trains = ["encoder", "depth"]
+"""
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """The graphs that the backend was given."""
+    found: list[Any] = []
+    compile_module = torch.nn.Module.compile
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+        found.append(graph)
+        return graph.forward
+
+    def compile_with_stand_in(module: torch.nn.Module, *, mode: str, dynamic: bool) -> None:
+        compile_module(module, backend=backend, dynamic=dynamic)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_with_stand_in)
+    yield found
+    torch.compiler.set_stance("default")
+    torch.compiler.reset()
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A compiler that fails, as where there is no C compiler for Triton."""
+    compile_module = torch.nn.Module.compile
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+        raise RuntimeError("Failed to find C compiler\nand more")
+
+    def compile_with_stand_in(module: torch.nn.Module, *, mode: str, dynamic: bool) -> None:
+        compile_module(module, backend=backend, dynamic=dynamic)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_with_stand_in)
+    yield
+    torch.compiler.set_stance("default")
+    torch.compiler.reset()
+
+
+def _trainer(compile_mode: str, failed: Callable[[str], None] | None = None) -> StageTrainer:
+    torch.manual_seed(0)
+    stage = Stage(size=16, batch_size=2, lr=0.1, trains=("encoder", "mask", "depth"))
+    preprocess = Preprocess(_batch("cpu", size=32)[1], STATISTICS, size=16)
+    trainer = StageTrainer(
+        network=DualDecoderUNet(2), recipe=RECIPES["joint"], stage=stage, preprocess=preprocess,
+        precision=OFF, compile=compile_mode, compile_failed=failed,
+    )  # fmt: skip
+    trainer.wrapped.train()
+    return trainer
+
+
+def _state_after_two_steps(trainer: StageTrainer) -> dict[str, torch.Tensor]:
+    for _ in range(2):
+        trainer.step(_batch("cpu", size=32)[0], epoch=0, lr=0.1)
+    return trainer.network.state_dict()
+
+
+def test_a_run_compiles_once_for_training_and_once_for_validation(
+    graphs: list[Any], tmp_path: Path
+) -> None:
+    """Two epochs; neither the 17 nor the 7 samples are a multiple of the batch size, 4."""
+    (tmp_path / "data").mkdir()
+    data = make_dataset(tmp_path / "data")
+    (tmp_path / "tiny.toml").write_text(RECIPE)
+    options = ["--loader", "reference", "--device", "cpu", "--width", "1", "--amp", "off"]
+    options += ["--compile", "default"]
+    arguments = ["fit", str(data), str(tmp_path / "run"), *options]
+    result = CliRunner().invoke(train.main, [*arguments, "--recipe", str(tmp_path / "tiny.toml")])
+    assert result.exit_code == 0, result.output
+    assert len(graphs) == 2
+
+
+def test_compiling_changes_no_state(graphs: list[Any]) -> None:
+    compiled = _state_after_two_steps(_trainer("default"))
+    assert len(graphs) == 1
+    for name, value in _state_after_two_steps(_trainer("off")).items():
+        torch.testing.assert_close(compiled[name], value)
+
+
+@pytest.mark.usefixtures("broken")
+def test_auto_continues_where_compiling_fails() -> None:
+    """The reason is given once, and the state is that of a run that never compiled."""
+    reasons: list[str] = []
+    found = _state_after_two_steps(_trainer("default", reasons.append))
+    assert len(reasons) == 1
+    assert "Failed to find C compiler" in reasons[0]
+    assert "\n" not in reasons[0]
+    for name, value in _state_after_two_steps(_trainer("off")).items():
+        assert torch.equal(found[name], value)
+
+
+@pytest.mark.usefixtures("broken")
+def test_an_explicit_mode_that_fails_is_an_error() -> None:
+    expected = r"^--compile default: compiling failed \(.*C compiler.*\); use --compile off$"
+    with pytest.raises(ModelError, match=expected):
+        _state_after_two_steps(_trainer("default"))
