@@ -67,6 +67,7 @@ def epoch(
         num_workers=loading.threads, rank=0, world_size=1,
     )  # fmt: skip
     precision = precision_for(amp, torch.device(loading.device))
+    complete = len(val) >= loading.batch_size
     cases: dict[str, CaseResult] = {}
     skipped: dict[str, str] = {}
     for kind in kinds:
@@ -74,7 +75,8 @@ def epoch(
             stage = make_stage(kind, size, loading.batch_size)
             with (
                 open_loader(indices=train, drop_last=True) as training,
-                open_loader(indices=val, shuffle=False) as validation,
+                # A smaller last batch would be compiled again, within the time of validation.
+                open_loader(indices=val, shuffle=False, drop_last=complete) as validation,
             ):
                 setup = Setup(training, stage, width, precision)
                 step = OurStep(setup, compiled=compiled)
