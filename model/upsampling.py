@@ -41,7 +41,13 @@ class _ProductBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor) -> Tensor:
         ctx.dtype = images.dtype
-        return functional.interpolate(images, scale_factor=2, mode="bilinear", align_corners=True)
+        # torch's kernels for half precision compute in float32 and round once, at the end. Autocast
+        # of a GPU, not of a CPU, would make the result and the concatenation of it float32, for a
+        # convolution in half precision: the same values with twice the bytes.
+        with torch.autocast("cuda", enabled=False):
+            return functional.interpolate(
+                images, scale_factor=2, mode="bilinear", align_corners=True
+            )
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
