@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator, Iterable
 
 from convert.errors import DataError, RecordError
 from loaders.batch import Batch
+from loaders.interrupts import interrupt_later
 
 
 class TooManyCorruptRecords(RecordError):
@@ -73,7 +74,8 @@ class CorruptRecords:
             except DataError as raised:
                 failed = raised
             finally:
-                running.close()
+                with interrupt_later():
+                    running.close()
             found = list(record_errors(k))
             if not found and isinstance(failed, RecordError):
                 found = [failed]

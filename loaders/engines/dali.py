@@ -139,6 +139,7 @@ class DALILoader(ShardLoader):
         self._mask_is_jpeg = CODECS[self.shards.codecs["mask"]].is_jpeg
         self._plan: Generator[Stored, None, None] | None = None
         self._fed: deque[Stored] = deque()
+        self._drained = True
         shape = (options.batch_size, 1, self.layout.height, self.layout.width)
         self._masks = BufferPool(shape, np.dtype(np.uint8))
         self._streams = CudaStreams(self.device) if self.device.type == "cuda" else None
@@ -190,7 +191,12 @@ class DALILoader(ShardLoader):
 
     def _decoded(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         """Batches in DALI's memory, ``mask`` as the graph outputs it."""
+        if not self._drained:  # Ctrl-C or a failure left the pipeline in the middle of a step
+            self._end_plan()
+            shut_down(self._pipeline)
+            self._pipeline = self._build()
         self._plan = self._stored(epoch, start)
+        self._drained = False
         try:
             self._pipeline.schedule_run()
             for k in range(start, len(self)):
@@ -201,7 +207,10 @@ class DALILoader(ShardLoader):
                     yield batch
                 else:
                     yield self._empty_batch()
-        finally:
+        except (DataError, GeneratorExit):
+            self._drain()
+            raise
+        else:
             self._drain()
 
     def _empty_batch(self) -> Batch:
@@ -290,24 +299,38 @@ class DALILoader(ShardLoader):
         # If a loader is dropped in a reference cycle and not closed, its pipeline may go first.
         if sys.is_finalizing() or self._pipeline._pipe is None:
             return
-        if self._plan is not None:
-            self._plan.close()
-        self._fed.clear()
+        self._end_plan()
         try:
             self._pipeline.schedule_run()
             while True:
                 self._pipeline.outputs()
         except StopIteration:
             self._pipeline.reset()
+            self._drained = True
         except RuntimeError:
-            self._pipeline = self._build()
+            pass  # the next epoch builds another pipeline
+
+    def _end_plan(self) -> None:
+        if self._plan is not None:
+            self._plan.close()
+        self._fed.clear()
 
     def close(self) -> None:
         if not self._closed:
             super().close()
+            self._end_plan()
+            shut_down(self._pipeline)
             del self._pipeline
             # Pools of freed blocks stay otherwise. DALI's type stub lacks the function.
             backend.ReleaseUnusedMemory()  # type: ignore[attr-defined]
+
+
+def shut_down(pipeline: Pipeline) -> None:
+    """End the threads of a pipeline, which can take some milliseconds.
+
+    Its ``__del__`` would do so, too, but Python ignores a KeyboardInterrupt in ``__del__``.
+    """
+    pipeline._shutdown()
 
 
 def first_line(error: Exception) -> str:

@@ -20,7 +20,14 @@ from convert.layout import FIELDS
 from convert.shards import Shards
 from convert.tarshards import dali_index_name, extensions
 from loaders.batch import Batch
-from loaders.engines.dali import DALILoader, Pipeline, Stored, first_line, reading_graph
+from loaders.engines.dali import (
+    DALILoader,
+    Pipeline,
+    Stored,
+    first_line,
+    reading_graph,
+    shut_down,
+)
 from loaders.options import LoaderOptions
 from loaders.order import Order, permute
 
@@ -96,14 +103,17 @@ class DALIStreamLoader(DALILoader):
         if not steps:
             return
         reader = self._open(epoch)
-        unseen = self._stream.wanted.copy()
-        before: Stored | None = None
-        for k in steps:
-            keep = k >= start - 1  # the batch before `start` may have to give a replacement
-            read = self._read(reader, self.order.size(k), unseen, keep=keep)
-            if k >= start:
-                yield self._replace_corrupt(read, before)
-            before = read
+        try:
+            unseen = self._stream.wanted.copy()
+            before: Stored | None = None
+            for k in steps:
+                keep = k >= start - 1  # the batch before `start` may have to give a replacement
+                read = self._read(reader, self.order.size(k), unseen, keep=keep)
+                if k >= start:
+                    yield self._replace_corrupt(read, before)
+                before = read
+        finally:
+            shut_down(reader)
 
     def _open(self, epoch: int) -> Pipeline:
         """DALI's reader of this rank's part of an epoch."""

@@ -142,12 +142,7 @@ with build_loader(sys.argv[1], sys.argv[2], batch_size=4) as loader:
 
 
 @pytest.mark.parametrize("engine", ENGINES[:-1], indirect=True)
-def test_interrupt_ends_a_run_in_mid_epoch(
-    engine: str, folder: Path, request: pytest.FixtureRequest
-) -> None:
-    if engine == "dali-stream":
-        reason = "on a busy machine it sometimes does not end within the time"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=False))
+def test_interrupt_ends_a_run_in_mid_epoch(engine: str, folder: Path) -> None:
     command = [sys.executable, "-c", LONG_RUN, engine, str(folder)]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -156,14 +151,19 @@ def test_interrupt_ends_a_run_in_mid_epoch(
     assert process.stdout.readline() == "batch\n"
     reader = threading.Thread(target=process.stdout.read, daemon=True)
     reader.start()
+    killer = threading.Timer(60, process.kill)
+    killer.start()
     time.sleep(0.3)
     interrupted = time.monotonic()
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=30) in (-signal.SIGINT, 130, 1)
-    assert time.monotonic() - interrupted < 5
-    reader.join()
     assert process.stderr is not None
-    errors = process.stderr.read()
+    errors = process.stderr.readline()
+    assert time.monotonic() - interrupted < 5
+    # The end of the interpreter takes a second of CPU time: many seconds on a busy machine.
+    errors += process.stderr.read()
+    assert process.wait() in (-signal.SIGINT, 130, 1), errors
+    killer.cancel()
+    reader.join()
     # Only Python's message for an uncaught interrupt, once.
     assert errors.count("Traceback") == 1, errors
     assert errors.rstrip().endswith("KeyboardInterrupt"), errors

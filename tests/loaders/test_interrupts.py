@@ -1,0 +1,160 @@
+"""A Ctrl-C at any moment ends the walk over an epoch, and the loader can still be used."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from loaders import build_loader
+from loaders.batch import Batch
+from loaders.interrupts import interrupt_later
+
+DALI = ["dali", "dali-stream"]
+
+
+def interrupt() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def interrupt_once() -> Callable[[], None]:
+    """A function that interrupts the first time it is called."""
+    left = [interrupt]
+    return lambda: left.pop()() if left else None
+
+
+def wait_for_interrupt() -> None:
+    time.sleep(10)
+
+
+def ending(action: Callable[[], None]) -> Generator[None, None, None]:
+    """Has begun, and does ``action`` when it is closed or dropped."""
+
+    def generator() -> Generator[None, None, None]:
+        try:
+            yield
+        finally:
+            with interrupt_later():
+                action()
+
+    begun = generator()
+    next(begun)
+    return begun
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_an_interrupt_of_a_finalizer_is_raised_after_it(times: int) -> None:
+    done = []
+
+    def action() -> None:
+        for _ in range(times):
+            interrupt()
+        done.append(True)
+
+    begun = ending(action)
+    del begun
+    assert done == [True]
+    with pytest.raises(KeyboardInterrupt):
+        wait_for_interrupt()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    time.sleep(0.2)  # raised once
+
+
+def test_an_interrupt_of_nested_blocks_is_raised_once() -> None:
+    ending(lambda: ending(interrupt).close()).close()
+    with pytest.raises(KeyboardInterrupt):
+        wait_for_interrupt()
+    time.sleep(0.2)
+
+
+def test_other_handlers_and_threads_see_no_difference() -> None:
+    seen: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: seen.append(number))
+    try:
+        with interrupt_later():
+            interrupt()
+            assert seen == [signal.SIGINT]
+    finally:
+        signal.signal(signal.SIGINT, before)
+    thread = threading.Thread(target=ending(lambda: seen.append(0)).close)
+    thread.start()
+    thread.join()
+    assert seen == [signal.SIGINT, 0]
+
+
+@pytest.mark.parametrize("engine", ["ffcv", *DALI, "resident"])
+def test_an_interrupt_while_an_epoch_left_early_is_ended(
+    engine: str, shards: Path, need_engine: Callable[[str], None]
+) -> None:
+    need_engine(engine)
+    loader: Any = build_loader(engine, shards, batch_size=8)
+    original = loader._batches
+
+    def batches(epoch: int, start: int) -> Generator[Batch, None, None]:
+        running = original(epoch, start)
+        try:
+            yield from running
+        finally:
+            interrupt()
+            running.close()
+
+    with loader:
+        loader._batches = batches
+        for _ in loader.epoch(0):
+            break
+        with pytest.raises(KeyboardInterrupt):
+            wait_for_interrupt()
+        loader._batches = original
+        assert len(list(loader.epoch(1))) == len(loader)
+
+
+def test_an_interrupt_while_a_reader_is_shut_down(
+    shards: Path, monkeypatch: pytest.MonkeyPatch, need_engine: Callable[[str], None]
+) -> None:
+    need_engine("dali-stream")
+    from loaders.engines.dali import Pipeline
+
+    once, shutdown = interrupt_once(), Pipeline._shutdown
+
+    def shut_down(pipeline: Any) -> None:
+        shutdown(pipeline)
+        once()
+
+    with build_loader("dali-stream", shards, batch_size=8) as loader:
+        monkeypatch.setattr(Pipeline, "_shutdown", shut_down)
+        with pytest.raises(KeyboardInterrupt):
+            list(loader.epoch(0))
+        assert len(list(loader.epoch(1))) == len(loader)
+
+
+@pytest.mark.parametrize("engine", DALI)
+@pytest.mark.parametrize("call", [2, 11])
+@pytest.mark.parametrize("method", ["_feed_input", "_outputs"])
+def test_dali_is_interrupted_in_the_middle_of_a_step(
+    engine: str, method: str, call: int, shards: Path, need_engine: Callable[[str], None]
+) -> None:
+    """The next epoch must not get inputs or outputs that the interrupted one has left."""
+    need_engine(engine)
+    loader: Any = build_loader(engine, shards, batch_size=8)
+    with loader:
+        expected = list(loader.epoch(1))
+        original, calls = getattr(loader._pipeline, method), 0
+
+        def interrupted(*arguments: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == call:
+                interrupt()
+            return original(*arguments)
+
+        setattr(loader._pipeline, method, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(loader.epoch(0))
+        for batch, truth in zip(loader.epoch(1), expected, strict=True):
+            assert all(torch.equal(*fields) for fields in zip(batch, truth, strict=True))
