@@ -11,8 +11,10 @@ from __future__ import annotations
 import os
 import signal
 import time
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import click
@@ -98,7 +100,10 @@ def gpu_check(
     make_folder(plan.recipe.parent)
     plan.recipe.write_text(plan.recipe_text())
     arguments = {"samples": samples, "width": width, "device": device, "minutes": minutes}
-    base = make_result(NAME, arguments, {}, device=device)
+    # In a process of its own: asking torch for the name of a GPU takes memory on it, and the checks
+    # would list this process as another user of the GPU.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        base = pool.submit(make_result, NAME, arguments, {}, device=device).result()
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = {"PYTHONPATH": paths, "GPU": device}
     outcomes: dict[str, Outcome] = {}

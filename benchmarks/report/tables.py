@@ -337,6 +337,12 @@ def where(result: Result) -> str:
     return f"On {device}; commit {result.commit}, {result.created}; {arguments}.{medians}"
 
 
+def _clock(current: float | None, highest: float | None) -> str | None:
+    if current is None:
+        return None
+    return f"{current:.0f}" if highest is None else f"{current:.0f} of {highest:.0f}"
+
+
 def _describe(gpu: Accelerator) -> list[str]:
     """What is known of a GPU, in the words of a report."""
     engines = {None: "", True: "a JPEG engine", False: "no JPEG engine"}[gpu.jpeg_engine]
@@ -347,13 +353,11 @@ def _describe(gpu: Accelerator) -> list[str]:
         "cuDNN {}": gpu.cudnn,
         "nvJPEG {}": gpu.nvjpeg,
         "compute capability {}": gpu.compute_capability,
-        "SM clock {:.0f} MHz": gpu.sm_clock_mhz,
-        "at most {:.0f} MHz": gpu.sm_clock_max_mhz,
-        "memory clock {:.0f} MHz": gpu.memory_clock_mhz,
-        "at most {:.0f} MHz of memory": gpu.memory_clock_max_mhz,
+        "SM clock {} MHz": _clock(gpu.sm_clock_mhz, gpu.sm_clock_max_mhz),
+        "memory clock {} MHz": _clock(gpu.memory_clock_mhz, gpu.memory_clock_max_mhz),
         "power limit {:.0f} W": gpu.power_limit_w,
         "MIG {}": None if gpu.mig is None else ("on" if gpu.mig else "off"),
-        "{} other processes": gpu.processes_before,
+        "other processes: {}": gpu.processes_before,
         "{:.2f} GiB in use before": gpu.memory_used_before_gib,
         "{}": engines or None,
     }

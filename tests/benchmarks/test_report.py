@@ -175,8 +175,8 @@ def test_a_result_of_a_gpu_says_what_is_known_of_it() -> None:
     machine = result.machine.model_copy(update=changes)
     result = result.model_copy(update={"machine": machine})
     assert (
-        "CUDA 13.0, nvJPEG 13.4.1, SM clock 1980 MHz, at most 1980 MHz, power limit 700 W, "
-        "MIG off, 0 other processes, 0.50 GiB in use before, JPEG engines: 7; commit"
+        "CUDA 13.0, nvJPEG 13.4.1, SM clock 1980 of 1980 MHz, power limit 700 W, "
+        "MIG off, other processes: 0, 0.50 GiB in use before, JPEG engines: 7; commit"
     ) in tables.where(result)
     gpu = {"stream_share": 0.9, "kernel_share": 0.6, "device_used_gib": 5.5}
     for name in ("depth 112: training", "depth 224: training"):
