@@ -83,7 +83,7 @@ def follow(
     network = DualDecoderUNet(width).place("cpu")
     if recipe.from_difference:
         network.start_from_difference()
-    shares = [work(stage, _COUNTED_WIDTH)[0] * stage.epochs for stage in recipe.stages]
+    shares = [work(stage, _COUNTED_WIDTH) * stage.epochs for stage in recipe.stages]
     ends = np.cumsum(shares) / sum(shares) * budget_s
     ends[-1] = budget_s  # without a rounding error
     spent, scored_times = 0.0, 0

@@ -101,7 +101,7 @@ class Clock:
 
 def step_pflop(recipe: Recipe, stage: Stage) -> float:
     """Work of one step of a stage: that of its samples, and the optimiser's own."""
-    gflop = work(stage, recipe.width)[0] * stage.batch_size + optimizer_work(recipe, stage)
+    gflop = work(stage, recipe.width) * stage.batch_size + optimizer_work(recipe, stage)
     return gflop / 1e6
 
 

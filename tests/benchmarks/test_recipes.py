@@ -24,9 +24,9 @@ def test_work_of_a_stage_is_that_of_the_description() -> None:
     """228, 139 and 98 GFLOP per sample at full width; the same ratios at any."""
     depth, mask = RECIPES["original"].stages[2], RECIPES["original"].stages[7]
     joint = RECIPES["joint"].stages[2]
-    gflop = [work(stage, 8)[0] for stage in (joint, depth, mask)]
+    gflop = [work(stage, 8) for stage in (joint, depth, mask)]
     assert np.array(gflop) / gflop[0] == pytest.approx(np.array([228, 139, 98]) / 228, rel=0.02)
-    assert work(RECIPES["joint"].stages[0], 8)[0] * 4 == gflop[0]
+    assert work(RECIPES["joint"].stages[0], 8) * 4 == gflop[0]
 
 
 def test_a_recipe_is_trained_and_scored(
@@ -65,7 +65,7 @@ def test_a_speedrun_counts_its_work_and_ends_at_the_goal(
     )
     recipe = Recipe(name="short", width=2, stages=stages, optimizer="muon", camera=0.5)
     small, large = (step_pflop(recipe, stage) for stage in stages)
-    gflop = work(stages[0], 2)[0] * 4 + optimizer_work(recipe, stages[0])
+    gflop = work(stages[0], 2) * 4 + optimizer_work(recipe, stages[0])
     assert small * 1e6 == pytest.approx(gflop)
     planned = 8 * small + 2 * large
     unreachable = {"mask_iou": 2.0, "depth_rmse": 0.0}
