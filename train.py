@@ -13,8 +13,8 @@ import os
 # same cores, steps took up to 4.6 times as long (docs/guide.md, "Threads").
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -50,11 +50,20 @@ from model.training import options as cli
 from model.training.config import DataConfig, RunConfig
 from model.training.evaluation import Report, evaluate_network, training_means, validate
 from model.training.optimizer import make_optimizer
+from model.training.profiling import StepProfile, phase_range
 from model.training.progress import Elapsed, EpochMeter, RunningLoss, require_finite_weights
 from model.training.provenance import count_seen_by, require_fingerprint, seen_note
 from model.training.report import EpochRow, epoch_line
 from model.training.reporter import Reporter, listing_skipped
-from model.training.run import BEST, PREDICTIONS, TENSORBOARD, Run, StageState, config_to_run
+from model.training.run import (
+    BEST,
+    PREDICTIONS,
+    TENSORBOARD,
+    TRACE,
+    Run,
+    StageState,
+    config_to_run,
+)
 from model.training.saving import ended_by_sigterm
 from model.unet import DualDecoderUNet
 
@@ -92,29 +101,36 @@ class StageTrainer:
         """Train on one batch without a host sync; ``epoch`` counts over all stages of the run."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        inputs = self.preprocess(batch, epoch)
+        with self._phase("preprocess"):
+            inputs = self.preprocess(batch, epoch)
         full = len(batch.index) == self.stage.batch_size
         if self.compile != "off" and full and not self._compiled:
-            self._compile(inputs)
-        self.phases.end("preprocess")
+            with self._phase("compile"):
+                self._compile(inputs)
         # Compiling for a smaller last batch would take longer than running it.
         compiled = self.compile == "off" or full
         with nullcontext() if compiled else torch.compiler.set_stance("force_eager"):
             loss = self._backward(inputs)
-        self.phases.end("loss and backward")
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.running.add(loss, len(batch.index))
-        self.phases.end("optimiser")
+        with self._phase("optimiser"):
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.running.add(loss, len(batch.index))
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        """A phase of the step: a range in traces, reported to `phases` at its end."""
+        with phase_range(name):
+            yield
+        self.phases.end(name)
 
     def _backward(self, inputs: Inputs) -> Tensor:
         """The loss; its scaled gradients replace those of the parameters."""
-        with self.precision.autocast(inputs.mask.device.type):
+        with self._phase("forward"), self.precision.autocast(inputs.mask.device.type):
             mask_logits, depth = self.wrapped(inputs.bg, inputs.fg_bg, decode=self.stage.decode)
-        self.phases.end("forward")
-        loss = training_loss(self.stage, inputs, mask_logits, depth)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        with self._phase("loss and backward"):
+            loss = training_loss(self.stage, inputs, mask_logits, depth)
+            self.optimizer.zero_grad(set_to_none=True)
+            self.scaler.scale(loss).backward()
         return loss
 
     def _compile(self, inputs: Inputs) -> None:
@@ -177,7 +193,9 @@ class StageTrainer:
         self.running.sums.copy_(state["running"])
 
 
-def train_epoch(run: Run, trainer: StageTrainer, loader: Loader, reporter: Reporter) -> EpochRow:
+def train_epoch(
+    run: Run, trainer: StageTrainer, loader: Loader, reporter: Reporter, profile: StepProfile
+) -> EpochRow:
     """Train on the remaining batches of the run's epoch; returns its row of metrics.csv."""
     (number, epoch, start), stage, ranks = run.position, trainer.stage, run.config.world_size
     batches = stage.batches(len(loader), ranks)
@@ -186,7 +204,7 @@ def train_epoch(run: Run, trainer: StageTrainer, loader: Loader, reporter: Repor
     title = f"stage {number + 1}, epoch {epoch + 1} of {stage.epochs}"
     trainer.wrapped.train()
     meter = EpochMeter(title, batches, start, run.elapsed, ranks=ranks, shown=run.first)
-    with meter.bar:
+    with meter.bar, profile.epoch(batches - start) as end_step:
         remaining = meter.batches(loader.epoch(run_epoch, start=start))
         for done, batch in zip(range(start + 1, batches + 1), remaining, strict=False):
             lr = stage.lr_at(epoch * batches + done - 1, stage.epochs * batches)
@@ -199,6 +217,7 @@ def train_epoch(run: Run, trainer: StageTrainer, loader: Loader, reporter: Repor
                 trainer.check_finite(title, done)  # host syncs: every save_minutes
                 state = trainer.state(meter.elapsed)
                 run.save(Position(number, epoch, done), trainer.network, state)
+            end_step()
         loss = trainer.check_finite(title, batches, all_ranks=True)  # host syncs: once per epoch
     trainer.running.reset()
     return {
@@ -208,8 +227,9 @@ def train_epoch(run: Run, trainer: StageTrainer, loader: Loader, reporter: Repor
 
 
 def fit_stage(
-    run: Run, trainer: StageTrainer, training: Loader, validation: Loader, reporter: Reporter
-) -> None:
+    run: Run, trainer: StageTrainer, training: Loader, validation: Loader, reporter: Reporter,
+    profile: StepProfile,
+) -> None:  # fmt: skip
     """Train the remaining epochs of a stage; after each, validate and save the run."""
     stage, depth_loss = trainer.stage, run.config.recipe.depth_loss
     eval_preprocess = Preprocess(training.backgrounds, training.statistics, size=stage.size)
@@ -218,7 +238,7 @@ def fit_stage(
         trainer.load_state(run.stage_state)
         run.stage_state = None
     for _ in range(run.position.epoch, stage.epochs):
-        row = train_epoch(run, trainer, training, reporter)
+        row = train_epoch(run, trainer, training, reporter, profile)
         scores = validate(
             trainer.wrapped, validation, eval_preprocess, trainer.precision, depth_loss,
             stage.decode, partial(reporter.picture, run.steps),
@@ -295,7 +315,10 @@ def report_uncompiled(reason: str) -> None:
     )
 
 
-def fit_run(run: Run, network: DualDecoderUNet, device: torch.device, reporter: Reporter) -> None:
+def fit_run(
+    run: Run, network: DualDecoderUNet, device: torch.device, reporter: Reporter,
+    profile: StepProfile,
+) -> None:  # fmt: skip
     """Train the remaining stages of a run."""
     recipe, data, world_size = run.config.recipe, run.config.data, run.config.world_size
     precision = precision_for(run.config.amp, device)
@@ -317,7 +340,7 @@ def fit_run(run: Run, network: DualDecoderUNet, device: torch.device, reporter: 
                 precision=precision, compile=compile_mode,
                 compile_failed=report_uncompiled if automatic else None,
             )  # fmt: skip
-            fit_stage(run, trainer, training, validation, reporter)
+            fit_stage(run, trainer, training, validation, reporter, profile)
 
 
 def evaluate_checkpoint(
@@ -367,7 +390,9 @@ def main() -> None:
 @cli.data_options(ENGINES)
 @cli.amp_option
 @click.pass_context
-def fit(context: click.Context, run_dir: Path, resume: bool, **options: object) -> None:
+def fit(
+    context: click.Context, run_dir: Path, resume: bool, profile: int, **options: object
+) -> None:
     """Train on SHARDS; write weights, scores and pictures to RUN_DIR."""
     rank, world_size = distributed_rank()
     first = rank == 0
@@ -393,6 +418,11 @@ def fit(context: click.Context, run_dir: Path, resume: bool, **options: object) 
         run = Run(config=config, folder=run_dir, first=first)
         if resume:
             run.restore(network)
+            if profile and run.finished:
+                raise ModelError(
+                    f"--profile {profile}: the run in {run_dir} is finished and trains no step; "
+                    "leave the option out, or use a new RUN_DIR"
+                )
         trials = try_possible_engines(config, device)
         board = run_dir / TENSORBOARD if config.tensorboard else None
         reporter = Reporter(shown=first, board=board, step=run.steps)
@@ -402,7 +432,8 @@ def fit(context: click.Context, run_dir: Path, resume: bool, **options: object) 
             run.config = replace(run.config, data=data)
             if len(trials) > 1:
                 reporter.line(f"loader: {describe(trials)}: using {data.engine}")
-            fit_run(run, network, device, reporter)
+            recorded = StepProfile(path=run_dir / TRACE, steps=profile if first else 0)
+            fit_run(run, network, device, reporter, recorded)
         if first:
             config, best = run.config, load_network(run_dir / BEST)
             report = evaluate_checkpoint(best, config.data, config.amp, device, config.fingerprint)

@@ -125,7 +125,10 @@ class Loader(DataSummary, Protocol):
 
 
 class PhaseTimer(Protocol):
-    """Notified at the end of each phase of a training step, so that a benchmark can time it."""
+    """Notified at the end of each phase of a training step, so that a benchmark can time it.
+
+    The phases are also ranges in a trace: see `training.profiling.phase_range`.
+    """
 
     def end(self, name: str) -> None: ...
 

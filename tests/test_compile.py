@@ -94,11 +94,12 @@ def test_a_run_compiles_once_for_training_and_once_for_validation(
     data = make_dataset(tmp_path / "data")
     (tmp_path / "tiny.toml").write_text(RECIPE)
     options = ["--loader", "reference", "--device", "cpu", "--width", "1", "--amp", "off"]
-    options += ["--compile", "default"]
+    options += ["--compile", "default", "--profile", "2"]
     arguments = ["fit", str(data), str(tmp_path / "run"), *options]
     result = CliRunner().invoke(train.main, [*arguments, "--recipe", str(tmp_path / "tiny.toml")])
     assert result.exit_code == 0, result.output
     assert len(graphs) == 2
+    assert "profile: 2 of 2 steps recorded" in result.output
 
 
 def test_compiling_changes_no_state(graphs: list[Any]) -> None:

@@ -152,9 +152,12 @@ def test_two_ranks_are_one_process_with_twice_the_batch(dataset: Path, tmp_path:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     finish(one, tmp_path / "one.txt")
     done = subprocess.run(
-        [*torchrun, "--nproc-per-node", "2", *FIT, *two], capture_output=True, text=True
+        [*torchrun, "--nproc-per-node", "2", *FIT, *two, "--profile", "1"],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("profile: 1 of 1 steps recorded") == 1
     assert done.stdout.count("stage 1 of 2") == 1  # only the first rank prints
     assert done.stdout.count("written to") == 1
     expected, found = weights(tmp_path / "one"), weights(tmp_path / "two")

@@ -127,6 +127,11 @@ def fit_options(splits: Sequence[str]) -> Decorator:
             "GPU from compute capability 7.0 with Triton, or off if that fails; off elsewhere.",
         ),
         flag("--tensorboard", help="Write scalars and pictures to RUN_DIR/tensorboard."),
+        option(
+            "--profile", type=click.IntRange(min=0), default=0,
+            help="Write a trace of that many training steps to RUN_DIR/trace.json.gz, after 3 to "
+            "warm up, from the first epoch that is trained.",
+        ),
         flag(
             "--resume",
             help="Resume the run in RUN_DIR; on a CPU with the same results, bit for bit.",

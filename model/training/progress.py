@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from model.distributed import is_distributed
 from model.errors import ModelError
+from model.training.profiling import phase_range
 from model.unet import DualDecoderUNet
 
 READ_EVERY_S = 1.0
@@ -108,11 +109,15 @@ class EpochMeter:
 
     def batches(self, source: Iterable[T]) -> Iterator[T]:
         """The batches of a loader; the time until each arrives counts as waiting."""
-        before = time.perf_counter()
-        for batch in source:
+        remaining = iter(source)
+        while True:
+            before = time.perf_counter()
+            with phase_range("data wait"):
+                batch = next(remaining, None)
+            if batch is None:
+                return
             self.wait_s += time.perf_counter() - before
             yield batch
-            before = time.perf_counter()
 
     def count(self, samples: int) -> bool:
         """Count a batch. True when it is time to read the loss and call `show`."""

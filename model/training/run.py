@@ -35,6 +35,7 @@ from model.unet import DualDecoderUNet
 
 CONFIG, LAST, BEST, METRICS = "config.json", "last.pt", "best.safetensors", "metrics.csv"
 CURVES, PREDICTIONS, TENSORBOARD = "curves.png", "predictions.png", "tensorboard"
+TRACE = "trace.json.gz"
 
 
 def config_to_run(
@@ -49,7 +50,8 @@ def config_to_run(
     if resume and (folder / CONFIG).exists():
         return resumed_config(read_config(folder / CONFIG), given, folder)
     if first:  # other ranks may get here after the first one has created the folder
-        if any(folder.iterdir()):
+        # A run that ended before its first save may have written a trace.
+        if any(path.name != TRACE for path in folder.iterdir()):
             raise ModelError(
                 f"{folder}: not empty; resume its run with --resume, or name a new RUN_DIR"
             )
@@ -112,7 +114,7 @@ class Run:
         self.stage_state = state["within_stage"]
         if self.stage_state is not None:
             self.elapsed = Elapsed._make(self.stage_state["elapsed"])
-        if self.first and self.position.stage == len(self.config.recipe.stages):
+        if self.first and self.finished:
             # The process may have been killed between state and reports.
             self._write_reports(self.history)
 
@@ -131,6 +133,11 @@ class Run:
                 click.echo(f"Warning: {error}", err=True)
             raise
         self.writer.close()
+
+    @property
+    def finished(self) -> bool:
+        """Whether all stages are trained."""
+        return self.position.stage == len(self.config.recipe.stages)
 
     def save_due(self) -> bool:
         """Whether this rank is to save within an epoch."""
