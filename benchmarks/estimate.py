@@ -28,7 +28,6 @@ from model.unet import DualDecoderUNet
 from model.upsampling import Upsampling
 
 DEVICES = ("T4", "A100", "H100")
-_BATCH = 2  # on the meta device; FLOPs and bytes are per sample
 BATCH_SIZES = {112: 128, 224: 32}  # of the recipe `original`
 _PCIE_GB_S = 12.0  # PCIe 3.0 x16, as a T4 has; the others have more
 _LAUNCH_US = 10.0  # host time of an eager operation: an estimate
@@ -64,7 +63,7 @@ def estimate(width: int) -> Result:
     cases = {}
     for size in (112, 224):
         for kind in ("depth", "mask"):
-            counts = count(make_stage(kind, size, _BATCH), width)
+            counts = count(make_stage(kind, size, BATCH_SIZES[size]), width)
             for name in DEVICES:
                 parts = times_us(counts, GPUS[name], BATCH_SIZES[size])
                 limit, us_per_sample = find_limit(parts)
@@ -127,18 +126,22 @@ def work(stage: Stage, width: int) -> float:
 
 
 def count(stage: Stage, width: int, upsampling: Upsampling = "products") -> Counts:
-    """What one training step in bfloat16 does, on the meta device."""
+    """What one training step in bfloat16 does, on the meta device, where no batch is too large.
+
+    The optimiser and the weights move the same bytes in a step of any batch size.
+    """
+    samples = stage.batch_size
     with torch.device("meta"):
         network = DualDecoderUNet(width, upsampling).bfloat16().freeze(*stage.frozen).train()
-        image = torch.empty(_BATCH, 3, stage.size, stage.size, dtype=torch.bfloat16)
-        target = torch.empty(_BATCH, 1, stage.size, stage.size)
+        image = torch.empty(samples, 3, stage.size, stage.size, dtype=torch.bfloat16)
+        target = torch.empty(samples, 1, stage.size, stage.size)
     inputs = Inputs(image, image, target, target)
     optimizer = torch.optim.SGD(network.trained_parameters(), lr=1e-3, momentum=0.9)
     with FlopCounterMode(display=False) as flops, ByteCounter() as traffic:
         mask_logits, depth = network(inputs.bg, inputs.fg_bg, decode=stage.decode)
         training_loss(stage, inputs, mask_logits, depth).backward()
         optimizer.step()
-    flop, moved = flops.get_total_flops() / _BATCH, traffic.bytes / _BATCH
+    flop, moved = flops.get_total_flops() / samples, traffic.bytes / samples
     return Counts(traffic.operations, flop / 1e9, moved / 1e6)
 
 

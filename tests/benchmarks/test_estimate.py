@@ -35,6 +35,14 @@ def test_flops_and_bytes_of_a_gpu_add_up() -> None:
     assert us_per_sample == pytest.approx(35e3 / 989.5 + 260e3 / 3350)
 
 
+def test_the_bytes_of_the_optimiser_are_those_of_a_step() -> None:
+    """Those of the weights, too: per sample, they become fewer with the batch size."""
+    sizes = (2, 4, 8)
+    two, four, eight = (n * count(make_stage("depth", 64, n), 8).mbyte for n in sizes)
+    assert eight - four == pytest.approx(2 * (four - two), rel=0.01)
+    assert 2 * two > four + 0.5
+
+
 def test_a_larger_size_has_more_work_in_about_as_many_operations() -> None:
     small, large = (count(make_stage("mask", size, 2), 8) for size in (64, 128))
     assert large.operations == pytest.approx(small.operations, rel=0.1)
