@@ -257,13 +257,14 @@ def tries_engines(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def try_possible_engines(config: RunConfig, device: torch.device) -> list[Trial]:
-    """For `--loader auto` the possible engines, timed in training; otherwise the one of the config.
+def try_possible_engines(run: Run, device: torch.device) -> list[Trial]:
+    """For `--loader auto` the possible engines, timed in training; otherwise the one of the run.
 
     Trains the first stage with another network, in this process alone, and restores torch's random
     numbers: the run computes what it would without the trial. Call it before the ranks are joined.
     """
-    data, recipe, stage = config.data, config.recipe, config.recipe.stages[0]
+    config, data = run.config, run.config.data
+    recipe, stage = config.recipe, config.recipe.stages[0]
     engines = possible_engines(data.shards) if data.engine == "auto" else (data.engine,)
     if len(engines) == 1 or not tries_engines(device):
         return [Trial(engines[0])]
@@ -281,7 +282,7 @@ def try_possible_engines(config: RunConfig, device: torch.device) -> list[Trial]
             network=DualDecoderUNet(config.width).place(device), recipe=recipe, stage=stage,
             preprocess=preprocess, precision=precision_for(config.amp, device),
             compile=choose_compile(config.compile, device, world_size=config.world_size),
-            compile_failed=report_uncompiled if config.compile == "auto" else None,
+            compile_failed=on_failed_compile(run),
         )  # fmt: skip
         trainer.preprocess = preprocess
         trainer.wrapped.train()
@@ -306,13 +307,18 @@ def try_possible_engines(config: RunConfig, device: torch.device) -> list[Trial]
     return trials
 
 
-def report_uncompiled(reason: str) -> None:
-    """Print that `--compile auto` failed, and why."""
-    click.echo(
-        f"--compile auto: compiling failed ({reason}); training continues without it. "
-        "`--compile off` does not try, `--compile default` ends with the error.",
-        err=True,
-    )
+def on_failed_compile(run: Run) -> Callable[[str], None] | None:
+    """For `--compile auto`: prints why compiling failed, and records that the run does without."""
+
+    def turn_off(reason: str) -> None:
+        run.record(compile="off")
+        click.echo(
+            f"--compile auto: compiling failed ({reason}); training continues without it. "
+            "`--compile off` does not try, `--compile default` ends with the error.",
+            err=True,
+        )
+
+    return turn_off if run.config.compile == "auto" else None
 
 
 def fit_run(
@@ -323,22 +329,21 @@ def fit_run(
     recipe, data, world_size = run.config.recipe, run.config.data, run.config.world_size
     precision = precision_for(run.config.amp, device)
     augment = make_augment(recipe, data.seed)
-    compile_mode = choose_compile(run.config.compile, device, world_size=world_size)
-    automatic = run.config.compile == "auto"
+    compile_failed = on_failed_compile(run)
+    run.record(compile=choose_compile(run.config.compile, device, world_size=world_size))
     for number in range(run.position.stage, len(recipe.stages)):
         stage = recipe.stages[number]
         pair = open_pair(data, device=device, batch_size=stage.batch_size, world_size=world_size)
         with pair as (training, validation), listing_skipped(training, validation):
             found = require_fingerprint(data, run.config.fingerprint, training)
-            run.config = replace(run.config, fingerprint=found)
+            run.record(fingerprint=found)
             reporter.line(f"stage {number + 1} of {len(recipe.stages)}: {stage}, {precision}")
             preprocess = Preprocess(
                 training.backgrounds, training.statistics, size=stage.size, augment=augment
             )
             trainer = StageTrainer(
                 network=network, recipe=recipe, stage=stage, preprocess=preprocess,
-                precision=precision, compile=compile_mode,
-                compile_failed=report_uncompiled if automatic else None,
+                precision=precision, compile=run.config.compile, compile_failed=compile_failed,
             )  # fmt: skip
             fit_stage(run, trainer, training, validation, reporter, profile)
 
@@ -402,8 +407,9 @@ def fit(
     source = context.get_parameter_source
     given = {n: v for n, v in options.items() if source(n) is ParameterSource.COMMANDLINE}
     given["world_size"] = world_size
-    if options["engine"] == "auto":
-        given.pop("engine", None)  # a resumed run keeps the engine that was chosen
+    for name in ("engine", "compile"):
+        if options[name] == "auto":
+            given.pop(name, None)  # a resumed run keeps what was chosen
     config = RunConfig.from_options(options)
     with ended_by_sigterm(), locked(run_dir) if first else nullcontext():
         config = config_to_run(config, given, run_dir, resume=resume, first=first)
@@ -423,15 +429,14 @@ def fit(
                     f"--profile {profile}: the run in {run_dir} is finished and trains no step; "
                     "leave the option out, or use a new RUN_DIR"
                 )
-        trials = try_possible_engines(config, device)
+        trials = try_possible_engines(run, device)
         board = run_dir / TENSORBOARD if config.tensorboard else None
         reporter = Reporter(shown=first, board=board, step=run.steps)
         with joined(rank, world_size, device), reporter.reporting(), run.saving():
             trials = from_first_rank(trials)
-            data = replace(run.config.data, engine=fastest(trials))
-            run.config = replace(run.config, data=data)
+            run.record(data=replace(run.config.data, engine=fastest(trials)))
             if len(trials) > 1:
-                reporter.line(f"loader: {describe(trials)}: using {data.engine}")
+                reporter.line(f"loader: {describe(trials)}: using {run.config.data.engine}")
             recorded = StepProfile(path=run_dir / TRACE, steps=profile if first else 0)
             fit_run(run, network, device, reporter, recorded)
         if first:

@@ -5,13 +5,14 @@ The backend is a stand-in that runs the graphs as they are: no test waits for a 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 import train
 from loaders import Preprocess
@@ -86,20 +87,57 @@ def _state_after_two_steps(trainer: StageTrainer) -> dict[str, torch.Tensor]:
     return trainer.network.state_dict()
 
 
-def test_a_run_compiles_once_for_training_and_once_for_validation(
-    graphs: list[Any], tmp_path: Path
-) -> None:
-    """Two epochs; neither the 17 nor the 7 samples are a multiple of the batch size, 4."""
+@pytest.fixture
+def fit(tmp_path: Path) -> Callable[..., Result]:
+    """`train.py fit` on a CPU; two epochs of 17 samples, validated on 7, in batches of 4."""
     (tmp_path / "data").mkdir()
     data = make_dataset(tmp_path / "data")
-    (tmp_path / "tiny.toml").write_text(RECIPE)
-    options = ["--loader", "reference", "--device", "cpu", "--width", "1", "--amp", "off"]
-    options += ["--compile", "default", "--profile", "2"]
-    arguments = ["fit", str(data), str(tmp_path / "run"), *options]
-    result = CliRunner().invoke(train.main, [*arguments, "--recipe", str(tmp_path / "tiny.toml")])
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(RECIPE)
+
+    def fit(*more: str) -> Result:
+        options = ["--loader", "reference", "--device", "cpu", "--width", "1", "--amp", "off"]
+        arguments = ["fit", str(data), str(tmp_path / "run"), "--recipe", str(recipe), *options]
+        return CliRunner().invoke(train.main, [*arguments, *more])
+
+    return fit
+
+
+def test_a_run_compiles_once_for_training_and_once_for_validation(
+    graphs: list[Any], fit: Callable[..., Result]
+) -> None:
+    """The last batches, which are smaller, are not compiled."""
+    result = fit("--compile", "default", "--profile", "2")
     assert result.exit_code == 0, result.output
     assert len(graphs) == 2
     assert "profile: 2 of 2 steps recorded" in result.output
+
+
+@pytest.mark.parametrize(("compiler", "chosen"), [("graphs", "default"), ("broken", "off")])
+def test_a_resumed_run_keeps_what_auto_has_chosen(
+    compiler: str, chosen: str, fit: Callable[..., Result], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    """Also that compiling has failed, which is reported once."""
+    request.getfixturevalue(compiler)
+    requests: list[str] = []
+
+    def choose(request: str, device: torch.device, *, world_size: int) -> str:
+        requests.append(request)
+        return "default" if request == "auto" else request
+
+    monkeypatch.setattr(train, "choose_compile", choose)
+    result = fit()
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("compiling failed") == (chosen == "off")
+    assert set(requests) == {"auto"}
+    config = json.loads((tmp_path / "run/config.json").read_text())["config"]
+    assert config["compile"] == chosen
+    requests.clear()
+    result = fit("--resume", "--compile", "auto")
+    assert result.exit_code == 0, result.output
+    assert "compiling failed" not in result.stderr
+    assert set(requests) == {chosen}
 
 
 def test_compiling_changes_no_state(graphs: list[Any]) -> None:

@@ -64,13 +64,13 @@ def tried(need_engine: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(trial, "WARM_UP_S", 0.0)
     monkeypatch.setattr(trial, "TIMED_S", 0.0)
     monkeypatch.setattr(trial, "AT_LEAST", 2)
+    monkeypatch.setattr("model.training.run.draw_curves", lambda *arguments: None)
+    monkeypatch.setattr("model.training.evaluation.draw_predictions", lambda *arguments: None)
     # Threads that wait for each other are slow on a busy machine.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-    monkeypatch.setattr("model.training.run.draw_curves", lambda *arguments: None)
-    monkeypatch.setattr("model.training.evaluation.draw_predictions", lambda *arguments: None)
 
 
 def loader_of(engine: str) -> type[Loader]:
@@ -145,13 +145,14 @@ def test_the_faster_engine_trains_to_the_same_weights(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_a_trial_restores_random_numbers(shards: Path, recipe: Path) -> None:
+def test_a_trial_restores_random_numbers(shards: Path, recipe: Path, tmp_path: Path) -> None:
     config = RunConfig(
         data=DataConfig(shards=str(shards), engine="auto"), recipe=load_recipe(str(recipe)),
         width=2, amp="off",
     )  # fmt: skip
     before = torch.get_rng_state()
-    found = train.try_possible_engines(config, torch.device("cpu"))
+    run = Run(config=config, folder=tmp_path / "run")
+    found = train.try_possible_engines(run, torch.device("cpu"))
     assert [one.engine for one in found] == ["ffcv", "dali"]
     assert not any(one.error for one in found)
     assert torch.equal(torch.get_rng_state(), before)

@@ -124,7 +124,8 @@ def fit_options(splits: Sequence[str]) -> Decorator:
         option(
             "--compile", type=click.Choice(COMPILE), default="auto",
             help="Mode of torch.compile; reduce-overhead uses CUDA graphs. auto: default on one "
-            "GPU from compute capability 7.0 with Triton, or off if that fails; off elsewhere.",
+            "GPU from compute capability 7.0 with Triton, or off if that fails; off elsewhere; "
+            "kept with --resume.",
         ),
         flag("--tensorboard", help="Write scalars and pictures to RUN_DIR/tensorboard."),
         option(

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
@@ -92,8 +92,8 @@ class Run:
     """Score, stage and epoch of the best weights among comparable epochs."""
     stage_state: StageState | None = None
     """Restored state of the stage that was interrupted."""
-    created: bool = False
-    """Whether this process has written config.json."""
+    recorded: bool = False
+    """Whether config.json has the configuration of this process."""
     clock: Callable[[], float] = time.monotonic
     """Seconds, for `save_due`."""
     saved_at: float = field(init=False)
@@ -117,6 +117,12 @@ class Run:
         if self.first and self.finished:
             # The process may have been killed between state and reports.
             self._write_reports(self.history)
+
+    def record(self, **choices: object) -> None:
+        """Change the configuration; the next `save` writes it, so that a resumed run keeps it."""
+        changed = replace(self.config, **choices)  # type: ignore[arg-type]  # names of its fields
+        self.recorded = self.recorded and changed == self.config
+        self.config = changed
 
     @contextmanager
     def saving(self) -> Iterator[None]:
@@ -226,9 +232,9 @@ class Run:
         return not comparable or score < self.best["score"]
 
     def _write_config(self) -> None:
-        if not self.created:
+        if not self.recorded:
             write_config(self.folder / CONFIG, self.config)
-            self.created = True
+            self.recorded = True
 
     def _write_reports(self, history: list[EpochRow]) -> None:
         write_history(self.folder / METRICS, history)

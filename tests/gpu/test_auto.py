@@ -16,6 +16,7 @@ import train
 from loaders import RecordError, build_loader
 from model.recipe import load_recipe
 from model.training.config import DataConfig, RunConfig
+from model.training.run import Run
 from tests.damage import Records, bit_flipped
 from tests.gpu.conftest import GPU
 
@@ -47,7 +48,9 @@ def test_auto_tries_both_engines(shards: Path, recipe: Path, tmp_path: Path) -> 
     assert re.search(line, result.output, re.MULTILINE), result.output
 
 
-def test_a_trial_leaves_no_memory_and_restores_random_numbers(shards: Path, recipe: Path) -> None:
+def test_a_trial_leaves_no_memory_and_restores_random_numbers(
+    shards: Path, recipe: Path, tmp_path: Path
+) -> None:
     config = RunConfig(
         data=DataConfig(shards=str(shards), engine="auto"),
         recipe=load_recipe(str(recipe)),
@@ -56,7 +59,8 @@ def test_a_trial_leaves_no_memory_and_restores_random_numbers(shards: Path, reci
     torch.cuda.manual_seed(7)
     gc.collect()
     before = torch.cuda.memory_allocated(), torch.cuda.get_rng_state()
-    trials = train.try_possible_engines(config, torch.device("cuda", torch.cuda.current_device()))
+    run = Run(config=config, folder=tmp_path / "run")
+    trials = train.try_possible_engines(run, torch.device("cuda", torch.cuda.current_device()))
     assert not any(trial.error for trial in trials), trials
     assert torch.equal(torch.cuda.get_rng_state(), before[1])
     # cuBLAS keeps a workspace for each stream; FFCV's and DALI's batches would be more.
