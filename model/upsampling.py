@@ -7,6 +7,7 @@ matrix products.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import lru_cache, partial
 from typing import Any, Literal
 
@@ -43,8 +44,9 @@ class _ProductBackward(torch.autograd.Function):
         ctx.dtype = images.dtype
         # torch's kernels for half precision compute in float32 and round once, at the end. Autocast
         # of a GPU, not of a CPU, would make the result and the concatenation of it float32, for a
-        # convolution in half precision: the same values with twice the bytes.
-        with torch.autocast("cuda", enabled=False):
+        # convolution in half precision: the same values with twice the bytes. Without a GPU, older
+        # versions of torch would warn that there is no CUDA.
+        with torch.autocast("cuda", enabled=False) if images.is_cuda else nullcontext():
             return functional.interpolate(
                 images, scale_factor=2, mode="bilinear", align_corners=True
             )
