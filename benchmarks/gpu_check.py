@@ -156,7 +156,13 @@ def join_epochs(plan: Plan, results: Path) -> None:
     }
     common = set.intersection(*(set(result.arguments.items()) for result in found.values()))
     arguments = {name: value for name, value in first.arguments.items() if (name, value) in common}
-    joined = first.model_copy(update={"cases": cases, "arguments": arguments})
+    skipped = {
+        f"{name.removeprefix('epoch-')}, {case}": reason
+        for name, result in found.items()
+        for case, reason in result.skipped.items()
+    }
+    changes = {"cases": cases, "arguments": arguments, "skipped": skipped}
+    joined = first.model_copy(update=changes)
     (results / f"{EPOCHS}.json").write_text(joined.model_dump_json(indent=1) + "\n")
 
 

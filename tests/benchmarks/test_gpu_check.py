@@ -199,7 +199,9 @@ def test_epochs_are_joined_in_one_result(tmp_path: Path) -> None:
         folder = tmp_path / "checks" / f"epoch-112-{engine}"
         folder.mkdir(parents=True)
         cases = {"depth 112: loader": CaseResult(figures={"rate": rate})}
-        result = make_result("epoch", {"width": 4, "engine": engine}, cases)
+        skipped = {"depth 112: loader, figures of a GPU": "no driver"}
+        arguments = {"width": 4, "engine": engine}
+        result = make_result("epoch", arguments, cases, skipped=skipped)
         (folder / "result.json").write_text(result.model_dump_json())
     join_epochs(plan(), tmp_path)
     found = read_result(tmp_path / "epochs.json")
@@ -207,6 +209,9 @@ def test_epochs_are_joined_in_one_result(tmp_path: Path) -> None:
     assert {name: case.figures["rate"] for name, case in found.cases.items()} == {
         "112-ffcv, depth 112: loader": 2.0, "112-resident, depth 112: loader": 1.0,
     }  # fmt: skip
+    assert found.skipped.keys() == {
+        f"112-{engine}, depth 112: loader, figures of a GPU" for engine in ("ffcv", "resident")
+    }
 
 
 @pytest.mark.slow
