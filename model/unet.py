@@ -32,9 +32,9 @@ class DoubleConv(nn.Sequential):
     """(3x3 convolution with bias, BatchNorm, ReLU) twice; keeps height and width.
 
     In training, BatchNorm subtracts the mean of each channel, and with it the bias, whose gradient
-    is 0 but for rounding. Therefore biases are not trained, and training leaves them out: on a GPU,
-    where they are added and their gradients are summed in passes of their own, these took an
-    eighth of a step. Running means include the bias, which evaluation adds.
+    is 0 but for rounding. Therefore biases are not trained, and training leaves them out: on a GPU
+    they would be added, and their gradients summed, in passes of their own over all images. Running
+    means include the bias, which evaluation adds.
     """
 
     def __init__(self, channels_in: int, channels_out: int, middle: int | None = None) -> None:
