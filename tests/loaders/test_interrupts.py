@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -64,6 +65,30 @@ def test_an_interrupt_of_a_finalizer_is_raised_after_it(times: int) -> None:
         wait_for_interrupt()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     time.sleep(0.2)  # raised once
+
+
+def test_a_sigterm_of_a_finalizer_is_raised_after_it() -> None:
+    """As `train.py fit` handles it; also in nested blocks, and once."""
+
+    def end(number: int, _: object) -> None:
+        sys.exit(128 + number)
+
+    def terminate() -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        for action in (terminate, lambda: ending(terminate).close()):
+            begun = ending(action)
+            del begun
+            with pytest.raises(SystemExit, match="143"):
+                wait_for_interrupt()
+            assert signal.getsignal(signal.SIGTERM) is end
+            time.sleep(0.2)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    with interrupt_later():
+        assert signal.getsignal(signal.SIGTERM) is before  # not a handler in Python
 
 
 def test_an_interrupt_of_nested_blocks_is_raised_once() -> None:
