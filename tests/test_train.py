@@ -7,6 +7,7 @@ import json
 import re
 import resource
 import shutil
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -45,6 +46,15 @@ batch_size = 4
 lr = 0.05
 trains = ["mask"]
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other are slow on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
