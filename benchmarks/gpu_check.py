@@ -96,7 +96,9 @@ def gpu_check(
     """
     plan = Plan(device=device, samples=samples, width=width, data=data, results=results)
     chosen = plan.preparation() + select(plan.checks(), only, skip)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # also then the report is written
+    # The report is written after SIGTERM too.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    click.get_current_context().call_on_close(lambda: signal.signal(signal.SIGTERM, before))
     make_folder(plan.recipe.parent)
     plan.recipe.write_text(plan.recipe_text())
     arguments = {"samples": samples, "width": width, "device": device, "minutes": minutes}

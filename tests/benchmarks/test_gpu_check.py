@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result
         monkeypatch.setattr(Plan, "preparation", lambda self: [])
         monkeypatch.setattr(Plan, "checks", lambda self: checks)
         command = ("gpu-check", tmp_path / "results", "--device", "cpu", *options)
-        return CliRunner().invoke(main, [str(argument) for argument in command])
+        before = signal.getsignal(signal.SIGTERM)
+        done = CliRunner().invoke(main, [str(argument) for argument in command])
+        assert signal.getsignal(signal.SIGTERM) is before
+        return done
 
     return run
 
