@@ -47,6 +47,7 @@ from model.metrics import BASELINE_SAMPLES
 from model.precision import Precision, choose_compile, choose_device, precision_for
 from model.recipe import Recipe, Stage, load_recipe
 from model.training import options as cli
+from model.training.compiling import compile_once, compiled_if
 from model.training.config import DataConfig, RunConfig
 from model.training.evaluation import Report, evaluate_network, training_means, validate
 from model.training.optimizer import make_optimizer
@@ -105,11 +106,11 @@ class StageTrainer:
             inputs = self.preprocess(batch, epoch)
         full = len(batch.index) == self.stage.batch_size
         if self.compile != "off" and full and not self._compiled:
+            self._compiled = True
             with self._phase("compile"):
-                self._compile(inputs)
-        # Compiling for a smaller last batch would take longer than running it.
-        compiled = self.compile == "off" or full
-        with nullcontext() if compiled else torch.compiler.set_stance("force_eager"):
+                backward = partial(self._backward, inputs)
+                compile_once(self.network, backward, self.compile, self.compile_failed)
+        with compiled_if(full or self.compile == "off"):
             loss = self._backward(inputs)
         with self._phase("optimiser"):
             self.scaler.step(self.optimizer)
@@ -132,30 +133,6 @@ class StageTrainer:
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler.scale(loss).backward()
         return loss
-
-    def _compile(self, inputs: Inputs) -> None:
-        """Compile forward and backward by running them once; changes no weight and no buffer.
-
-        Raises ModelError if that fails and there is no `compile_failed`.
-        """
-        self._compiled = True
-        before = [buffer.clone() for buffer in self.network.buffers()]
-        try:
-            self._backward(inputs)
-        except torch.OutOfMemoryError:
-            raise  # not of the compiler
-        except Exception as error:  # of dynamo, inductor, Triton or a C++ compiler
-            cause = getattr(error, "inner_exception", error)  # dynamo wraps what a backend raises
-            reason = f"{type(cause).__name__}: {next(iter(str(cause).splitlines()), '')}"
-            if self.compile_failed is None:
-                raise ModelError(
-                    f"--compile {self.compile}: compiling failed ({reason}); use --compile off"
-                ) from error
-            self.compile_failed(reason)
-            torch.compiler.set_stance("force_eager")
-        with torch.no_grad():
-            for buffer, value in zip(self.network.buffers(), before, strict=True):
-                buffer.copy_(value)
 
     def check_finite(self, title: str, step: int, *, all_ranks: bool = False) -> float:
         """Mean loss in this epoch; ModelError unless it and the weights are finite.

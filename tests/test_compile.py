@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,46 +20,14 @@ from loaders import Preprocess
 from model import DualDecoderUNet, ModelError
 from model.recipe import RECIPES, Stage
 from tests.test_step import OFF, STATISTICS, _batch
-from tests.tiny import make_dataset
+from tests.tiny import RECIPE, make_dataset
 from train import StageTrainer
 
-RECIPE = """
-name = "tiny"
-[[stages]]
-size = 16
-batch_size = 4
-lr = 0.05
-epochs = 2
-trains = ["encoder", "depth"]
-"""
 
-
-@pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """The graphs that the backend was given."""
-    found: list[Any] = []
+@contextmanager
+def _compiling_with(backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let networks be compiled by a backend, and forget what was compiled."""
     compile_module = torch.nn.Module.compile
-
-    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
-        found.append(graph)
-        return graph.forward
-
-    def compile_with_stand_in(module: torch.nn.Module, *, mode: str, dynamic: bool) -> None:
-        compile_module(module, backend=backend, dynamic=dynamic)
-
-    monkeypatch.setattr(torch.nn.Module, "compile", compile_with_stand_in)
-    yield found
-    torch.compiler.set_stance("default")
-    torch.compiler.reset()
-
-
-@pytest.fixture
-def broken(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A compiler that fails, as where there is no C compiler for Triton."""
-    compile_module = torch.nn.Module.compile
-
-    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
-        raise RuntimeError("Failed to find C compiler\nand more")
 
     def compile_with_stand_in(module: torch.nn.Module, *, mode: str, dynamic: bool) -> None:
         compile_module(module, backend=backend, dynamic=dynamic)
@@ -67,6 +36,30 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     torch.compiler.set_stance("default")
     torch.compiler.reset()
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """The graphs that the backend was given."""
+    found: list[Any] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+        found.append(graph)
+        return graph.forward
+
+    with _compiling_with(backend, monkeypatch):
+        yield found
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A compiler that fails, as where there is no C compiler for Triton."""
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+        raise RuntimeError("Failed to find C compiler\nand more")
+
+    with _compiling_with(backend, monkeypatch):
+        yield
 
 
 def _trainer(compile_mode: str, failed: Callable[[str], None] | None = None) -> StageTrainer:

@@ -16,20 +16,10 @@ from click.testing import CliRunner, Result
 
 import train
 from model.training.profiling import StepProfile, phase_range
-from tests.tiny import make_dataset
+from tests.tiny import RECIPE, leave_out_pictures, make_dataset
 from train import StageTrainer
 
 PHASES = ("data wait", "preprocess", "forward", "loss and backward", "optimiser")
-RECIPE = """
-name = "tiny"
-flip = 0.5
-[[stages]]
-size = 16
-batch_size = 2
-lr = 0.05
-epochs = 2
-trains = ["encoder", "depth"]
-"""  # 17 training samples: 9 steps an epoch
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +29,12 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip the pictures, which take longer than a tiny run."""
-    monkeypatch.setattr("model.training.run.draw_curves", lambda *arguments: None)
-    monkeypatch.setattr("model.training.evaluation.draw_predictions", lambda *arguments: None)
+    leave_out_pictures(monkeypatch)
 
 
 def fit(dataset: Path, folder: Path, *more: object) -> Result:
     recipe = dataset.parent / "tiny.toml"
-    recipe.write_text(RECIPE)
+    recipe.write_text(RECIPE.replace("batch_size = 4", "batch_size = 2"))  # 9 steps an epoch
     options = ["--recipe", recipe, "--width", 2, "--device", "cpu", *more]
     return CliRunner().invoke(train.main, ["fit", *map(str, (dataset, folder, *options))])
 

@@ -26,19 +26,19 @@ from model.files import locked
 from model.training.progress import RunningLoss
 from model.training.provenance import fingerprint
 from model.training.run import Run
-from tests.tiny import BACKGROUNDS, SAMPLES, SIZE, make_dataset
+from tests.tiny import (
+    BACKGROUNDS,
+    RECIPE,
+    SAMPLES,
+    SIZE,
+    leave_out_pictures,
+    make_dataset,
+)
 from train import StageTrainer
 
-RECIPE = """
-name = "tiny"
+TWO_STAGES = f"""
 nesterov = true
-flip = 0.5
-[[stages]]
-size = 16
-batch_size = 4
-lr = 0.05
-epochs = 2
-trains = ["encoder", "depth"]
+{RECIPE}
 schedule = "onecycle"
 [[stages]]
 size = 16
@@ -65,7 +65,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
-    path.write_text(RECIPE)
+    path.write_text(TWO_STAGES)
     return str(path)
 
 
@@ -89,9 +89,8 @@ def finished(dataset: Path, recipe: str, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip the pictures, which take longer than a tiny run; `finished` draws them."""
-    monkeypatch.setattr("model.training.run.draw_curves", lambda *arguments: None)
-    monkeypatch.setattr("model.training.evaluation.draw_predictions", lambda *arguments: None)
+    """Without pictures; `finished` draws them."""
+    leave_out_pictures(monkeypatch)
 
 
 def figures(folder: Path) -> list[dict[str, str]]:
@@ -158,7 +157,7 @@ def test_resume_with_a_camera_muon_and_short_epochs(
 ) -> None:
     recipe = tmp_path / "short.toml"
     options = 'optimizer = "muon"\ncamera = 0.8\n[[stages]]\nsamples = 12'
-    without_nesterov = RECIPE.replace("nesterov = true\n", "")  # which muon does not take
+    without_nesterov = TWO_STAGES.replace("nesterov = true\n", "")  # which muon does not take
     recipe.write_text(without_nesterov.replace("[[stages]]", options, 1))
     assert fit(dataset, tmp_path / "complete", str(recipe)).exit_code == 0
     state = torch.load(tmp_path / "complete" / "last.pt", weights_only=True)["network"]
@@ -343,7 +342,7 @@ def test_a_run_that_diverges_keeps_its_last_finite_state(
 ) -> None:
     """The first step makes the weights as large as the rate; the second makes them NaN."""
     steep = Path(recipe).with_name("steep.toml")
-    steep.write_text(RECIPE.replace("0.05", "1e20"))
+    steep.write_text(TWO_STAGES.replace("0.05", "1e20"))
     result = fit(dataset, tmp_path / "run", str(steep), "--save-minutes", 0)
     assert result.exit_code == 2
     assert re.search(r"stage 1, epoch 1 of 2, step [2-5]: the .* became (nan|inf)", result.stderr)

@@ -26,19 +26,9 @@ from loaders.base import Loader
 from model.recipe import load_recipe
 from model.training.config import DataConfig, RunConfig
 from model.training.run import Run
-from tests.tiny import make_dataset
+from tests.tiny import RECIPE, leave_out_pictures, make_dataset
 
 ROOT = Path(__file__).parent.parent
-RECIPE = """
-name = "tiny"
-flip = 0.5
-[[stages]]
-size = 16
-batch_size = 4
-lr = 0.05
-epochs = 2
-trains = ["encoder", "depth"]
-"""
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +54,7 @@ def tried(need_engine: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(trial, "WARM_UP_S", 0.0)
     monkeypatch.setattr(trial, "TIMED_S", 0.0)
     monkeypatch.setattr(trial, "AT_LEAST", 2)
-    monkeypatch.setattr("model.training.run.draw_curves", lambda *arguments: None)
-    monkeypatch.setattr("model.training.evaluation.draw_predictions", lambda *arguments: None)
+    leave_out_pictures(monkeypatch)
     # Threads that wait for each other are slow on a busy machine.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

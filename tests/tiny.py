@@ -9,6 +9,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -16,6 +17,23 @@ import train
 from model.checkpoint import save_state
 
 BACKGROUNDS, SAMPLES, SIZE = 3, 8, 32
+RECIPE = """
+name = "tiny"
+flip = 0.5
+[[stages]]
+size = 16
+batch_size = 4
+lr = 0.05
+epochs = 2
+trains = ["encoder", "depth"]
+"""
+"""17 training samples: 5 steps an epoch, the last one smaller."""
+
+
+def leave_out_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `fit` draw nothing, because that takes longer than a tiny run."""
+    monkeypatch.setattr("model.training.run.draw_curves", lambda *arguments: None)
+    monkeypatch.setattr("model.training.evaluation.draw_predictions", lambda *arguments: None)
 
 
 def make_dataset(root: Path) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +30,7 @@ from model.metrics import (
 )
 from model.pictures import Example, draw_predictions
 from model.precision import Precision
+from model.training.compiling import compiled_if
 from model.training.disturbance import UNDISTURBED, align_backgrounds, disturb, load_disturbance
 from model.training.report import ROWS, defined_figures, score_table
 from model.unet import Decode, DualDecoderUNet
@@ -163,8 +163,7 @@ def validate(
             continue  # the last step has fewer samples than there are ranks
         full = full or samples
         inputs = preprocess(batch)
-        # Compiling for a smaller last batch would take longer than running it.
-        with nullcontext() if samples == full else torch.compiler.set_stance("force_eager"):
+        with compiled_if(samples == full):
             prediction = predict_step(inputs, network, precision, depth_loss, decode)
         table.add(batch.index, measure(prediction, inputs))
         if show is not None:
