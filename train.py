@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from loaders import ENGINES, Commands, Loader, distributed_rank, open_pair, possible_engines
 from loaders.augment import make_augment
+from loaders.interrupts import ignored_signals_repeated
 from loaders.preprocess import Preprocess
 from loaders.split import SPLITS, split_indices
 from loaders.trial import Step, Trial, describe, fastest, try_engines
@@ -388,7 +389,8 @@ def fit(
         if options[name] == "auto":
             given.pop(name, None)  # a resumed run keeps what was chosen
     config = RunConfig.from_options(options)
-    with ended_by_sigterm(), locked(run_dir) if first else nullcontext():
+    lock = locked(run_dir) if first else nullcontext()
+    with ended_by_sigterm(), ignored_signals_repeated(), lock:
         config = config_to_run(config, given, run_dir, resume=resume, first=first)
         device = local_device(choose_device(config.data.device), world_size)
         choose_compile(config.compile, device, world_size=world_size)  # before anything is made

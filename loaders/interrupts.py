@@ -1,8 +1,9 @@
-"""Ctrl-C and SIGTERM while an epoch is ended: not ignored, even if a finalizer ends it."""
+"""Ctrl-C and SIGTERM where Python ignores exceptions, in finalizers and callbacks: not lost."""
 
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,33 @@ def interrupt_later() -> Iterator[None]:
             signal.signal(number, handler)
         for number in received:
             _send_after(_DELAY, number)
+
+
+@contextmanager
+def ignored_signals_repeated() -> Iterator[None]:
+    """Send SIGINT or SIGTERM again where Python has ignored what its handler raised.
+
+    Callbacks from C ignore exceptions, as finalizers do: those of LLVM, while numba compiles or
+    loads a kernel, among them. For signals whose handlers raise KeyboardInterrupt (SIGINT) and
+    SystemExit (SIGTERM).
+    """
+    before = sys.unraisablehook
+
+    def hook(ignored: sys.UnraisableHookArgs) -> None:
+        if issubclass(ignored.exc_type, KeyboardInterrupt):
+            _send_after(_DELAY, signal.SIGINT)
+        elif issubclass(ignored.exc_type, SystemExit) and callable(
+            signal.getsignal(signal.SIGTERM)
+        ):
+            _send_after(_DELAY, signal.SIGTERM)
+        else:
+            before(ignored)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _send_after(seconds: float, number: int) -> None:

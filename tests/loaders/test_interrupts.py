@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
 import sys
 import threading
@@ -15,7 +16,7 @@ import torch
 
 from loaders import build_loader
 from loaders.batch import Batch
-from loaders.interrupts import interrupt_later
+from loaders.interrupts import ignored_signals_repeated, interrupt_later
 
 DALI = ["dali", "dali-stream"]
 
@@ -183,3 +184,35 @@ def test_dali_is_interrupted_in_the_middle_of_a_step(
             list(loader.epoch(0))
         for batch, truth in zip(loader.epoch(1), expected, strict=True):
             assert all(torch.equal(*fields) for fields in zip(batch, truth, strict=True))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_a_callback_from_c_is_repeated(number: signal.Signals) -> None:
+    """ctypes ignores what a callback raises, as it does while numba compiles."""
+
+    def terminate(*_: object) -> None:
+        raise SystemExit(143)
+
+    compare = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+    calls: list[str] = []
+
+    @compare
+    def interrupted(first: int, second: int) -> int:
+        calls.append("called")
+        signal.raise_signal(number)
+        return 0
+
+    def sort_and_wait() -> None:
+        with ignored_signals_repeated():
+            ctypes.CDLL(None).qsort(ctypes.create_string_buffer(2), 2, 1, interrupted)
+            calls.append("returned")  # because the exception was ignored
+            time.sleep(5)  # the repeated signal ends this
+
+    before, hook = signal.signal(signal.SIGTERM, terminate), sys.unraisablehook
+    try:
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            sort_and_wait()
+        assert calls == ["called", "returned"]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert sys.unraisablehook is hook
