@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,31 @@ import click
 import numpy as np
 
 from convert.errors import DataError, reading
+
+
+def why_irregular(mode: int) -> str | None:
+    """What a file of this mode (of `os.stat`) is instead of a regular one; None if it is one."""
+    if stat.S_ISREG(mode):
+        return None
+    kinds = {"a folder": stat.S_ISDIR, "a named pipe": stat.S_ISFIFO, "a socket": stat.S_ISSOCK}
+    found = next((kind for kind, is_kind in kinds.items() if is_kind(mode)), "a device")
+    return f"found {found}, expected a regular file"
+
+
+def require_regular(path: str | Path) -> None:
+    """DataError unless a path is that of a regular file, or of a link to one.
+
+    Reading a named pipe or a device can wait for ever. So call this before opening any file that a
+    user names, or that is in a user's folder. Raises OSError if the path cannot be followed.
+    """
+    if reason := why_irregular(os.stat(path).st_mode):
+        raise DataError(f"{path}: {reason}; replace or remove it")
+
+
+def read_regular(path: Path) -> bytes:
+    """All bytes of a file; DataError unless it is regular, OSError if it cannot be read."""
+    require_regular(path)
+    return path.read_bytes()
 
 
 def sync(path: Path) -> None:
@@ -54,6 +80,7 @@ def load_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarra
     """Map an `.npy` file for reading; DataError unless it has this type and shape."""
     try:
         with reading(path):
+            require_regular(path)
             array = np.load(path, mmap_mode="r")
     except DataError:
         raise

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from convert.errors import DataError, reading
-from convert.files import hash_file, write_json
+from convert.files import hash_file, read_regular, require_regular, write_json
 from convert.jpeg.planes import Geometry
 from convert.layout import CHANNELS, FIELDS, Layout
 from convert.moments import Moments, Statistics
@@ -50,10 +50,13 @@ class ShardFile:
     def problem(self, path: Path, *, hashed: bool = True) -> str | None:
         """What is wrong with a file, by its size and, if ``hashed``, by its SHA-256."""
         try:
+            require_regular(path)
             size = path.stat().st_size
             found = hash_file(path) if hashed and size == self.bytes else self.sha256
         except FileNotFoundError:
             return f"{path}: is missing"
+        except DataError as error:
+            return error.message
         except OSError as error:
             return f"{path}: cannot be read ({error.strerror})"
         if size != self.bytes:
@@ -235,12 +238,12 @@ def read_manifest(shards: str | Path) -> Manifest:
     with reading(path):
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder; expected the folder that `pack` wrote")
-        if not path.is_file():
+        if not path.exists():
             raise DataError(
                 f"{folder}: no {MANIFEST}, so this is not a finished shard folder; "
                 "run `python -m convert pack DATASET SHARDS` to its end"
             )
-        text = path.read_bytes()
+        text = read_regular(path)
     try:
         value = json.loads(text)
         found = (value["format"], value["version"])

@@ -26,7 +26,7 @@ from convert import beton, tarshards
 from convert.bases import open_bases
 from convert.codecs import encode_rgb
 from convert.errors import DataError, RecordError
-from convert.files import sync
+from convert.files import read_regular, sync
 from convert.manifest import (
     BACKGROUNDS,
     FORMATS,
@@ -213,7 +213,7 @@ class _Conversion:
         sums = Accumulator(3, 255)
         for number, path in enumerate(self.source.bg):
             try:
-                encoded = encode_rgb(path.read_bytes(), layout.height, layout.width)
+                encoded = encode_rgb(read_regular(path), layout.height, layout.width)
             except (OSError, ValueError) as error:
                 raise RecordError(number, "bg", str(path), f"{error}; fix or replace it") from None
             backgrounds[number] = encoded.pixels

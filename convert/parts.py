@@ -25,7 +25,7 @@ import numpy as np
 from convert.bases import Bases, RecordWriter, open_bases
 from convert.codecs import ENCODERS, Encoded
 from convert.errors import DataError, RecordError
-from convert.files import replace_file, write_json
+from convert.files import replace_file, why_irregular, write_json
 from convert.layout import FIELDS, RECORD, Layout
 from convert.manifest import BaseFile
 from convert.moments import Accumulator, Moments, Statistics
@@ -229,11 +229,13 @@ def _stamp(status: os.stat_result) -> bytes:
 
 
 def _read(path: str) -> tuple[bytes, bytes]:
-    """A file's bytes and its stamp."""
+    """A file's bytes and its stamp; ValueError unless it is regular."""
     # Plain system calls, because a file object makes more of them for each of a million files.
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe waits otherwise
     try:
         status = os.fstat(descriptor)
+        if reason := why_irregular(status.st_mode):
+            raise ValueError(reason)
         data = os.read(descriptor, status.st_size)
         while len(data) < status.st_size and (more := os.read(descriptor, status.st_size)):
             data += more

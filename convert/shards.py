@@ -11,7 +11,7 @@ import numpy as np
 from convert.bases import open_bases
 from convert.codecs import DECODERS
 from convert.errors import DataError, RecordError, reading
-from convert.files import load_array
+from convert.files import load_array, require_regular
 from convert.jpeg.record import is_record
 from convert.layout import FIELDS, RECORD
 from convert.manifest import BACKGROUNDS, Manifest, format_name, read_manifest
@@ -60,6 +60,7 @@ class Shards:
 
     def _map(self, name: str) -> np.ndarray:
         with reading(self.folder / name):
+            require_regular(self.folder / name)
             return np.memmap(self.folder / name, np.uint8, "c")
 
     def _check_records(self) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from convert import jpeg
 from convert.errors import DataError
+from convert.files import read_regular
 from convert.layout import Layout
 from convert.manifest import MANIFEST
 
@@ -126,7 +127,7 @@ def read_source(dataset: str | Path, *, samples_per_fg: int | None = None) -> So
     counts = {stem: _count_group(folder, stem) for stem in stems}
     metadata = read_metadata(folder)
     try:
-        first = jpeg.read_header(bg[0].read_bytes())
+        first = jpeg.read_header(read_regular(bg[0]))
     except (OSError, ValueError) as error:
         raise DataError(f"{bg[0]}: {error}; expected a JPEG image") from None
     layout = Layout(
@@ -186,7 +187,7 @@ def read_metadata(folder: Path) -> dict[str, object]:
     """What a data set's `dataset.json` says, empty if there is none; DataError if it is corrupt."""
     path = folder / DATASET
     try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
+        metadata = json.loads(read_regular(path))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

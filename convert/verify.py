@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from convert import beton, tarshards
 from convert.errors import DataError, RecordError
+from convert.files import read_regular
 from convert.layout import FIELDS, MASK_THRESHOLD
 from convert.manifest import Manifest, ShardFile, read_manifest
 from convert.moments import Accumulator
@@ -144,7 +145,9 @@ def _check_records(
 def _difference(pixels: np.ndarray, path: Path, name: str) -> str | None:
     """How a field differs from `pillow_pixels` of its source file; None if it is equal."""
     try:
-        expected = pillow_pixels(path.read_bytes(), name)
+        expected = pillow_pixels(read_regular(path), name)
+    except DataError as error:
+        return error.message
     except UnidentifiedImageError:  # its message has an address in memory
         return "cannot be read (not an image)"
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from convert.errors import DataError
+from convert.files import read_regular
 from convert.jpeg.coefficients import Coefficients, read_coefficients
 from convert.jpeg.layout import NotBaseline
 from convert.jpeg.luma import Luma, luma_of
@@ -82,9 +84,9 @@ def _voters(source: Source, name: str, group: int) -> Iterator[Coefficients | Lu
         paths.insert(0, source.bg[group])
     for path in paths:
         try:
-            read = read_coefficients(path.read_bytes())
+            read = read_coefficients(read_regular(path))
             found = luma_of(read) if name == "depth" else read
-        except (OSError, NotBaseline):
+        except (OSError, DataError, NotBaseline):
             continue
         if (found.geometry.height, found.geometry.width) == (layout.height, layout.width):
             yield found

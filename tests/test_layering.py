@@ -32,9 +32,9 @@ ALLOWED = {
         "convert.manifest convert.moments convert.shards convert.storage convert.workers"
     ),
     "loaders/folder.py": "convert.source",
-    "loaders/engines/reference.py": "convert.source",
+    "loaders/engines/reference.py": "convert.files convert.source",
     "loaders/engines/ffcv.py": "convert.beton",
-    "loaders/engines/dali_stream.py": "convert.tarshards",
+    "loaders/engines/dali_stream.py": "convert.files convert.tarshards",
 }
 # Only these files import an engine.
 ENGINES = {

@@ -9,6 +9,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from convert.dataset.canvas import encode_jpeg
 from convert.errors import DataError
+from convert.files import require_regular
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 EXIF_ORIENTATION = 0x0112
@@ -142,6 +143,7 @@ def scale_cutout(cutout: np.ndarray, height: int, max_width: int, path: Path) ->
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Load an image; an exception of Pillow becomes a DataError that names the file."""
     try:
+        require_regular(path)
         with Image.open(path) as image:
             image.load()
             yield image

@@ -16,6 +16,7 @@ import crc32c
 import numpy as np
 
 from convert.errors import DataError, RecordError
+from convert.files import read_regular
 from convert.layout import FIELDS
 from convert.shards import Shards
 from convert.tarshards import dali_index_name, extensions
@@ -141,7 +142,7 @@ class DALIStreamLoader(DALILoader):
         """The lines of some rows of a shard's DALI index as an index file of their own."""
         path = self.shards.folder / dali_index_name(shard)
         try:
-            _, *lines = path.read_bytes().splitlines(keepends=True)
+            _, *lines = read_regular(path).splitlines(keepends=True)
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be read ({error}); pack again") from None
         if len(lines) != (expected := int(self._stream.stored[shard])):

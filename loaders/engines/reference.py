@@ -16,6 +16,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from convert.errors import DataError, RecordError
+from convert.files import why_irregular
 from convert.layout import FIELDS, MASK_THRESHOLD
 from convert.moments import Moments, Statistics
 from convert.source import FOLDERS, read_source
@@ -118,6 +119,8 @@ class ReferenceLoader(Loader):
     def _read(self, index: int, field: str, path: Path) -> np.ndarray:
         """uint8 (H, W, C) of one file; RecordError if it is not such an image."""
         try:
+            if reason := why_irregular(path.stat().st_mode):
+                raise ValueError(reason)
             with Image.open(path) as image:
                 width, height = self.layout.width, self.layout.height
                 if image.size != (width, height):

@@ -193,7 +193,7 @@ def test_link_to_depth_maps_is_replaced_and_not_followed(finished: Path, tmp_pat
         (lambda path: path.write_bytes(path.read_bytes()[:400]), "fix or replace"),
         (lambda path: path.write_bytes(b""), "empty file"),
         (lambda path: Image.new("CMYK", (WIDTH, HEIGHT)).save(path), "a CMYK JPEG"),
-        (lambda path: (path.unlink(), path.mkdir()), "cannot be read"),
+        (lambda path: (path.unlink(), path.mkdir()), "found a folder"),
     ],
     ids=["other", "cut", "empty", "cmyk", "folder"],
 )
