@@ -188,6 +188,7 @@ def train_epoch(
             lr = stage.lr_at(epoch * batches + done - 1, stage.epochs * batches)
             trainer.step(batch, epoch=run_epoch, lr=lr)
             run.steps += 1
+            run.require_saving()
             if meter.count(len(batch.index)):
                 shown = meter.show(trainer.running.read(title))  # host sync: once per second
                 reporter.scalars(run.steps, {"lr": lr, **shown}, "training")
@@ -315,6 +316,7 @@ def fit_run(
         with pair as (training, validation), listing_skipped(training, validation):
             found = require_fingerprint(data, run.config.fingerprint, training)
             run.record(fingerprint=found)
+            run.begin(network)
             reporter.line(f"stage {number + 1} of {len(recipe.stages)}: {stage}, {precision}")
             preprocess = Preprocess(
                 training.backgrounds, training.statistics, size=stage.size, augment=augment

@@ -67,13 +67,18 @@ def replace_bytes(path: Path, content: bytes) -> None:
     replace_file(path, lambda temporary: temporary.write_bytes(content))
 
 
+def temporary_of(path: Path) -> Path:
+    """The file that `replace_file` writes first; only a killed process leaves it."""
+    return path.with_name(f".{path.name}.tmp")
+
+
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file atomically and durably: temporary name, fsync, rename, fsync of the folder.
 
     ``write`` gets the temporary path. After a crash either the old file or the new one exists.
     Raises ModelError if the operating system reports an error, such as a full disk.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_of(path)
     with _os_errors(path):
         try:
             write(temporary)

@@ -70,10 +70,10 @@ def test_a_trace_has_the_steps_and_their_phases(dataset: Path, tmp_path: Path) -
     )
 
 
-def test_a_run_that_ends_before_its_first_save_can_be_resumed(
+def test_a_run_that_ends_before_it_saves_a_step_can_be_resumed(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More steps than an epoch has, and a trace as the only file of a folder."""
+    """More steps than an epoch has, and a trace of steps that were not saved."""
     real, done = StageTrainer.check_finite, 0
 
     def interrupted(self: StageTrainer, *arguments: Any, **options: Any) -> float:
@@ -87,7 +87,8 @@ def test_a_run_that_ends_before_its_first_save_can_be_resumed(
     result = fit(dataset, tmp_path / "run", "--profile", 100)
     assert result.exit_code == 1
     assert "6 of 100 steps recorded before the epoch ended, after 3 to warm up" in result.stdout
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["trace.json.gz"]
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    assert files == {"config.json", "last.pt", "trace.json.gz"}
     assert names(tmp_path / "run/trace.json.gz")["forward"] == 6
 
     result = fit(dataset, tmp_path / "run", "--resume", "--profile", 1)

@@ -7,7 +7,9 @@ import json
 import re
 import resource
 import shutil
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +24,7 @@ import train
 from convert.manifest import read_manifest
 from convert.pack import pack
 from loaders import Batch, Preprocess
+from model.errors import ModelError
 from model.files import locked
 from model.training.progress import RunningLoss
 from model.training.provenance import fingerprint
@@ -211,7 +214,7 @@ def test_resume_gives_the_same_weights_bit_for_bit(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Interrupted before the first save, within an epoch, and in the second stage."""
+    """Interrupted before a step was saved, within an epoch, and in the second stage."""
     real, done, limit = StageTrainer.step, 0, steps
 
     def counted(self: StageTrainer, batch: Batch, *, epoch: int, lr: float) -> None:
@@ -231,6 +234,7 @@ def test_resume_gives_the_same_weights_bit_for_bit(
     result = fit(dataset, tmp_path / "run", recipe, "--save-minutes", 2, "--resume")
     assert result.exit_code == 0, result.output
     assert done == 15 - kept
+    assert ("it starts from the beginning" in result.stderr) == (kept == 0)
     ours, theirs = (load_file(f / "best.safetensors") for f in (tmp_path / "run", finished))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert figures(tmp_path / "run") == figures(finished)
@@ -260,8 +264,15 @@ def test_predict_and_export(finished: Path, dataset: Path, tmp_path: Path) -> No
 
 MISTAKES = {
     "no data": ("fit {tmp}/none {tmp}/new --recipe {recipe}", "none"),
-    "run folder in use": ("fit {data} {tmp}/used --recipe {recipe}", "not empty.*--resume"),
-    "resume of something else": ("fit {data} {tmp}/used --recipe {recipe} --resume", "not empty"),
+    "run folder in use": ("fit {data} {run} --recipe {recipe}", "not empty.*last.pt.*--resume"),
+    "run folder with something else": (
+        "fit {data} {tmp}/used --recipe {recipe}",
+        "not empty, found folder.pt2, notes.txt; name a new RUN_DIR",
+    ),
+    "resume of something else": (
+        "fit {data} {tmp}/used --recipe {recipe} --resume",
+        "not empty, found folder.pt2, notes.txt, but no config.json of a run to resume; name a new",
+    ),
     "no such recipe": ("fit {data} {tmp}/new --recipe fastest", "no such recipe"),
     "resume with another width": ("fit {data} {run} --resume --width 3", "another --width"),
     "no GPU": ("fit {data} {tmp}/new --device cuda:99", "CUDA devices"),
@@ -333,7 +344,8 @@ def test_a_loss_that_is_not_finite_ends_the_run(
     result = fit(dataset, tmp_path / "run", recipe)
     assert result.exit_code == 2
     assert "stage 1, epoch 1 of 2, step 3: the loss became nan" in result.stderr
-    assert not (tmp_path / "run").exists()
+    state = torch.load(tmp_path / "run/last.pt", weights_only=True)
+    assert tuple(state["position"]) == (0, 0, 0)
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -408,6 +420,48 @@ def test_resume_without_a_run_says_that_it_starts_one(
     assert "no run to resume yet; starting it" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        (
+            ["last.pt"],
+            "found best.safetensors, curves.png, metrics.csv, predictions.png of a run, but not "
+            "last.pt, without which it cannot be resumed and would start over; put last.pt back",
+        ),
+        (
+            ["last.pt", "config.json"],
+            "not empty, found best.safetensors, .*, but no config.json of a run to resume; name",
+        ),
+        (["config.json"], "not empty, found best.*, but no config.json of a run to resume; name"),
+        (
+            ["best.safetensors"],
+            "found last.pt, but not best.safetensors, the weights of stage 2, epoch 1; put it back",
+        ),
+    ],
+)
+def test_resume_replaces_no_file_of_an_earlier_run(
+    missing: list[str], message: str, finished: Path, dataset: Path, recipe: str, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns(*missing))
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    result = fit(dataset, tmp_path / "run", recipe, "--resume")
+    assert result.exit_code == 2, result.output
+    (line,) = result.stderr.splitlines()
+    assert re.search(message, line)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_files_that_a_kill_has_left_unfinished_do_not_count(
+    dataset: Path, recipe: str, tmp_path: Path, no_pictures: None
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.config.json.tmp").write_text("{")
+    (tmp_path / "run/.last.pt.tmp").write_bytes(b"PK")
+    result = fit(dataset, tmp_path / "run", recipe)
+    assert result.exit_code == 0, result.output
+    assert not list((tmp_path / "run").glob(".*"))
+
+
 @pytest.mark.usefixtures("no_pictures")
 def test_resume_with_other_data_is_refused(
     dataset: Path, finished: Path, recipe: str, tmp_path: Path
@@ -456,12 +510,16 @@ def test_evaluate_reports_what_training_has_seen(
 
 @pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(
-    ("limit", "name"), [(300, "config.json"), (9_000, "best.safetensors"), (50_000, "last.pt")]
+    ("limit", "name", "kept"),
+    [(300, "config.json", []), (9_000, "last.pt", ["config.json"])],
 )
 def test_a_full_disk_is_one_line(
-    limit: int, name: str, dataset: Path, recipe: str, tmp_path: Path
+    limit: int, name: str, kept: list[str], dataset: Path, recipe: str, tmp_path: Path
 ) -> None:
-    """A limit on file sizes fails like a full disk: when bytes are written."""
+    """A limit on file sizes fails like a full disk: when bytes are written.
+
+    The error comes at the start, and where the configuration was written, the run can be resumed.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
@@ -470,9 +528,12 @@ def test_a_full_disk_is_one_line(
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert result.exit_code == 2, result.output
     assert result.stderr == f"Error: {tmp_path}/run/{name}: cannot be written: File too large\n"
-    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
-    if name == "last.pt":
-        assert fit(dataset, tmp_path / "run", recipe, "--resume").exit_code == 0
+    assert [path.name for path in tmp_path.rglob("run/*")] == kept
+    if kept:
+        resumed = run("fit", dataset, tmp_path / "run", "--resume")
+        assert resumed.exit_code == 0, resumed.output
+        assert "stopped before it saved a step; it starts from the beginning" in resumed.stderr
+        assert load_file(tmp_path / "run/best.safetensors")["encoder.inc.0.weight"].shape[0] == 2
 
 
 def test_the_seed_decides_the_augmentation(
@@ -517,3 +578,32 @@ def test_a_run_keeps_to_its_order(finished: Path, dataset: Path, recipe: str) ->
     changed = fit(dataset, finished, recipe, "--resume", "--loader", "dali-stream")
     assert changed.exit_code == 2
     assert "another --loader ('reference', now 'dali-stream')" in changed.stderr
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_failed_save_ends_training_at_the_next_step(
+    dataset: Path, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at the next save, which may be minutes later."""
+    real, done = StageTrainer.step, 0
+
+    def step(self: StageTrainer, batch: Batch, *, epoch: int, lr: float) -> None:
+        nonlocal done
+        done += 1
+        real(self, batch, epoch=epoch, lr=lr)
+        if done == 2:
+            full.set()
+            pool.submit(lambda: None).result()  # when its one thread has ended the write
+
+    def no_space(path: Path, state: object) -> None:
+        full.wait()
+        raise ModelError(f"{path}: cannot be written: No space left on device")
+
+    full, pool = threading.Event(), ThreadPoolExecutor(1)
+    monkeypatch.setattr(StageTrainer, "step", step)
+    monkeypatch.setattr("model.training.run.save_state", no_space)
+    monkeypatch.setattr("model.training.saving.ThreadPoolExecutor", lambda *_, **__: pool)
+    result = fit(dataset, tmp_path / "run", recipe)
+    assert result.exit_code == 2
+    assert result.stderr.endswith("last.pt: cannot be written: No space left on device\n")
+    assert done == 2

@@ -24,6 +24,7 @@ from model.checkpoint import (
     save_weights,
 )
 from model.errors import ModelError
+from model.files import temporary_of
 from model.metrics import Scores
 from model.pictures import draw_curves
 from model.recipe import Stage
@@ -48,16 +49,47 @@ def config_to_run(
     or a resumed one would compute something else.
     """
     if resume and (folder / CONFIG).exists():
-        return resumed_config(read_config(folder / CONFIG), given, folder)
-    if first:  # other ranks may get here after the first one has created the folder
-        # A run that ended before its first save may have written a trace.
-        if any(path.name != TRACE for path in folder.iterdir()):
-            raise ModelError(
-                f"{folder}: not empty; resume its run with --resume, or name a new RUN_DIR"
-            )
+        config = resumed_config(read_config(folder / CONFIG), given, folder)
+        if first and not (folder / LAST).exists():
+            _require_unsaved(folder)
+            _say_that_it_starts(folder)
+        return config
+    if first and (found := _files_of(folder)):  # on other ranks the first may have written already
+        listed, start = f"{folder}: not empty, found {', '.join(found)}", "name a new RUN_DIR"
         if resume:
-            click.echo(f"{folder}: no run to resume yet; starting it", err=True)
+            raise ModelError(f"{listed}, but no {CONFIG} of a run to resume; {start}")
+        start = f"resume its run with --resume, or {start}" if CONFIG in found else start
+        raise ModelError(f"{listed}; {start}")
+    if first and resume:
+        click.echo(f"{folder}: no run to resume yet; starting it", err=True)
     return config
+
+
+def _files_of(folder: Path) -> list[str]:
+    """What is in a folder of a run, without files that were never finished."""
+    unfinished = {
+        temporary_of(folder / name).name for name in (CONFIG, LAST, BEST, METRICS, CURVES)
+    }
+    return sorted(path.name for path in folder.iterdir() if path.name not in unfinished)
+
+
+def _require_unsaved(folder: Path) -> None:
+    """Raise ModelError if a run without `last.pt` has files that it would overwrite."""
+    # Steps may have been traced and shown while the first state was being written.
+    found = [name for name in _files_of(folder) if name not in (CONFIG, TRACE, TENSORBOARD)]
+    if found:
+        raise ModelError(
+            f"{folder}: found {', '.join(found)} of a run, but not {LAST}, without which it cannot "
+            f"be resumed and would start over; put {LAST} back, or name a new RUN_DIR"
+        )
+
+
+def _say_that_it_starts(folder: Path) -> None:
+    click.echo(
+        f"{folder}: the run was stopped before it saved a step; it starts from the beginning, with "
+        "the options that it was started with",
+        err=True,
+    )
 
 
 class StageState(TypedDict):
@@ -71,7 +103,7 @@ class StageState(TypedDict):
 
 @dataclass(kw_only=True)
 class Run:
-    """How far a run has come, and its files; nothing is on disk before the first `save`.
+    """How far a run has come, and its files; nothing is on disk before `begin`.
 
     Only the first of several ranks writes, in a thread; see `saving`.
     """
@@ -111,9 +143,17 @@ class Run:
         network.load_state_dict(state["network"])
         self.position, self.history = state["position"], state["history"]
         self.best, self.steps = state["best"], state["steps"]
+        if self.best is not None and not (self.folder / BEST).exists():
+            raise ModelError(
+                f"{self.folder}: found {LAST}, but not {BEST}, the weights of stage "
+                f"{int(self.best['stage']) + 1}, epoch {int(self.best['epoch']) + 1}; put it "
+                "back, or name a new RUN_DIR"
+            )
         self.stage_state = state["within_stage"]
         if self.stage_state is not None:
             self.elapsed = Elapsed._make(self.stage_state["elapsed"])
+        if self.first and not self.steps:
+            _say_that_it_starts(self.folder)
         if self.first and self.finished:
             # The process may have been killed between state and reports.
             self._write_reports(self.history)
@@ -145,13 +185,25 @@ class Run:
         """Whether all stages are trained."""
         return self.position.stage == len(self.config.recipe.stages)
 
+    def begin(self, network: DualDecoderUNet) -> None:
+        """Save a run that has not trained yet, so that every run with a step can be resumed.
+
+        A folder that cannot hold the state is found here, and `BEST` never exists without `LAST`.
+        """
+        if self.position == Position():
+            self.save(self.position, network, None)
+
+    def require_saving(self) -> None:
+        """Raise the error of a `save` that has failed in the meantime. Does not wait."""
+        self.writer.require_no_error()
+
     def save_due(self) -> bool:
         """Whether this rank is to save within an epoch."""
         interval_s = 60 * self.config.save_minutes
         return self.first and self.clock() - self.saved_at >= interval_s
 
     def save(
-        self, position: Position, network: DualDecoderUNet, stage_state: StageState,
+        self, position: Position, network: DualDecoderUNet, stage_state: StageState | None,
         best: NetworkInfo | None = None,
     ) -> None:  # fmt: skip
         """Copy the state of a run that resumes at ``position``; a thread writes it.
@@ -185,7 +237,7 @@ class Run:
         if best is not None:
             save_weights(self.folder / BEST, state["network"], best)
         save_state(self.folder / LAST, state)
-        if Position(*state["position"]).batch == 0:  # an epoch has ended
+        if state["history"] and Position(*state["position"]).batch == 0:  # an epoch has ended
             self._write_reports(state["history"])
 
     def finish_epoch(

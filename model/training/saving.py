@@ -38,7 +38,7 @@ def copy_to_host(state: T) -> tuple[T, Callable[[], None]]:
 
 
 class BackgroundWriter:
-    """Runs one write at a time in a thread, and raises its error in the thread that waits."""
+    """Runs one write at a time in a thread, and raises its error in the thread that uses it."""
 
     def __init__(self) -> None:
         # The interpreter waits for a pool's threads when it exits.
@@ -53,6 +53,11 @@ class BackgroundWriter:
         self._pending = None
         if error is not None:
             raise error
+
+    def require_no_error(self) -> None:
+        """Raise the error of the last write if it has failed. Does not wait for one that runs."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
 
     def start(self, write: Callable[[], None]) -> None:
         """Call ``write`` in the thread; waits for the write before it."""

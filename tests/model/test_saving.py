@@ -66,6 +66,24 @@ def test_an_error_of_the_thread_is_raised_once_at_the_next_save_or_the_end() -> 
     writer.close()
 
 
+def test_an_error_is_seen_without_waiting_for_a_write() -> None:
+    writer, going = BackgroundWriter(), threading.Event()
+
+    def fail() -> None:
+        going.wait()
+        raise ValueError("full")
+
+    writer.require_no_error()
+    writer.start(fail)
+    writer.require_no_error()  # has not failed yet
+    going.set()
+    writer._pool.submit(lambda: None).result()  # when its one thread has ended the write
+    with pytest.raises(ValueError, match="full"):
+        writer.require_no_error()
+    writer.require_no_error()
+    writer.close()
+
+
 def test_sigterm_runs_the_handlers_of_exceptions() -> None:
     def ended() -> None:
         with ended_by_sigterm():
