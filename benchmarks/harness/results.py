@@ -13,10 +13,17 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from benchmarks.harness import nvjpeg as nvjpeg_library
 from benchmarks.harness.nvml import Idle, Nvml, before_use, open_nvml
@@ -46,8 +53,23 @@ _LIBRARIES = (
 )  # fmt: skip
 
 
+def one_line(text: str) -> str:
+    """The text without control characters; runs of white space become a space."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+Text = Annotated[str, AfterValidator(one_line)]
+"""Of a result: it is printed in a terminal, and put into tables, documents and pictures."""
+
+
+Figure = Annotated[float, Field(allow_inf_nan=True)]
+"""May be infinite or no number, as the score of a training that has diverged is."""
+
+
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, ser_json_inf_nan="strings"
+    )
 
 
 class Accelerator(_Strict):
@@ -59,10 +81,10 @@ class Accelerator(_Strict):
     there is one, by nvJPEG or, where it does not say, by the compute capability.
     """
 
-    cuda: str | None = None
-    cudnn: str | None = None
-    nvjpeg: str | None = None
-    compute_capability: str | None = None
+    cuda: Text | None = None
+    cudnn: Text | None = None
+    nvjpeg: Text | None = None
+    compute_capability: Text | None = None
     sm_clock_mhz: float | None = None
     sm_clock_max_mhz: float | None = None
     memory_clock_mhz: float | None = None
@@ -96,12 +118,12 @@ class Accelerator(_Strict):
 class Machine(_Strict):
     """Where a result was measured; gpu, driver and accelerator are None where device is "cpu"."""
 
-    cpu: str
+    cpu: Text
     cores: int
-    device: str
-    gpu: str | None
-    driver: str | None
-    system: str
+    device: Text
+    gpu: Text | None
+    driver: Text | None
+    system: Text
     accelerator: Accelerator | None = None
 
     @classmethod
@@ -128,9 +150,9 @@ class Machine(_Strict):
 class Spread(_Strict):
     """Median and range of the repeats."""
 
-    median: float
-    lowest: float
-    highest: float
+    median: Figure
+    lowest: Figure
+    highest: Figure
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
@@ -146,7 +168,7 @@ class CaseResult(_Strict):
     figures: other numbers of the case, each with its unit in its name.
     """
 
-    parameters: dict[str, str | float] = {}
+    parameters: dict[Text, Text | float] = {}
     repeats: list[Repeat] = []
     samples_per_s: Spread | None = Field(
         default_factory=lambda case: _spread(case["repeats"], "samples_per_s")
@@ -154,7 +176,7 @@ class CaseResult(_Strict):
     cpu_us_per_sample: Spread | None = Field(
         default_factory=lambda case: _spread(case["repeats"], "cpu_us_per_sample")
     )
-    figures: dict[str, float] = {}
+    figures: dict[Text, Figure] = {}
 
     @model_validator(mode="after")
     def _agrees(self) -> CaseResult:
@@ -182,15 +204,15 @@ class Result(_Strict):
 
     schema_version: Literal[3] = 3
     benchmark: Benchmark
-    created: str
-    commit: str
-    arguments: dict[str, str]
+    created: Text
+    commit: Text
+    arguments: dict[Text, Text]
     machine: Machine
-    versions: dict[str, str]
-    cases: dict[str, CaseResult]
-    ours: tuple[str, ...] = ()
-    skipped: dict[str, str] = {}
-    sizes: dict[str, float] = {}
+    versions: dict[Text, Text]
+    cases: dict[Text, CaseResult]
+    ours: tuple[Text, ...] = ()
+    skipped: dict[Text, Text] = {}
+    sizes: dict[Text, float] = {}
 
     @model_validator(mode="after")
     def _known(self) -> Result:

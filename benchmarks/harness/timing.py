@@ -10,10 +10,11 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import click
 import torch
+from pydantic import Field
 
 from benchmarks.harness.resources import cpu_s, peak_memory
 
@@ -25,14 +26,15 @@ class Repeat:
     wall_s: by the monotonic clock. cpu_s: user and system time of this process and of all its
     children. peak_gib: largest resident memory of this process and its children, which another
     process samples 50 times per second; pages that they share count once. peak_device_gib: largest
-    memory that torch had allocated on the GPU, None on a CPU.
+    memory that torch had allocated on the GPU, None on a CPU. The ranges hold for what is read
+    from a file.
     """
 
-    samples: int
-    wall_s: float
-    cpu_s: float
-    peak_gib: float
-    peak_device_gib: float | None = None
+    samples: Annotated[int, Field(gt=0, lt=2**63)]
+    wall_s: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    cpu_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    peak_gib: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    peak_device_gib: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
     @property
     def samples_per_s(self) -> float:

@@ -85,7 +85,7 @@ class Figure:
         made = (make(result) for make in kind.tables)
         self.tables: list[Table] = [table for table in made if table.rows]
         self.where = tables.where(result)
-        self.notes = [f"{case}: not measured: {why}" for case, why in result.skipped.items()]
+        self.notes = [f"Not measured: {case}: {why}" for case, why in result.skipped.items()]
         self._draw = kind.plot and partial(kind.plot, result)
 
     @cached_property

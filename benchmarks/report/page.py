@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
@@ -18,6 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from benchmarks.harness.options import PATH
 from benchmarks.harness.results import Benchmark, Result, read_result, read_results
+from benchmarks.report import markdown
 from benchmarks.report.figures import Figure, figures_of
 from convert.errors import DataError
 
@@ -46,6 +48,9 @@ def report(results: Path, pictures: Path | None, documents: tuple[Path, ...]) ->
 
 def write_page(folder: Path, figures: Sequence[Figure], pictures: Path) -> int:
     """Write the page into a folder, and PNG files into ``pictures``; returns how many."""
+    for figure in figures:
+        with _showing(figure.name):
+            _ = figure.images  # draws it
     environment = Environment(
         loader=PackageLoader("benchmarks.report", "."),
         autoescape=True,
@@ -64,8 +69,22 @@ def write_page(folder: Path, figures: Sequence[Figure], pictures: Path) -> int:
 
 def all_figures(folder: Path) -> list[Figure]:
     """Figures of every result of a folder, in the order of the page. Raises DataError."""
-    results = read_results(folder)
-    return [figure for name in _ordered(results) for figure in figures_of(name, results[name])]
+    results, found = read_results(folder), list[Figure]()
+    for name in _ordered(results):
+        with _showing(f"{folder / name}.json"):
+            found += figures_of(name, results[name])
+    return found
+
+
+@contextmanager
+def _showing(what: str) -> Iterator[None]:
+    """Turn whatever goes wrong with valid but unusual figures into a DataError."""
+    try:
+        yield
+    except Exception as error:
+        raise DataError(
+            f"{what}: cannot be shown: {type(error).__name__}: {error}; measure again, or remove it"
+        ) from None
 
 
 def drawn_figures(folder: Path, without: str) -> tuple[list[Figure], dict[str, str]]:
@@ -103,23 +122,26 @@ def insert(path: Path, figures: Sequence[Figure]) -> list[str]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: {error}; expected a Markdown document") from None
-    filled, at = [], 0
-    while match := _MARK.search(text, at):
-        at = match.end()
-        mark, figure = match[0][5:-10], known.get(match["name"])
+    filled, parts, at = [], list[str](), 0
+    for match in _MARK.finditer(text):
+        figure = known.get(match["name"])
         if figure is None:
             continue
-        end = text.find(f"<!-- {mark}:end -->", at)
-        if end < 0:
+        mark = match[0][5:-10]
+        end = text.find(f"<!-- {mark}:end -->", match.end())
+        if end < 0 or text.find(match[0], match.end(), end) >= 0:
             raise DataError(f"{path}: found {match[0]}, expected <!-- {mark}:end --> after it")
+        if match.start() < at:
+            raise DataError(f"{path}: found {match[0]} between the marks of another table")
         chosen = figure.tables
         if match["table"] is not None:
             chosen = chosen[int(match["table"]) :][:1]
             if not chosen:
                 count = len(figure.tables)
                 raise DataError(f"{path}: found {match[0]}, but {figure.name} has {count} tables")
-        parts = [*(table.markdown() for table in chosen), figure.where, *figure.notes]
-        text = text[:at] + "\n" + "\n\n".join(parts) + "\n" + text[end:]
+        content = markdown.paragraphs(chosen, [figure.where, *figure.notes])
+        parts += [text[at : match.end()], "\n", content, "\n"]
         filled.append(mark)
-    path.write_text(text, encoding="utf-8")
+        at = end
+    path.write_text("".join([*parts, text[at:]]), encoding="utf-8")
     return filled

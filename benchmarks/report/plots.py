@@ -27,6 +27,7 @@ STYLE: Any = {
     "axes.spines.right": False,
     "svg.fonttype": "path",
     "svg.hashsalt": "maskdepth",
+    "text.parse_math": False,  # "$" in a name begins no formula
 }
 
 

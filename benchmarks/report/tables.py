@@ -31,10 +31,6 @@ class Table:
         rows = ((*row, cell) for row, cell in zip(self.rows, cells, strict=True))
         return Table((*self.head, name), tuple(rows))
 
-    def markdown(self) -> str:
-        lines = [self.head, tuple("---" if at == 0 else "---:" for at in range(len(self.head)))]
-        return "\n".join("| " + " | ".join(row) + " |" for row in (*lines, *self.rows))
-
     def aligned(self) -> list[str]:
         """Lines for a terminal."""
         lines = (self.head, *self.rows)

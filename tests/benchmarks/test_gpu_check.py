@@ -94,7 +94,7 @@ def test_a_failing_and_a_hanging_check_are_reported(
     page = (results / PAGE).read_text()
     for name, reason in reasons.items():
         assert reason in found.skipped[name]
-        assert f"{name}: not measured: " in page
+        assert f"Not measured: {name}: " in page
         assert reason.replace("'", "&#39;") in page
     assert "made before" in page
     assert (results / "crashes at its end.json").exists()  # its result is complete
@@ -126,8 +126,8 @@ def test_an_interrupt_still_writes_the_report(
     done = run([shell("first", "exit 0"), shell("second", "exit 0")])
     assert done.exit_code == 1
     page = (tmp_path / "results" / PAGE).read_text()
-    assert "first: not measured: failed after 0.0 s: interrupted" in page
-    assert "second: not measured: skipped: not started: interrupted" in page
+    assert "Not measured: first: failed after 0.0 s: interrupted" in page
+    assert "Not measured: second: skipped: not started: interrupted" in page
 
 
 def test_the_log_of_a_crash_gives_its_place(tmp_path: Path) -> None:
