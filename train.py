@@ -89,7 +89,7 @@ class StageTrainer:
     optimizer: torch.optim.Optimizer = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
     running: RunningLoss = field(init=False)
-    _compiled: bool = field(default=False, init=False)
+    _compiled: set[str] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
         device = next(self.network.parameters()).device
@@ -106,17 +106,24 @@ class StageTrainer:
         with self._phase("preprocess"):
             inputs = self.preprocess(batch, epoch)
         full = len(batch.index) == self.stage.batch_size
-        if self.compile != "off" and full and not self._compiled:
-            self._compiled = True
-            with self._phase("compile"):
-                backward = partial(self._backward, inputs)
-                compile_once(self.network, backward, self.compile, self.compile_failed)
+        if full:
+            self.compile_for("training", partial(self._backward, inputs))
         with compiled_if(full or self.compile == "off"):
             loss = self._backward(inputs)
         with self._phase("optimiser"):
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.running.add(loss, len(batch.index))
+
+    def compile_for(self, use: str, run: Callable[[], object]) -> None:
+        """Compile by running the network, if it has not been compiled for this use.
+
+        Uses are "training" and "validation". See `compile_once`.
+        """
+        if self.compile != "off" and use not in self._compiled:
+            self._compiled.add(use)
+            with self._phase("compile"):
+                compile_once(self.network, run, self.compile, self.compile_failed)
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -221,6 +228,7 @@ def fit_stage(
         scores = validate(
             trainer.wrapped, validation, eval_preprocess, trainer.precision, depth_loss,
             stage.decode, partial(reporter.picture, run.steps),
+            partial(trainer.compile_for, "validation"),
         )  # fmt: skip
         run.finish_epoch(row, scores, trainer.network, statistics, trainer.state(Elapsed()))
         reporter.scalars(run.steps, run.history[-1], "epoch")

@@ -62,6 +62,19 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def broken_in_validation(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A compiler that fails at the graph of validation, which has no gradients."""
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+        if not torch.is_grad_enabled():
+            raise RuntimeError("no kernel for this graph\nand more")
+        return graph.forward
+
+    with _compiling_with(backend, monkeypatch):
+        yield
+
+
 def _trainer(compile_mode: str, failed: Callable[[str], None] | None = None) -> StageTrainer:
     torch.manual_seed(0)
     stage = Stage(size=16, batch_size=2, lr=0.1, trains=("encoder", "mask", "depth"))
@@ -106,7 +119,10 @@ def test_a_run_compiles_once_for_training_and_once_for_validation(
     assert "profile: 2 of 2 steps recorded" in result.output
 
 
-@pytest.mark.parametrize(("compiler", "chosen"), [("graphs", "default"), ("broken", "off")])
+@pytest.mark.parametrize(
+    ("compiler", "chosen"),
+    [("graphs", "default"), ("broken", "off"), ("broken_in_validation", "off")],
+)
 def test_a_resumed_run_keeps_what_auto_has_chosen(
     compiler: str, chosen: str, fit: Callable[..., Result], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest,
@@ -157,3 +173,13 @@ def test_an_explicit_mode_that_fails_is_an_error() -> None:
     expected = r"^--compile default: compiling failed \(.*C compiler.*\); use --compile off$"
     with pytest.raises(ModelError, match=expected):
         _state_after_two_steps(_trainer("default"))
+
+
+@pytest.mark.usefixtures("broken_in_validation")
+def test_an_explicit_mode_that_fails_in_validation_is_an_error(fit: Callable[..., Result]) -> None:
+    result = fit("--compile", "default")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "Error: --compile default: compiling failed (RuntimeError: no kernel for this graph); "
+        "use --compile off\n"
+    )

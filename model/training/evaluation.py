@@ -148,11 +148,13 @@ def validate(
     depth_loss: str,
     decode: Decode,
     show: Callable[[Tensor, Tensor, Prediction, Inputs], None] | None = None,
+    compiled: Callable[[Callable[[], object]], None] | None = None,
 ) -> Scores:
     """The network's scores over a loader, of all ranks; leaves the network in eval mode.
 
     show: called with bg and fg_bg of the first batch, uint8 (B, 3, H, W), the prediction for them
-    and its targets.
+    and its targets. compiled: called with the prediction of the first batch before it is made, to
+    compile the network.
     """
     network.eval()
     table = SampleTable(loader.layout.samples, loader.device)
@@ -161,10 +163,13 @@ def validate(
         samples = len(batch.index)
         if not samples:
             continue  # the last step has fewer samples than there are ranks
-        full = full or samples
         inputs = preprocess(batch)
+        predict = partial(predict_step, inputs, network, precision, depth_loss, decode)
+        if not full and compiled is not None:
+            compiled(predict)
+        full = full or samples
         with compiled_if(samples == full):
-            prediction = predict_step(inputs, network, precision, depth_loss, decode)
+            prediction = predict()
         table.add(batch.index, measure(prediction, inputs))
         if show is not None:
             show(loader.backgrounds.gather(batch.index), batch.fg_bg, prediction, inputs)
