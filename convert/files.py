@@ -70,10 +70,37 @@ def replace_file(path: Path, buffering: int = -1) -> Iterator[BinaryIO]:
     sync(path.parent)
 
 
+def json_text(value: Mapping[str, object]) -> bytes:
+    """JSON as this program writes it."""
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def signed(value: Mapping[str, object]) -> dict[str, object]:
+    """Values with their hash under the key `sha256`."""
+    return {**value, "sha256": _hash_values(value)}
+
+
+def check_signature(value: Mapping[str, object], text: bytes) -> dict[str, object]:
+    """Values without their hash; ValueError unless ``text`` is what was written of `signed` ones.
+
+    The text is compared too: another one can have the same values, in other digits.
+    """
+    values = {key: found for key, found in value.items() if key != "sha256"}
+    if value.get("sha256") != _hash_values(values) or json_text(value) != text:
+        raise ValueError("was changed after it was written")
+    return values
+
+
+def _hash_values(value: Mapping[str, object]) -> str:
+    """SHA-256, in hex, of JSON with sorted keys and without spaces."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def write_json(path: Path, value: Mapping[str, object]) -> None:
     """Write JSON with `replace_file`."""
     with replace_file(path) as file:
-        file.write((json.dumps(value, indent=1) + "\n").encode())
+        file.write(json_text(value))
 
 
 def load_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:

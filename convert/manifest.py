@@ -6,20 +6,39 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
+from pydantic import Field, model_validator
 
 from convert.errors import DataError, reading
-from convert.files import hash_file, read_regular, require_regular, write_json
+from convert.files import (
+    check_signature,
+    hash_file,
+    read_regular,
+    require_regular,
+    signed,
+    write_json,
+)
 from convert.jpeg.planes import Geometry
 from convert.layout import CHANNELS, FIELDS, Layout
 from convert.moments import Moments, Statistics
+from convert.schema import (
+    Count,
+    FileName,
+    Items,
+    Pair,
+    PhotoName,
+    Positive,
+    Schema,
+    one_of,
+    parse_table,
+    shown,
+)
 from convert.storage import CODECS
 
 FORMAT = "maskdepth-shards"
@@ -35,12 +54,11 @@ def format_name(name: str) -> str:
     return "webdataset" if name == "dali" else name
 
 
-@dataclass(frozen=True, kw_only=True)
-class ShardFile:
+class ShardFile(Schema):
     """Size and SHA-256 (hex) of one file of the folder."""
 
-    bytes: int
-    sha256: str
+    bytes: Count
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
     @classmethod
     def of(cls, path: Path) -> ShardFile:
@@ -69,16 +87,14 @@ class ShardFile:
         return None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Format:
+class Format(Schema):
     """The files of one format: data files in index order, and their per-record index."""
 
-    files: tuple[str, ...]
-    index: str
+    files: Annotated[Items[FileName], Field(min_length=1)]
+    index: FileName
 
 
-@dataclass(frozen=True, kw_only=True)
-class BaseFile:
+class BaseFile(Schema):
     """The bases of a field as the manifest describes them.
 
     file: int16 (n_bg, MCUs, blocks of an MCU, 64), in NumPy's format.
@@ -86,28 +102,18 @@ class BaseFile:
     quantisers: 64 numbers of each component, by rows of a block.
     """
 
-    file: str
-    samplings: tuple[tuple[int, int], ...]
-    quantisers: tuple[tuple[int, ...], ...]
+    file: FileName
+    samplings: Items[Pair[int]]
+    quantisers: Items[Items[Annotated[int, Field(ge=1, le=255)]]]
 
-    def __post_init__(self) -> None:
-        """ValueError unless records can be decoded with these values, from whatever file."""
-        whole = all(type(n) is int for pair in self.samplings for n in pair)  # not 1.0 or true
-        if not whole or not Geometry(1, 1, self.samplings).is_supported:
+    @model_validator(mode="after")
+    def _is_supported(self) -> Self:
+        """Whether records can be decoded with these values, from whatever file."""
+        if not Geometry(1, 1, self.samplings).is_supported:
             raise ValueError(f"samplings {self.samplings} are not supported")
-        if len(self.quantisers) != len(self.samplings) or not all(
-            len(row) == 64 and all(type(q) is int and 1 <= q <= 255 for q in row)
-            for row in self.quantisers
-        ):
-            raise ValueError("quantisers are not 64 numbers from 1 to 255 for each component")
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> BaseFile:  # parsed JSON
-        """From a manifest; KeyError, TypeError or ValueError for invalid values."""
-        down_across, quantisers = (
-            tuple(tuple(row) for row in value[key]) for key in ("samplings", "quantisers")
-        )
-        return cls(file=value["file"], samplings=down_across, quantisers=quantisers)
+        if [len(row) for row in self.quantisers] != [64] * len(self.samplings):
+            raise ValueError("quantisers are not 64 numbers for each component")
+        return self
 
     def geometry(self, layout: Layout) -> Geometry:
         """Where the blocks of an image of this size are."""
@@ -163,67 +169,131 @@ class Manifest:
             "samples_per_fg": layout.samples_per_fg,
             "backgrounds": list(self.backgrounds),
             "codecs": self.codecs,
-            "bases": {name: asdict(base) for name, base in self.bases.items()},
+            "bases": {name: base.model_dump() for name, base in self.bases.items()},
             "statistics": {name: m.to_json() for name, m in self.statistics.items()},
-            "formats": {name: asdict(f) for name, f in self.formats.items()},
-            "files": {name: asdict(f) for name, f in self.files.items()},
+            "formats": {name: f.model_dump() for name, f in self.formats.items()},
+            "files": {name: f.model_dump() for name, f in self.files.items()},
             "counts": self.counts,
             "made": self.provenance,
         }
-        return {**value, "sha256": _digest(value)}
+        return signed(value)
 
+
+FormatName = Annotated[str, one_of(FORMATS)]
+FieldName = Annotated[str, one_of(FIELDS)]
+StatisticName = Annotated[str, one_of(("bg", *FIELDS))]
+Side = Annotated[int, Field(ge=1, le=65535)]
+"""Height or width; a JPEG has no larger one."""
+
+
+class _Content(Schema):
+    """The keys of the file but its hash, as docs/format.md describes them."""
+
+    format: Literal["maskdepth-shards"]
+    version: Annotated[int, Field(ge=1, le=VERSION)]
+    samples: Positive
+    image_size: Pair[Side]
+    samples_per_bg: Positive | None
+    group_starts: Items[Count] | None
+    samples_per_fg: Positive | None
+    backgrounds: Annotated[Items[PhotoName], Field(min_length=1)]
+    codecs: dict[FormatName, dict[FieldName, str]]
+    bases: dict[FieldName, BaseFile] = Field(default_factory=dict)
+    statistics: dict[StatisticName, Moments]
+    formats: Annotated[dict[FormatName, Format], Field(min_length=1)]
+    files: dict[FileName, ShardFile]
+    counts: dict[str, Count]
+    made: dict[str, Any]
+
+    @model_validator(mode="before")
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Manifest:  # parsed JSON
-        """The inverse of ``to_json``; KeyError, TypeError or ValueError for invalid values."""
-        n_bg = len(value["backgrounds"])
-        starts = value["group_starts"]
-        if starts is None:
-            starts = np.arange(n_bg + 1, dtype=np.int64) * int(value["samples_per_bg"])
-        starts = np.asarray(starts, dtype=np.int64)
-        if len(starts) != n_bg + 1 or starts[-1] != value["samples"] or (np.diff(starts) < 1).any():
+    def _upgrade(cls, value: Any) -> Any:
+        """Version 1 calls "webdataset" "dali", and all its formats have the same codecs."""
+        if not isinstance(value, Mapping) or value.get("version") != 1:
+            return value
+        if not isinstance(formats := value.get("formats"), Mapping):
+            return value
+        formats = {format_name(name): files for name, files in formats.items()}
+        return {**value, "formats": formats, "codecs": dict.fromkeys(formats, value.get("codecs"))}
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        """Whether the keys agree with each other."""
+        starts = self.starts
+        agree = len(starts) == len(self.backgrounds) + 1 and starts[0] == 0
+        if not agree or starts[-1] != self.samples or any(b <= a for a, b in pairwise(starts)):
             raise ValueError("samples, backgrounds and group sizes do not agree")
-        height, width = map(int, value["image_size"])
-        formats = {
-            format_name(k): Format(files=tuple(v["files"]), index=v["index"])
-            for k, v in value["formats"].items()
-        }
-        # In version 1 all formats have the same codecs.
-        by_format = (
-            value["codecs"] if value["version"] > 1 else dict.fromkeys(formats, value["codecs"])
-        )
-        bases = {k: BaseFile.from_json(v) for k, v in value.get("bases", {}).items()}
-        if not bases.keys() <= set(FIELDS):
-            raise ValueError("bases of an unknown field")
-        files = {k: ShardFile(**v) for k, v in value["files"].items()}
-        used = [*(b.file for b in bases.values()), *(f.index for f in formats.values())]
-        for name in used + [name for form in formats.values() for name in form.files]:
-            if name not in files:
+        if self.codecs.keys() != self.formats.keys():
+            raise ValueError("codecs and formats are not of the same formats")
+        for form, codecs in self.codecs.items():
+            self._check_codecs(form, codecs)
+        for name, channels in {"bg": 3, **CHANNELS}.items():
+            found = self.statistics.get(name)
+            kind = (channels, 1 if name == "mask" else 255)
+            if found is None or not found.values or (len(found.sums), found.scale) != kind:
+                raise ValueError(f"statistics of {name} are not of {channels} channels of pixels")
+        if not self.counts.get("source_bytes"):
+            raise ValueError("counts: source_bytes must be at least 1")
+        self._check_files()
+        return self
+
+    @property
+    def starts(self) -> Sequence[int]:
+        """First sample of each background, and their number at the end; a range if equal."""
+        if self.group_starts is not None:
+            return self.group_starts
+        size = self.samples_per_bg or 0
+        return range(0, 1 + size * len(self.backgrounds), size or 1)
+
+    def _check_codecs(self, form: str, codecs: Mapping[str, str]) -> None:
+        if codecs.keys() != set(FIELDS):
+            raise ValueError(f"codecs of {form} are not of {', '.join(FIELDS)}")
+        for name, codec in codecs.items():
+            known = CODECS.get(codec)
+            if known is None or known.field != name:
+                raise ValueError(f"unknown codec {shown(codec)} of {name}")
+            if not known.fallback:
+                continue
+            base = self.bases.get(name)
+            if form != "ffcv":
+                raise ValueError(f"codec {codec!r} of {name} is for the FFCV file alone")
+            if base is None:
+                raise ValueError(f"codec {codec!r} of {name} has no bases")
+            if len(base.samplings) != CHANNELS[name]:
+                raise ValueError(f"the bases of {name} do not have {CHANNELS[name]} components")
+
+    def _check_files(self) -> None:
+        formats = self.formats.values()
+        used = [BACKGROUNDS, *(base.file for base in self.bases.values())]
+        used += chain.from_iterable((*form.files, form.index) for form in formats)
+        for name in used:
+            if name not in self.files:
                 raise ValueError(f"{name!r} is not one of the files")
-        per_fg = value["samples_per_fg"]
-        return cls(
-            layout=Layout(height=height, width=width, group_starts=starts, samples_per_fg=per_fg),
-            backgrounds=tuple(value["backgrounds"]),
-            codecs={form: _checked_codecs(by_format[form], bases) for form in formats},
-            bases=bases,
-            statistics={k: Moments.from_json(v) for k, v in value["statistics"].items()},
-            formats=formats,
-            files=files,
-            counts=dict(value["counts"]),
-            provenance=dict(value["made"]),
+        if len(set(used)) < len(used):
+            raise ValueError("a file is named twice")
+        if "ffcv" in self.formats and len(self.formats["ffcv"].files) > 1:
+            raise ValueError("the format ffcv has more than one file")
+
+    def manifest(self) -> Manifest:
+        """What the file says, in the types of the program."""
+        height, width = self.image_size
+        starts = np.array(self.starts, np.int64)
+        return Manifest(
+            layout=Layout(
+                height=height,
+                width=width,
+                group_starts=starts,
+                samples_per_fg=self.samples_per_fg,
+            ),
+            backgrounds=self.backgrounds,
+            codecs=self.codecs,
+            bases=self.bases,
+            statistics=self.statistics,
+            formats=self.formats,
+            files=self.files,
+            counts=self.counts,
+            provenance=self.made,
         )
-
-
-def _checked_codecs(codecs: Mapping[str, str], bases: Mapping[str, BaseFile]) -> dict[str, str]:
-    """The codecs of a format; ValueError if one is not known, or has no bases and needs them."""
-    for name in FIELDS:
-        known = CODECS.get(codecs[name])
-        if known is None or known.field != name:
-            raise ValueError(f"unknown codec {codecs[name]!r} of {name}")
-        if known.fallback and name not in bases:
-            raise ValueError(f"codec {codecs[name]!r} of {name} has no bases")
-        if known.fallback and len(bases[name].samplings) != CHANNELS[name]:
-            raise ValueError(f"the bases of {name} do not have {CHANNELS[name]} components")
-    return dict(codecs)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -245,24 +315,20 @@ def read_manifest(shards: str | Path) -> Manifest:
             )
         text = read_regular(path)
     try:
-        value = json.loads(text)
-        found = (value["format"], value["version"])
-    except (ValueError, KeyError, TypeError) as error:
+        value = parse_table(text)
+    except ValueError as error:
         raise DataError(f"{path}: not a shard manifest ({error}); pack again") from None
-    if found not in [(FORMAT, version) for version in range(1, VERSION + 1)]:
+    form, version = value.get("format"), value.get("version")
+    if form != FORMAT or version not in range(1, VERSION + 1):
         raise DataError(
-            f"{path}: found {found[0]!r} version {found[1]!r}, expected {FORMAT!r} version "
+            f"{path}: found {shown(form)} version {shown(version)}, expected {FORMAT!r} version "
             f"1 to {VERSION}; pack again with this version of the program"
         )
-    if value.pop("sha256", None) != _digest(value):
-        raise DataError(f"{path}: was changed after it was written; pack again")
     try:
-        return Manifest.from_json(value)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: corrupt manifest ({error!r}); pack again") from None
-
-
-def _digest(value: Mapping[str, object]) -> str:
-    """SHA-256 of plain values, whatever the layout of the file."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+        values = check_signature(value, text)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}; pack again") from None
+    try:
+        return _Content.from_json(values).manifest()
+    except ValueError as error:
+        raise DataError(f"{path}: corrupt manifest ({error}); pack again") from None

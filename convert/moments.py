@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal, Self
 
 import numba
 import numpy as np
+from pydantic import ModelWrapValidatorHandler, model_validator
+
+from convert.schema import Count, Items, Schema
 
 
 @numba.njit(nogil=True, cache=True)
@@ -33,7 +35,7 @@ def _add(rows: np.ndarray, times: int, sums: np.ndarray, squares: np.ndarray) ->
 class Accumulator:
     """Integer sums and sums of squares of uint8 images of one field."""
 
-    def __init__(self, channels: int, scale: int) -> None:
+    def __init__(self, channels: int, scale: Literal[1, 255]) -> None:
         self._values = 0
         self._scale = scale
         self._sums = np.zeros(channels, np.int64)
@@ -50,14 +52,37 @@ class Accumulator:
         return Moments(values=self._values, sums=sums, squares=squares, scale=self._scale)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Moments:
+class Moments(Schema):
     """Exact sums of one field. scale: the stored value of 1.0 (255 for images, 1 for masks)."""
 
-    values: int
-    sums: tuple[int, ...]
-    squares: tuple[int, ...]
-    scale: int
+    values: Count
+    sums: Items[Count]
+    squares: Items[Count]
+    scale: Literal[1, 255]
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _is_possible(cls, value: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        """Checks mean and std too, which files have, against the sums."""
+        derived = {}
+        if isinstance(value, Mapping):
+            derived = {name: value[name] for name in ("mean", "std") if name in value}
+            value = {name: found for name, found in value.items() if name not in derived}
+        moments = validate(value)
+        if len(moments.sums) != len(moments.squares):
+            raise ValueError("sums and squares must be of as many channels")
+        for s, q in zip(moments.sums, moments.squares, strict=True):
+            if (
+                not q <= moments.scale * s <= moments.scale**2 * moments.values
+                or s * s > moments.values * q
+            ):
+                raise ValueError(
+                    f"no {moments.values} values have the sum {s} and the sum of squares {q}"
+                )
+        for name, found in derived.items():
+            if not moments.values or not _agree(found, getattr(moments, name)):
+                raise ValueError(f"{name} must be that of values, sums and squares")
+        return moments
 
     @property
     def mean(self) -> tuple[float, ...]:
@@ -77,18 +102,23 @@ class Moments:
         """Moments of both sets of pixels together, which are of the same scale."""
         sums = tuple(a + b for a, b in zip(self.sums, other.sums, strict=True))
         squares = tuple(a + b for a, b in zip(self.squares, other.squares, strict=True))
-        return replace(self, values=self.values + other.values, sums=sums, squares=squares)
+        return self.changed(values=self.values + other.values, sums=sums, squares=squares)
 
     def to_json(self) -> dict[str, object]:
         """Plain values; mean and std are written for people and other programs."""
-        return {"mean": list(self.mean), "std": list(self.std), **asdict(self)}
+        return {"mean": list(self.mean), "std": list(self.std), **self.model_dump()}
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Moments:  # parsed JSON
-        """The inverse of ``to_json``; mean and std are computed, not read."""
-        values, scale = int(value["values"]), int(value["scale"])
-        sums, squares = (tuple(map(int, value[name])) for name in ("sums", "squares"))
-        return cls(values=values, sums=sums, squares=squares, scale=scale)
+
+def _agree(found: object, expected: tuple[float, ...]) -> bool:
+    """Whether a list holds these numbers, but for rounding."""
+    return (
+        isinstance(found, list)
+        and len(found) == len(expected)
+        and all(
+            type(a) is float and math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-9)
+            for a, b in zip(found, expected, strict=True)
+        )
+    )
 
 
 Statistics = dict[str, Moments]

@@ -9,7 +9,6 @@ read once.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -24,11 +23,20 @@ import numpy as np
 
 from convert.bases import Bases, RecordWriter, open_bases
 from convert.codecs import ENCODERS, Encoded
-from convert.errors import DataError, RecordError
-from convert.files import replace_file, why_irregular, write_json
+from convert.errors import DataError, RecordError, reading
+from convert.files import (
+    check_signature,
+    load_array,
+    read_regular,
+    replace_file,
+    signed,
+    why_irregular,
+    write_json,
+)
 from convert.layout import FIELDS, RECORD, Layout
 from convert.manifest import BaseFile
 from convert.moments import Accumulator, Moments, Statistics
+from convert.schema import Count, Schema, parse_table
 from convert.source import Source
 from convert.storage import CODECS
 
@@ -52,6 +60,19 @@ class Part:
 
     def path(self, folder: Path, suffix: str) -> Path:
         return folder / f"part-{self.number:06d}.{suffix}"
+
+
+class _PartRecord(Schema):
+    """`part-N.json`. stamps: hash of what the part was made from. crc32c: of each format's `.bin`.
+
+    records_crc32c: of the rows of each format's `.npy`.
+    """
+
+    stamps: str
+    crc32c: dict[str, Count]
+    records_crc32c: dict[str, Count]
+    statistics: dict[str, Moments]
+    counts: dict[str, Count]
 
 
 @dataclass(kw_only=True)
@@ -109,7 +130,7 @@ class _PartFile:
         data = replace_file(part.path(folder, f"{form}.bin"), buffering=_WRITE_BYTES)
         self._file = self._stack.enter_context(data)
         self._rows: dict[str, list[tuple[int, int, int, int]]] = {name: [] for name in FIELDS}
-        self._size = self.crc = 0
+        self._size = self.crc = self.records_crc = 0
 
     def __enter__(self) -> _PartFile:
         return self
@@ -120,6 +141,7 @@ class _PartFile:
             records = np.empty(len(self._rows[FIELDS[0]]), RECORD)
             for name, rows in self._rows.items():
                 records[name] = rows
+            self.records_crc = crc32c.crc32c(records.tobytes())
             with replace_file(self._places) as file:
                 np.save(file, records)
 
@@ -173,10 +195,11 @@ def write_part(
     summary = {
         "stamps": stamps.hexdigest(),
         "crc32c": {form: file.crc for form, file in files.items()},
+        "records_crc32c": {form: file.records_crc for form, file in files.items()},
         "statistics": {name: a.moments.to_json() for name, a in accumulators.items()},
         "counts": counts,
     }
-    write_json(part.path(folder, "json"), summary)
+    write_json(part.path(folder, "json"), signed(summary))
     return len(names)
 
 
@@ -185,13 +208,15 @@ def is_finished(
 ) -> bool:
     """Whether a part was written from these bases and from files of the same size and time."""
     try:
-        recorded = json.loads(part.path(folder, "json").read_text())["stamps"]
+        recorded = _read_record(part, folder)
         for form in codecs:
-            last = read_records(part, form, folder)[part.stop - part.start - 1][FIELDS[-1]]
-            size = part.path(folder, f"{form}.bin").stat().st_size
-            if size != int(last["offset"]) + int(last["size"]):
+            records = read_records(part, form, folder)
+            path = part.path(folder, f"{form}.npy")
+            check_crc(records.tobytes(), recorded.records_crc32c.get(form), path)
+            last, path = records[-1][FIELDS[-1]], part.path(folder, f"{form}.bin")
+            if not path.is_file() or path.stat().st_size != int(last["offset"]) + int(last["size"]):
                 return False
-    except Exception:  # a file is missing, or the disk lost its end; NumPy fails in many ways
+    except DataError:  # a file is missing, or the disk lost some of it
         return False
     group, names = _names_of(part, source)
     folders = source.folders(group)
@@ -203,7 +228,7 @@ def is_finished(
             except OSError as error:
                 reason = f"cannot be read ({error.strerror})"
                 raise RecordError(index, name, str(parent / file_name), reason) from None
-    return bool(recorded == stamps.hexdigest())
+    return recorded.stamps == stamps.hexdigest()
 
 
 def _names_of(part: Part, source: Source) -> tuple[int, list[str]]:
@@ -244,25 +269,33 @@ def _read(path: str) -> tuple[bytes, bytes]:
     return data, _stamp(status)
 
 
+def _read_record(part: Part, folder: Path) -> _PartRecord:
+    """DataError if it is missing or no longer what was written."""
+    path = part.path(folder, "json")
+    try:
+        with reading(path):
+            text = read_regular(path)
+        return _PartRecord.from_json(check_signature(parse_table(text), text))
+    except ValueError as error:
+        raise _lost(path, str(error)) from None
+
+
 def read_summary(part: Part, folder: Path) -> PartSummary:
     """Statistics and counts of a finished part."""
-    value = json.loads(part.path(folder, "json").read_text())
-    return PartSummary(
-        statistics={name: Moments.from_json(m) for name, m in value["statistics"].items()},
-        counts=Counter(value["counts"]),
-    )
+    record = _read_record(part, folder)
+    return PartSummary(statistics=record.statistics, counts=Counter(record.counts))
 
 
 def read_records(part: Part, form: str, folder: Path) -> np.ndarray:
     """Records (`RECORD`) of a finished part in a format, with offsets in the part's file."""
-    return np.asarray(np.load(part.path(folder, f"{form}.npy")))
+    return load_array(part.path(folder, f"{form}.npy"), RECORD, (part.stop - part.start,))
 
 
 def read_data(part: Part, form: str, folder: Path) -> bytes:
     """The stored fields of a finished part, checked; DataError if the disk lost some."""
     path = part.path(folder, f"{form}.bin")
     data = path.read_bytes()
-    check_crc(data, json.loads(part.path(folder, "json").read_text())["crc32c"][form], path)
+    check_crc(data, _read_record(part, folder).crc32c.get(form), path)
     return data
 
 
@@ -300,13 +333,17 @@ class PartFiles:
         return self._descriptors[number]
 
 
-def check_crc(data: bytes, expected: int, path: Path) -> None:
+def check_crc(data: bytes, expected: int | None, path: Path) -> None:
     """DataError if a part's file no longer holds what was written to it."""
     if crc32c.crc32c(data) != expected:
-        raise DataError(
-            f"{path}: checksum differs, the disk lost what was written to it; delete "
-            f"{path.parent.parent} and pack again"
-        )
+        raise _lost(path, "checksum differs")
+
+
+def _lost(path: Path, reason: str) -> DataError:
+    return DataError(
+        f"{path}: {reason}, the disk lost what was written to it; delete {path.parent.parent} and "
+        "pack again"
+    )
 
 
 def create_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:

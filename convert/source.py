@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import uuid
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from convert.errors import DataError
 from convert.files import read_regular
 from convert.layout import Layout
 from convert.manifest import MANIFEST
+from convert.schema import Positive, Schema, parse_table
 
 FOLDERS = {"fg_bg": "fg_bg", "mask": "fg_bg_mask", "depth": "fg_bg_depth"}
 """Folder of each field."""
@@ -25,6 +25,12 @@ DATASET = "dataset.json"
 _JPEG_SUFFIXES = (".jpg", ".jpeg")
 _IGNORED = ("Thumbs.db", "desktop.ini")
 _EXPECTED = "bg/, fg_bg/, fg_bg_mask/ and fg_bg_depth/ as in docs/format.md"
+
+
+class Metadata(Schema, extra="allow"):
+    """What is used of `dataset.json`; a user's own keys are kept."""
+
+    samples_per_fg: Positive | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,15 +149,14 @@ def _samples_per_fg(
     folder: Path, given: int | None, metadata: dict[str, object], counts: dict[str, int]
 ) -> int | None:
     """Samples that show one foreground, checked: a missing sample would shift all after it."""
-    found: object = given
-    where, fix = "--samples-per-fg", "give --samples-per-fg another number"
+    found, fix = given, "give --samples-per-fg another number"
     if given is None:
-        found, where = metadata.get("samples_per_fg"), f"{folder / DATASET}: samples_per_fg"
+        found = Metadata.from_json(metadata).samples_per_fg
         fix = f"delete samples_per_fg in {DATASET} if it is not known which show one foreground"
     if found is None:
         return None
-    if not isinstance(found, int) or found < 1:
-        raise DataError(f"{where} is {found!r}, expected a count")
+    if found < 1:
+        raise DataError(f"--samples-per-fg is {found}, expected a count")
     for stem, count in counts.items():
         if count % found:
             raise DataError(
@@ -187,11 +192,14 @@ def read_metadata(folder: Path) -> dict[str, object]:
     """What a data set's `dataset.json` says, empty if there is none; DataError if it is corrupt."""
     path = folder / DATASET
     try:
-        metadata = json.loads(read_regular(path))
+        metadata = parse_table(read_regular(path))
+        Metadata.from_json(metadata)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); fix or delete it") from None
-    if not isinstance(metadata, dict):
-        raise DataError(f"{path}: cannot be read (not an object); fix or delete it")
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror or error}); fix or delete it"
+        ) from None
+    except ValueError as error:
+        raise DataError(f"{path}: {error}; fix or delete it") from None
     return metadata

@@ -98,7 +98,7 @@ def _claim(
 ) -> None:
     """Take the work folder: a new one, or that of an earlier run of the same job."""
     file.seek(0)
-    text = file.read()
+    text, own = file.read(), json.dumps(job).encode()
     if work.exists():
         if not text:
             raise DataError(f"{work}: exists and was not made by a converter; move it away")
@@ -106,7 +106,7 @@ def _claim(
             raise DataError(
                 f"{work}: an unfinished run left this; --resume continues it, --force starts over"
             )
-        if resume and json.loads(text) == job:
+        if resume and text == own:
             return
         if not force:
             raise DataError(
@@ -114,7 +114,7 @@ def _claim(
             )
         _remove(work)
     file.truncate(0)
-    file.write(json.dumps(job).encode())
+    file.write(own)
     file.flush()
     os.fsync(file.fileno())
     work.mkdir()

@@ -1,10 +1,13 @@
-"""Corrupts records of a shard folder in place, for good or until the end of a block."""
+"""Corrupts records and manifests of shard folders in place, records also until a block ends."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -116,3 +119,19 @@ def replaced_by(other: bytes) -> Damage:
         return (other + bytes(len(stored)))[: len(stored)]
 
     return damage
+
+
+def sign(shards: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a manifest and hash it as docs/format.md says."""
+    path = shards / "manifest.json"
+    value = json.loads(path.read_text())
+    del value["sha256"]
+    change(value)
+    path.write_bytes(signed_text(value))
+
+
+def signed_text(value: dict[str, Any]) -> bytes:
+    """A manifest's bytes, as docs/format.md describes them."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return (json.dumps({**value, "sha256": digest}, indent=1) + "\n").encode()

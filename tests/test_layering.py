@@ -33,6 +33,7 @@ ALLOWED = {
     ),
     "loaders/folder.py": "convert.source",
     "loaders/engines/reference.py": "convert.files convert.source",
+    "model/": "convert.schema",
     "loaders/engines/ffcv.py": "convert.beton",
     "loaders/engines/dali_stream.py": "convert.files convert.tarshards",
 }

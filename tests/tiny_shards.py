@@ -51,17 +51,18 @@ def write_tiny_shards(
         index = tarshards.INDEX
     else:
         form, files, index = "ffcv", _write_beton(folder, layout), beton.INDEX
-    gray = Moments(values=4, sums=(2,), squares=(2,), scale=1)
+    mask = Moments(values=4, sums=(2,), squares=(2,), scale=1)
+    gray = Moments(values=4, sums=(2,), squares=(2,), scale=255)
     colour = Moments(values=4, sums=(2, 2, 2), squares=(2, 2, 2), scale=255)
     manifest = Manifest(
         layout=layout,
         backgrounds=tuple(f"bg_{number:03d}.jpg" for number in range(backgrounds)),
         codecs={form: STORED_AS},
         bases={},
-        statistics={"bg": colour, "fg_bg": colour, "mask": gray, "depth": gray},
+        statistics={"bg": colour, "fg_bg": colour, "mask": mask, "depth": gray},
         formats={form: Format(files=files, index=index)},
         files={name: ShardFile.of(folder / name) for name in (BACKGROUNDS, index, *files)},
-        counts={},
+        counts={"source_bytes": 1},
         provenance={},
     )
     write_manifest(folder, manifest)

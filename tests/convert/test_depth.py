@@ -291,7 +291,7 @@ def test_maps_that_were_written_meanwhile_are_kept(bare: Path) -> None:
         ),
         (lambda d: (d / "bg/bg_001.jpg").unlink(), r"bg_001: found a folder without a background"),
         (lambda d: (d / "fg_bg/bg_001/note.txt").touch(), r"note\.txt: found a file that is not"),
-        (lambda d: (d / "dataset.json").write_text("[]"), r"dataset\.json: cannot be read"),
+        (lambda d: (d / "dataset.json").write_text("[]"), r"dataset\.json: expected a table"),
     ],
     ids=["no-bg", "no-fg_bg", "empty-bg", "empty-group", "stray-group", "stray-file", "json"],
 )

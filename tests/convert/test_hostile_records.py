@@ -26,7 +26,7 @@ from tests.composites import (
     make_dataset,
 )
 from tests.convert.test_bases import FIELDS, SUBSAMPLINGS, Need, packed
-from tests.convert.test_pack import sign
+from tests.damage import sign
 
 # Damaged records
 

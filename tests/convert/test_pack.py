@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -20,6 +19,7 @@ from convert.pack import PackConfig, pack
 from convert.shards import Shards
 from convert.source import read_source
 from convert.verify import pillow_pixels, verify
+from tests.damage import sign
 from tests.pictures import jpeg_bytes
 
 
@@ -286,7 +286,7 @@ def test_foreign_manifest_is_refused(shards: Path, tmp_path: Path, change, reaso
         (lambda value: value["codecs"]["ffcv"].update(mask="jpeg"), "unknown codec 'jpeg' of mask"),
         (lambda value: value["bases"].pop("depth"), "'difference-luma' of depth has no bases"),
         (lambda value: value["bases"]["fg_bg"]["quantisers"][0].pop(), "quantisers are not"),
-        (lambda value: value["bases"]["fg_bg"]["quantisers"][0].append(0), "quantisers are not"),
+        (lambda value: value["bases"]["fg_bg"]["quantisers"][0].append(1), "quantisers are not"),
         (lambda value: value["bases"]["fg_bg"].update(samplings=[[3, 1]]), "not supported"),
         (lambda value: value.update(statistics=[]), "corrupt manifest"),
         (lambda value: value.pop("codecs"), "corrupt manifest"),
@@ -299,22 +299,14 @@ def test_nonsense_is_refused(shards: Path, tmp_path: Path, change, reason: str) 
         read_manifest(target)
 
 
-def sign(shards: Path, change) -> None:
-    """Change a manifest and hash it as docs/format.md says."""
-    value = json.loads((shards / "manifest.json").read_text())
-    del value["sha256"]
-    change(value)
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    value["sha256"] = hashlib.sha256(text.encode()).hexdigest()
-    (shards / "manifest.json").write_text(json.dumps(value))
-
-
 def test_verify_computes_the_statistics_again(shards: Path, tmp_path: Path) -> None:
     target = Path(shutil.copytree(shards, tmp_path / "shards"))
 
     def change(value: dict) -> None:
         for name in ("bg", "mask"):
-            value["statistics"][name]["sums"][0] += 1
+            moments = value["statistics"][name]
+            moments["sums"][0] += 1
+            del moments["mean"], moments["std"]
 
     sign(target, change)
     found = verify(target, workers=0, progress=False)
@@ -366,5 +358,5 @@ def test_samples_per_fg_that_does_not_divide_is_blamed_on_who_said_it(
     with pytest.raises(DataError, match=r"multiple of 7.*delete samples_per_fg in dataset.json if"):
         pack(copy, tmp_path / "shards", workers=0, progress=False)
     (copy / "dataset.json").write_text('{"samples_per_fg": "7"}')
-    with pytest.raises(DataError, match=r"dataset.json: samples_per_fg is '7', expected"):
+    with pytest.raises(DataError, match=r"dataset.json: samples_per_fg must be a whole number"):
         pack(copy, tmp_path / "shards", workers=0, progress=False)
