@@ -158,3 +158,9 @@ def optimizer_work(recipe: Recipe, stage: Stage) -> float:
     with FlopCounterMode(display=False) as flops:
         optimizer.step()
     return float(flops.get_total_flops() / 1e9)
+
+
+def step_pflop(recipe: Recipe, stage: Stage) -> float:
+    """Work of one step of a stage: that of its samples, and the optimiser's own."""
+    gflop = work(stage, recipe.width) * stage.batch_size + optimizer_work(recipe, stage)
+    return gflop / 1e6

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 
+from benchmarks.estimate import step_pflop
 from benchmarks.harness.options import DEVICE, PATH, command, option
 from benchmarks.harness.results import CaseResult, Result, make_result
 from benchmarks.harness.timing import print_progress
@@ -15,6 +17,7 @@ from convert.errors import DataError
 from model.checkpoint import load_network
 from model.metrics import Scores
 from model.precision import choose_device
+from model.recipe import Recipe
 from model.training.config import read_config
 from model.training.options import camera_option, samples_option
 from model.training.run import BEST, CONFIG, METRICS
@@ -86,11 +89,11 @@ def _score(
     data = config.data
     if shards is not None:
         data = replace(data, shards=str(shards), split="random")
-    cpu_s = _cpu_s_of_epochs(folder / METRICS)
+    epochs = _read_epochs(folder / METRICS)
     planned = sum(stage.epochs for stage in config.recipe.stages)
-    if len(cpu_s) != planned:
+    if len(epochs) != planned:
         raise DataError(
-            f"{folder}: found {len(cpu_s)} epochs of {planned}; finish the run by "
+            f"{folder}: found {len(epochs)} epochs of {planned}; finish the run by "
             "`train.py fit --resume`"
         )
     checkpoint = load_network(folder / BEST)
@@ -107,7 +110,7 @@ def _score(
         f"rule_{name}": value_of(rows[baseline], name) for name, baseline in BASELINES.items()
     }
     figures["depth_rmse_of_rule"] = figures["depth_rmse"] / figures["rule_depth_rmse"]
-    figures["training_cpu_min"] = sum(cpu_s) / 60
+    figures |= _training(replace(config.recipe, width=config.width), epochs)
     scored = CaseResult(
         parameters={
             "recipe": config.recipe.name,
@@ -140,10 +143,38 @@ def value_of(scores: Scores, name: str) -> float:
     return float(value)
 
 
-def _cpu_s_of_epochs(path: Path) -> list[float]:
-    """CPU seconds of every finished epoch."""
+class _Epoch(NamedTuple):
+    """A finished epoch of a run: its stage (from 1), training samples and CPU seconds."""
+
+    stage: int
+    samples: int
+    cpu_s: float
+
+
+def _training(recipe: Recipe, epochs: list[_Epoch]) -> dict[str, float]:
+    """What a run has spent: samples, PFLOP as `speedrun` counts them, and CPU minutes."""
+    costs = [step_pflop(recipe, stage) / stage.batch_size for stage in recipe.stages]
+    return {
+        "training_samples": sum(epoch.samples for epoch in epochs),
+        "training_pflop": sum(epoch.samples * costs[epoch.stage - 1] for epoch in epochs),
+        "training_cpu_min": sum(epoch.cpu_s for epoch in epochs) / 60,
+    }
+
+
+def _read_epochs(path: Path) -> list[_Epoch]:
+    """Every finished epoch, of metrics.csv."""
     try:
         with path.open(newline="", encoding="utf-8") as lines:
-            return [float(row["epoch_cpu_s"]) for row in csv.DictReader(lines)]
+            return [
+                _Epoch(
+                    stage=int(row["stage"]),
+                    samples=round(float(row["samples_per_s"]) * float(row["epoch_s"])),
+                    cpu_s=float(row["epoch_cpu_s"]),
+                )
+                for row in csv.DictReader(lines)
+            ]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{path}: {error}; expected epoch_cpu_s of every epoch") from None
+        raise DataError(
+            f"{path}: {error}; expected stage, samples_per_s, epoch_s and epoch_cpu_s of every "
+            "epoch"
+        ) from None

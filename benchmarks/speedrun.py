@@ -21,7 +21,7 @@ import click
 import numpy as np
 import torch
 
-from benchmarks.estimate import optimizer_work, work
+from benchmarks.estimate import step_pflop
 from benchmarks.harness import options as cli
 from benchmarks.harness.images import spread_indices
 from benchmarks.harness.results import NO_NETWORK, CaseResult, Result, make_result
@@ -97,12 +97,6 @@ class Clock:
 
     def __exit__(self, *_: object) -> None:
         self.seconds += self._now() - self._began
-
-
-def step_pflop(recipe: Recipe, stage: Stage) -> float:
-    """Work of one step of a stage: that of its samples, and the optimiser's own."""
-    gflop = work(stage, recipe.width) * stage.batch_size + optimizer_work(recipe, stage)
-    return gflop / 1e6
 
 
 def run_recipe(

@@ -278,21 +278,22 @@ def _needed(spent: list[float], reached: list[bool]) -> str:
 
 
 def quality(result: Result, splits: tuple[str, ...]) -> Table:
-    """Scores of runs with these splits beside those of the baselines, and their CPU time."""
+    """Scores of runs with these splits beside those of the baselines, and what training took."""
     rows = []
     for name, case in result.cases.items():
         about, found = case.parameters, case.figures
         if about.get("split") not in splits:
             continue
         row = [name, str(about["recipe"]), str(about["split"])]
-        row += [number(float(about[key])) for key in ("epochs", "validation_samples")]
-        row += [number(found["training_cpu_min"])]
+        row += [number(float(about[key])) for key in ("width", "size")]
+        row += [number(found.get(f"training_{key}")) for key in ("samples", "pflop", "cpu_min")]
+        row += [number(float(about["validation_samples"]))]
         for what in SCORES:
             row += [_score(found[what]), _score(found[f"rule_{what}"])]
         rows.append((*row, f"{found['depth_rmse_of_rule']:.2f}"))
     head = (
-        "run", "recipe", "split", "epochs", "scored on", "CPU min", "mask IoU", "rule's",
-        "depth RMSE", "rule's", "share of it",
+        "run", "recipe", "split", "width", "size", "samples", "PFLOP", "CPU min", "scored on",
+        "mask IoU", "rule's", "depth RMSE", "rule's", "share of it",
     )  # fmt: skip
     return Table(head, tuple(rows))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from functools import partial
@@ -14,6 +15,7 @@ from click.testing import CliRunner
 
 import train
 from benchmarks.__main__ import main
+from benchmarks.estimate import work
 from benchmarks.harness.contender import _on_device
 from benchmarks.harness.images import Images
 from benchmarks.harness.options import Loading
@@ -22,6 +24,9 @@ from benchmarks.harness.results import CaseResult, read_result
 from benchmarks.harness.timing import interleave
 from convert.dataset.compose import compose
 from convert.pack import pack
+from loaders import read_layout, split_indices
+from model.recipe import Stage
+from model.unet import PARTS
 
 
 def measure(tmp_path: Path, *arguments: object) -> dict[str, Any]:
@@ -185,7 +190,7 @@ def test_trainings_are_refused_before_they_begin(
 
 def test_quality_equals_evaluate(shards: Path, tmp_path: Path) -> None:
     recipe, folder = tmp_path / "recipe.json", tmp_path / "run"
-    stage = {"size": 32, "batch_size": 30, "lr": 0.01, "trains": ["encoder", "mask", "depth"]}
+    stage: dict[str, Any] = {"size": 32, "batch_size": 30, "lr": 0.01, "trains": list(PARTS)}
     recipe.write_text(json.dumps({"name": "one", "width": 2, "stages": [stage]}))
     run_train("fit", shards, folder, "--recipe", recipe, "--split", "bg", "--amp", "off")
     weights = folder / "best.safetensors"
@@ -198,7 +203,13 @@ def test_quality_equals_evaluate(shards: Path, tmp_path: Path) -> None:
     assert case["figures"]["mask_iou"] == scores["network"]["mask_iou"]
     assert case["figures"]["rule_mask_iou"] == scores["difference"]["mask_iou"]
     assert case["figures"]["rule_depth_rmse"] == scores["background_depth"]["depth_rmse"]
-    assert case["figures"]["training_cpu_min"] > 0
+    figures, trained = case["figures"], Stage(**stage)
+    with (folder / "metrics.csv").open() as lines:
+        (epoch,) = csv.DictReader(lines)
+    assert figures["training_cpu_min"] == float(epoch["epoch_cpu_s"]) / 60
+    assert figures["training_samples"] == len(split_indices(read_layout(shards), "bg")[0])
+    pflop = figures["training_samples"] * work(trained, width=2) / 1e6
+    assert figures["training_pflop"] == pytest.approx(pflop)
     few = measure(tmp_path, "quality", folder, "--samples", 4)
     assert few["arguments"] == {"samples": "4", "device": "cpu"}
     assert few["cases"]["run"]["parameters"]["validation_samples"] == 4
@@ -212,7 +223,7 @@ def test_quality_equals_evaluate(shards: Path, tmp_path: Path) -> None:
     assert scored["arguments"] == {"samples": "all", "shards": "packed", "device": "cpu"}
     about = scored["cases"]["run"]["parameters"]
     assert (about["split"], about["validation_samples"]) == ("random", 12)
-    broken = {"stage\n": "found 0 epochs of 1", "stage\n1\n": "expected epoch_cpu_s"}
+    broken = {"stage\n": "found 0 epochs of 1", "stage\n1\n": "expected stage, samples_per_s"}
     for text, reason in broken.items():
         (folder / "metrics.csv").write_text(text)
         refused = CliRunner().invoke(main, ["quality", str(folder)])

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.estimate import optimizer_work, work
+from benchmarks.estimate import optimizer_work, step_pflop, work
 from benchmarks.recipes import Data, baselines, follow
-from benchmarks.speedrun import Goal, run_recipe, step_pflop
+from benchmarks.speedrun import Goal, run_recipe
 from loaders import read_layout, split_indices
 from model import DualDecoderUNet
 from model.recipe import RECIPES, Recipe, Stage
