@@ -24,6 +24,7 @@ import torch
 from click.core import ParameterSource
 from torch import Tensor, nn
 
+from convert.outputs import require_output
 from loaders import ENGINES, Commands, Loader, distributed_rank, open_pair, possible_engines
 from loaders.augment import make_augment
 from loaders.interrupts import ignored_signals_repeated
@@ -40,7 +41,7 @@ from model.distributed import (
     wrap_network,
 )
 from model.errors import ModelError
-from model.files import locked, make_folder, require_writable
+from model.files import locked, make_folder
 from model.inference.export import export_network
 from model.inference.predictor import Predictor, pair_images, predict_files
 from model.losses import training_loss
@@ -431,7 +432,7 @@ def fit(
         if first:
             config, best = run.config, load_network(run_dir / BEST)
             report = evaluate_checkpoint(best, config.data, config.amp, device, config.fingerprint)
-            report.draw(run_dir / PREDICTIONS)
+            report.draw(run_dir / PREDICTIONS, "fit")
             click.echo(f"\n{report.table()}\n\nwritten to {run_dir}")
 
 
@@ -451,7 +452,7 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Score CHECKPOINT on the validation split of SHARDS, next to trivial baselines."""
     if picture:
-        require_writable(picture)
+        require_output(picture, "evaluate", [checkpoint])
     loaded = load_network(checkpoint)
     info = loaded.info
     split = split or info.split
@@ -466,7 +467,7 @@ def evaluate(
     click.echo(json.dumps(scores, indent=1) if as_json else report.table())
     if picture:
         make_folder(picture.parent)
-        report.draw(picture)
+        report.draw(picture, "evaluate")
 
 
 @main.command()
@@ -498,7 +499,7 @@ def export(checkpoint: Path, out: Path, bg: str | None, fg_bg: str | None) -> No
     if (bg is None) != (fg_bg is None):
         raise ModelError("--bg and --fg-bg: found one of them, expected both or neither")
     pairs = pair_images(bg, fg_bg) if bg and fg_bg else []
-    difference = export_network(Predictor(*load_network(checkpoint)), out, pairs)
+    difference = export_network(Predictor(*load_network(checkpoint)), out, pairs, [checkpoint])
     click.echo(f"{out}: largest difference from the network {difference:.1e}")
 
 

@@ -95,6 +95,7 @@ def gpu_check(
     own; one that fails or hangs is listed in the report with the last line of its error.
     """
     plan = Plan(device=device, samples=samples, width=width, data=data, results=results)
+    _require_own(plan)
     chosen = plan.preparation() + select(plan.checks(), only, skip)
     # The report is written after SIGTERM too.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -125,6 +126,14 @@ def gpu_check(
         click.echo(f"{name}: {outcomes[name]}")
     if failed:
         click.get_current_context().exit(1)
+
+
+def _require_own(plan: Plan) -> None:
+    """Raise DataError where another command has written: the results of checks replace files."""
+    if plan.results.is_dir() and any(plan.results.iterdir()) and not plan.recipe.exists():
+        raise DataError(
+            f"{plan.results}: not empty, and not the folder of an earlier gpu-check; name another"
+        )
 
 
 def _save(base: Result, outcomes: dict[str, Outcome], results: Path) -> Result:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from convert.errors import Commands, DataError
+from convert.errors import Commands
 from convert.storage import DEPTH_CODECS, MASK_CODECS
 
 # Commands import their work when they run, so that `--help` and usage errors answer at once.
@@ -171,13 +171,10 @@ def inspect(shards: Path, as_json: bool) -> None:
 @click.option("--rows", type=click.IntRange(1), default=8)
 def show(shards: Path, out: Path, rows: int) -> None:
     """Draw a contact sheet of SHARDS into the PNG file OUT."""
-    from convert.show import contact_sheet
+    from convert.show import contact_sheet, write_sheet
 
     sheet = contact_sheet(shards, rows)
-    try:
-        sheet.save(out)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{out}: cannot be written ({error}); give a .png path") from None
+    write_sheet(sheet, out)
     click.echo(f"{out}: {sheet.width}x{sheet.height} pixels")
 
 

@@ -7,7 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from convert.errors import DataError
+from convert.files import replace_file
 from convert.layout import FIELDS
+from convert.outputs import png_mark, require_output
 from convert.shards import Shards
 
 _GAP = 6
@@ -37,3 +40,16 @@ def contact_sheet(shards: str | Path, rows: int = 8) -> Image.Image:
             picture = Image.fromarray(np.ascontiguousarray(pixels) * np.uint8(scale))
             sheet.paste(picture, (left, top + _TITLE))
     return sheet
+
+
+def write_sheet(sheet: Image.Image, path: Path) -> None:
+    """Write a contact sheet as PNG. Raises DataError if that would replace another file."""
+    if path.suffix.lower() != ".png":
+        raise DataError(f"{path}: found suffix {path.suffix!r}, expected .png")
+    require_output(path, "show")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replace_file(path) as file:
+            sheet.save(file, "PNG", pnginfo=png_mark("show"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from None

@@ -10,17 +10,8 @@ from pathlib import Path
 
 import click
 
+from convert.outputs import require_writable
 from model.errors import ModelError
-
-
-def require_writable(path: Path) -> None:
-    """Raise ModelError unless a file can be created at this path, missing folders included."""
-    if path.is_dir():
-        raise ModelError(f"{path}: found a folder, expected the name of a file to write")
-    # os.path.exists treats a folder without permission to search it as missing.
-    existing = next(parent for parent in path.absolute().parents if os.path.exists(parent))
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ModelError(f"{path}: cannot be written, because {existing} is not a writable folder")
 
 
 def make_folder(path: Path) -> None:

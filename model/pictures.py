@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from convert.outputs import PNG_KEY, mark_of
 from model.files import replace_file
 
 if TYPE_CHECKING:
@@ -51,8 +52,13 @@ class Example(NamedTuple):
         return [(title, image, colours) for title, image, colours in every if image is not None]
 
 
-def draw_predictions(path: Path, examples: Sequence[Example], title: str = "") -> None:
-    """Write a PNG with one row per example: images, target and predicted mask and depth."""
+def draw_predictions(
+    path: Path, examples: Sequence[Example], command: str, title: str = ""
+) -> None:
+    """Write a PNG with one row per example: images, target and predicted mask and depth.
+
+    command: that the picture is an output of (`convert.outputs`).
+    """
     from matplotlib.figure import Figure
 
     grid = [example.panels() for example in examples]
@@ -78,7 +84,7 @@ def draw_predictions(path: Path, examples: Sequence[Example], title: str = "") -
     if title:
         top = 1 - 0.16 / height
         figure.text(0.5, top, title, ha="center", va="center", fontsize=10, color=MUTED)
-    _save(figure, path)
+    _save(figure, path, command)
 
 
 def draw_curves(path: Path, history: Sequence[Mapping[str, float | None]], title: str) -> None:
@@ -93,7 +99,7 @@ def draw_curves(path: Path, history: Sequence[Mapping[str, float | None]], title
     for axis in (loss, rmse):
         axis.set_ylim(bottom=0)
     figure.suptitle(title, fontsize=10, color=MUTED)
-    _save(figure, path)
+    _save(figure, path, "fit")
 
 
 def _curve(
@@ -123,5 +129,8 @@ def _curve(
     axis.spines["bottom"].set_color(GRID)
 
 
-def _save(figure: Figure, path: Path) -> None:
-    replace_file(path, lambda temporary: figure.savefig(temporary, format="png", dpi=130))
+def _save(figure: Figure, path: Path, command: str) -> None:
+    about = {PNG_KEY: mark_of(command)}
+    replace_file(
+        path, lambda temporary: figure.savefig(temporary, format="png", dpi=130, metadata=about)
+    )

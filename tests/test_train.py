@@ -305,6 +305,16 @@ MISTAKES = {
         "fit {data} {tmp}/new --device cpu --compile reduce-overhead",
         "graphs need a GPU",
     ),
+    "picture over the weights": ("evaluate {data} {best} --picture {best}", "is an input"),
+    "picture over a file": (
+        "evaluate {data} {best} --picture {tmp}/used/notes.txt",
+        "notes.txt: exists and was not made by evaluate",
+    ),
+    "export over a file": ("export {best} {tmp}/used/net.pt2", "net.pt2: exists and was not made"),
+    "mask over a file": (
+        "predict {best} --bg {image} --fg-bg {image} {tmp}/used",
+        "bg_001_mask.png: exists and was not made by predict",
+    ),
     "export to nowhere": ("export {best} {tmp}/none/net.pt2", "no such folder"),
 }
 
@@ -314,7 +324,10 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     mistake: str, finished: Path, dataset: Path, recipe: str, tmp_path: Path
 ) -> None:
     (tmp_path / "used/folder.pt2").mkdir(parents=True)
-    (tmp_path / "used/notes.txt").write_text("mine")
+    used = [tmp_path / "used" / name for name in ("notes.txt", "net.pt2", "bg_001_mask.png")]
+    for path in used:
+        path.write_text("mine")
+    weights = (finished / "best.safetensors").read_bytes()
     places = {"tmp": tmp_path, "data": dataset, "run": finished, "recipe": recipe}
     places["image"] = dataset / "bg/bg_001.jpg"
     line, message = MISTAKES[mistake]
@@ -327,6 +340,8 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
 
     assert re.search(message, errors[0])
     assert [path.name for path in tmp_path.iterdir()] == ["used"]
+    assert {path.read_text() for path in used} == {"mine"}
+    assert (finished / "best.safetensors").read_bytes() == weights
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(

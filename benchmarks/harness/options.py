@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import partial, wraps
@@ -14,8 +15,8 @@ from benchmarks.harness.nvml import before_use
 from benchmarks.harness.results import Result
 from benchmarks.report import tables
 from convert.errors import DataError
+from convert.outputs import require_free
 from convert.workers import available_cores
-from model.files import require_writable
 from model.precision import choose_device
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -40,13 +41,30 @@ class Loading:
         return {**more, **asdict(self)}
 
 
-def _check_writable(
-    context: click.Context, option: click.Parameter, path: Path | None
-) -> Path | None:
-    """Fail before anything is measured."""
-    if path is not None:
-        require_writable(path)
+def _check_json(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
+    """Fail before anything is measured if the file is not free, or a result of this benchmark."""
+    if path is None:
+        return None
+    require_free(path)
+    name = str(context.command.name)
+    if path.exists() and path.stat().st_size and _benchmark_of(path) != _BENCHMARKS.get(name, name):
+        raise DataError(
+            f"{path}: exists and is no result of {name}; name another file, or move it away"
+        )
     return path
+
+
+_BENCHMARKS = {"simulate": "simulation"}
+"""What the results of a command are called, where that is not its name."""
+
+
+def _benchmark_of(path: Path) -> str | None:
+    """Name of the benchmark whose result a file is, of any version; None if it is none."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found.get("benchmark") if isinstance(found, dict) else None
 
 
 def _check_device(context: click.Context, option: click.Parameter, device: str) -> str:
@@ -97,7 +115,7 @@ def command(*options: Decorator) -> Callable[[Callable[..., Result]], click.Comm
     names a file.
     """
     json_option: Decorator = click.option(
-        "--json", "json_path", type=PATH, callback=_check_writable, help="Write JSON."
+        "--json", "json_path", type=PATH, callback=_check_json, help="Write JSON."
     )
 
     def make(run: Callable[..., Result]) -> click.Command:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from functools import cached_property, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib import pyplot
 from matplotlib.figure import Figure as Canvas
@@ -13,6 +13,14 @@ from matplotlib.figure import Figure as Canvas
 from benchmarks.harness.results import Benchmark, Result
 from benchmarks.report import plots, tables
 from benchmarks.report.tables import Table
+from convert.outputs import PNG_KEY, mark_of
+
+COMMAND = "report"
+_FORMS: dict[str, dict[str, Any]] = {
+    "svg": {"metadata": {"Date": None}},
+    "png": {"dpi": 200, "metadata": {PNG_KEY: mark_of(COMMAND)}},
+}
+"""Format of a picture -> options of matplotlib."""
 
 
 class _Kind(NamedTuple):
@@ -95,7 +103,7 @@ class Figure:
         if self._draw is not None:
             with pyplot.rc_context(plots.STYLE):
                 canvas = self._draw()
-                for form, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 200})):
+                for form, options in _FORMS.items():
                     out = io.BytesIO()
                     canvas.savefig(out, format=form, bbox_inches="tight", **options)
                     found[form] = out.getvalue()

@@ -20,8 +20,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from benchmarks.harness.options import PATH
 from benchmarks.harness.results import Benchmark, Result, read_result, read_results
 from benchmarks.report import markdown
-from benchmarks.report.figures import Figure, figures_of
+from benchmarks.report.figures import COMMAND, Figure, figures_of
 from convert.errors import DataError
+from convert.files import replace_file
+from convert.outputs import mark_of, require_output
 
 PAGE = "report.html"
 _MARK = re.compile(r"<!-- (?P<name>[\w-]+)(?:\.(?P<table>\d+))?:begin -->")
@@ -47,7 +49,11 @@ def report(results: Path, pictures: Path | None, documents: tuple[Path, ...]) ->
 
 
 def write_page(folder: Path, figures: Sequence[Figure], pictures: Path) -> int:
-    """Write the page into a folder, and PNG files into ``pictures``; returns how many."""
+    """Write the page into a folder, and PNG files into ``pictures``; returns how many.
+
+    Raises DataError, and writes nothing, if that would replace other files than earlier pages and
+    pictures.
+    """
     for figure in figures:
         with _showing(figure.name):
             _ = figure.images  # draws it
@@ -59,11 +65,14 @@ def write_page(folder: Path, figures: Sequence[Figure], pictures: Path) -> int:
     )
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
     template = environment.get_template("page.html.j2")
-    (folder / PAGE).write_text(template.render(title="maskdepth: measured", figures=figures))
+    drawn = {pictures / f"{one.name}.png": one.images["png"] for one in figures if one.images}
+    for path in (folder / PAGE, *drawn):
+        require_output(path, COMMAND)
+    page = template.render(title="maskdepth: measured", figures=figures, made_by=mark_of(COMMAND))
+    (folder / PAGE).write_text(page)
     pictures.mkdir(parents=True, exist_ok=True)
-    drawn = [figure for figure in figures if figure.images]
-    for figure in drawn:
-        (pictures / f"{figure.name}.png").write_bytes(figure.images["png"])
+    for path, picture in drawn.items():
+        path.write_bytes(picture)
     return len(drawn)
 
 
@@ -143,5 +152,10 @@ def insert(path: Path, figures: Sequence[Figure]) -> list[str]:
         parts += [text[at : match.end()], "\n", content, "\n"]
         filled.append(mark)
         at = end
-    path.write_text("".join([*parts, text[at:]]), encoding="utf-8")
+    if filled:
+        try:
+            with replace_file(path.resolve()) as file:
+                file.write("".join([*parts, text[at:]]).encode())
+        except OSError as error:
+            raise DataError(f"{path}: cannot be written: {error.strerror or error}") from None
     return filled

@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from convert.outputs import mark_of, require_output
 from model.errors import ModelError
-from model.files import replace_file, require_writable
+from model.files import replace_file
 from model.inference.predictor import Pair, Predictor
 
+COMMAND = "export"
 TOLERANCE = 1e-4
 """Largest accepted difference of a probability or depth from the network run eagerly."""
 
@@ -20,7 +22,9 @@ INPUTS, OUTPUTS = ("bg", "fg_bg"), ("mask", "depth")
 ExportedModel = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 
 
-def export_network(predictor: Predictor, path: Path, pairs: Sequence[Pair] = ()) -> float:
+def export_network(
+    predictor: Predictor, path: Path, pairs: Sequence[Pair] = (), inputs: Sequence[Path] = ()
+) -> float:
     """Write `.pt2` (torch.export) or `.onnx`; return its largest difference from the network.
 
     The two are compared on seeded images and on ``pairs``, resized as for a prediction.
@@ -35,7 +39,8 @@ def export_network(predictor: Predictor, path: Path, pairs: Sequence[Pair] = ())
         raise ModelError(f"{path}: found suffix {path.suffix!r}, expected .pt2 or .onnx")
     if not path.parent.is_dir():
         raise ModelError(f"{path.parent}: no such folder")
-    require_writable(path)
+    images = [image for pair in pairs for image in (pair.bg, pair.fg_bg)]
+    require_output(path, COMMAND, [*inputs, *images])
     predictor = predictor.to("cpu").eval()
     difference = 0.0
 
@@ -74,7 +79,8 @@ def _exported(predictor: Predictor) -> torch.export.ExportedProgram:
 
 def _write_pt2(predictor: Predictor, path: Path) -> ExportedModel:
     content = io.BytesIO()  # torch's own file writer reports a full disk without its reason
-    torch.export.save(_exported(predictor), content)
+    extra_files = {"made_by": mark_of(COMMAND)}
+    torch.export.save(_exported(predictor), content, extra_files=extra_files)
     path.write_bytes(content.getvalue())
     with open(path, "rb") as file:
         return torch.export.load(file).module()

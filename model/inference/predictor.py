@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
+from convert.outputs import is_output, png_mark, require_output
 from model.checkpoint import NetworkInfo
 from model.errors import ModelError
-from model.files import make_folder, replace_file, require_writable
+from model.files import make_folder, replace_file
 from model.inference.registration import SAME_PLACE, Registration, register
 from model.losses import depth_values
 from model.pictures import Example, draw_predictions
@@ -24,6 +25,8 @@ from model.unet import DualDecoderUNet
 
 WORTH_ALIGNING = 0.01
 """Movement, as a part of the width, above which `predict` advises to align the images."""
+COMMAND = "predict"
+"""Whose outputs the files of `predict_files` are, see `convert.outputs`."""
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 
 
@@ -104,14 +107,16 @@ def predict_files(
 
     align: move bg onto fg_bg and give it its exposure first (`registration.register`).
 
-    Raises ModelError for an unreadable image, two of unequal size, or a folder that cannot be
-    written.
+    Raises ModelError for an unreadable image or two of unequal size, and DataError for a folder
+    that cannot be written or a result that would replace a file other than an earlier result.
     """
+    inputs = [path for pair in pairs for path in (pair.bg, pair.fg_bg)]
+    for pair in pairs:
+        for path in pair.results(out):
+            require_output(path, COMMAND, inputs)
     for pair in pairs:
         bg, fg_bg = pair.read()
-        paths = tuple(out / f"{pair.name}_{kind}.png" for kind in ("mask", "depth", "side_by_side"))
-        for path in paths:
-            require_writable(path)
+        paths = pair.results(out)
         found = register(bg, fg_bg)
         if align and found.found:
             bg = found.align(bg)
@@ -119,7 +124,7 @@ def predict_files(
         make_folder(out)
         _write_png(paths[0], (mask > threshold) * np.uint8(255))
         _write_png(paths[1], np.round(depth * 255).astype(np.uint8))
-        draw_predictions(paths[2], [Example(bg=bg, fg_bg=fg_bg, mask=mask, depth=depth)])
+        draw_predictions(paths[2], [Example(bg=bg, fg_bg=fg_bg, mask=mask, depth=depth)], COMMAND)
         note = f"{pair.fg_bg}: {found.describe(*bg.shape[:2])}{_warning(found, bg, align)}"
         yield Predicted(paths, note)
 
@@ -138,7 +143,9 @@ def _warning(found: Registration, bg: np.ndarray, align: bool) -> str:
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:
     """Write uint8 (H, W) as a gray PNG."""
-    replace_file(path, partial(Image.fromarray(pixels).save, format="PNG"))
+    replace_file(
+        path, partial(Image.fromarray(pixels).save, format="PNG", pnginfo=png_mark(COMMAND))
+    )
 
 
 class Pair(NamedTuple):
@@ -147,6 +154,10 @@ class Pair(NamedTuple):
     name: str
     bg: Path
     fg_bg: Path
+
+    def results(self, out: Path) -> tuple[Path, ...]:
+        """Files of mask, depth and picture in a folder."""
+        return tuple(out / f"{self.name}_{kind}.png" for kind in ("mask", "depth", "side_by_side"))
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
         """Return bg and fg_bg, uint8 (H, W, 3), RGB. Raises ModelError if their sizes differ."""
@@ -183,15 +194,18 @@ def pair_images(bg: str, fg_bg: str) -> list[Pair]:
 def find_images(pattern: str) -> list[Path]:
     """Return a file, the images of a folder, or the files that match a pattern, sorted.
 
-    Raises ModelError if there is none.
+    A file that is named is taken as it is. Of a folder and a pattern, results of `predict_files`
+    are left out, so that OUT_DIR may be the folder of the photos. Raises ModelError if there is
+    no image.
     """
     path = Path(pattern)
     if path.is_dir():
-        found = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
+        named = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
     elif path.exists() or not glob.has_magic(pattern):
-        found = [path]
+        return [path]
     else:
-        found = [Path(p) for p in glob.glob(pattern, recursive=True) if Path(p).is_file()]
+        named = [Path(p) for p in glob.glob(pattern, recursive=True)]
+    found = [p for p in named if p.is_file() and not is_output(p, COMMAND)]
     if not found:
         raise ModelError(f"{pattern}: found no image; expected a file, a folder or a pattern")
     return sorted(found)

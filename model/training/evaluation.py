@@ -120,11 +120,11 @@ class Report(NamedTuple):
             "seen_in_training": self.seen,
         }
 
-    def draw(self, path: Path) -> None:
-        """Write the examples as a PNG: all of one camera, or some of each."""
+    def draw(self, path: Path, command: str) -> None:
+        """Write the examples as a PNG of a command: all of one camera, or some of each."""
         share = -(-EXAMPLES // len(self.evaluations))
         examples = [example for e in self.evaluations for example in e.examples[:share]]
-        draw_predictions(path, examples, self.title)
+        draw_predictions(path, examples, command, self.title)
 
 
 def _about(camera: str | None) -> str:

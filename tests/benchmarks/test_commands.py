@@ -30,7 +30,7 @@ from model.unet import PARTS
 
 
 def measure(tmp_path: Path, *arguments: object) -> dict[str, Any]:
-    out = tmp_path / "result.json"
+    out = tmp_path / f"{arguments[0]}.json"
     command = [str(argument) for argument in (*arguments, "--json", out)]
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.output
@@ -245,6 +245,9 @@ def run_train(*arguments: object) -> str:
         (["step", "SHARDS", "--amp", "float16"], "'float16' is not one of"),
         (["parity", "SHARDS", "--device", "foo"], "--device foo: not a device"),
         (["codecs", "SHARDS", "--json", "."], "found a folder, expected the name of a file"),
+        (["codecs", "SHARDS", "--json", "setup.cfg"], "exists and is no result of codecs"),
+        (["codecs", "SHARDS", "--json", "docs/results/step.json"], "is no result of codecs"),
+        (["gpu-check", "docs", "--device", "cpu"], "not the folder of an earlier gpu-check"),
         (["loader", "nowhere"], "nowhere"),
         (["compare", "a", "b"], "Error"),
         (["loader"], "Missing argument 'SHARDS'"),

@@ -272,6 +272,22 @@ def test_report_of_an_empty_folder_is_an_error(tmp_path: Path) -> None:
     assert "no results" in done.output
 
 
+def test_report_replaces_only_its_own_files(tmp_path: Path) -> None:
+    path = save(peers(), tmp_path)
+    for _ in range(2):
+        assert invoke("report", tmp_path).exit_code == 0
+    picture = tmp_path / "pictures" / f"{path.stem}.png"
+    drawn = picture.read_bytes()
+    for spoilt in (tmp_path / PAGE, picture):
+        spoilt.write_text("mine")
+        done = invoke("report", tmp_path)
+        assert done.exit_code == 2
+        assert f"{spoilt}: exists and was not made by report" in done.output
+        assert spoilt.read_text() == "mine"
+        spoilt.unlink()
+    assert drawn.startswith(b"\x89PNG")
+
+
 def test_report_writes_one_page_and_pictures(results: Path, figures: list[Figure]) -> None:
     page = (results / PAGE).read_text()
     assert "no GPU" in page

@@ -50,7 +50,8 @@ def test_compose_pack_verify_inspect_show(tmp_path: Path) -> None:
     assert "backgrounds    2 (4 samples each)" in run("inspect", shards).stdout
     manifest = json.loads(run("inspect", shards, "--json").stdout)
     assert manifest["samples"] == 8
-    assert run("show", shards, sheet, "--rows", 3).exit_code == 0
+    for rows in (1, 3):  # the second time it replaces its own file
+        assert run("show", shards, sheet, "--rows", rows).exit_code == 0
     with Image.open(sheet) as image:
         assert image.width > 4 * 64
         assert len(np.unique(np.asarray(image))) > 50
@@ -124,7 +125,15 @@ def test_unfinished_shard_folder(shards: Path, tmp_path: Path, command: str) -> 
 
 
 def test_show_says_where_it_cannot_write(shards: Path, tmp_path: Path) -> None:
-    expect_one_line(run("show", shards, tmp_path / "none" / "sheet.png"), "cannot be written")
+    (tmp_path / "file.png").write_text("mine")
+    for name, reason in (
+        ("file.png/sheet.png", "file.png is not a writable folder"),
+        ("file.png", "exists and was not made by show"),
+        ("sheet.jpg", "expected .png"),
+    ):
+        expect_one_line(run("show", shards, tmp_path / name, "--rows", 1), name, reason)
+    assert [path.name for path in tmp_path.iterdir()] == ["file.png"]
+    assert (tmp_path / "file.png").read_text() == "mine"
 
 
 def test_verify_names_the_fault_and_exits_1(shards: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from model import ModelError
-from model.files import locked, make_folder, replace_bytes, replace_file, require_writable
+from model.files import locked, make_folder, replace_bytes, replace_file
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -39,12 +39,6 @@ def test_a_file_has_the_mode_of_the_umask(umask: int, tmp_path: Path) -> None:
 
 def test_paths_that_cannot_be_written_are_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    require_writable(tmp_path / "new/folder/file")
-    require_writable(tmp_path / "file")
-    with pytest.raises(ModelError, match="found a folder, expected the name of a file"):
-        require_writable(tmp_path)
-    with pytest.raises(ModelError, match="file is not a writable folder"):
-        require_writable(tmp_path / "file/folder/file")
     with pytest.raises(ModelError, match="file/folder: cannot be written: Not a directory"):
         make_folder(tmp_path / "file/folder")
     with pytest.raises(ModelError, match="file/x: cannot be written: Not a directory"):

@@ -1,0 +1,76 @@
+"""Protects the user's files: an output replaces only an earlier output of the same command.
+
+Every output has a mark in its metadata, by which a later run recognises it: the value of a PNG
+text chunk, a line of a page, an entry of an archive.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from PIL.PngImagePlugin import PngInfo
+
+from convert.errors import DataError, reading
+from convert.files import require_regular
+
+PNG_KEY = "Software"
+"""Keyword of the PNG text chunk that holds the mark."""
+
+
+def mark_of(command: str) -> str:
+    """What the outputs of a command have in their metadata, as uncompressed ASCII."""
+    return f"made by maskdepth {command}"
+
+
+def png_mark(command: str) -> PngInfo:
+    """The mark for `Image.save(..., pnginfo=)`."""
+    about = PngInfo()
+    about.add_text(PNG_KEY, mark_of(command))
+    return about
+
+
+def require_writable(path: Path) -> None:
+    """Raise DataError unless a file can be created at this path, missing folders included."""
+    if path.is_dir():
+        raise DataError(f"{path}: found a folder, expected the name of a file to write")
+    # os.path.exists treats a folder without permission to search it as missing.
+    existing = next(parent for parent in path.absolute().parents if os.path.exists(parent))
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise DataError(f"{path}: cannot be written, because {existing} is not a writable folder")
+
+
+def require_output(path: Path, command: str, inputs: Iterable[Path] = ()) -> None:
+    """Raise DataError unless a command may write this file and replace what is there.
+
+    It may replace an earlier output of its own, and an empty file. It may not replace anything
+    else, nor one of ``inputs``, by whatever name or link.
+    """
+    require_free(path, inputs)
+    if path.exists() and path.stat().st_size and not is_output(path, command):
+        raise DataError(
+            f"{path}: exists and was not made by {command}; name another file, or move it away"
+        )
+
+
+def require_free(path: Path, inputs: Iterable[Path] = ()) -> None:
+    """Raise DataError unless a file can be written here that is none of ``inputs``."""
+    require_writable(path)
+    if not path.exists():
+        return
+    with reading(path):
+        require_regular(path)
+    for other in inputs:
+        if other.exists() and path.samefile(other):
+            raise DataError(f"{path}: is an input of this command ({other}); name another file")
+
+
+def is_output(path: Path, command: str) -> bool:
+    """Whether a regular file has the mark of a command. Raises DataError if it cannot be read."""
+    with reading(path), open(path, "rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return False
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(mark_of(command).encode()) >= 0

@@ -1,0 +1,59 @@
+"""An output replaces an earlier output of the same command, and no other file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from convert.errors import DataError
+from convert.outputs import is_output, mark_of, png_mark, require_output, require_writable
+
+
+def test_an_earlier_output_of_the_same_command_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    require_output(path, "show")
+    Image.new("L", (900, 700), 3).save(path, pnginfo=png_mark("show"))
+    require_output(path, "show")
+    with pytest.raises(DataError, match=r"picture\.png: exists and was not made by evaluate"):
+        require_output(path, "evaluate")
+    Image.open(path).convert("RGB").save(path)  # edited by a program that drops the mark
+    assert not is_output(path, "show")
+    with pytest.raises(DataError, match="name another file, or move it away"):
+        require_output(path, "show")
+
+
+def test_an_empty_file_holds_nothing_to_lose(tmp_path: Path) -> None:
+    (tmp_path / "new").touch()
+    require_output(tmp_path / "new", "show")
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink, None])
+def test_an_input_is_never_replaced(tmp_path: Path, link) -> None:
+    source = tmp_path / "source"
+    source.write_text(mark_of("show"))
+    out = source if link is None else tmp_path / "out"
+    if link is not None:
+        link(source, out)
+    require_output(out, "show")
+    with pytest.raises(DataError, match="is an input of this command"):
+        require_output(out, "show", [tmp_path / "missing", source])
+
+
+def test_only_regular_files_in_writable_folders(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    require_writable(tmp_path / "new/folder/file")
+    require_writable(tmp_path / "file")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for path, message in (
+        (tmp_path, "found a folder, expected the name of a file"),
+        (tmp_path / "file/folder/file", "file is not a writable folder"),
+        (tmp_path / "pipe", "pipe: found a named pipe"),
+        (tmp_path / "link", "link: found a named pipe"),
+        (Path(os.devnull), "found a device"),
+    ):
+        with pytest.raises(DataError, match=message):
+            require_output(path, "show")
