@@ -1,17 +1,14 @@
 """Reads and checks the user's photos, depth maps and cut-outs."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from convert.dataset.canvas import encode_jpeg
 from convert.errors import DataError
-from convert.files import require_regular
+from convert.images import SUFFIXES, opened, to_rgb, upright
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 EXIF_ORIENTATION = 0x0112
 
 
@@ -57,13 +54,15 @@ def background_jpeg(path: Path, size: int, quality: int) -> bytes:
 
     A file that is such a JPEG already is returned byte for byte.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         is_upright = image.getexif().get(EXIF_ORIENTATION, 1) == 1
         form = (image.format, image.mode, image.size)
         if is_upright and form == ("JPEG", "RGB", (size, size)):
             return path.read_bytes()
-        square = _centre_square(ImageOps.exif_transpose(image), size, Image.Resampling.LANCZOS)
-        return encode_jpeg(_flatten(square), quality, optimize=True)
+        # Palette and bilevel images cannot be interpolated, so they are converted before resizing.
+        photo = to_rgb(upright(image, path), path)
+        square = _centre_square(photo, size, Image.Resampling.LANCZOS)
+        return encode_jpeg(square, quality, optimize=True)
 
 
 def open_depth(path: Path, photo: Path, size: int) -> np.ndarray:
@@ -71,9 +70,9 @@ def open_depth(path: Path, photo: Path, size: int) -> np.ndarray:
 
     Accepts 8 bit, 16 bit, float and RGB images of the photo's aspect ratio (within 2 %).
     """
-    with _opened(photo) as image:
-        width, height = ImageOps.exif_transpose(image).size
-    with _opened(path) as image:
+    with opened(photo) as image:
+        width, height = upright(image, photo).size
+    with opened(path) as image:
         if abs(image.width * height / (image.height * width) - 1) > 0.02:
             raise DataError(
                 f"{path}: found {image.width}x{image.height}, expected the shape of {photo.name} "
@@ -92,13 +91,13 @@ def open_cutout(path: Path) -> np.ndarray:
 
     Raises DataError if the image has no transparent pixel, or only transparent ones.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         if "A" not in image.getbands() and "transparency" not in image.info:
             raise DataError(
                 f"{path}: found a {image.mode} image without transparency, expected an RGBA "
                 "cut-out. Remove the background first."
             )
-        cutout = np.asarray(ImageOps.exif_transpose(image).convert("RGBA"))
+        cutout = np.asarray(upright(image, path).convert("RGBA"))
     visible = cutout[..., 3] != 0
     if visible.all():
         raise DataError(f"{path}: found no transparent pixel, expected a cut-out.")
@@ -139,36 +138,8 @@ def scale_cutout(cutout: np.ndarray, height: int, max_width: int, path: Path) ->
     return np.asarray(pixels)
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Load an image; an exception of Pillow becomes a DataError that names the file."""
-    try:
-        require_regular(path)
-        with Image.open(path) as image:
-            image.load()
-            yield image
-    except UnidentifiedImageError as error:
-        raise DataError(f"{path}: found no readable image, expected a photo or cut-out.") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: {error}. Expected a complete, readable image.") from error
-
-
 def _centre_square(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
     """Crop the centred square and resize it to ``size``."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    # Palette and bilevel images cannot be interpolated, so they are converted before resizing.
-    image = image if image.mode == "F" else _flatten(image)
     return image.resize((size, size), resample, box=(left, top, left + side, top + side))
-
-
-def _flatten(image: Image.Image) -> Image.Image:
-    """Convert any mode to RGB; 16 bit gray keeps its upper byte, transparency becomes white."""
-    if image.mode.startswith("I") or image.mode == "F":
-        pixels = np.asarray(image, np.float64)
-        scale = 1 / 256 if pixels.max() > 255 else 1
-        return Image.fromarray(np.clip(pixels * scale, 0, 255).astype(np.uint8)).convert("RGB")
-    if "A" in image.getbands() or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")

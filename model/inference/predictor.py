@@ -11,9 +11,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor, nn
 
+from convert.images import SUFFIXES, read_rgb
 from convert.outputs import is_output, png_mark, require_output
 from model.checkpoint import NetworkInfo
 from model.errors import ModelError
@@ -27,7 +28,6 @@ WORTH_ALIGNING = 0.01
 """Movement, as a part of the width, above which `predict` advises to align the images."""
 COMMAND = "predict"
 """Whose outputs the files of `predict_files` are, see `convert.outputs`."""
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 
 
 class Predictor(nn.Module):
@@ -107,8 +107,8 @@ def predict_files(
 
     align: move bg onto fg_bg and give it its exposure first (`registration.register`).
 
-    Raises ModelError for an unreadable image or two of unequal size, and DataError for a folder
-    that cannot be written or a result that would replace a file other than an earlier result.
+    Raises ModelError for two images of unequal size, and DataError for an unreadable one, a
+    folder that cannot be written, or a result that would replace another file than an earlier one.
     """
     inputs = [path for pair in pairs for path in (pair.bg, pair.fg_bg)]
     for pair in pairs:
@@ -160,8 +160,11 @@ class Pair(NamedTuple):
         return tuple(out / f"{self.name}_{kind}.png" for kind in ("mask", "depth", "side_by_side"))
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return bg and fg_bg, uint8 (H, W, 3), RGB. Raises ModelError if their sizes differ."""
-        bg, fg_bg = _read_image(self.bg), _read_image(self.fg_bg)
+        """Return bg and fg_bg, uint8 (H, W, 3), RGB.
+
+        Raises DataError for an unreadable image, and ModelError if their sizes differ.
+        """
+        bg, fg_bg = read_rgb(self.bg), read_rgb(self.fg_bg)
         if bg.shape != fg_bg.shape:
             sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in (bg, fg_bg)]
             raise ModelError(
@@ -200,7 +203,7 @@ def find_images(pattern: str) -> list[Path]:
     """
     path = Path(pattern)
     if path.is_dir():
-        named = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
+        named = [p for p in path.iterdir() if p.suffix.lower() in SUFFIXES]
     elif path.exists() or not glob.has_magic(pattern):
         return [path]
     else:
@@ -218,14 +221,3 @@ def _by_name(paths: list[Path]) -> dict[str, Path]:
             raise ModelError(f"{path}: has the name of {named[path.stem]}; expected each name once")
         named[path.stem] = path
     return named
-
-
-def _read_image(path: Path) -> np.ndarray:
-    """Return uint8 (H, W, 3), RGB, rotated as its EXIF data says."""
-    try:
-        with Image.open(path) as image:
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except FileNotFoundError:
-        raise ModelError(f"{path}: no such file; expected an image") from None
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise ModelError(f"{path}: not a readable image: {error}") from None

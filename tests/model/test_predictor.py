@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from convert.errors import DataError
 from loaders import Backgrounds, Batch, Layout, Preprocess
 from model import DualDecoderUNet, ModelError
 from model.checkpoint import ChannelStatistics, NetworkInfo
@@ -80,12 +81,52 @@ def test_unequal_or_unreadable_images_are_named(predictor: Predictor, tmp_path: 
     text.write_text("not an image")
     for bg, fg_bg, message in (
         (valid, other, "48x40, but .* is 40x40"),
-        (valid, text, r"c\.png: not a readable image"),
+        (valid, text, r"c\.png: found no readable image"),
         (tmp_path / "none.png", valid, "no such file"),
     ):
-        with pytest.raises(ModelError, match=message):
+        with pytest.raises((DataError, ModelError), match=message):
             list(predict_files(predictor, pair_images(str(bg), str(fg_bg)), tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_results_beside_the_photos_are_not_taken_for_photos(
+    predictor: Predictor, tmp_path: Path
+) -> None:
+    """OUT_DIR is the folder of the photos, and the command is run twice."""
+    for name, seed in (("bg", 0), ("a", 1), ("b", 2)):
+        folder = tmp_path / ("empty" if name == "bg" else "people")
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(_pixels(40, 40, seed)).save(folder / f"{name}.png")
+    people = tmp_path / "people"
+    for pattern in (str(people), f"{people}/*.png"):
+        pairs = pair_images(str(tmp_path / "empty"), pattern)
+        assert [pair.name for pair in pairs] == ["a", "b"]
+        assert len(list(predict_files(predictor, pairs, people))) == 2
+        assert len(list(people.iterdir())) == 2 + 2 * 3
+
+
+def test_no_photo_is_replaced(predictor: Predictor, tmp_path: Path) -> None:
+    """A photo that has the name of another's result: nothing is written, not even the first."""
+    for name, seed in (("a", 0), ("b", 1), ("b_mask", 2)):
+        Image.fromarray(_pixels(40, 40, seed)).save(tmp_path / f"{name}.png")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    pairs = pair_images(str(tmp_path / "a.png"), f"{tmp_path}/*.png")
+    with pytest.raises(DataError, match=r"b_mask\.png: is an input of this command"):
+        list(predict_files(predictor, pairs, tmp_path))
+    with pytest.raises(DataError, match=r"b_mask\.png: exists and was not made by predict"):
+        list(predict_files(predictor, pairs[:2], tmp_path))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_photos_of_16_bits_give_the_same_masks(predictor: Predictor, tmp_path: Path) -> None:
+    gray = _pixels(40, 40)[..., 0]
+    for name, pixels in (("narrow", gray), ("wide", gray.astype(np.uint16) * 257)):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    narrow, wide = (
+        Pair(name, tmp_path / "narrow.png", tmp_path / f"{name}.png").read()[1]
+        for name in ("narrow", "wide")
+    )
+    assert np.array_equal(narrow, wide)
 
 
 def test_export_reproduces_the_network(predictor: Predictor, tmp_path: Path) -> None:

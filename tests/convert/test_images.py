@@ -1,0 +1,161 @@
+"""Images of any mode are read as a viewer shows them; damaged ones are one clear error."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from convert.errors import DataError
+from convert.images import read_rgb
+from tests.pictures import smooth
+
+GRAY = smooth(24, 40)
+RGB = np.stack([smooth(24, 40, seed) for seed in (1, 2, 3)], axis=-1)
+WIDE = GRAY.astype(np.uint16) * 257  # the same picture in 16 bits
+ALPHA = np.where(np.arange(40) < 20, 255, 0) * np.ones((24, 1), int)
+ON_WHITE = np.where(ALPHA == 255, GRAY, 255)
+
+
+def three(gray: np.ndarray) -> np.ndarray:
+    return np.repeat(gray[..., None], 3, axis=-1)
+
+
+def cmyk(rgb: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.dstack([255 - rgb, np.zeros_like(GRAY)]), "CMYK")
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "expected"),
+    [
+        ("gray.png", Image.fromarray(GRAY), three(GRAY)),
+        ("gray16.png", Image.fromarray(WIDE), three(GRAY)),
+        ("gray16.tif", Image.fromarray(WIDE), three(GRAY)),
+        ("int32.tif", Image.fromarray(WIDE.astype(np.int32)), three(GRAY)),
+        ("unit.tif", Image.fromarray((GRAY / 255).astype(np.float32)), three(GRAY)),
+        ("float.tif", Image.fromarray(GRAY.astype(np.float32)), three(GRAY)),
+        ("wide.tif", Image.fromarray(WIDE.astype(np.float32)), three(GRAY)),
+        ("alpha.png", Image.fromarray(np.dstack([GRAY, ALPHA]).astype(np.uint8)), three(ON_WHITE)),
+        ("cmyk.tif", cmyk(RGB), RGB),
+        ("bits.png", Image.fromarray(GRAY > 128), three(np.where(GRAY > 128, 255, 0))),
+        ("palette.gif", Image.fromarray(GRAY).convert("P"), three(GRAY)),
+        ("rgb.bmp", Image.fromarray(RGB), RGB),
+    ],
+)
+def test_every_mode_shows_the_same_picture(
+    name: str, image: Image.Image, expected: np.ndarray, tmp_path: Path
+) -> None:
+    image.save(tmp_path / name)
+    found = read_rgb(tmp_path / name)
+    assert found.dtype == np.uint8
+    assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(orientation: int, tmp_path: Path) -> None:
+    """The tag says which sides are the first row and column, by the standard's table."""
+    stored = {
+        1: RGB, 2: RGB[:, ::-1], 3: RGB[::-1, ::-1], 4: RGB[::-1],
+        5: RGB.swapaxes(0, 1), 6: np.rot90(RGB), 7: RGB[::-1, ::-1].swapaxes(0, 1),
+        8: np.rot90(RGB, -1),
+    }  # fmt: skip
+    about = Image.Exif()
+    about[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(stored[orientation])).save(tmp_path / "x.png", exif=about)
+    assert np.array_equal(read_rgb(tmp_path / "x.png"), RGB)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG whose pixels are missing."""
+    about = b"IHDR" + struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + about + struct.pack(">I", zlib.crc32(about))
+    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 99) + b"IDAT"
+
+
+def png_bytes(pixels: np.ndarray = RGB) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "found no readable image"),
+        (b"text", "found no readable image"),
+        (png_bytes()[:200], "expected a complete, readable image"),
+        (png_header(20_000, 20_000), "decompression bomb"),
+        (png_header(4, 4), "expected a complete"),
+        (b"\xff\xd8\xff\xe0\0\x10JFIF", "expected|no readable"),
+    ],
+)
+def test_a_damaged_image_is_one_line(data: bytes, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "photo.png"
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=reason) as caught:
+        read_rgb(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1, 70_000])
+def test_values_outside_any_range_are_refused(value: float, tmp_path: Path) -> None:
+    pixels = GRAY.astype(np.float32)
+    pixels[3, 4] = value
+    Image.fromarray(pixels).save(tmp_path / "x.tif")
+    with pytest.raises(DataError, match=r"x\.tif: found values from .* expected gray within"):
+        read_rgb(tmp_path / "x.tif")
+
+
+def test_missing_and_irregular_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for name, reason in (
+        ("none.png", "no such file"), ("pipe.png", "a named pipe"), (".", "a folder")
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=reason):
+            read_rgb(tmp_path / name)
+
+
+def test_a_large_photo_is_read_without_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.png").write_bytes(png_bytes())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 24 * 40 - 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.array_equal(read_rgb(tmp_path / "x.png"), RGB)
+
+
+def test_mutated_images_are_read_or_refused(tmp_path: Path) -> None:
+    """Bytes changed at random in files of several formats: pixels, or a DataError."""
+    rng = np.random.default_rng(0)
+    sources = []
+    for form in ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP"):
+        about = Image.Exif()
+        about[0x0112] = 6
+        buffer = io.BytesIO()
+        Image.fromarray(RGB).save(
+            buffer, form, **({} if form in ("BMP", "GIF") else {"exif": about})
+        )
+        sources.append(buffer.getvalue())
+    path, read, refused = tmp_path / "x.img", 0, 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(100):
+            for source in sources:
+                data = np.frombuffer(source, np.uint8).copy()
+                where = rng.integers(0, len(data), rng.integers(1, 6))
+                data[where] = rng.integers(0, 256, len(where))
+                path.write_bytes(data.tobytes()[: rng.choice([len(data), len(data) - 9])])
+                try:
+                    read += read_rgb(path).ndim == 3
+                except DataError:
+                    refused += 1
+    assert min(read, refused) > 20
