@@ -476,7 +476,9 @@ def evaluate(
 @cli.option(
     "--threshold", type=click.FloatRange(0, 1), default=0.5, help="Of the mask's probability."
 )
-@cli.flag("--align", help="Move bg onto fg_bg and match its exposure first.")
+@cli.option(
+    "--align/--no-align", default=True, help="Move bg onto fg_bg and match its exposure first."
+)
 @cli.device_option
 @click.argument("out_dir", type=cli.PATH)
 def predict(

@@ -25,7 +25,7 @@ from model.pictures import Example, draw_predictions
 from model.unet import DualDecoderUNet
 
 WORTH_ALIGNING = 0.01
-"""Movement, as a part of the width, above which `predict` advises to align the images."""
+"""Movement, as a part of the width, above which `predict` warns if it does not align the images."""
 COMMAND = "predict"
 """Whose outputs the files of `predict_files` are, see `convert.outputs`."""
 
@@ -99,13 +99,14 @@ def predict_files(
     out: Path,
     *,
     threshold: float = 0.5,
-    align: bool = False,
+    align: bool = True,
 ) -> Iterator[Predicted]:
     """Write NAME_mask.png (0 or 255), NAME_depth.png (8 bit gray) and NAME_side_by_side.png.
 
     The files go to ``out``, at the size of each pair; yields each pair once it is written.
 
-    align: move bg onto fg_bg and give it its exposure first (`registration.register`).
+    align: move bg onto fg_bg and give it its exposure first (`registration.register`), unless no
+        movement is found.
 
     Raises ModelError for two images of unequal size, and DataError for an unreadable one, a
     folder that cannot be written, or a result that would replace another file than an earlier one.
@@ -118,14 +119,18 @@ def predict_files(
         bg, fg_bg = pair.read()
         paths = pair.results(out)
         found = register(bg, fg_bg)
-        if align and found.found:
+        is_aligned = align and found.found
+        if is_aligned:
             bg = found.align(bg)
         mask, depth = predictor.predict_image(bg, fg_bg)
         make_folder(out)
         _write_png(paths[0], (mask > threshold) * np.uint8(255))
         _write_png(paths[1], np.round(depth * 255).astype(np.uint8))
         draw_predictions(paths[2], [Example(bg=bg, fg_bg=fg_bg, mask=mask, depth=depth)], COMMAND)
-        note = f"{pair.fg_bg}: {found.describe(*bg.shape[:2])}{_warning(found, bg, align)}"
+        note = f"{pair.fg_bg}: {found.describe(*bg.shape[:2])}"
+        note += ("; aligned" if is_aligned else "; bg is used as it is") + _warning(
+            found, bg, align
+        )
         yield Predicted(paths, note)
 
 
@@ -137,7 +142,9 @@ def _warning(found: Registration, bg: np.ndarray, align: bool) -> str:
             f"their details agree, expected at least {SAME_PLACE:.0%}"
         )
     if not align and found.largest_movement(*bg.shape[:2]) > WORTH_ALIGNING:
-        return f"\nWarning: moved by more than {WORTH_ALIGNING:.0%} of the width; try --align"
+        return (
+            f"\nWarning: moved by more than {WORTH_ALIGNING:.0%} of the width; leave out --no-align"
+        )
     return ""
 
 

@@ -63,7 +63,7 @@ class Registration(NamedTuple):
     def describe(self, height: int, width: int) -> str:
         """The difference between two images of this size, in words."""
         if not self.found:
-            return "no movement between bg and fg_bg could be found"
+            return "found no movement between bg and fg_bg"
         moved = self.largest_movement(height, width)
         rotation = math.degrees(math.atan2(self.matrix[1, 0], self.matrix[0, 0]))
         return (

@@ -65,7 +65,7 @@ def test_results_have_the_size_of_the_input(predictor: Predictor, tmp_path: Path
     out = tmp_path / "out"
     pairs = pair_images(str(tmp_path / "bg.png"), str(tmp_path / "fg_bg.png"))
     ((paths, note),) = predict_files(predictor, pairs, out)
-    assert "no movement between bg and fg_bg" in note  # both are noise
+    assert "found no movement between bg and fg_bg; bg is used as it is" in note  # both are noise
     mask, depth = (np.asarray(Image.open(path)) for path in paths[:2])
     assert mask.shape == depth.shape == (50, 70)
     assert set(np.unique(mask)) <= {0, 255}
@@ -193,24 +193,24 @@ def test_threshold(predictor: Predictor, tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(Image.open(paths[0])) == 255, mask > threshold)
 
 
-def test_a_pair_that_moved_can_be_aligned(predictor: Predictor, tmp_path: Path) -> None:
+def test_a_pair_that_moved_is_aligned(predictor: Predictor, tmp_path: Path) -> None:
     bg = texture(160, 160)
     photo = np.roll(bg, (5, -6), axis=(0, 1)) // 4 * 3
     for name, image in (("bg", bg), ("moved", photo), ("other", texture(160, 160, 1))):
         Image.fromarray(image).save(tmp_path / f"{name}.png")
 
-    def predict(fg_bg: str, align: bool) -> tuple[str, np.ndarray]:
+    def predict(fg_bg: str, **options: bool) -> tuple[str, np.ndarray]:
         pairs = pair_images(str(tmp_path / "bg.png"), str(tmp_path / f"{fg_bg}.png"))
-        ((paths, note),) = predict_files(predictor, pairs, tmp_path / "out", align=align)
+        ((paths, note),) = predict_files(predictor, pairs, tmp_path / "out", **options)
         return note, np.asarray(Image.open(paths[2]))
 
-    note, plain = predict("moved", False)
+    note, plain = predict("moved", align=False)
     assert "4.9% of the width" in note
-    assert "try --align" in note
-    note, aligned = predict("moved", True)
-    assert "Warning" not in note
+    assert "bg is used as it is\nWarning: moved by more than 1% of the width; leave out" in note
+    note, aligned = predict("moved")
+    assert note.endswith("; aligned")
     assert not np.array_equal(plain, aligned)
-    assert "may not show the same place" in predict("other", True)[0]
+    assert "may not show the same place" in predict("other")[0]
 
 
 def test_export_needs_a_known_suffix_and_the_extra(
