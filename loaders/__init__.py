@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.data import get_worker_info
 
 from convert.errors import Commands, DataError, RecordError
 from convert.layout import Layout
@@ -60,11 +61,19 @@ def build_loader(
 
     The other arguments are the fields of `LoaderOptions`.
 
-    Raises DataError for invalid arguments or files, and if the engine is not installed.
+    Raises DataError for invalid arguments or files, if the engine is not installed, and without
+    ``rank`` in one of several workers of a DataLoader, each of which would yield every sample.
     """
     if rank is None or world_size is None:
         if rank is not world_size:
             raise DataError("give both rank and world_size, or neither")
+        worker = get_worker_info()
+        if worker is not None and worker.num_workers > 1:
+            raise DataError(
+                f"each of the {worker.num_workers} workers of this DataLoader would yield every "
+                "sample; give each its rank and world_size, or iterate over a loader without "
+                "DataLoader: it has threads of its own that decode"
+            )
         rank, world_size = distributed_rank()
     options = LoaderOptions(
         batch_size=batch_size, indices=indices, shuffle=shuffle, drop_last=drop_last, seed=seed,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -26,7 +28,8 @@ from loaders.threads import default_threads
 class Loader(AbstractContextManager["Loader"], ABC):
     """Batches of a data set in our order, whatever the engine.
 
-    One epoch runs at a time: starting another one ends it. A ``with`` block closes the loader.
+    One epoch runs at a time: starting another one ends it. A ``with`` block closes the loader. It
+    is for the process that built it, in which its threads are, and for one thread at a time.
 
     layout: of the data set: which sample shows which background and foreground.
     backgrounds: all backgrounds, resident on the device; set by the subclass.
@@ -43,6 +46,7 @@ class Loader(AbstractContextManager["Loader"], ABC):
         self._corrupt = CorruptRecords(options.max_bad)
         self._running: weakref.ref[Generator[Batch, None, None]] | None = None
         self._closed = False
+        self._process = os.getpid()
 
     @property
     @abstractmethod
@@ -61,9 +65,11 @@ class Loader(AbstractContextManager["Loader"], ABC):
     def epoch(self, n: int, start: int = 0) -> Iterator[Batch]:
         """Batches ``start`` to the end of epoch ``n``.
 
-        Raises DataError if there is no such batch or if another epoch or `close` ended this one
-        before its last batch; RecordError at a corrupt record that may not be skipped.
+        Raises DataError if there is no such batch, if another epoch or `close` ended this one
+        before its last batch, in another process than the loader's, and in a thread while another
+        takes a batch; RecordError at a corrupt record that may not be skipped.
         """
+        self._require_own_process()
         if self._closed:
             raise DataError("this loader is closed; build another")
         expect("epoch", n, 0)
@@ -73,7 +79,7 @@ class Loader(AbstractContextManager["Loader"], ABC):
         running = self._corrupt.walk(start, batches, errors)
         # A weak reference: an epoch and its threads end as soon as the user drops its iterator.
         self._running = weakref.ref(running)
-        return _complete(running, len(self) - start)
+        return _Epoch(running, len(self) - start, self._require_own_process)
 
     @abstractmethod
     def _batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
@@ -92,7 +98,22 @@ class Loader(AbstractContextManager["Loader"], ABC):
 
     def _end_running(self) -> None:
         if self._running and (running := self._running()):
-            running.close()
+            with _in_one_thread():
+                running.close()
+
+    def _require_own_process(self) -> None:
+        """DataError in another process: a child of `os.fork` has none of the decoding threads."""
+        if self._process != os.getpid():
+            raise DataError(
+                "this loader was built in another process; build one in each process, with its "
+                "rank and world_size, or iterate over it without workers of a DataLoader: it has "
+                "threads of its own that decode"
+            )
+
+    def __reduce__(self) -> NoReturn:
+        raise DataError(
+            "a loader cannot be copied or sent to another process; build one where it is used"
+        )
 
     def close(self) -> None:
         """End every thread of this loader; it yields no more batches."""
@@ -103,16 +124,51 @@ class Loader(AbstractContextManager["Loader"], ABC):
         self.close()
 
 
-def _complete(running: Iterator[Batch], count: int) -> Iterator[Batch]:
-    """``count`` batches; DataError if ``running`` was closed early, which looks like its end."""
-    for batch in running:
-        count -= 1
-        yield batch
-    if count:
-        raise DataError(
-            "this epoch was ended: another was asked for, or the loader was closed; open a "
-            "second loader to iterate over two epochs at once"
-        )
+class _Epoch(Iterator[Batch]):
+    """The ``left`` batches that ``running`` yields; require_process: raises in another process."""
+
+    def __init__(
+        self, running: Iterator[Batch], left: int, require_process: Callable[[], None]
+    ) -> None:
+        self._running, self._left, self._require_process = running, left, require_process
+
+    def __next__(self) -> Batch:
+        self._require_process()
+        try:
+            with _in_one_thread():
+                batch = next(self._running, None)
+        except _OtherThreadError:
+            raise
+        except BaseException:
+            self._left = 0  # this error ended it; there is no other to raise
+            raise
+        if batch is not None:
+            self._left -= 1
+            return batch
+        if self._left:  # it was closed early, which looks like its end
+            raise DataError(
+                "this epoch was ended: another was asked for, or the loader was closed; open a "
+                "second loader to iterate over two epochs at once"
+            )
+        raise StopIteration
+
+
+class _OtherThreadError(DataError):
+    """The epoch itself goes on, in the other thread."""
+
+
+@contextmanager
+def _in_one_thread() -> Iterator[None]:
+    """DataError in place of Python's ValueError if another thread executes the same generator."""
+    try:
+        yield
+    except ValueError as error:
+        if str(error) != "generator already executing":
+            raise
+        raise _OtherThreadError(
+            "another thread is taking a batch of this loader; iterate in one thread, or build a "
+            "loader for each"
+        ) from None
 
 
 class ShardLoader(Loader):

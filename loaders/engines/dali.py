@@ -6,7 +6,10 @@ resuming and the last batch are ours; DALI works ``_AHEAD`` batches ahead.
 
 from __future__ import annotations
 
+import ctypes
+import os
 import sys
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, nullcontext
@@ -177,8 +180,7 @@ class DALILoader(ShardLoader):
             batch_size=self.order.options.batch_size, num_threads=self.num_workers,
             device_id=self.device.index if on_gpu else None, prefetch_queue_depth=_AHEAD,
         )  # fmt: skip
-        pipeline.build()
-        return pipeline
+        return built(pipeline)
 
     def _batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         decoded = self._decoded(epoch, start)
@@ -321,8 +323,34 @@ class DALILoader(ShardLoader):
             self._end_plan()
             shut_down(self._pipeline)
             del self._pipeline
-            # Pools of freed blocks stay otherwise. DALI's type stub lacks the function.
-            backend.ReleaseUnusedMemory()  # type: ignore[attr-defined]
+            if self._process == os.getpid():  # else a thread that is not here may hold its lock
+                # Pools of freed blocks stay otherwise. DALI's type stub lacks the function.
+                backend.ReleaseUnusedMemory()  # type: ignore[attr-defined]
+
+
+_live: weakref.WeakSet[Pipeline] = weakref.WeakSet()
+"""Pipelines that are built; those of a parent process are not among them."""
+
+
+def built(pipeline: Pipeline) -> Pipeline:
+    """The pipeline, built, with its threads."""
+    pipeline.build()
+    _live.add(pipeline)
+    return pipeline
+
+
+def _abandon_pipelines() -> None:
+    """In a forked child, take the pipelines from DALI, which would wait for the parent's threads.
+
+    It would do so when they are dropped or the child exits, and so hang or abort the process.
+    """
+    for pipeline in _live:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(pipeline._pipe))  # never destroyed
+        pipeline._pipe = None
+    _live.clear()
+
+
+os.register_at_fork(after_in_child=_abandon_pipelines)
 
 
 def shut_down(pipeline: Pipeline) -> None:

@@ -25,6 +25,7 @@ from loaders.engines.dali import (
     DALILoader,
     Pipeline,
     Stored,
+    built,
     first_line,
     reading_graph,
     shut_down,
@@ -133,10 +134,9 @@ class DALIStreamLoader(DALILoader):
                 batch_size=order.batch_size, num_threads=1, device_id=None, prefetch_queue_depth=2,
             )  # fmt: skip
             try:
-                reader.build()
+                return built(reader)
             except RuntimeError as error:
                 raise self._unreadable(error) from None
-        return reader
 
     def _write_lines(self, scratch: Path, shard: int, rows: np.ndarray) -> str:
         """The lines of some rows of a shard's DALI index as an index file of their own."""
