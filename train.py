@@ -55,7 +55,7 @@ from model.training.evaluation import Report, evaluate_network, training_means, 
 from model.training.optimizer import make_optimizer
 from model.training.profiling import StepProfile, phase_range
 from model.training.progress import Elapsed, EpochMeter, RunningLoss, require_finite_weights
-from model.training.provenance import count_seen_by, require_fingerprint, seen_note
+from model.training.provenance import require_fingerprint, seen_note, trained_samples
 from model.training.report import EpochRow, epoch_line
 from model.training.reporter import Reporter, listing_skipped
 from model.training.run import (
@@ -365,8 +365,9 @@ def evaluate_checkpoint(
         split = partial(
             split_indices, validation.layout, seed=info.split_seed, validation=info.validation
         )
-        seen = count_seen_by(info, data.split, validation, split)
-        return Report.of(evaluations, validation.layout, data.split, info, seen)
+        trained = trained_samples(info, validation, split)
+        _, scored = split(data.split)
+        return Report.of(evaluations, validation.layout, data.split, info, trained, scored)
 
 
 # --- command line -----------------------------------------------------------------------

@@ -146,7 +146,11 @@ def pooled_scores(table: Mapping[str, np.ndarray], rows: np.ndarray | None = Non
 
 
 class FigureSpread(NamedTuple):
-    """Worst, mean and best score of a group, and the 95 % interval of the pooled score."""
+    """Worst, mean and best score of a group.
+
+    interval: 95 % interval of the pooled score for other groups of the kind; None where training
+    has seen one of the groups, or may have.
+    """
 
     worst: float
     mean: float
@@ -155,34 +159,44 @@ class FigureSpread(NamedTuple):
 
 
 class GroupSpread(NamedTuple):
-    """The number of groups, and how mask_iou and depth_rmse vary between them."""
+    """The number of groups, and how mask_iou and depth_rmse vary between them.
+
+    seen: how many of the groups training has seen; None if unknown.
+    """
 
     groups: int
+    seen: int | None
     figures: dict[str, FigureSpread]
 
     def as_dict(self) -> dict[str, object]:
-        """Return the number of "groups" and the spread of each score by name."""
-        return {"groups": self.groups, **{n: f._asdict() for n, f in self.figures.items()}}
+        """Return the number of "groups", those "seen", and the spread of each score by name."""
+        figures = {name: figure._asdict() for name, figure in self.figures.items()}
+        return {"groups": self.groups, "seen": self.seen, **figures}
 
 
-def group_spread(table: Mapping[str, np.ndarray], group: np.ndarray) -> GroupSpread:
+def group_spread(
+    table: Mapping[str, np.ndarray], group: np.ndarray, known: np.ndarray | None
+) -> GroupSpread:
     """Compute how the scores vary between groups of samples that have been measured.
 
-    group: int64 (samples,), the background or the foreground of each sample.
+    group: int64 (samples,), the background or the foreground of each sample. known: the groups
+    that training has seen; None if that is unknown. Groups that were trained on say nothing about
+    others, so there is an interval only where all were held out.
     """
     seen = table["seen"] > 0
     names, number = np.unique(group[seen], return_inverse=True)
     table = {name: column[seen] for name, column in table.items()}
     each = [pooled_scores(table, number == place) for place in range(len(names))]
+    known_groups = None if known is None else len(np.intersect1d(names, known))
     figures = {}
     for name in RATIOS:
         values = [v for v in (getattr(scores, name) for scores in each) if v is not None]
         if values:
             worst, best = (min, max) if name == "mask_iou" else (max, min)
-            interval = _bootstrap_interval(table, number, name)
+            interval = _bootstrap_interval(table, number, name) if known_groups == 0 else None
             mean = float(np.mean(values))
             figures[name] = FigureSpread(worst(values), mean, best(values), interval)
-    return GroupSpread(groups=len(each), figures=figures)
+    return GroupSpread(groups=len(each), seen=known_groups, figures=figures)
 
 
 def _bootstrap_interval(

@@ -512,6 +512,9 @@ def test_evaluate_reports_what_training_has_seen(
     value = json.loads(own.stdout)
     assert value["seen_in_training"] == {"samples": 0, "backgrounds": BACKGROUNDS}
     assert value["note"] is None
+    backgrounds = value["spread"]["bg"]
+    assert backgrounds["seen"] == backgrounds["groups"] == BACKGROUNDS
+    assert backgrounds["mask_iou"]["interval"] is None, "no background was held out"
 
     other = run(*arguments, "--split", "bg")
     value = json.loads(other.stdout)

@@ -32,6 +32,7 @@ from model.pictures import Example, draw_predictions
 from model.precision import Precision
 from model.training.compiling import compiled_if
 from model.training.disturbance import UNDISTURBED, align_backgrounds, disturb, load_disturbance
+from model.training.provenance import count_seen
 from model.training.report import ROWS, defined_figures, score_table
 from model.unet import Decode, DualDecoderUNet
 
@@ -90,14 +91,24 @@ class Report(NamedTuple):
     @classmethod
     def of(
         cls, evaluations: tuple[Evaluation, ...], layout: Layout, split: str, info: NetworkInfo,
-        seen: dict[str, int] | None,
+        trained: np.ndarray | None, validation: np.ndarray,
     ) -> Report:  # fmt: skip
-        """The scores with their spread over backgrounds and, where known, over foregrounds."""
+        """The scores with their spread over backgrounds and, where known, over foregrounds.
+
+        trained: samples that training has seen, None if unknown. validation: those of the split.
+        """
         evaluation = evaluations[0]
-        samples = np.arange(layout.samples)
-        spread = {"bg": group_spread(evaluation.table, layout.background_of(samples))}
+        groups = {"bg": layout.background_of}
         if layout.samples_per_fg is not None:
-            spread["fg"] = group_spread(evaluation.table, layout.foreground_of(samples))
+            groups["fg"] = layout.foreground_of
+        every = np.arange(layout.samples)
+        spread = {
+            kind: group_spread(
+                evaluation.table, of(every), None if trained is None else of(trained)
+            )
+            for kind, of in groups.items()
+        }
+        seen = None if trained is None else count_seen(layout, trained, validation)
         title = (
             f"validation: {evaluation.rows['network'].samples} samples, split {split}, "
             f"{info.size}x{info.size}, width {info.width}"

@@ -53,18 +53,17 @@ def count_seen(layout: Layout, train: np.ndarray, validation: np.ndarray) -> dic
     return {name: len(np.intersect1d(*both)) for name, both in groups.items()}
 
 
-def count_seen_by(
-    info: NetworkInfo, split: str, data: DataSummary, split_indices: SplitIndices
-) -> dict[str, int] | None:
-    """`count_seen` of a validation split by a network; None if it was trained on other data.
+def trained_samples(
+    info: NetworkInfo, data: DataSummary, split_indices: SplitIndices
+) -> np.ndarray | None:
+    """The samples of a data set that a network was trained on; None if it is of other data.
 
     split_indices: training and validation samples of a split by its name.
     """
     if not info.data or info.data != fingerprint(data, info.split):
         return None
     train, _ = split_indices(info.split)
-    _, validation = split_indices(split)
-    return count_seen(data.layout, train, validation)
+    return train
 
 
 def require_fingerprint(config: DataConfig, expected: str, data: DataSummary) -> str:

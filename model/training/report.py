@@ -71,13 +71,22 @@ def score_table(
     for kind, group in spread.items():
         for name in (name for name in FIGURES if name in group.figures):
             figure = group.figures[name]
-            line = f"{FIGURES[name]} over {group.groups} {GROUPS[kind]}: worst {figure.worst:.4f}"
-            line += f", best {figure.best:.4f}"
+            line = f"{FIGURES[name]} over {group.groups} {GROUPS[kind]} {_known(group)}: "
+            line += f"worst {figure.worst:.4f}, best {figure.best:.4f}"
             if figure.interval is not None:
                 low, high = figure.interval
                 line += f"; all, with other such {GROUPS[kind]}: {low:.4f} to {high:.4f} (95 %)"
             lines.append(line)
     return "\n".join(lines)
+
+
+def _known(group: GroupSpread) -> str:
+    """Whether training has seen these groups, in words."""
+    if group.seen is None:
+        return "(whether training has seen them is not known)"
+    if group.seen == 0:
+        return "held out in training"
+    return "known from training" if group.seen == group.groups else "partly known from training"
 
 
 def write_history(path: Path, history: Sequence[EpochRow]) -> None:

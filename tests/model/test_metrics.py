@@ -22,6 +22,7 @@ from model.metrics import (
     sample_sums,
 )
 from model.training.progress import RunningLoss
+from model.training.report import score_table
 
 SAMPLES = 11
 
@@ -107,7 +108,7 @@ def test_a_decoder_that_did_not_run_has_no_scores(outputs: tuple[Tensor, ...]) -
 def test_group_spread_orders_worst_and_best(outputs: tuple[Tensor, ...]) -> None:
     table = _table(outputs, 4).collect()
     group = np.arange(SAMPLES) // 4
-    spread = group_spread(table, group)
+    spread = group_spread(table, group, None)
     each = [pooled_scores(table, group == g).mask_iou for g in range(3)]
     assert spread.groups == 3
     assert spread.figures["mask_iou"].worst == min(v for v in each if v is not None)
@@ -117,7 +118,7 @@ def test_group_spread_orders_worst_and_best(outputs: tuple[Tensor, ...]) -> None
 def test_interval_equals_that_of_resampled_groups(outputs: tuple[Tensor, ...]) -> None:
     table = _table(outputs, 4).collect()
     group = np.arange(SAMPLES) // 3
-    interval = group_spread(table, group).figures["mask_iou"].interval
+    interval = group_spread(table, group, np.array([])).figures["mask_iou"].interval
     assert interval is not None
     low, high = interval
     random = np.random.default_rng(5)
@@ -128,7 +129,33 @@ def test_interval_equals_that_of_resampled_groups(outputs: tuple[Tensor, ...]) -
     assert (low, high) == pytest.approx(np.percentile(drawn, (2.5, 97.5)), abs=0.01)
     assert low < (pooled_scores(table).mask_iou or 0.0) < high
     # One group gives no interval over groups.
-    assert group_spread(table, np.zeros(SAMPLES)).figures["depth_rmse"].interval is None
+    one = group_spread(table, np.zeros(SAMPLES), np.array([]))
+    assert one.figures["depth_rmse"].interval is None
+
+
+@pytest.mark.parametrize(
+    ("known", "seen", "words"),
+    [
+        (np.array([5, 6]), 0, "over 3 backgrounds held out in training: worst"),
+        (np.array([1, 5]), 1, "over 3 backgrounds partly known from training: worst"),
+        (np.array([0, 1, 2, 3]), 3, "over 3 backgrounds known from training: worst"),
+        (None, None, "over 3 backgrounds (whether training has seen them is not known): worst"),
+    ],
+)
+def test_an_interval_is_given_only_where_groups_were_held_out(
+    outputs: tuple[Tensor, ...], known: np.ndarray | None, seen: int | None, words: str
+) -> None:
+    table = _table(outputs, 4).collect()
+    spread = group_spread(table, np.arange(SAMPLES) // 4, known)
+    assert spread.as_dict()["seen"] == spread.seen == seen
+    for figure in spread.figures.values():
+        assert (figure.interval is not None) == (seen == 0)
+    text = score_table([("", {"network": pooled_scores(table)})], "title", {"bg": spread})
+    lines = [line for line in text.splitlines() if "worst" in line]
+    assert len(lines) == 2
+    for line in lines:
+        assert words in line
+        assert ("with other such backgrounds" in line) == (seen == 0)
 
 
 def test_metrics_run_on_meta(outputs: tuple[Tensor, ...]) -> None:
