@@ -233,7 +233,7 @@ def fit_stage(
         )  # fmt: skip
         run.finish_epoch(row, scores, trainer.network, statistics, trainer.state(Elapsed()))
         reporter.scalars(run.steps, run.history[-1], "epoch")
-        reporter.line(epoch_line(run.history[-1]))
+        reporter.line(epoch_line(run.history[-1], training.depth_source))
 
 
 def tries_engines(device: torch.device) -> bool:
@@ -325,6 +325,7 @@ def fit_run(
         with pair as (training, validation), listing_skipped(training, validation):
             found = require_fingerprint(data, run.config.fingerprint, training)
             run.record(fingerprint=found)
+            run.depth_source = training.depth_source
             run.begin(network)
             reporter.line(f"stage {number + 1} of {len(recipe.stages)}: {stage}, {precision}")
             preprocess = Preprocess(
@@ -367,7 +368,7 @@ def evaluate_checkpoint(
         )
         trained = trained_samples(info, validation, split)
         _, scored = split(data.split)
-        return Report.of(evaluations, validation.layout, data.split, info, trained, scored)
+        return Report.of(evaluations, validation, data.split, info, trained, scored)
 
 
 # --- command line -----------------------------------------------------------------------

@@ -20,6 +20,7 @@ from model.precision import choose_device
 from model.recipe import Recipe
 from model.training.config import read_config
 from model.training.options import camera_option, samples_option
+from model.training.report import PRIOR
 from model.training.run import BEST, CONFIG, METRICS
 from train import evaluate_checkpoint
 
@@ -68,8 +69,10 @@ def quality(
     for name, folder in zip(names, runs, strict=True):
         cases |= _score(name, folder, device, cameras, samples, shards)
         figures = cases[name].figures
+        prior = " (prior)" * (cases[name].parameters["depth"] == PRIOR)
         print_progress(
-            f"{name}: mask IoU {figures['mask_iou']:.4f}, depth RMSE {figures['depth_rmse']:.4f}"
+            f"{name}: mask IoU {figures['mask_iou']:.4f}, "
+            f"depth RMSE {figures['depth_rmse']:.4f}{prior}"
         )
     arguments = {"samples": samples or "all", "device": device}
     if shards is not None:
@@ -119,12 +122,13 @@ def _score(
             "size": config.recipe.stages[-1].size,
             "epochs": planned,
             "validation_samples": rows["network"].samples,
+            "depth": report.depth_source,
         },
         figures=figures,
     )
     disturbed = {
         f"{name}, camera {found.camera}": CaseResult(
-            parameters={"run": name, "camera": found.camera},
+            parameters={"run": name, "camera": found.camera, "depth": report.depth_source},
             figures={
                 figure: value_of(found.rows[row], score)
                 for figure, (row, score) in CAMERA_FIGURES.items()

@@ -28,6 +28,7 @@ from benchmarks.harness.timing import print_progress
 from benchmarks.quality import BASELINES, value_of
 from convert.errors import DataError
 from loaders import Loader, Preprocess, build_loader, read_layout, split_indices
+from loaders.folder import read_depth_source
 from model import DualDecoderUNet
 from model.checkpoint import NetworkInfo
 from model.metrics import BASELINE_SAMPLES, SampleTable, pooled_scores, sample_sums
@@ -191,5 +192,6 @@ def recipes(
     arguments = {
         "shards": shards.name, "minutes": minutes, "width": width, "batch_size": batch_size,
         "samples": len(chosen), "threads": threads, "engine": engine,
+        "depth": read_depth_source(shards),
     }  # fmt: skip
     return make_result("recipes", arguments, cases)

@@ -30,6 +30,7 @@ from benchmarks.recipes import FLOAT32, Data, baselines, score
 from convert.errors import DataError
 from loaders import Loader, Preprocess, read_layout, split_indices
 from loaders.augment import make_augment
+from loaders.folder import read_depth_source
 from loaders.preprocess import Augment
 from model import DualDecoderUNet
 from model.precision import AMP, Precision, precision_for
@@ -280,6 +281,6 @@ def speedrun(
         "batch_size": batch_size or "of each stage",
         "samples": len(chosen), "screen": screen, "target_iou": target["mask_iou"],
         "target_rmse": target["depth_rmse"], "limit_pflop": limit, "amp": f"{amp} ({precision})",
-        "threads": torch.get_num_threads(), "engine": engine,
+        "threads": torch.get_num_threads(), "engine": engine, "depth": read_depth_source(shards),
     }  # fmt: skip
     return make_result("speedrun", arguments, cases, device=device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from convert.manifest import Manifest
+from convert.manifest import DEPTH_SOURCES, Manifest
 
 
 def table(manifest: Manifest) -> str:
@@ -14,13 +14,15 @@ def table(manifest: Manifest) -> str:
         f"image size     {layout.width} x {layout.height}",
         f"backgrounds    {len(manifest.backgrounds)} ({per_bg})",
         f"samples of fg  {layout.samples_per_fg or 'not known'}",
+        f"depth          {DEPTH_SOURCES.get(manifest.depth_source, 'not known where from')}",
         "",
-        "field    codec                       mean (0..1)             std (0..1)",
+        "field          codec                       mean (0..1)             std (0..1)",
     ]
     for name, moments in manifest.statistics.items():
         codec = _codec_of(manifest, name)
         mean, std = (" ".join(f"{v:.4f}" for v in values) for values in (moments.mean, moments.std))
-        lines.append(f"{name:8} {codec:27} {mean:23} {std}")
+        marked = "depth (prior)" if (name, manifest.depth_source) == ("depth", "prior") else name
+        lines.append(f"{marked:14} {codec:27} {mean:23} {std}")
     files = [f"{name:28} {file.bytes:>15,} bytes" for name, file in manifest.files.items()]
     return "\n".join([*lines, "", *files, "", *count_lines(manifest)])
 

@@ -49,6 +49,21 @@ FORMATS = ("ffcv", "webdataset")
 """Formats of the samples. Version 1 of the manifest calls "webdataset" "dali"."""
 
 
+DEPTH_SOURCES = {
+    "true": "true, of drawn scenes",
+    "given": "given with the photos",
+    "estimated": "estimated by a model",
+    "prior": "a ground-plane prior, not measured",
+}
+"""Where depth maps come from, as `dataset.json` says under "depth", and in words."""
+
+
+def depth_source(metadata: Mapping[str, object]) -> str:
+    """A key of `DEPTH_SOURCES`, from what `dataset.json` says; empty where it does not say."""
+    found = metadata.get("depth")
+    return found if isinstance(found, str) and found in DEPTH_SOURCES else ""
+
+
 def format_name(name: str) -> str:
     """The name of a format, given that or its old name."""
     return "webdataset" if name == "dali" else name
@@ -144,6 +159,12 @@ class Manifest:
     files: dict[str, ShardFile]
     counts: dict[str, int]
     provenance: dict[str, object]
+
+    @property
+    def depth_source(self) -> str:
+        """`depth_source` of the data set."""
+        metadata = self.provenance.get("dataset")
+        return depth_source(metadata) if isinstance(metadata, Mapping) else ""
 
     @property
     def jpeg_format(self) -> str | None:

@@ -32,6 +32,8 @@ def contact_sheet(shards: str | Path, rows: int = 8) -> Image.Image:
         group = int(layout.background_of(np.asarray(index)))
         images = [opened.backgrounds[group], *(opened.decode(index, name) for name in FIELDS)]
         labels = [opened.manifest.backgrounds[group], *(f"sample {index}" for _ in FIELDS)]
+        if opened.manifest.depth_source == "prior":
+            labels[-1] += " (a prior, not measured)"
         top = _GAP + row * high
         for column, (title, pixels) in enumerate(zip(_TITLES, images, strict=True)):
             left = _GAP + column * wide

@@ -54,6 +54,14 @@ class Loader(AbstractContextManager["Loader"], ABC):
         """Moments of bg, fg_bg, mask and depth, in 0..1."""
 
     @property
+    def depth_source(self) -> str:
+        """Where the depth maps come from: "true", "given", "estimated", "prior", or "" if unknown.
+
+        "prior": a ground-plane prior, which nothing has measured.
+        """
+        return ""
+
+    @property
     def skipped(self) -> list[RecordError]:
         """An error for each corrupt record skipped so far, in the order of meeting them."""
         return list(self._corrupt.skipped.values())
@@ -191,6 +199,10 @@ class ShardLoader(Loader):
     @property
     def statistics(self) -> Statistics:
         return self.shards.manifest.statistics
+
+    @property
+    def depth_source(self) -> str:
+        return self.shards.manifest.depth_source
 
     def _default_workers(self) -> int:
         """Decoding threads if the options give no number."""

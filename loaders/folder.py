@@ -5,13 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from convert.layout import Layout
-from convert.manifest import read_manifest
+from convert.manifest import depth_source, read_manifest
 from convert.source import FOLDERS, read_source
 
 
 def is_dataset(path: str | Path) -> bool:
     """Whether a folder is laid out as a data set; if not, it is read as a shard folder."""
     return (Path(path) / FOLDERS["fg_bg"]).is_dir()
+
+
+def read_depth_source(path: str | Path) -> str:
+    """Where the depth maps come from, as `Loader.depth_source`; DataError as in `read_layout`."""
+    if is_dataset(path):
+        return depth_source(read_source(path).metadata)
+    return read_manifest(path).depth_source
 
 
 def read_layout(path: str | Path) -> Layout:

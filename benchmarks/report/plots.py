@@ -151,7 +151,7 @@ def speedrun(result: Result) -> Canvas:
     runs = tables.runs_of(result)
     colours = {name: f"C{at}" for at, name in enumerate(dict.fromkeys(name for name, _ in runs))}
     targets = {"mask_iou": "target_iou", "depth_rmse": "target_rmse"}
-    for axes, (figure, title) in zip(panels, tables.SCORES.items(), strict=True):
+    for axes, (figure, title) in zip(panels, tables.scores(result).items(), strict=True):
         labelled: set[str] = set()
         for (recipe, _), cases in runs.items():
             points = [(float(c.parameters["pflop"]), c.figures[figure]) for c in cases]
@@ -180,7 +180,7 @@ def recipes(result: Result) -> Canvas:
     names = dict.fromkeys(
         str(case.parameters["recipe"]) for case in result.cases.values() if case.parameters
     )
-    for axes, (figure, title) in zip(panels, tables.SCORES.items(), strict=True):
+    for axes, (figure, title) in zip(panels, tables.scores(result).items(), strict=True):
         for recipe in names:
             points = [
                 (float(case.parameters["cpu_min"]), case.figures[figure])
@@ -208,12 +208,14 @@ def quality(result: Result) -> Canvas:
         1, 2, figsize=(_WIDTH, 0.9 + 0.45 * len(names)), layout="constrained", sharey=True
     )
     bars_of = {"": ("network", _OURS, 0.18), "rule_": ("rule", _OTHERS, -0.18)}
-    for axes, (figure, title) in zip(panels, tables.SCORES.items(), strict=True):
+    for axes, (figure, title) in zip(panels, tables.scores(result).items(), strict=True):
         for before, (label, colour, shift) in bars_of.items():
             for at, name in enumerate(names):
-                value = result.cases[name].figures[before + figure]
+                case = result.cases[name]
+                value = case.figures[before + figure]
+                prior = tables.prior_mark(result, case) * ("depth" in figure)
                 axes.barh(at + shift, value, 0.34, color=colour, label="" if at else label)
-                axes.text(value, at + shift, f" {value:.3f}", va="center", fontsize=7)
+                axes.text(value, at + shift, f" {value:.3f}{prior}", va="center", fontsize=7)
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.set_title(title, fontsize=8)
         axes.tick_params(axis="x", labelsize=7)

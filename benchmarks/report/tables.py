@@ -54,7 +54,10 @@ def text(result: Result) -> str:
     table = timed(result)
     lines = [f"{result.benchmark}: {where(result)}", *(table.aligned() if table.rows else ())]
     for name, case in result.cases.items():
-        lines += [f"{name}: {what} {value:,.6g}" for what, value in case.figures.items()]
+        lines += [
+            f"{name}: {what} {value:,.6g}" + prior_mark(result, case) * ("depth" in what)
+            for what, value in case.figures.items()
+        ]
     lines += [f"{name}: skipped, {why}" for name, why in result.skipped.items()]
     return "\n".join(lines)
 
@@ -206,11 +209,23 @@ def codecs(result: Result) -> Table:
     return figures(result).with_column("on a GPU", ways)
 
 
+def prior_mark(result: Result, case: CaseResult | None = None) -> str:
+    """What stands beside depth that is scored against a ground-plane prior; else empty."""
+    sources = (result.arguments.get("depth"), case.parameters.get("depth") if case else None)
+    return " (prior)" if "prior" in sources else ""
+
+
+def scores(result: Result) -> dict[str, str]:
+    """Figures of `SCORES` and their titles, for a result of one data set."""
+    return {what: title + prior_mark(result) * ("depth" in what) for what, title in SCORES.items()}
+
+
 def recipes_at_the_end(result: Result) -> Table:
     """Scores of every recipe at the end of its time, and of the baselines without a network."""
     last = {str(case.parameters.get("recipe", name)): case for name, case in result.cases.items()}
     return Table.of(
-        {"": name} | {title: _score(case.figures.get(what)) for what, title in SCORES.items()}
+        {"": name}
+        | {title: _score(case.figures.get(what)) for what, title in scores(result).items()}
         for name, case in last.items()
     )
 
@@ -227,7 +242,7 @@ def recipes_over_time(result: Result) -> Table:
         {"CPU min": minutes}
         | {
             f"{title}, {recipe}": _score(cases.get(recipe, CaseResult()).figures.get(what))
-            for what, title in SCORES.items()
+            for what, title in scores(result).items()
             for recipe in recipes
         }
         for minutes, cases in by_minute.items()
@@ -260,7 +275,7 @@ def speedrun(result: Result) -> Table:
         for what in ("samples", "pflop", "seconds"):
             title = "PFLOP" if what == "pflop" else what
             row[title] = _needed([float(case.parameters[what]) for case in cases], reached)
-        for what, title in SCORES.items():
+        for what, title in scores(result).items():
             row[title] = _score(Spread.of([case.figures[what] for case in cases]).median)
         rows.append(row)
     return Table.of(rows)
@@ -288,9 +303,11 @@ def quality(result: Result, splits: tuple[str, ...]) -> Table:
         row += [number(float(about[key])) for key in ("width", "size")]
         row += [number(found.get(f"training_{key}")) for key in ("samples", "pflop", "cpu_min")]
         row += [number(float(about["validation_samples"]))]
+        prior = prior_mark(result, case)
         for what in SCORES:
-            row += [_score(found[what]), _score(found[f"rule_{what}"])]
-        rows.append((*row, f"{found['depth_rmse_of_rule']:.2f}"))
+            mark = prior * ("depth" in what)
+            row += [_score(found[what]) + mark, _score(found[f"rule_{what}"]) + mark]
+        rows.append((*row, f"{found['depth_rmse_of_rule']:.2f}{prior}"))
     head = (
         "run", "recipe", "split", "width", "size", "samples", "PFLOP", "CPU min", "scored on",
         "mask IoU", "rule's", "depth RMSE", "rule's", "share of it",
@@ -306,7 +323,10 @@ def cameras(result: Result) -> Table:
     }  # fmt: skip
     return Table.of(
         {"run": str(case.parameters["run"]), "camera": str(case.parameters["camera"])}
-        | {title: _score(case.figures[what]) for what, title in titles.items()}
+        | {
+            title: _score(case.figures[what]) + prior_mark(result, case) * ("depth" in what)
+            for what, title in titles.items()
+        }
         for case in result.cases.values()
         if "camera" in case.parameters
     )

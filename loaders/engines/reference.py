@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from convert.errors import DataError, RecordError
 from convert.files import why_irregular
 from convert.layout import FIELDS, MASK_THRESHOLD
+from convert.manifest import depth_source
 from convert.moments import Moments, Statistics
 from convert.source import FOLDERS, read_source
 from loaders.backgrounds import Backgrounds
@@ -66,6 +67,10 @@ class ReferenceLoader(Loader):
             except RecordError as error:
                 return error
         return None
+
+    @property
+    def depth_source(self) -> str:
+        return depth_source(self._source.metadata)
 
     @cached_property
     def statistics(self) -> Statistics:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from model.checkpoint import NetworkInfo
-from model.contract import Batch, Inputs, Layout, Loader, Preprocessor
+from model.contract import Batch, Inputs, Loader, Preprocessor
 from model.distributed import is_distributed
 from model.losses import depth_values
 from model.metrics import (
@@ -33,7 +33,7 @@ from model.precision import Precision
 from model.training.compiling import compiled_if
 from model.training.disturbance import UNDISTURBED, align_backgrounds, disturb, load_disturbance
 from model.training.provenance import count_seen
-from model.training.report import ROWS, defined_figures, score_table
+from model.training.report import PRIOR, ROWS, defined_figures, score_table
 from model.unet import Decode, DualDecoderUNet
 
 EXAMPLES = 6
@@ -87,17 +87,19 @@ class Report(NamedTuple):
     seen: dict[str, int] | None
     """How much of the split training has seen (`provenance.count_seen`); None if unknown."""
     title: str
+    depth_source: str
+    """Of the loader: where the depth maps of the data come from."""
 
     @classmethod
     def of(
-        cls, evaluations: tuple[Evaluation, ...], layout: Layout, split: str, info: NetworkInfo,
+        cls, evaluations: tuple[Evaluation, ...], data: Loader, split: str, info: NetworkInfo,
         trained: np.ndarray | None, validation: np.ndarray,
     ) -> Report:  # fmt: skip
         """The scores with their spread over backgrounds and, where known, over foregrounds.
 
         trained: samples that training has seen, None if unknown. validation: those of the split.
         """
-        evaluation = evaluations[0]
+        evaluation, layout = evaluations[0], data.layout
         groups = {"bg": layout.background_of}
         if layout.samples_per_fg is not None:
             groups["fg"] = layout.foreground_of
@@ -113,18 +115,19 @@ class Report(NamedTuple):
             f"validation: {evaluation.rows['network'].samples} samples, split {split}, "
             f"{info.size}x{info.size}, width {info.width}"
         )
-        return cls(evaluations, spread, seen, title)
+        return cls(evaluations, spread, seen, title, data.depth_source)
 
     def table(self) -> str:
         """The scores as text; see `report.score_table`."""
         sections = [(_about(e.camera), e.rows) for e in self.evaluations]
-        return score_table(sections, self.title, self.spread)
+        return score_table(sections, self.title, self.spread, self.depth_source)
 
     def to_json(self) -> dict[str, object]:
         """The scores as plain values: of the first camera, and of all by name."""
         cameras = {e.camera or "none": defined_figures(e.rows) for e in self.evaluations}
         return {
             "title": self.title,
+            "depth_source": self.depth_source,
             "scores": next(iter(cameras.values())),
             "cameras": cameras,
             "spread": {kind: group.as_dict() for kind, group in self.spread.items()},
@@ -135,7 +138,8 @@ class Report(NamedTuple):
         """Write the examples as a PNG of a command: all of one camera, or some of each."""
         share = -(-EXAMPLES // len(self.evaluations))
         examples = [example for e in self.evaluations for example in e.examples[:share]]
-        draw_predictions(path, examples, command, self.title)
+        about = "; depth: a prior, not measured" if self.depth_source == PRIOR else ""
+        draw_predictions(path, examples, command, self.title + about)
 
 
 def _about(camera: str | None) -> str:

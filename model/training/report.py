@@ -33,6 +33,9 @@ ROWS = {
 }
 """The network and the baselines: name -> title, and the figures that are defined for it."""
 GROUPS = {"bg": "backgrounds", "fg": "foregrounds"}
+PRIOR = "prior"
+"""The `depth_source` of a loader whose depth maps are a ground-plane prior."""
+PRIOR_NOTE = "* depth here is a ground-plane prior, not measured: how well that is repeated"
 NOTE = f"delta1, SILog: pixels with a target depth of at least {VALID_DEPTH:g}; SILog x 100"
 
 EpochRow = dict[str, float | None]
@@ -46,32 +49,44 @@ def defined_figures(rows: Mapping[str, Scores]) -> dict[str, dict[str, float | N
     }
 
 
+def figure_titles(depth_source: str) -> dict[str, str]:
+    """Titles of `FIGURES`; those of depth have an asterisk, see `PRIOR_NOTE`, if it is a prior."""
+    marked = DEPTH_FIGURES if depth_source == PRIOR else ()
+    return {name: title + "*" * (name in marked) for name, title in FIGURES.items()}
+
+
 def score_table(
     sections: Sequence[tuple[str, Mapping[str, Scores]]],
     title: str,
     spread: Mapping[str, GroupSpread],
+    depth_source: str = "",
 ) -> str:
     """The scores of the network and of the baselines as aligned text.
 
+    depth_source: of the loader; figures of a prior are marked.
     sections: for each camera a line about it, empty for none, and its rows.
     spread: how the network's scores vary between groups, see `evaluation.Report`; one line each.
     """
     width = max(len(ROWS[row][0]) for _, rows in sections for row in rows)
-    head = " ".join(f"{name:>10}" for name in FIGURES.values())
+    titles = figure_titles(depth_source)
+    head = " ".join(f"{title:>10}" for title in titles.values())
     lines = [title, f"{'':{width}} {head}"]
     for about, rows in sections:
         lines += [about] if about else []
         for row, figures in defined_figures(rows).items():
             values = [figures.get(name) for name in FIGURES]
-            cells = " ".join(f"{'-' if v is None else format(v, '.4f'):>10}" for v in values)
+            cells = " ".join(
+                f"{'-' if value is None else format(value, '.4f'):>{max(10, len(title))}}"
+                for value, title in zip(values, titles.values(), strict=True)
+            )
             lines.append(f"{ROWS[row][0]:{width}} {cells}")
-    lines.append(NOTE)
+    lines += [NOTE, *([PRIOR_NOTE] if depth_source == PRIOR else [])]
     if len(sections) > 1 and spread:
         lines.append(f"Spread of the first rows ({sections[0][0].strip('- ')}):")
     for kind, group in spread.items():
         for name in (name for name in FIGURES if name in group.figures):
             figure = group.figures[name]
-            line = f"{FIGURES[name]} over {group.groups} {GROUPS[kind]} {_known(group)}: "
+            line = f"{titles[name]} over {group.groups} {GROUPS[kind]} {_known(group)}: "
             line += f"worst {figure.worst:.4f}, best {figure.best:.4f}"
             if figure.interval is not None:
                 low, high = figure.interval
@@ -89,21 +104,29 @@ def _known(group: GroupSpread) -> str:
     return "known from training" if group.seen == group.groups else "partly known from training"
 
 
-def write_history(path: Path, history: Sequence[EpochRow]) -> None:
-    """One CSV row per epoch; the file is replaced as a whole, so a resumed run repeats no row."""
+def write_history(path: Path, history: Sequence[EpochRow], depth_source: str = "") -> None:
+    """One CSV row per epoch; the file is replaced as a whole, so a resumed run repeats no row.
+
+    depth_source: of the loader; if depth is a prior, a column of that name says so.
+    """
+    about = {"depth_source": PRIOR} if depth_source == PRIOR else {}
+    rows = [{**row, **about} for row in history]
     text = io.StringIO()
-    names = list(dict.fromkeys(name for row in history for name in row))
+    names = list(dict.fromkeys(name for row in rows for name in row))
     writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(history)
+    writer.writerows(rows)
     replace_bytes(path, text.getvalue().encode())
 
 
-def epoch_line(row: EpochRow) -> str:
-    """One line about an epoch."""
+def epoch_line(row: EpochRow, depth_source: str = "") -> str:
+    """One line about an epoch; depth_source: of the loader."""
+    marked = DEPTH_FIGURES if depth_source == PRIOR else ()
     names = ("train_loss", "mask_bce", "mask_iou", "depth_l1", "depth_rmse")
     figures = {name: row[name] for name in names if row.get(name) is not None}
-    shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+    shown = ", ".join(
+        f"{name} {value:.4f}" + " (prior)" * (name in marked) for name, value in figures.items()
+    )
     return (
         f"stage {row['stage']} epoch {row['epoch']}: {shown} "
         f"({row['epoch_s']:.0f} s, {row['samples_per_s']:.1f} samples/s, "

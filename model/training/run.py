@@ -30,7 +30,7 @@ from model.pictures import draw_curves
 from model.recipe import Stage
 from model.training.config import RunConfig, read_config, resumed_config, write_config
 from model.training.progress import Elapsed, not_finite
-from model.training.report import EpochRow, write_history
+from model.training.report import PRIOR, EpochRow, write_history
 from model.training.saving import BackgroundWriter, copy_to_host
 from model.unet import DualDecoderUNet
 
@@ -124,6 +124,8 @@ class Run:
     """Score, stage and epoch of the best weights among comparable epochs."""
     stage_state: StageState | None = None
     """Restored state of the stage that was interrupted."""
+    depth_source: str = ""
+    """Of the loader: where the depth maps of the data come from."""
     recorded: bool = False
     """Whether config.json has the configuration of this process."""
     clock: Callable[[], float] = time.monotonic
@@ -289,5 +291,7 @@ class Run:
             self.recorded = True
 
     def _write_reports(self, history: list[EpochRow]) -> None:
-        write_history(self.folder / METRICS, history)
-        draw_curves(self.folder / CURVES, history, f"recipe {self.config.recipe.name}")
+        about = "; depth: a prior, not measured" if self.depth_source == PRIOR else ""
+        title = f"recipe {self.config.recipe.name}{about}"
+        write_history(self.folder / METRICS, history, self.depth_source)
+        draw_curves(self.folder / CURVES, history, title)
