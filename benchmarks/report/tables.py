@@ -31,6 +31,14 @@ class Table:
         rows = ((*row, cell) for row, cell in zip(self.rows, cells, strict=True))
         return Table((*self.head, name), tuple(rows))
 
+    def filled(self) -> Table:
+        """Without columns whose cells are all empty, as in results of earlier versions."""
+        kept = [
+            at for at, _ in enumerate(self.head) if at == 0 or any(row[at] for row in self.rows)
+        ]
+        head, *rows = (tuple(row[at] for at in kept) for row in (self.head, *self.rows))
+        return Table(head, tuple(rows))
+
     def aligned(self) -> list[str]:
         """Lines for a terminal."""
         lines = (self.head, *self.rows)
@@ -102,10 +110,7 @@ def checked(result: Result) -> Table:
         for name, case in result.cases.items()
         if (found := case.figures)
     ]
-    if not any(row["opened in s"] for row in rows):  # results of earlier versions
-        for row in rows:
-            del row["opened in s"]
-    return Table.of(rows)
+    return Table.of(rows).filled()
 
 
 def rates(result: Result) -> Table:
@@ -132,8 +137,7 @@ def rates(result: Result) -> Table:
             "J/sample": number(figures.get("joules_per_sample")),
             "GPU GiB": number(figures.get("device_used_gib")),
         })  # fmt: skip
-    kept = [name for name in rows[0] if any(row[name] for row in rows)]
-    return Table.of({name: row[name] for name in kept} for row in rows)
+    return Table.of(rows).filled()
 
 
 def stages(result: Result) -> dict[str, dict[str, CaseResult]]:
@@ -312,7 +316,7 @@ def quality(result: Result, splits: tuple[str, ...]) -> Table:
         "run", "recipe", "split", "width", "size", "samples", "PFLOP", "CPU min", "scored on",
         "mask IoU", "rule's", "depth RMSE", "rule's", "share of it",
     )  # fmt: skip
-    return Table(head, tuple(rows))
+    return Table(head, tuple(rows)).filled()
 
 
 def cameras(result: Result) -> Table:
