@@ -476,7 +476,7 @@ def evaluate(
 @click.argument("checkpoint", type=cli.PATH)
 @cli.image_options(required=True)
 @cli.option(
-    "--threshold", type=click.FloatRange(0, 1), default=0.5, help="Of the mask's probability."
+    "--threshold", type=cli.FiniteRange(0, 1), default=0.5, help="Of the mask's probability."
 )
 @cli.option(
     "--align/--no-align", default=True, help="Move bg onto fg_bg and match its exposure first."

@@ -10,6 +10,7 @@ import click
 from benchmarks.harness.options import PATH, option
 from benchmarks.harness.results import Result, read_result, read_results
 from convert.errors import DataError
+from model.training.options import FiniteRange
 
 MEASURES = ("samples_per_s", "cpu_us_per_sample")
 
@@ -26,7 +27,7 @@ class Change(NamedTuple):
 @click.command()
 @click.argument("before", type=PATH)
 @click.argument("after", type=PATH)
-@option("--threshold", type=click.FloatRange(0), default=0.1, help="Share that is too much.")
+@option("--threshold", type=FiniteRange(0), default=0.1, help="Share that is too much.")
 @option("--measure", type=click.Choice(MEASURES), default=MEASURES[0])
 def compare(before: Path, after: Path, threshold: float, measure: str) -> None:
     """What got slower from BEFORE to AFTER, files or folders; exit 1 past the threshold."""

@@ -13,7 +13,6 @@ import signal
 import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -56,9 +55,6 @@ def _choose_gpu(context: click.Context, option: click.Parameter, device: str) ->
     return str(choose_device("cuda" if device == "auto" else device))
 
 
-_above_0 = partial(cli.option, type=click.FloatRange(0, min_open=True))
-
-
 @click.command()
 @click.argument("results", type=cli.PATH, default="results-gpu")
 @cli.option(
@@ -72,8 +68,8 @@ _above_0 = partial(cli.option, type=click.FloatRange(0, min_open=True))
 @cli.width_option(default=64)
 @click.option("--only", multiple=True, help="Part of the name of a check; may be repeated.")
 @click.option("--skip", multiple=True, help="Part of the name of a check; may be repeated.")
-@_above_0("--check-minutes", default=10.0, help="After so many, a check is ended.")
-@_above_0(
+@cli.above_0("--check-minutes", default=10.0, help="After so many, a check is ended.")
+@cli.above_0(
     "--minutes",
     default=60.0,
     help="After so many, the running check is ended, no other is started, and the report is made.",

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import click
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -152,8 +151,7 @@ def baselines(data: Data) -> dict[str, float]:
 @cli.command(
     cli.SHARDS,
     cli.option("--recipe", "names", multiple=True, default=("original", "joint", "fast")),
-    cli.option("--minutes", type=click.FloatRange(0, min_open=True), default=4,
-           help="CPU time of each."),
+    cli.above_0("--minutes", default=4, help="CPU time of each."),
     cli.width_option(default=12),
     cli.batch_size_option(default=4),
     cli.at_least_1("--points", default=8, help="How often each is scored."),

@@ -224,7 +224,7 @@ def _load(names: tuple[str, ...], width: int, batch_size: int | None) -> list[Re
     cli.at_least_1("--samples", default=4000, help="Of validation, spread over all groups."),
     cli.at_least_1("--screen", default=256,
                    help="Of these, scored first; the rest only if these reach the target."),
-    cli.option("--limit", type=click.FloatRange(0, min_open=True), default=1.0,
+    cli.above_0("--limit", default=1.0,
            help="PFLOP after which a run is cut off. Scores begin at a hundredth of it."),
     cli.option("--amp", type=click.Choice(AMP), default="auto", help="As in `train.py fit`."),
     cli.ENGINE,

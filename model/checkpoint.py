@@ -97,7 +97,8 @@ def load_network(path: str | Path) -> Checkpoint:
     """Load a network in eval mode on the CPU, from `.safetensors` or the original's `.pth`.
 
     The original's file has neither size nor statistics; they are 224 and ORIGINAL_STATISTICS.
-    Raises ModelError for a missing or corrupt file, foreign weights, or another version.
+    Raises ModelError for a missing or corrupt file, foreign weights, weights that are not finite,
+    or another version.
     """
     path = Path(path)
     if not path.is_file():
@@ -106,8 +107,9 @@ def load_network(path: str | Path) -> Checkpoint:
         tensors, info = _read_safetensors(path)
     else:
         tensors = rename_original(_read_state_dict(path))
+        first = tensors["encoder.inc.0.weight"]
         info = NetworkInfo(
-            width=tensors["encoder.inc.0.weight"].shape[0],
+            width=len(first) if first.ndim else 1,
             size=224,
             depth_loss="l1",
             statistics=ORIGINAL_STATISTICS,
@@ -119,7 +121,23 @@ def load_network(path: str | Path) -> Checkpoint:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"checkpoint {path}: weights do not fit the network: {reason}") from None
+    _require_usable(network, path)
     return Checkpoint(network.eval(), info)
+
+
+def _require_usable(network: DualDecoderUNet, path: Path) -> None:
+    """Raise ModelError for weights or statistics of BatchNorm that give no results."""
+    for name, values in network.state_dict().items():
+        found = ""
+        if not values.isfinite().all():
+            found = "values that are not finite"
+        elif name.endswith(".running_var") and (values < 0).any():
+            found = "a negative variance"
+        if found:
+            raise ModelError(
+                f"checkpoint {path}: found {found} in {name}, expected finite weights and "
+                "variances of at least 0; use another checkpoint"
+            )
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], NetworkInfo]:

@@ -305,6 +305,12 @@ MISTAKES = {
         "fit {data} {tmp}/new --device cpu --compile reduce-overhead",
         "graphs need a GPU",
     ),
+    "threshold of nan": (
+        "predict {best} --bg {image} --fg-bg {image} {tmp}/new --threshold nan",
+        "--threshold.*'nan' is not a finite number",
+    ),
+    "validation of nan": ("fit {data} {tmp}/new --validation nan", "not a finite number"),
+    "infinite minutes": ("fit {data} {tmp}/new --save-minutes inf", "not a finite number"),
     "picture over the weights": ("evaluate {data} {best} --picture {best}", "is an input"),
     "picture over a file": (
         "evaluate {data} {best} --picture {tmp}/used/notes.txt",

@@ -18,6 +18,7 @@ from convert.errors import DataError
 from convert.outputs import require_free
 from convert.workers import available_cores
 from model.precision import choose_device
+from model.training.options import FiniteRange
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -82,6 +83,7 @@ DEVICE = option(
     "--device", default="cpu", callback=_check_device, help="auto, cpu, cuda or cuda:N."
 )
 at_least_1 = partial(option, type=click.IntRange(1))
+above_0 = partial(option, type=FiniteRange(0, min_open=True))
 REPEATS = at_least_1("--repeats", default=5, help="How often each case is timed.")
 ENGINE = option("--loader", "engine", default="ffcv", help="ffcv, dali or resident.")
 width_option = partial(at_least_1, "--width", help="64 is the full network.")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 
@@ -15,6 +16,19 @@ from model.training.disturbance import load_disturbance
 
 Command = TypeVar("Command", bound=Callable[..., object])
 Decorator = Callable[[Command], Command]
+
+
+class FiniteRange(click.FloatRange):
+    """A number within a range; `click.FloatRange` alone takes nan for a number of any range."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
+
 
 PATH = click.Path(path_type=Path)
 option = partial(click.option, show_default=True)
@@ -108,7 +122,7 @@ def fit_options(splits: Sequence[str]) -> Decorator:
             help="What validation holds out.",
         ),
         option(
-            "--validation", type=float, default=0.3,
+            "--validation", type=FiniteRange(), default=0.3,
             help="Share of the samples, or of the groups, to hold out for validation.",
         ),
         option("--width", type=click.IntRange(min=1), help="Default: the recipe's."),
@@ -117,7 +131,7 @@ def fit_options(splits: Sequence[str]) -> Decorator:
             help="Seed of the first weights, the order and the augmentation.",
         ),
         option(
-            "--save-minutes", type=click.FloatRange(min=0), default=5.0,
+            "--save-minutes", type=FiniteRange(min=0), default=5.0,
             help="Minutes between two saved states within an epoch; an epoch's end is always "
             "saved. A thread writes while training continues.",
         ),

@@ -50,6 +50,30 @@ def test_network_round_trip(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "best.safetensors").stat().st_mode) == 0o666 & ~mask
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("encoder.inc.0.weight", float("nan"), "not finite in encoder.inc.0.weight"),
+        ("mask_decoder.outc.bias", float("-inf"), "not finite in mask_decoder.outc.bias"),
+        ("encoder.inc.1.running_mean", float("inf"), "not finite in encoder.inc.1.running_mean"),
+        ("encoder.inc.1.running_var", -1e-9, "negative variance in encoder.inc.1.running_var"),
+    ],
+)
+@pytest.mark.parametrize("file", ["best.safetensors", "theirs.pth"])
+def test_weights_that_give_no_results_are_refused(
+    tmp_path: Path, name: str, value: float, reason: str, file: str
+) -> None:
+    network = DualDecoderUNet(2)
+    weights = network.state_dict()
+    weights[name].view(-1)[-1] = value
+    if file.endswith(".pth"):
+        torch.save({original_name(n): v for n, v in weights.items()}, tmp_path / file)
+    else:
+        save_weights(tmp_path / file, weights, INFO)
+    with pytest.raises(ModelError, match=f"{file}: found .*{reason}"):
+        load_network(tmp_path / file)
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_load_original_weights(tmp_path: Path, wrapped: bool) -> None:
     network = DualDecoderUNet(3)
