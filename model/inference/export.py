@@ -27,7 +27,7 @@ def export_network(
 ) -> float:
     """Write `.pt2` (torch.export) or `.onnx`; return its largest difference from the network.
 
-    The two are compared on seeded images and on ``pairs``, resized as for a prediction.
+    The two are compared on seeded images and on ``pairs``, resized to squares.
 
     Inputs bg and fg_bg: float32 (B, 3, S, S), RGB in 0..255, any B, S the size of training.
     Outputs mask and depth: float32 (B, 1, S, S) in 0..1. Raises ModelError, and leaves no file,
@@ -49,7 +49,8 @@ def export_network(
         exported = writers[path.suffix](predictor, temporary)
         # A batch of 3: it was traced with 2.
         checks = [_seeded_images(3, predictor.size)]
-        checks += [predictor.inputs_of(*pair.read()) for pair in pairs]
+        square = (predictor.size, predictor.size)
+        checks += [predictor.inputs_of(*pair.read(), square) for pair in pairs]
         with torch.no_grad():
             results = [zip(exported(*pair), predictor(*pair), strict=True) for pair in checks]
         difference = max(float((a - b).abs().max()) for both in results for a, b in both)

@@ -24,6 +24,10 @@ from model.losses import depth_values
 from model.pictures import Example, draw_predictions
 from model.unet import DualDecoderUNet
 
+MULTIPLE = 8
+"""Of the sides of the network's input, which is halved three times."""
+LONGEST = 8
+"""Largest proportion of the sides of an image; memory grows with it."""
 WORTH_ALIGNING = 0.01
 """Movement, as a part of the width, above which `predict` warns if it does not align the images."""
 COMMAND = "predict"
@@ -50,9 +54,9 @@ class Predictor(nn.Module):
             self.register_buffer(f"{name}_shift", (-mean / std).float().view(1, 3, 1, 1))
 
     def forward(self, bg: Tensor, fg_bg: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mask probability and depth, both float32 (B, 1, S, S) in 0..1.
+        """Return mask probability and depth, both float32 (B, 1, H, W) in 0..1.
 
-        bg, fg_bg: uint8 or float (B, 3, S, S), RGB in 0..255, S the size of training.
+        bg, fg_bg: uint8 or float (B, 3, H, W), RGB in 0..255, see `input_size`.
         """
         bg = bg.float() * self.get_buffer("bg_scale") + self.get_buffer("bg_shift")
         fg_bg = fg_bg.float() * self.get_buffer("fg_bg_scale") + self.get_buffer("fg_bg_shift")
@@ -63,27 +67,45 @@ class Predictor(nn.Module):
     def predict_image(self, bg: np.ndarray, fg_bg: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return mask probability and depth of one pair, float32 (H, W) in 0..1, at its size.
 
-        bg, fg_bg: uint8 (H, W, 3), RGB, of equal size.
+        bg, fg_bg: uint8 (H, W, 3), RGB, of equal size. The network sees the complete image in its
+        own proportions, see `input_size`.
         """
-        results = torch.cat(self(*self.inputs_of(bg, fg_bg)))
-        results = F.interpolate(results, size=bg.shape[:2], mode="bilinear")
+        height, width = bg.shape[:2]
+        size = input_size(height, width, self.size)
+        results = torch.cat(self(*self.inputs_of(bg, fg_bg, size)))
+        results = F.interpolate(results, size=(height, width), mode="bilinear")
         mask, depth = results[:, 0].cpu().numpy()  # host sync: once per image
         return mask, depth
 
-    def inputs_of(self, bg: np.ndarray, fg_bg: np.ndarray) -> tuple[Tensor, ...]:
-        """Resize one pair as `predict_image` takes it; float32 (1, 3, S, S), as for `forward`."""
+    def inputs_of(
+        self, bg: np.ndarray, fg_bg: np.ndarray, size: tuple[int, int]
+    ) -> tuple[Tensor, ...]:
+        """Resize one pair as `predict_image` takes it; float32 (1, 3, *size), as for `forward`."""
         pair = torch.from_numpy(np.stack([bg, fg_bg])).to(self.get_buffer("bg_scale").device)
-        return resize(pair.permute(0, 3, 1, 2), self.size).chunk(2)
+        return resize(pair.permute(0, 3, 1, 2), size).chunk(2)
 
 
-def resize(images: Tensor, size: int) -> Tensor:
-    """uint8 (B, 3, H, W) -> float32 (B, 3, size, size) in 0..255, as in training.
+def input_size(height: int, width: int, size: int) -> tuple[int, int]:
+    """Height and width of the network's input for an image: the shorter side as in training.
+
+    The longer side keeps the proportions, to the nearest multiple of `MULTIPLE`. `compose` crops
+    photos to squares, so people have the size that they had in training. The network is
+    convolutional and takes any shape.
+    """
+    short, long = sorted((height, width))
+    scaled = max(size, MULTIPLE * round(long * size / short / MULTIPLE))
+    return (size, scaled) if height == short else (scaled, size)
+
+
+def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 (B, 3, H, W) -> float32 (B, 3, *size) in 0..255, as in training.
 
     A smaller result takes the mean of each new pixel's area, a larger one is bilinear.
     """
-    if size <= min(images.shape[-2:]):
-        return F.interpolate(images.float(), size=(size, size), mode="area")
-    return F.interpolate(images.float(), size=(size, size), mode="bilinear", antialias=True)
+    height, width = images.shape[-2:]
+    if size[0] <= height and size[1] <= width:
+        return F.interpolate(images.float(), size=size, mode="area")
+    return F.interpolate(images.float(), size=size, mode="bilinear", antialias=True)
 
 
 class Predicted(NamedTuple):
@@ -169,7 +191,8 @@ class Pair(NamedTuple):
     def read(self) -> tuple[np.ndarray, np.ndarray]:
         """Return bg and fg_bg, uint8 (H, W, 3), RGB.
 
-        Raises DataError for an unreadable image, and ModelError if their sizes differ.
+        Raises DataError for an unreadable image, and ModelError if their sizes differ or one side
+        is more than `LONGEST` times the other.
         """
         bg, fg_bg = read_rgb(self.bg), read_rgb(self.fg_bg)
         if bg.shape != fg_bg.shape:
@@ -177,6 +200,12 @@ class Pair(NamedTuple):
             raise ModelError(
                 f"{self.fg_bg} is {sizes[1]}, but {self.bg} is {sizes[0]}: expected the same scene "
                 "in one size"
+            )
+        height, width = bg.shape[:2]
+        if max(height, width) > LONGEST * min(height, width):
+            raise ModelError(
+                f"{self.fg_bg}: found {width}x{height}, expected at most {LONGEST} times as many "
+                "pixels in one direction as in the other; crop the images"
             )
         return bg, fg_bg
 

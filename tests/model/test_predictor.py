@@ -15,7 +15,14 @@ from loaders import Backgrounds, Batch, Layout, Preprocess
 from model import DualDecoderUNet, ModelError
 from model.checkpoint import ChannelStatistics, NetworkInfo
 from model.inference.export import export_network
-from model.inference.predictor import Pair, Predictor, pair_images, predict_files, resize
+from model.inference.predictor import (
+    Pair,
+    Predictor,
+    input_size,
+    pair_images,
+    predict_files,
+    resize,
+)
 from model.pictures import Example, draw_curves, draw_predictions
 from tests.pictures import texture
 
@@ -54,9 +61,34 @@ def test_same_result_as_preprocess_and_network(
     inputs = preprocess(Batch(fg_bg, gray, gray, torch.zeros(1, dtype=torch.int64)))
     with torch.no_grad():
         mask_logits, depth = predictor.network(inputs.bg, inputs.fg_bg)
-        ours = predictor(resize(bg, 32), resize(fg_bg, 32))
+        ours = predictor(resize(bg, (32, 32)), resize(fg_bg, (32, 32)))
     torch.testing.assert_close(ours[0], mask_logits.sigmoid())
     torch.testing.assert_close(ours[1], depth.clamp(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("photo", "expected"),
+    [((900, 1600), (160, 288)), ((1600, 900), (288, 160)), ((700, 700), (160, 160)),
+     ((100, 103), (160, 168)), ((100, 102), (160, 160)), ((50, 400), (160, 1280))],
+)  # fmt: skip
+def test_the_network_sees_photos_in_their_proportions(
+    photo: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    assert input_size(*photo, 160) == expected
+    (height, width), (rows, columns) = photo, expected
+    assert abs(rows / columns * width / height - 1) <= 4 / 160
+
+
+def test_a_part_of_a_wide_photo_is_seen_as_if_it_was_alone(predictor: Predictor) -> None:
+    bg, fg_bg = (_pixels(128, 128, seed) for seed in (0, 1))
+    wide_bg, wide_fg_bg = (np.concatenate([x, x[:, :64]], axis=1) for x in (bg, fg_bg))
+    part = predictor.inputs_of(wide_bg, wide_fg_bg, input_size(128, 192, 32))
+    for one, other in zip(part, predictor.inputs_of(bg, fg_bg, (32, 32)), strict=True):
+        assert one.shape == (1, 3, 32, 48)
+        torch.testing.assert_close(one[..., :32], other)
+    assert [result.shape for result in predictor.predict_image(wide_bg, wide_fg_bg)] == [
+        (128, 192)
+    ] * 2
 
 
 def test_results_have_the_size_of_the_input(predictor: Predictor, tmp_path: Path) -> None:
@@ -79,8 +111,11 @@ def test_unequal_or_unreadable_images_are_named(predictor: Predictor, tmp_path: 
     Image.fromarray(_pixels(40, 40)).save(valid)
     Image.fromarray(_pixels(40, 48)).save(other)
     text.write_text("not an image")
+    line = tmp_path / "line.png"
+    Image.fromarray(_pixels(10, 90)).save(line)
     for bg, fg_bg, message in (
         (valid, other, "48x40, but .* is 40x40"),
+        (line, line, "line.png: found 90x10, expected at most 8 times"),
         (valid, text, r"c\.png: found no readable image"),
         (tmp_path / "none.png", valid, "no such file"),
     ):
