@@ -17,6 +17,9 @@ import numpy as np
 
 from convert.errors import DataError, reading
 
+REPLACED = "replaced"
+"""In a published folder: what it has replaced, until that is removed."""
+
 
 def why_irregular(mode: int) -> str | None:
     """What a file of this mode (of `os.stat`) is instead of a regular one; None if it is one."""
@@ -143,32 +146,41 @@ def temporary_folder(target: Path) -> Iterator[Path]:
             "choose another folder"
         ) from error
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        if not os.path.lexists(work / REPLACED):  # else the only copy, which could not be restored
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def publish_folder(work: Path, target: Path) -> None:
     """Rename a finished folder to ``target``: in one step if that is missing or an empty folder.
 
-    Anything else is first renamed to `TARGET.replaced`, renamed back if publishing fails, and
-    removed afterwards. Raises DataError if `TARGET.replaced` exists.
+    Anything else is first moved to `WORK/replaced`, so that it is inside ``work`` or ``target``
+    whenever the process is killed. It is moved back if publishing fails, and removed at the end.
     """
-    replaced = target.with_name(f"{target.name}.replaced")
     is_empty = target.is_dir() and not target.is_symlink() and not any(target.iterdir())
     is_replacing = os.path.lexists(target) and not is_empty
     if is_replacing:
-        if os.path.lexists(replaced):
-            raise DataError(f"{replaced}: exists already; move it away and run again")
-        target.rename(replaced)
+        target.rename(work / REPLACED)
     try:
         work.rename(target)
     except BaseException:
-        if is_replacing:
-            replaced.rename(target)
+        restore_replaced(work, target)
         raise
     sync(target.absolute().parent)
-    if is_replacing and (replaced.is_symlink() or replaced.is_file()):
+    remove_replaced(target)
+
+
+def restore_replaced(work: Path, target: Path) -> None:
+    """Move back what `publish_folder` has moved to ``work``, if there is such a thing."""
+    if os.path.lexists(work / REPLACED) and not os.path.lexists(target):
+        (work / REPLACED).rename(target)
+
+
+def remove_replaced(target: Path) -> None:
+    """Remove what is left of the folder that ``target`` has replaced."""
+    replaced = target / REPLACED
+    if replaced.is_symlink() or replaced.is_file():
         replaced.unlink()
-    elif is_replacing:
+    elif replaced.exists():
         shutil.rmtree(replaced, ignore_errors=True)
         if replaced.exists():  # reported only, because a failed cleanup must not undo the rename
             click.echo(f"{replaced}: could not be removed; delete it", err=True)

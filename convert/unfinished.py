@@ -19,7 +19,7 @@ from typing import BinaryIO
 import click
 
 from convert.errors import DataError, RecordError
-from convert.files import publish_folder
+from convert.files import publish_folder, remove_replaced, restore_replaced
 from convert.manifest import MANIFEST
 
 
@@ -38,6 +38,7 @@ def check_target(shards: Path, force: bool) -> None:
         raise DataError(
             f"{shards}: exists and is not a finished shard folder; choose another name or remove it"
         )
+    remove_replaced(shards)  # a run may have been killed while it did so
     if not force:
         raise DataError(f"{shards}: exists already; --force replaces it")
 
@@ -55,7 +56,7 @@ def work_folder(
     work = shards.with_name(f"{shards.name}.partial")
     try:
         with _locked_job_file(shards, work) as file:
-            _claim(work, file, job, resume=resume, force=force)
+            _claim(work, file, job, shards, resume=resume, force=force)
             try:
                 yield work
             except BaseException as error:
@@ -94,9 +95,12 @@ def _locked_job_file(shards: Path, work: Path) -> Iterator[BinaryIO]:
 
 
 def _claim(
-    work: Path, file: BinaryIO, job: dict[str, object], *, resume: bool, force: bool
+    work: Path, file: BinaryIO, job: dict[str, object], shards: Path, *, resume: bool, force: bool
 ) -> None:
-    """Take the work folder: a new one, or that of an earlier run of the same job."""
+    """Take the work folder: a new one, or that of an earlier run of the same job.
+
+    Starting over restores the shards that an earlier run was killed in the middle of replacing.
+    """
     file.seek(0)
     text, own = file.read(), json.dumps(job).encode()
     if work.exists():
@@ -112,6 +116,7 @@ def _claim(
             raise DataError(
                 f"{work}: was begun with other arguments or another data set; --force starts over"
             )
+        restore_replaced(work, shards)
         _remove(work)
     file.truncate(0)
     file.write(own)
