@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from convert.outputs import require_output
 from loaders import ENGINES, Commands, Loader, distributed_rank, open_pair, possible_engines
 from loaders.augment import make_augment
-from loaders.interrupts import ignored_signals_repeated
 from loaders.preprocess import Preprocess
 from loaders.split import SPLITS, split_indices
 from loaders.trial import Step, Trial, describe, fastest, try_engines
@@ -403,7 +402,7 @@ def fit(
             given.pop(name, None)  # a resumed run keeps what was chosen
     config = RunConfig.from_options(options)
     lock = locked(run_dir) if first else nullcontext()
-    with ended_by_sigterm(), ignored_signals_repeated(), lock:
+    with ended_by_sigterm(), lock:
         config = config_to_run(config, given, run_dir, resume=resume, first=first)
         device = local_device(choose_device(config.data.device), world_size)
         choose_compile(config.compile, device, world_size=world_size)  # before anything is made

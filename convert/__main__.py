@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-import signal
 import sys
 from pathlib import Path
 
 import click
 
 from convert.errors import Commands
+from convert.interrupts import end_by_exception
 from convert.storage import DEPTH_CODECS, MASK_CODECS
 
 # Commands import their work when they run, so that `--help` and usage errors answer at once.
@@ -179,8 +179,7 @@ def show(shards: Path, out: Path, rows: int) -> None:
 
 
 if __name__ == "__main__":
-    # SIGTERM cleans up as Ctrl-C does, and file names that are not UTF-8 can be printed.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    if isinstance(sys.stdout, io.TextIOWrapper):
+    end_by_exception()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # prints file names that are not UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     main(prog_name="python -m convert")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
+
+from convert.interrupts import ignored_signals_repeated
 
 
 class DataError(click.ClickException):
@@ -41,16 +46,21 @@ def reading(path: Path) -> Iterator[None]:
 
 
 class Commands(click.Group):
-    """A group of commands that reports a usage error in one line; all command lines use it."""
+    """A group of commands; all command lines use it.
+
+    A mistake in the usage, and an error of the operating system that no command expects, are one
+    line. Ctrl-C is not lost while kernels are compiled.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args:  # shows the help
-            return super().parse_args(ctx, args)
-        with _usage_error_in_one_line():
-            return super().parse_args(ctx, args)
+        with _system_error_in_one_line():
+            if not args:  # shows the help
+                return super().parse_args(ctx, args)
+            with _usage_error_in_one_line():
+                return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:  # the result of whichever command runs
-        with _usage_error_in_one_line():
+        with ignored_signals_repeated(), _system_error_in_one_line(), _usage_error_in_one_line():
             return super().invoke(ctx)
 
 
@@ -60,3 +70,29 @@ def _usage_error_in_one_line() -> Iterator[None]:
         yield
     except click.UsageError as error:
         raise DataError(error.format_message()) from None
+
+
+@contextmanager
+def _system_error_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # click ends silently, as `yes | head` does
+            raise
+        raise DataError(_where_it_failed(error)) from None
+
+
+def _where_it_failed(error: OSError) -> str:
+    try:
+        sys.stdout.flush()
+    except OSError as failure:
+        # What is buffered would be written again, and fail again, when the interpreter exits.
+        with open(os.devnull, "w") as null:
+            os.dup2(null.fileno(), sys.stdout.fileno())
+        return f"standard output: cannot be written ({failure.strerror}); fix that and run again"
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return "the working folder has been removed; change to another one and run again"
+    reason = error.strerror or str(error)
+    return f"{error.filename}: {reason}; fix that and run again" if error.filename else reason

@@ -40,6 +40,17 @@ def require_regular(path: str | Path) -> None:
         raise DataError(f"{path}: {reason}; replace or remove it")
 
 
+def require_outside(output: Path, folder: Path) -> None:
+    """DataError if an output would be written into a folder that is read, through links or not."""
+    with reading(output):
+        found, read = output.resolve(), folder.resolve()
+    if found == read or read in found.parents:
+        raise DataError(
+            f"{output}: is inside {folder}, which is read and would be spoiled; name a folder "
+            "elsewhere"
+        )
+
+
 def read_regular(path: Path) -> bytes:
     """All bytes of a file; DataError unless it is regular, OSError if it cannot be read."""
     require_regular(path)

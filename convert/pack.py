@@ -26,7 +26,7 @@ from convert import beton, tarshards
 from convert.bases import open_bases
 from convert.codecs import encode_rgb
 from convert.errors import DataError, RecordError
-from convert.files import read_regular, sync
+from convert.files import read_regular, require_outside, sync
 from convert.manifest import (
     BACKGROUNDS,
     FORMATS,
@@ -132,6 +132,7 @@ def pack(
     if scheduler is not None:  # its workers may run in other folders
         dataset, shards = dataset.absolute(), shards.absolute()
     check_target(shards, force)
+    require_outside(shards, dataset)
     source = read_source(dataset, samples_per_fg=config.samples_per_fg)
     job = _job(source, config)
     pool = worker_pool(workers) if scheduler is None else cluster_pool(scheduler)

@@ -182,9 +182,11 @@ def _check_names(folder: Path, found: list[str], expected: list[str], what: str)
     # File names and stems sort differently: `a-b.jpg` is before `a.jpg`, `a-b` is after `a`.
     missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     if missing or extra:
-        first = f"{missing[0]} is missing" if missing else f"{extra[0]} has no counterpart"
+        first = [f"{name} is missing" for name in missing[:1]]
+        first += [f"{name} has no counterpart" for name in extra[:1]]
         raise DataError(
-            f"{folder}: found {len(found)} entries, expected {len(expected)} ({what}): {first}"
+            f"{folder}: found {len(found)} entries, expected {len(expected)} ({what}): "
+            + ", ".join(first)
         )
 
 

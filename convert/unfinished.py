@@ -22,11 +22,15 @@ from convert.errors import DataError, RecordError
 from convert.files import publish_folder, remove_replaced, restore_replaced
 from convert.manifest import MANIFEST
 
+_LONGEST_NAME = 220  # of 255 bytes; the names of the work folder and what it leaves are longer
+
 
 def check_target(shards: Path, force: bool) -> None:
     """DataError unless a shard folder may be written under this name."""
     if not shards.name or not shards.absolute().parent.is_dir():
         raise DataError(f"{shards}: not a new folder in an existing one; choose another name")
+    if (length := len(os.fsencode(shards.name))) > _LONGEST_NAME:
+        raise DataError(f"{shards}: found a name of {length} bytes, expected {_LONGEST_NAME}")
     # A rename can replace neither of these with a folder.
     if shards.is_symlink():
         raise DataError(f"{shards}: is a link; give the name of the folder itself")
@@ -90,7 +94,7 @@ def _locked_job_file(shards: Path, work: Path) -> Iterator[BinaryIO]:
         try:
             yield file
         finally:
-            if not work.exists():
+            if not work.exists() or not os.fstat(file.fileno()).st_size:  # or it is not ours
                 path.unlink()
 
 

@@ -13,6 +13,7 @@ from itertools import islice
 from typing import TypeVar
 
 from convert.errors import DataError
+from convert.interrupts import interrupt_later
 
 T = TypeVar("T")
 _IN_FLIGHT = 4
@@ -100,10 +101,12 @@ def run_all(
     try:
         while True:
             for task in islice(remaining, limit - len(waiting)):
-                # A process started here inherits the mask: the parent alone handles Ctrl-C.
-                before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+                # A process started here inherits the mask: the parent alone handles Ctrl-C and a
+                # closed terminal. It does so later, as a process half started would complain.
+                before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
                 try:
-                    waiting.add(executor.submit(fn, *task))
+                    with interrupt_later():
+                        waiting.add(executor.submit(fn, *task))
                 finally:
                     signal.pthread_sigmask(signal.SIG_SETMASK, before)
             if not waiting:

@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable
 
 from convert.errors import DataError, RecordError
+from convert.interrupts import interrupt_later
 from loaders.batch import Batch
-from loaders.interrupts import interrupt_later
 
 
 class TooManyCorruptRecords(RecordError):

@@ -58,8 +58,8 @@ def _run(action: Callable[[], object], last: int) -> None:
         count()
         return write(path, content)
 
-    os.fsync = counted_fsync
-    Path.write_bytes = torn_write  # type: ignore[method-assign]
+    os.fsync = counted_fsync  # type: ignore[assignment]
+    Path.write_bytes = torn_write  # type: ignore[method-assign, assignment]
     sys.addaudithook(hook)
     try:
         action()

@@ -30,8 +30,9 @@ ALLOWED = {
     "model/": "convert.errors convert.images convert.outputs convert.schema",
     "train.py": "convert.outputs",
     "loaders/": (
-        "convert.codecs convert.errors convert.jpeg.difference convert.jpeg.record convert.layout "
-        "convert.manifest convert.moments convert.shards convert.storage convert.workers"
+        "convert.codecs convert.errors convert.interrupts convert.jpeg.difference "
+        "convert.jpeg.record convert.layout convert.manifest convert.moments convert.shards "
+        "convert.storage convert.workers"
     ),
     "loaders/folder.py": "convert.source",
     "loaders/engines/reference.py": "convert.files convert.source",

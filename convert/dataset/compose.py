@@ -21,7 +21,7 @@ from convert.dataset import photos, scenes
 from convert.dataset.canvas import DEPTH_QUALITY, Canvas, Cutout, encode_jpeg
 from convert.dataset.plan import Plan, choose_depth, choose_images, plan_metadata
 from convert.errors import DataError
-from convert.files import publish_folder, temporary_folder
+from convert.files import publish_folder, require_outside, temporary_folder
 from convert.source import FOLDERS
 from convert.workers import run_all, worker_pool
 
@@ -69,6 +69,8 @@ def compose(
         bg=bg_images, fg=fg_images, bg_depth=choose_depth(bg_depth, bg_images),
         backgrounds=bg_count, foregrounds=fg_count, placements=placements, size=size, seed=seed,
     )  # fmt: skip
+    for folder_of_user in filter(None, (bg, fg, bg_depth)):
+        require_outside(dataset, folder_of_user)
     if dataset.exists() and (not dataset.is_dir() or any(dataset.iterdir())):
         raise DataError(
             f"{dataset} exists and is not an empty folder: name a new folder, or remove it first."

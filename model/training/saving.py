@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_any, tree_map_only
 
 T = TypeVar("T")
-SIGTERM_EXIT = 128 + signal.SIGTERM
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 def copy_to_host(state: T) -> tuple[T, Callable[[], None]]:
@@ -76,14 +76,16 @@ class BackgroundWriter:
 def ended_by_sigterm() -> Iterator[None]:
     """Within the block, SIGTERM raises SystemExit(143) in the main thread, as Ctrl-C raises.
 
-    By default it ends the process at once, in the middle of a write.
+    So does SIGHUP (129), of a closed terminal. By default they end the process at once, in the
+    middle of a write. One that is ignored (`nohup`) or has another handler stays as it is.
     """
+    # Only the main thread may set handlers.
     main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield  # only the main thread may set handlers; the caller's own are kept
-        return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(SIGTERM_EXIT))
+    numbers = [n for n in _ENDING if main and signal.getsignal(n) is signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 
+from convert.interrupts import ignored_signals_repeated, interrupt_later
 from loaders import build_loader
 from loaders.batch import Batch
-from loaders.interrupts import ignored_signals_repeated, interrupt_later
 
 DALI = ["dali", "dali-stream"]
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM where Python ignores exceptions, in finalizers and callbacks: not lost."""
+"""Ctrl-C, SIGTERM and SIGHUP, also where Python ignores exceptions: in finalizers and callbacks."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ _DELAY = 0.05
 
 @contextmanager
 def interrupt_later() -> Iterator[None]:
-    """Let what SIGINT and SIGTERM raise be raised soon after this block, and not in it.
+    """Let what SIGINT, SIGTERM and SIGHUP raise be raised soon after this block, and not in it.
 
     If an epoch is left before its iterator ends, Python ends it in a finalizer, where it would
     print and ignore an exception. Has no effect in other threads, which get no signals, on handlers
-    of SIGINT other than Python's own, and on SIGTERM without a handler in Python.
+    of SIGINT other than Python's own, and on the others without a handler in Python.
     """
     handlers: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             handlers[signal.SIGINT] = signal.default_int_handler
-        if callable(handler := signal.getsignal(signal.SIGTERM)):
-            handlers[signal.SIGTERM] = handler
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if callable(handler := signal.getsignal(number)):
+                handlers[number] = handler
     received: set[int] = set()
-    for number in handlers:
-        signal.signal(number, lambda number, _: received.add(number))
+    for one in handlers:
+        signal.signal(one, lambda number, _: received.add(number))
     try:
         yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for number in received:
-            _send_after(_DELAY, number)
+        for one, handler in handlers.items():
+            signal.signal(one, handler)
+        for one in received:
+            _send_after(_DELAY, one)
 
 
 @contextmanager
@@ -45,7 +46,7 @@ def ignored_signals_repeated() -> Iterator[None]:
 
     Callbacks from C ignore exceptions, as finalizers do: those of LLVM, while numba compiles or
     loads a kernel, among them. For signals whose handlers raise KeyboardInterrupt (SIGINT) and
-    SystemExit (SIGTERM).
+    SystemExit (SIGTERM; it stands for SIGHUP too).
     """
     before = sys.unraisablehook
 
@@ -64,6 +65,16 @@ def ignored_signals_repeated() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = before
+
+
+def end_by_exception() -> None:
+    """Let SIGTERM and SIGHUP raise SystemExit(128 + number), so that they clean up as Ctrl-C does.
+
+    Those that are ignored (`nohup`) or have another handler stay as they are.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
 
 
 def _send_after(seconds: float, number: int) -> None:

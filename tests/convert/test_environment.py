@@ -1,0 +1,167 @@
+"""What surrounds a command: a full disk, a removed folder, signals, permissions, long names."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from convert import interrupts
+from convert.__main__ import main
+from convert.dataset.compose import compose
+from convert.errors import Commands, DataError
+from convert.pack import pack
+from convert.verify import verify
+from model.training.saving import ended_by_sigterm
+
+
+def failing(error: BaseException | None, text: str = "") -> click.Group:
+    """A group of one command that prints and fails."""
+
+    @click.group(cls=Commands)
+    def group() -> None:
+        pass
+
+    @group.command()
+    def fail() -> None:
+        click.echo(text)
+        if error is not None:
+            raise error
+
+    return group
+
+
+@pytest.mark.parametrize("arguments", [["inspect", "SHARDS"], ["--help"], ["pack", "--help"]])
+def test_a_full_disk_behind_the_standard_output(
+    shards: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    full = open("/dev/full", "w")  # noqa: SIM115
+    monkeypatch.setattr(sys, "stdout", full)
+    with pytest.raises(SystemExit, match="2"):
+        main([str(shards) if a == "SHARDS" else a for a in arguments])
+    full.close()  # nothing is left in its buffer that would fail again
+    expected = "Error: standard output: cannot be written (No space left on device); fix that"
+    assert capsys.readouterr().err == f"{expected} and run again\n"
+
+
+def test_an_unexpected_error_of_the_operating_system_is_one_line() -> None:
+    for error, message in [
+        (PermissionError(errno.EACCES, "Permission denied", "a/b"), "a/b: Permission denied; fix"),
+        (OSError("odd"), "Error: odd"),
+    ]:
+        result = CliRunner().invoke(failing(error), ["fail"])
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+        assert message in result.stderr
+
+
+def test_a_removed_working_folder(tmp_path: Path, dataset: Path) -> None:
+    before = Path.cwd()
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    os.chdir(folder)
+    folder.rmdir()
+    try:
+        result = CliRunner().invoke(main, ["pack", str(dataset), "shards", "--workers", "0"])
+    finally:
+        os.chdir(before)
+    assert result.exit_code == 2
+    assert "the working folder has been removed" in result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("handled", ["convert", "train"])
+def test_a_closed_terminal_ends_a_command_as_sigterm_does(
+    number: signal.Signals, handled: str
+) -> None:
+    before = {n: signal.signal(n, signal.SIG_DFL) for n in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        if handled == "convert":
+            interrupts.end_by_exception()
+            with pytest.raises(SystemExit, match=str(128 + number)):
+                signal.raise_signal(number)
+        else:
+            with pytest.raises(SystemExit, match=str(128 + number)), ended_by_sigterm():
+                signal.raise_signal(number)
+            assert signal.getsignal(number) is signal.SIG_DFL
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as `nohup` does
+        interrupts.end_by_exception()
+        with ended_by_sigterm():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        for n, handler in before.items():
+            signal.signal(n, handler)
+
+
+@pytest.mark.parametrize("output", ["shards", "fg_bg/out", "bg/../new"])
+def test_output_inside_the_input_is_refused(dataset: Path, tmp_path: Path, output: str) -> None:
+    copy = Path(shutil.copytree(dataset, tmp_path / "data", copy_function=os.link))
+    (tmp_path / "link").symlink_to(copy)
+    for target in (copy / output, tmp_path / "link" / output):
+        with pytest.raises(DataError, match=r"is inside .*, which is read and would be spoiled"):
+            pack(copy, target, workers=0, progress=False)
+    with pytest.raises(DataError, match="is inside"):
+        compose(copy / "bg" / "new", bg=copy / "bg", workers=0, progress=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "link"}
+
+
+@pytest.mark.parametrize("length", [221, 250, 300])
+def test_a_long_name_is_refused_before_any_work(dataset: Path, tmp_path: Path, length: int) -> None:
+    result = CliRunner().invoke(main, ["pack", str(dataset), str(tmp_path / ("x" * length))])
+    assert result.exit_code == 2, result.output
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_work_folder_of_someone_else_leaves_no_job_file(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "shards.partial").mkdir()
+    with pytest.raises(DataError, match="was not made by a converter; move it away"):
+        pack(dataset, tmp_path / "shards", workers=0, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["shards.partial"]
+
+
+def test_one_other_name_is_shown_with_the_one_expected(dataset: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(dataset, tmp_path / "data", copy_function=os.link))
+    (copy / "fg_bg_mask" / "bg_002").rename(copy / "fg_bg_mask" / "bg_2")
+    with pytest.raises(DataError, match="bg_002 is missing, bg_2 has no counterpart"):
+        pack(copy, tmp_path / "shards", workers=0, progress=False)
+
+
+@pytest.fixture
+def as_user() -> Callable[[Callable[[], Any]], Any]:
+    """Calls a function as a user without privileges; skips where the process has none itself."""
+    if os.geteuid():
+        pytest.skip("needs root to become another user")
+
+    def call(function: Callable[[], Any]) -> Any:
+        os.seteuid(65534)
+        try:
+            return function()
+        finally:
+            os.seteuid(0)
+
+    return call
+
+
+def test_a_folder_of_another_user(
+    dataset: Path, shards: Path, tmp_path: Path, as_user: Callable[[Callable[[], Any]], Any]
+) -> None:
+    for parent in (tmp_path, *tmp_path.parents[:2], dataset.parent, *dataset.parents[1:3]):
+        parent.chmod(0o755)
+    with pytest.raises(DataError, match="Permission denied; fix that"):
+        as_user(lambda: pack(dataset, tmp_path / "shards", workers=0, progress=False))
+    assert list(tmp_path.iterdir()) == []
+    assert as_user(lambda: verify(shards, workers=0, progress=False)) == []
+    secret = Path(shutil.copytree(dataset, tmp_path / "data")) / "fg_bg" / "bg_001"
+    secret.chmod(0)
+    with pytest.raises(DataError, match=r"fg_bg/bg_001: cannot be read \(Permission denied\)"):
+        as_user(lambda: verify(shards, source=tmp_path / "data", workers=0, progress=False))
