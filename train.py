@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -51,7 +51,7 @@ from model.training import options as cli
 from model.training.compiling import compile_once, compiled_if
 from model.training.config import DataConfig, RunConfig
 from model.training.evaluation import Report, evaluate_network, training_means, validate
-from model.training.optimizer import make_optimizer
+from model.training.optimizer import load_optimizer, load_scaler, make_optimizer
 from model.training.profiling import StepProfile, phase_range
 from model.training.progress import Elapsed, EpochMeter, RunningLoss, require_finite_weights
 from model.training.provenance import require_fingerprint, seen_note, trained_samples
@@ -164,18 +164,18 @@ class StageTrainer:
     def load_state(self, state: StageState) -> None:
         """Restore optimiser, scaler and running loss from a result of `state`.
 
-        Raises ModelError if the optimiser's parameters are not those of the stage.
+        Raises ModelError if it is not of this stage.
         """
         try:
-            self.optimizer.load_state_dict(state["optimizer"])
+            load_optimizer(self.optimizer, state["optimizer"])
+            if state["scaler"]:  # empty if the run did not scale gradients so far
+                load_scaler(self.scaler, state["scaler"])
+            self.running.load(state["running"])
         except ValueError as error:
             raise ModelError(
                 f"--resume: the saved optimiser does not fit the network ({error}); resume the run "
                 "with the version that began it, or start a new run"
             ) from None
-        if state["scaler"]:  # empty if the run did not scale gradients so far
-            self.scaler.load_state_dict(state["scaler"])
-        self.running.sums.copy_(state["running"])
 
 
 def train_epoch(
@@ -282,7 +282,7 @@ def try_possible_engines(run: Run, device: torch.device) -> list[Trial]:
         trials = try_engines(
             engines,
             lambda engine: open_pair(
-                replace(data, engine=engine), device=device, batch_size=stage.batch_size,
+                data.changed(engine=engine), device=device, batch_size=stage.batch_size,
                 world_size=config.world_size,
             ),
             step_of,
@@ -425,7 +425,7 @@ def fit(
         reporter = Reporter(shown=first, board=board, step=run.steps)
         with joined(rank, world_size, device), reporter.reporting(), run.saving():
             trials = from_first_rank(trials)
-            run.record(data=replace(run.config.data, engine=fastest(trials)))
+            run.record(data=run.config.data.changed(engine=fastest(trials)))
             if len(trials) > 1:
                 reporter.line(f"loader: {describe(trials)}: using {run.config.data.engine}")
             recorded = StepProfile(path=run_dir / TRACE, steps=profile if first else 0)
@@ -458,7 +458,7 @@ def evaluate(
     info = loaded.info
     split = split or info.split
     data |= {"split": split, "split_seed": info.split_seed, "validation": info.validation}
-    config = DataConfig(**data)  # type: ignore[arg-type]  # click has checked the types
+    config = DataConfig.from_options(data)
     device = choose_device(config.device)
     report = evaluate_checkpoint(loaded, config, amp, device, cameras=cameras, samples=samples)
     note = seen_note(split, info.split, report.seen)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,7 +90,7 @@ def _score(
     config = read_config(folder / CONFIG)
     data = config.data
     if shards is not None:
-        data = replace(data, shards=str(shards), split="random")
+        data = data.changed(shards=str(shards), split="random")
     epochs = _read_epochs(folder / METRICS)
     planned = sum(stage.epochs for stage in config.recipe.stages)
     if len(epochs) != planned:
@@ -113,7 +112,7 @@ def _score(
         f"rule_{name}": value_of(rows[baseline], name) for name, baseline in BASELINES.items()
     }
     figures["depth_rmse_of_rule"] = figures["depth_rmse"] / figures["rule_depth_rmse"]
-    figures |= _training(replace(config.recipe, width=config.width), epochs)
+    figures |= _training(config.recipe.changed(width=config.width), epochs)
     scored = CaseResult(
         parameters={
             "recipe": config.recipe.name,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -198,7 +198,7 @@ def _steps(stage: Stage, data: Data) -> int:
 
 def _load(names: tuple[str, ...], width: int, batch_size: int | None) -> list[Recipe]:
     """The recipes with this width and batch size. Raises DataError for two of one name."""
-    recipes = [replace(load_recipe(name), width=width) for name in names]
+    recipes = [load_recipe(name).changed(width=width) for name in names]
     found = [recipe.name for recipe in recipes]
     if twice := [name for name in found if found.count(name) > 1]:
         raise DataError(
@@ -208,7 +208,7 @@ def _load(names: tuple[str, ...], width: int, batch_size: int | None) -> list[Re
     if batch_size is None:
         return recipes
     return [
-        replace(recipe, stages=tuple(replace(s, batch_size=batch_size) for s in recipe.stages))
+        recipe.changed(stages=tuple(s.changed(batch_size=batch_size) for s in recipe.stages))
         for recipe in recipes
     ]
 

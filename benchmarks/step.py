@@ -73,8 +73,8 @@ def step(
         joint = Setup(loader, make_stage("joint", size, batch_size), width, precision)
         for title, recipe in {
             "ours": joint.recipe,
-            "ours with a camera": replace(joint.recipe, camera=0.8),
-            "ours with Muon": replace(joint.recipe, optimizer="muon"),
+            "ours with a camera": joint.recipe.changed(camera=0.8),
+            "ours with Muon": joint.recipe.changed(optimizer="muon"),
         }.items():
             ways[f"joint stage, {title}"] = OurStep(
                 replace(joint, recipe=recipe), compiled=compiled

@@ -22,6 +22,7 @@ Pair = Annotated[tuple[T, T], Field(strict=False)]
 LARGEST = 2**63 - 1
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
 Positive = Annotated[int, Field(ge=1, le=LARGEST)]
+AnyFloat = Annotated[float, Field(allow_inf_nan=True)]
 
 _EXPECTED = {
     "int_type": "a whole number",
@@ -31,6 +32,7 @@ _EXPECTED = {
     "string_type": "a string",
     "bool_type": "true or false",
     "tuple_type": "a list",
+    "named_tuple_type": "a list or a table",
     "list_type": "a list",
     "dict_type": "a table",
     "model_type": "a table",
@@ -177,7 +179,9 @@ def _first_problem(error: ValidationError) -> str:
         return _place((*path, *whole)) + str(context["error"])
     if kind == "missing":
         return f"{_place(path)}missing key {key!r}"
-    expected = _EXPECTED[kind].format_map(context) if kind in _EXPECTED else first["msg"]
+    expected = (
+        _EXPECTED[kind].format_map(context) if kind in _EXPECTED else f"valid ({first['msg']})"
+    )
     if key == "[key]":
         return f"{_place(path[:-1])}unknown key {shown(path[-1])}; expected {expected}"
     subject = "" if key is None else f"{_named(key)} must be "

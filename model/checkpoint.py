@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from convert.schema import Items, Schema, one_of, parse_table, shown
 from model.contract import Moments
 from model.errors import ModelError
 from model.files import replace_bytes
-from model.unet import DualDecoderUNet, rename_original
+from model.losses import DEPTH_LOSSES
+from model.recipe import WIDEST
+from model.unet import DOWNSAMPLING, DualDecoderUNet, rename_original
 
 FORMAT = "maskdepth-network"
 VERSION = 2
@@ -30,11 +33,14 @@ METADATA_KEY = "maskdepth"
 """Key of the safetensors metadata that holds JSON with format, version and info."""
 
 
+Channels = Items[Annotated[float, Field(ge=0, le=1)]]
+
+
 class ChannelStatistics(NamedTuple):
     """Mean and standard deviation of each channel, in 0..1."""
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: Channels
+    std: Channels
 
 
 ORIGINAL_STATISTICS = dict.fromkeys(
@@ -51,23 +57,22 @@ def channel_statistics(statistics: Mapping[str, Moments]) -> dict[str, ChannelSt
     }
 
 
-@dataclass(frozen=True, kw_only=True)
-class NetworkInfo:
+class NetworkInfo(Schema):
     """What is needed to use the weights of a network, and how it was trained."""
 
-    width: int
+    width: Annotated[int, Field(ge=1, le=WIDEST)]
     """Channels at full size."""
-    size: int
+    size: Annotated[int, Field(ge=DOWNSAMPLING, le=8192, multiple_of=DOWNSAMPLING)]
     """Height and width of the network's input in the last stage of training."""
-    depth_loss: str
+    depth_loss: Annotated[str, one_of(DEPTH_LOSSES)]
     """The depth loss of training, for `model.losses.depth_values`."""
     statistics: dict[str, ChannelStatistics]
     """Normalisation of bg and fg_bg in training."""
     recipe: str = ""
     """Name of the recipe."""
     split: str = "random"
-    split_seed: int = 42
-    validation: float = 0.3
+    split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """The split into training and validation, as in `model.training.config.DataConfig`."""
     data: str = ""
     """Fingerprint of the data set (`model.training.provenance`); empty if it is not known."""
@@ -79,7 +84,7 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], info: NetworkInfo) -
     """Write the state dict of a network and its info as safetensors."""
     # safetensors rejects channels_last tensors.
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    about = {"format": FORMAT, "version": VERSION, "info": asdict(info)}
+    about = {"format": FORMAT, "version": VERSION, "info": info.model_dump()}
     # In one entry, because safetensors writes several in an order that varies between runs.
     metadata = {METADATA_KEY: json.dumps(about)}
     # save_file would make the file readable by its owner only, regardless of the umask.
@@ -107,22 +112,32 @@ def load_network(path: str | Path) -> Checkpoint:
         tensors, info = _read_safetensors(path)
     else:
         tensors = rename_original(_read_state_dict(path))
-        first = tensors["encoder.inc.0.weight"]
-        info = NetworkInfo(
-            width=len(first) if first.ndim else 1,
-            size=224,
-            depth_loss="l1",
-            statistics=ORIGINAL_STATISTICS,
-            recipe="original",
+        about = {"size": 224, "depth_loss": "l1", "recipe": "original"}
+        info = _info(path, {**about, "width": _width(tensors), "statistics": ORIGINAL_STATISTICS})
+    if _width(tensors) != info.width:  # checked before memory for that width is taken
+        raise ModelError(
+            f"checkpoint {path}: weights do not fit the network: their width is {_width(tensors)}, "
+            f"that of the metadata {info.width}"
         )
     network = DualDecoderUNet(info.width)
     try:
-        network.load_state_dict(tensors)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"checkpoint {path}: weights do not fit the network: {reason}") from None
+        load_weights(network, tensors)
+    except ValueError as error:
+        raise ModelError(f"checkpoint {path}: {error}") from None
     _require_usable(network, path)
     return Checkpoint(network.eval(), info)
+
+
+def load_weights(network: DualDecoderUNet, weights: Mapping[str, Tensor]) -> None:
+    """Load a state dict; ValueError if it is that of another network."""
+    try:
+        network.load_state_dict(weights)
+        for name, own in network.state_dict().items():
+            if own.is_floating_point() != weights[name].is_floating_point():
+                raise RuntimeError(f"{name} is {weights[name].dtype}, expected {own.dtype}")
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"weights do not fit the network: {reason}") from None
 
 
 def _require_usable(network: DualDecoderUNet, path: Path) -> None:
@@ -148,22 +163,37 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], NetworkInfo]:
     except (SafetensorError, OSError) as error:
         raise ModelError(f"checkpoint {path}: not a readable safetensors file: {error}") from None
     try:
-        about = json.loads(metadata)
-        found = (about.get("format"), about.get("version"))
-        if found != (FORMAT, VERSION):
-            raise ModelError(
-                f"checkpoint {path}: found format {found[0]!r} version {found[1]!r} in its "
-                f"metadata, expected {FORMAT!r} version {VERSION}, as `train.py fit` writes it"
-            )
-        statistics = {
-            name: ChannelStatistics(tuple(map(float, mean)), tuple(map(float, std)))
-            for name, (mean, std) in about["info"]["statistics"].items()
-        }
-        if not {"bg", "fg_bg"} <= statistics.keys():
-            raise ValueError("statistics of bg and fg_bg are needed")
-        return tensors, NetworkInfo(**{**about["info"], "statistics": statistics})
-    except (AttributeError, TypeError, KeyError, ValueError) as error:
+        about = parse_table(metadata)
+    except ValueError as error:
         raise ModelError(f"checkpoint {path}: invalid metadata: {error}") from None
+    form, version = about.get("format"), about.get("version")
+    if form != FORMAT or version != VERSION:
+        raise ModelError(
+            f"checkpoint {path}: found format {shown(form)} version {shown(version)} in its "
+            f"metadata, expected {FORMAT!r} version {VERSION}, as `train.py fit` writes it"
+        )
+    return tensors, _info(path, about.get("info"))
+
+
+def _info(path: Path, value: object) -> NetworkInfo:
+    """The info of a checkpoint, with which images can be normalised; ModelError otherwise."""
+    try:
+        info = NetworkInfo.from_json(value)
+        for name in ("bg", "fg_bg"):
+            mean, std = info.statistics.get(name, ((), ()))
+            if (len(mean), len(std)) != (3, 3) or min(std) <= 0:
+                raise ValueError(
+                    f"statistics: {name} must have a mean and a std above 0 of 3 channels"
+                )
+    except ValueError as error:
+        raise ModelError(f"checkpoint {path}: invalid metadata: {error}") from None
+    return info
+
+
+def _width(tensors: Mapping[str, Tensor]) -> int:
+    """Channels at full size, by the first weight; 0 if it is missing."""
+    first = tensors.get("encoder.inc.0.weight")
+    return first.shape[0] if first is not None and first.ndim else 0
 
 
 def _read_state_dict(path: Path) -> Mapping[str, Tensor]:
@@ -184,7 +214,7 @@ def _load_plain(path: Path) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the type that torch raises depends on the bytes of the file
-        reason = str(error).splitlines()[0][:200]
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ModelError(
             f"{path}: expected a file of tensors and plain values, found a corrupt file or one "
             f"that holds code ({reason}); files that hold code are refused"
@@ -217,14 +247,23 @@ def save_state(path: Path, state: Mapping[str, object]) -> None:
     replace_bytes(path, content.getvalue())
 
 
-def load_state(path: Path) -> dict[str, Any]:  # torch.load returns values without types
-    """Read what `save_state` wrote and set the random generators. Raises ModelError."""
+def load_state(path: Path) -> dict[str, object]:
+    """Read what `save_state` wrote. Raises ModelError."""
     state = _load_plain(path)
     if not isinstance(state, dict) or not {"position", "generators"} <= state.keys():
         raise ModelError(f"{path}: not the state of a run; expected what `train.py fit` writes")
-    cpu, *cuda = state.pop("generators")
-    torch.set_rng_state(cpu)
-    if torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(cuda)
-    state["position"] = Position(*state["position"])
     return state
+
+
+def set_generators(states: Sequence[Tensor]) -> None:
+    """Set torch's random generators to `generator_states`; ValueError if they are none.
+
+    Those of the GPUs are left as they are where there is another number of GPUs.
+    """
+    cpu, *cuda = states
+    try:
+        torch.set_rng_state(cpu)
+        if torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(cuda)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"generators: not states of random generators ({error})") from None

@@ -83,7 +83,9 @@ def draw_predictions(
         axis.set_title(name, fontsize=10, color=INK, pad=5)
     if title:
         top = 1 - 0.16 / height
-        figure.text(0.5, top, title, ha="center", va="center", fontsize=10, color=MUTED)
+        figure.text(
+            0.5, top, title, ha="center", va="center", fontsize=10, color=MUTED, parse_math=False
+        )
     _save(figure, path, command)
 
 
@@ -98,7 +100,8 @@ def draw_curves(path: Path, history: Sequence[Mapping[str, float | None]], title
     _curve(rmse, history, "depth_rmse", "validation depth RMSE", VALIDATION_COLOUR)
     for axis in (loss, rmse):
         axis.set_ylim(bottom=0)
-    figure.suptitle(title, fontsize=10, color=MUTED)
+    # The name of a recipe may have a "$", which begins no formula.
+    figure.suptitle(title, fontsize=10, color=MUTED, parse_math=False)
     _save(figure, path, "fit")
 
 

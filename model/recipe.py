@@ -2,69 +2,64 @@
 
 from __future__ import annotations
 
-import json
 import math
-import sys
 import tomllib
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Annotated, Self
 
+from pydantic import AfterValidator, Field, model_validator
+
+from convert.schema import Items, Positive, Schema, one_of, parse_json
 from model.errors import ModelError
 from model.losses import DEPTH_LOSSES, LOGIT_DEPTH, MASK_LOSSES
 from model.unet import DOWNSAMPLING, PARTS, Decode
 
 SCHEDULES = ("constant", "onecycle")
 OPTIMIZERS = ("sgd", "muon")
+WIDEST = 1024
+"""Channels at full size: 1.6 thousand million weights."""
 WARM_UP = 0.3
 """Share of a one-cycle stage in which the learning rate rises."""
 
+Share = Annotated[float, Field(ge=0, le=1)]
 
-@dataclass(frozen=True, kw_only=True)
-class Stage:
+
+def _is_printable(name: str) -> str:
+    if not name.isprintable():
+        raise ValueError(f"expected a name of one line, found {ascii(name)[:60]}")
+    return name
+
+
+def _can_train(trains: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(trains)) < len(trains) or not {"mask", "depth"} & set(trains):
+        raise ValueError(f"expected mask, depth or both, and no part twice, found {list(trains)}")
+    return trains
+
+
+class Stage(Schema):
     """Some epochs with one image size, batch size, learning rate and set of trained parts."""
 
-    size: int
+    size: Annotated[int, Field(ge=DOWNSAMPLING, le=8192, multiple_of=DOWNSAMPLING)]
     """Height and width in pixels of the network's input; a multiple of 8."""
-    batch_size: int
+    batch_size: Annotated[int, Field(ge=1, le=2**16)]
     """Samples per optimiser step, on each rank."""
-    lr: float
+    lr: Annotated[float, Field(gt=0)]
     """Learning rate; with the one-cycle schedule, its maximum."""
-    trains: tuple[str, ...]
+    trains: Annotated[Items[Annotated[str, one_of(PARTS)]], AfterValidator(_can_train)]
     """Parts that train: encoder, mask, depth. The others are frozen."""
-    epochs: int = 1
+    epochs: Annotated[int, Field(ge=1, le=10**6)] = 1
     """Passes over the training split, or over ``samples`` of it."""
-    samples: int | None = None
+    samples: Positive | None = None
     """Samples of an epoch, rounded down to full batches (at least one); None for the complete
     training split. Each epoch draws again from the complete split, so that a sample can be seen
     in several epochs before another is seen once."""
-    schedule: str = "constant"
+    schedule: Annotated[str, one_of(SCHEDULES)] = "constant"
     """constant, or onecycle: a linear rise and then half a cosine, once over the stage."""
-    mask_loss: str = "bce"
+    mask_loss: Annotated[str, one_of(MASK_LOSSES)] = "bce"
     """bce, dice, bce+dice, ssim or l1; used if the mask decoder trains."""
-    depth_loss: str = "l1"
+    depth_loss: Annotated[str, one_of(DEPTH_LOSSES)] = "l1"
     """l1, ssim, bce or densedepth; used if the depth decoder trains."""
-
-    def __post_init__(self) -> None:
-        _check_counts(self, "size", "batch_size", "epochs")
-        if self.samples is not None:
-            _check_counts(self, "samples")
-        _check(self.size % DOWNSAMPLING == 0, "size", f"a multiple of {DOWNSAMPLING}", self.size)
-        finite = _is_number(self.lr) and 0 < self.lr <= sys.float_info.max
-        _check(finite, "lr", "a finite number above 0", self.lr)
-        trains: object = self.trains
-        parts = tuple(trains) if isinstance(trains, list | tuple) else ()
-        known = [part for part in PARTS if part in parts]
-        valid = len(known) == len(parts) and ("mask" in parts or "depth" in parts)
-        expected = "a list with mask, depth or both, optionally encoder, and no part twice"
-        _check(valid, "trains", expected, trains)
-        object.__setattr__(self, "trains", parts)
-        tables = {"schedule": SCHEDULES, "mask_loss": MASK_LOSSES, "depth_loss": DEPTH_LOSSES}
-        for key, choices in tables.items():
-            value = getattr(self, key)
-            listed = isinstance(value, str) and value in choices
-            _check(listed, key, f"one of {', '.join(choices)}", value)
 
     @property
     def decode(self) -> Decode:
@@ -103,55 +98,41 @@ class Stage:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Schema):
     """Stages trained in order; the momentum restarts at 0 in each stage."""
 
-    name: str
+    name: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_is_printable)]
     """The name that `--recipe` takes."""
-    stages: tuple[Stage, ...]
+    stages: Annotated[Items[Stage], Field(min_length=1)]
     """The stages in order; at least one."""
-    width: int = 64
+    width: Annotated[int, Field(ge=1, le=WIDEST)] = 64
     """Channels at full size, unless `--width` is given."""
-    optimizer: str = "sgd"
+    optimizer: Annotated[str, one_of(OPTIMIZERS)] = "sgd"
     """sgd, or muon (`training.optimizer.Muon`), which always uses Nesterov momentum."""
-    momentum: float = 0.9
+    momentum: Share = 0.9
     """Momentum of the optimiser, in 0..1; below 1 for muon."""
-    weight_decay: float = 1e-5
+    weight_decay: Share = 1e-5
     """Weight decay, applied to every trained parameter."""
     nesterov: bool = False
     """Whether SGD uses Nesterov momentum."""
     from_difference: bool = False
     """Whether half of the first filters start as fg_bg minus bg; the architecture is the same."""
-    flip: float = 0.0
+    flip: Share = 0.0
     """Probability that a training sample is flipped left-right."""
-    jitter: float = 0.0
+    jitter: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     """Largest change of brightness, contrast, saturation and hue in training, 0..0.5."""
-    rgb_shift: float = 0.0
+    rgb_shift: Share = 0.0
     """Largest value added to each colour channel in training, in 0..1."""
-    camera: float = 0.0
+    camera: Share = 0.0
     """Share of the training samples in which bg and fg_bg differ as two photos do, in 0..1."""
 
-    def __post_init__(self) -> None:
-        name: object = self.name
-        _check(isinstance(name, str) and name != "", "name", "a non-empty string", name)
-        _check_counts(self, "width")
-        _check(len(self.stages) > 0, "stages", "a list of at least one stage", self.stages)
-        object.__setattr__(self, "stages", tuple(self.stages))
-        highest = {"momentum": 1, "weight_decay": 1, "flip": 1, "jitter": 0.5, "rgb_shift": 1}
-        highest["camera"] = 1
-        for key, high in highest.items():
-            value = getattr(self, key)
-            valid = _is_number(value) and 0 <= value <= high
-            _check(valid, key, f"a number from 0 to {high}", value)
-        for key in ("nesterov", "from_difference"):
-            value = getattr(self, key)
-            _check(isinstance(value, bool), key, "true or false", value)
-        _check(self.optimizer in OPTIMIZERS, "optimizer", "sgd or muon", self.optimizer)
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0")
         if self.optimizer == "muon":
-            _check(self.momentum < 1, "momentum", "below 1 for muon", self.momentum)
+            if self.momentum == 1:
+                raise ValueError("momentum must be below 1 for muon, found 1")
             if self.nesterov:
                 raise ValueError(
                     "nesterov is for sgd, and muon always uses Nesterov momentum; remove nesterov"
@@ -160,31 +141,12 @@ class Recipe:
             raise ValueError(
                 "depth_loss bce makes the depth output a logit; a recipe cannot mix it with others"
             )
+        return self
 
     @property
     def depth_loss(self) -> str:
         """The last depth loss that the recipe trains with; it defines the depth output."""
         return next((s.depth_loss for s in reversed(self.stages) if "depth" in s.trains), "l1")
-
-    @classmethod
-    def from_json(cls, value: object) -> Recipe:
-        """Build a recipe from parsed JSON or TOML; the inverse of `dataclasses.asdict`.
-
-        Raises ValueError that names the stage and the key.
-        """
-        if not isinstance(value, Mapping):
-            raise ValueError(f"expected a table, found {type(value).__name__}")
-        _check_keys(cls, value)
-        _check(isinstance(value["stages"], list | tuple), "stages", "a list", value["stages"])
-        stages = []
-        for number, stage in enumerate(value["stages"], start=1):
-            try:
-                _check(isinstance(stage, Mapping), "the stage", "a table", stage)
-                _check_keys(Stage, stage)
-                stages.append(Stage(**stage))
-            except ValueError as error:
-                raise ValueError(f"stage {number}: {error}") from None
-        return cls(**{**value, "stages": tuple(stages)})
 
 
 def load_recipe(name: str) -> Recipe:
@@ -201,35 +163,15 @@ def load_recipe(name: str) -> Recipe:
             "or a .toml or .json file"
         )
     try:
-        parse = tomllib.loads if path.suffix == ".toml" else json.loads
-        return Recipe.from_json(parse(path.read_text(encoding="utf-8")))
+        text = path.read_text(encoding="utf-8")
+        parse = tomllib.loads if path.suffix == ".toml" else parse_json
+        return Recipe.from_json(parse(text))
     except OSError as error:
         raise ModelError(f"recipe {path}: {error.strerror}") from None
+    except RecursionError:
+        raise ModelError(f"recipe {path}: found tables or lists nested too deep") from None
     except ValueError as error:
         raise ModelError(f"recipe {path}: {error}") from None
-
-
-def _check(valid: bool, key: str, expected: str, found: object) -> None:
-    if not valid:
-        raise ValueError(f"{key} must be {expected}, found {found!r}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _check_counts(config: Stage | Recipe, *keys: str) -> None:
-    for key in keys:
-        value = getattr(config, key)
-        _check(type(value) is int and value >= 1, key, "a whole number >= 1", value)
-
-
-def _check_keys(kind: type[Stage | Recipe], table: Mapping[str, object]) -> None:
-    known = {field.name: field.default is MISSING for field in fields(kind)}
-    if unknown := [key for key in table if key not in known]:
-        raise ValueError(f"unknown key {unknown}; known are {', '.join(known)}")
-    if missing := [key for key, required in known.items() if required and key not in table]:
-        raise ValueError(f"missing key {missing}")
 
 
 _ALL = ("encoder", "mask", "depth")
@@ -254,7 +196,7 @@ _ORIGINAL = Recipe(
 
 # The depth stages of `original` with both decoders at once: 6 epochs instead of 10.
 _JOINT = Recipe(
-    name="joint", stages=tuple(replace(stage, trains=_ALL) for stage in _ORIGINAL.stages[:5])
+    name="joint", stages=tuple(stage.changed(trains=_ALL) for stage in _ORIGINAL.stages[:5])
 )
 
 # BCE for the depth: like RMSE it is lowest at the mean, whereas L1 is lowest at the median.
@@ -270,8 +212,8 @@ _FAST = Recipe(
 
 # `fast` for about 1,000 composites and a CPU; docs/training.md has the measured scores.
 # Small batches: with so few samples the number of steps limits the result.
-_SMALL = replace(
-    _FAST, name="small", width=12, stages=(_cycle(size=112, batch_size=4, lr=0.1, epochs=16),)
+_SMALL = _FAST.changed(
+    name="small", width=12, stages=(_cycle(size=112, batch_size=4, lr=0.1, epochs=16),)
 )
 
 # The scores of the original work with 1/800 of its FLOPs (docs/training.md), from 6,000 samples.
@@ -290,8 +232,7 @@ _SPRINT = Recipe(
 )
 
 # For photos: most samples differ as two photos of a place do, and both directions are shown.
-_ROBUST = replace(
-    _SPRINT,
+_ROBUST = _SPRINT.changed(
     name="robust",
     camera=0.8,
     flip=0.5,

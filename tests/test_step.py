@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -146,7 +145,7 @@ def test_joint_loss_is_the_sum() -> None:
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_a_first_step_that_overflows_leaves_no_trace(nesterov: bool) -> None:
     """The scale of fp16 can make a step overflow; it is skipped, and the next is a first step."""
-    recipe = replace(RECIPES["original"], nesterov=nesterov)
+    recipe = RECIPES["original"].changed(nesterov=nesterov)
     stage, weights = recipe.stages[0], []
     for overflows in (True, False):
         torch.manual_seed(0)

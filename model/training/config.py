@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
+from pydantic import Field
 
+from convert.schema import Count, Positive, Schema, one_of, parse_table
 from model.errors import ModelError
 from model.files import replace_bytes
-from model.recipe import Recipe
+from model.precision import AMP, COMPILE
+from model.recipe import WIDEST, Recipe
 
 CHANGEABLE = (
     "shards", "engine", "device", "workers", "max_bad", "check",
@@ -27,8 +30,10 @@ OWN_ORDER = "dali-stream"
 """The engine whose epochs have another order than those of all other engines."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
+MOST_WORKERS = 4096
+
+
+class DataConfig(Schema):
     """Which data is read, by which engine, and how it is split."""
 
     shards: str
@@ -37,86 +42,92 @@ class DataConfig:
     """Engine that reads and decodes: ffcv, dali, dali-stream, resident or reference."""
     split: str = "random"
     """What validation holds out: random samples, bg, fg or both."""
-    split_seed: int = 42
+    split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Seed of the split; 42 is the original's."""
-    validation: float = 0.3
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """Share of the samples (or groups) that is held out for validation, between 0 and 1."""
-    seed: int = 0
+    seed: Count = 0
     """Seed of the order of samples and, in training, of the first weights and the augmentation."""
     device: str = "auto"
     """Device of the batches: auto, cpu, cuda or cuda:N."""
-    workers: int | None = None
+    workers: Annotated[int, Field(ge=1, le=MOST_WORKERS)] | None = None
     """Decoding threads; None means one per core, divided by the ranks of a machine."""
-    max_bad: int = 0
+    max_bad: Count = 0
     """Corrupt records that each loader may skip; above 0, `check` is on."""
     check: bool | None = None
     """Whether the checksum of every record is verified before it is decoded; None: for DALI on a
     GPU alone."""
 
-    def __post_init__(self) -> None:
-        _require_at_least(self, max_bad=0, workers=1)
-        if not 0 < self.validation < 1:
-            raise ModelError(f"validation must be between 0 and 1, found {self.validation}")
-        if not 0 <= self.seed < 2**63:
-            raise ModelError(f"seed must be from 0 to 2**63 - 1, found {self.seed}")
+    @classmethod
+    def from_options(cls, options: Mapping[str, object]) -> Self:
+        """The configuration for options by name; ModelError for a value out of range."""
+        try:
+            return cls.from_json(options)
+        except ValueError as error:
+            raise ModelError(f"options: {error}") from None
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(Schema):
     """Everything that decides what `train.py fit` does."""
 
     data: DataConfig
     """The data, its split and the engine."""
     recipe: Recipe
     """Stages, learning rates and losses."""
-    width: int = 64
+    width: Annotated[int, Field(ge=1, le=WIDEST)] = 64
     """Channels of the network at full size."""
-    amp: str = "auto"
+    amp: Annotated[str, one_of(AMP)] = "auto"
     """Mixed precision: auto, off, tf32, bf16 or fp16."""
-    compile: str = "auto"
+    compile: Annotated[str, one_of(COMPILE)] = "auto"
     """off, a mode of torch.compile (default, reduce-overhead, max-autotune), or auto."""
     tensorboard: bool = False
     """Whether scalars and pictures are also written to RUN_DIR/tensorboard."""
-    world_size: int = 1
+    world_size: Positive = 1
     """Processes that train together; each takes batches of the recipe's size."""
-    save_minutes: float = 5.0
+    save_minutes: Annotated[float, Field(ge=0)] = 5.0
     """Minutes between two saved states within an epoch; 0 saves after every step."""
     fingerprint: str = ""
     """Fingerprint of the data set (`provenance.fingerprint`); empty until the data is open."""
 
-    def __post_init__(self) -> None:
-        _require_at_least(self, width=1, save_minutes=0)
-
     @classmethod
-    def from_options(cls, options: Mapping[str, object]) -> RunConfig:
-        """The configuration for options of the data and of the run by name."""
-        names = {field.name for field in fields(DataConfig)}
-        data = {name: value for name, value in options.items() if name in names}
-        rest = {name: value for name, value in options.items() if name not in names}
-        return cls(data=DataConfig(**data), **rest)  # type: ignore[arg-type]  # click checks types
+    def from_options(cls, options: Mapping[str, object]) -> Self:
+        """The configuration for options of the data and of the run by name.
+
+        Raises ModelError for a value out of range.
+        """
+        of_data = DataConfig.model_fields
+        data = {name: value for name, value in options.items() if name in of_data}
+        rest = {name: value for name, value in options.items() if name not in of_data}
+        try:
+            return cls.from_json({"data": DataConfig.from_options(data), **rest})
+        except ValueError as error:
+            raise ModelError(f"options: {error}") from None
 
 
-def _require_at_least(config: DataConfig | RunConfig, **lowest: int) -> None:
-    for name, low in lowest.items():
-        if (found := getattr(config, name)) is not None and found < low:
-            raise ModelError(f"{name} must be at least {low}, found {found}")
+class _ConfigFile(Schema):
+    """config.json: the configuration, and the versions of the libraries that began the run."""
+
+    config: RunConfig
+    versions: dict[str, str]
 
 
 def write_config(path: Path, config: RunConfig) -> None:
     """Save the configuration together with the versions of the libraries."""
     versions = {"torch": torch.__version__, "numpy": np.__version__}
-    text = json.dumps({"config": asdict(config), "versions": versions}, indent=1) + "\n"
+    text = json.dumps({"config": config.model_dump(), "versions": versions}, indent=1) + "\n"
     replace_bytes(path, text.encode())
 
 
 def read_config(path: Path) -> RunConfig:
     """The configuration of an earlier run. Raises ModelError if the file is corrupt."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))["config"]
-        value.pop("save_every", None)  # version 0.1 counted steps
-        parsed = {"data": DataConfig(**value["data"]), "recipe": Recipe.from_json(value["recipe"])}
-        return RunConfig(**(value | parsed))
-    except (OSError, TypeError, KeyError, ValueError, ModelError) as error:
+        value: dict[str, Any] = parse_table(path.read_bytes())
+        if isinstance(value.get("config"), dict):
+            value["config"].pop("save_every", None)  # version 0.1 counted steps
+        return _ConfigFile.from_json(value).config
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
         raise ModelError(f"{path}: not the configuration of a run: {error}") from None
 
 
@@ -130,7 +141,7 @@ def resumed_config(saved: RunConfig, given: Mapping[str, object], folder: Path) 
             f"{folder} was started on {saved.world_size} ranks, now {given['world_size']}: its "
             "epochs would have other steps; start as many ranks, or use a new RUN_DIR"
         )
-    options = {**vars(saved), **vars(saved.data)}
+    options = {**dict(saved), **dict(saved.data)}
     del options["data"]
     for name, value in given.items():
         before = options[name]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from convert.schema import Items, Schema
 from model.recipe import Recipe, Stage
 from model.unet import DualDecoderUNet
 
@@ -41,6 +43,42 @@ def make_sgd(parameters: Sequence[Tensor], recipe: Recipe, stage: Stage) -> torc
     return optimizer
 
 
+class _Saved(Schema):
+    """The state dict of an optimiser."""
+
+    state: dict[int, dict[str, Tensor | int | float | None]]
+    param_groups: Items[dict[str, Any]]
+
+
+def load_optimizer(optimizer: Optimizer, saved: object) -> None:
+    """Load a state dict but for its options, which are those of the recipe.
+
+    Raises ValueError if it is that of another optimiser or of other parameters.
+    """
+    found, own = _Saved.from_json(saved), optimizer.state_dict()["param_groups"]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if [group.get("params") for group in found.param_groups] != [g["params"] for g in own]:
+        raise ValueError("the parameters are others")
+    kinds = MUON_STATES if isinstance(optimizer, Muon) else SGD_STATES
+    for number, values in found.state.items():
+        shapes = [value.shape for value in values.values() if isinstance(value, Tensor)]
+        known = 0 <= number < len(parameters) and tuple(values) in kinds
+        if not known or any(shape != parameters[number].shape for shape in shapes):
+            raise ValueError(f"the state of parameter {number} is another")
+    optimizer.load_state_dict({"state": found.state, "param_groups": own})
+
+
+def load_scaler(scaler: torch.amp.GradScaler, saved: Mapping[str, float]) -> None:
+    """Load the state dict of a scaler of gradients, if it is enabled; ValueError if it is none."""
+    own = scaler.state_dict()
+    if own and (saved.keys() != own.keys() or not saved["scale"] > 0):
+        raise ValueError(f"expected a scaler with {', '.join(own)}, found {', '.join(saved)}")
+    scaler.load_state_dict(dict(saved))
+
+
+SGD_STATES = (("momentum_buffer",),)
+MUON_STATES = (("momentum",), ("steps", "mean", "square"))
+"""What the optimisers keep of a parameter."""
 ADAM_SQUARES = 0.99
 """Decay of the mean square in the Adam of `Muon`."""
 

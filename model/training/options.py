@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import click
 
 from model.precision import AMP, COMPILE
-from model.recipe import RECIPES
+from model.recipe import RECIPES, WIDEST
+from model.training.config import MOST_WORKERS
 from model.training.disturbance import load_disturbance
 
 Command = TypeVar("Command", bound=Callable[..., object])
@@ -98,7 +99,7 @@ def data_options(engines: Sequence[str]) -> Decorator:
         ),
         device_option,
         option(
-            "--workers", type=click.IntRange(min=1),
+            "--workers", type=click.IntRange(1, MOST_WORKERS),
             help="Decoding threads of the loader. Default: one per core, divided by the ranks of a "
             "machine; for dali on a GPU at most 8.",
         ),
@@ -125,7 +126,7 @@ def fit_options(splits: Sequence[str]) -> Decorator:
             "--validation", type=FiniteRange(), default=0.3,
             help="Share of the samples, or of the groups, to hold out for validation.",
         ),
-        option("--width", type=click.IntRange(min=1), help="Default: the recipe's."),
+        option("--width", type=click.IntRange(1, WIDEST), help="Default: the recipe's."),
         option(
             "--seed", type=click.IntRange(0, 2**63 - 1), default=0,
             help="Seed of the first weights, the order and the augmentation.",

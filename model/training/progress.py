@@ -36,6 +36,13 @@ class RunningLoss:
         self.sums[1] += samples
         self.sums[2] += self.sums[0].isfinite()  # once infinite or NaN, the sum stays so
 
+    def load(self, sums: Tensor) -> None:
+        """Continue from the ``sums`` of another; ValueError if they are none."""
+        if (sums.shape, sums.dtype) != (self.sums.shape, self.sums.dtype):
+            found = f"{sums.dtype} {tuple(sums.shape)}"
+            raise ValueError(f"running: found {found}, expected three sums of float64")
+        self.sums.copy_(sums)
+
     def reset(self) -> None:
         """Start at zero. No host sync."""
         self.sums.zero_()

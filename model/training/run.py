@@ -6,28 +6,32 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import click
+from pydantic import Field
 from torch import Tensor
 
+from convert.schema import AnyFloat, Count, Items, Schema
 from model.checkpoint import (
     ChannelStatistics,
     NetworkInfo,
     Position,
     generator_states,
     load_state,
+    load_weights,
     save_state,
     save_weights,
+    set_generators,
 )
 from model.errors import ModelError
 from model.files import temporary_of
 from model.metrics import Scores
 from model.pictures import draw_curves
-from model.recipe import Stage
+from model.recipe import Recipe, Stage
 from model.training.config import RunConfig, read_config, resumed_config, write_config
 from model.training.progress import Elapsed, not_finite
 from model.training.report import PRIOR, EpochRow, write_history
@@ -95,10 +99,56 @@ def _say_that_it_starts(folder: Path) -> None:
 class StageState(TypedDict):
     """What is needed, besides the network, to resume a stage within or between its epochs."""
 
-    optimizer: dict[str, object]
-    scaler: dict[str, object]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
     running: Tensor
     elapsed: tuple[float, ...]
+
+
+class _Best(Schema):
+    score: float
+    stage: Count
+    epoch: Count
+
+
+class _WithinStage(Schema):
+    """A `StageState` as it is read."""
+
+    optimizer: dict[str, object]
+    scaler: dict[str, int | float]
+    running: Tensor
+    elapsed: Annotated[tuple[float, float, float, int], Field(strict=False)]
+
+    def stage_state(self) -> StageState:
+        return {
+            "optimizer": self.optimizer, "scaler": self.scaler, "running": self.running,
+            "elapsed": self.elapsed,
+        }  # fmt: skip
+
+
+class _State(Schema):
+    """What `last.pt` holds."""
+
+    network: dict[str, Tensor]
+    position: Annotated[tuple[Count, Count, Count], Field(strict=False)]
+    history: Items[dict[str, int | AnyFloat | None]]
+    steps: Count
+    best: _Best | None
+    within_stage: _WithinStage | None
+    generators: Annotated[Items[Tensor], Field(min_length=1)]
+
+    def check(self, recipe: Recipe) -> None:
+        """Raise ValueError unless a run with this recipe can be in this state."""
+        (number, epoch, batch), stages = self.position, recipe.stages
+        is_finished = number == len(stages) and not epoch and not batch
+        if not is_finished and (number >= len(stages) or epoch >= stages[number].epochs):
+            raise ValueError(f"position: the recipe has no stage {number + 1} of epoch {epoch + 1}")
+        if (self.within_stage is None) == bool(epoch or batch):
+            raise ValueError("within_stage: expected at, and only at, a position within a stage")
+        if len(self.history) != sum(stage.epochs for stage in stages[:number]) + epoch:
+            raise ValueError("history: expected one row for each epoch before the position")
+        if self.best is not None and self.best.stage >= len(stages):
+            raise ValueError("best: of a stage that the recipe does not have")
 
 
 @dataclass(kw_only=True)
@@ -141,19 +191,29 @@ class Run:
         """Continue from `last.pt`, if there is one. Raises ModelError if it is corrupt."""
         if not (self.folder / LAST).exists():
             return
-        state = load_state(self.folder / LAST)
-        network.load_state_dict(state["network"])
-        self.position, self.history = state["position"], state["history"]
-        self.best, self.steps = state["best"], state["steps"]
+        path = self.folder / LAST
+        try:
+            state = _State.from_json(load_state(path))
+            state.check(self.config.recipe)
+            load_weights(network, state.network)
+            set_generators(state.generators)
+        except ValueError as error:
+            raise ModelError(
+                f"{path}: not the state of this run: {error}; put the run's own back, or name a "
+                "new RUN_DIR"
+            ) from None
+        self.position, self.history = Position(*state.position), list(state.history)
+        self.steps = state.steps
+        self.best = None if state.best is None else dict(state.best)
         if self.best is not None and not (self.folder / BEST).exists():
             raise ModelError(
                 f"{self.folder}: found {LAST}, but not {BEST}, the weights of stage "
                 f"{int(self.best['stage']) + 1}, epoch {int(self.best['epoch']) + 1}; put it "
                 "back, or name a new RUN_DIR"
             )
-        self.stage_state = state["within_stage"]
-        if self.stage_state is not None:
-            self.elapsed = Elapsed._make(self.stage_state["elapsed"])
+        if state.within_stage is not None:
+            self.stage_state = state.within_stage.stage_state()
+            self.elapsed = Elapsed(*state.within_stage.elapsed)
         if self.first and not self.steps:
             _say_that_it_starts(self.folder)
         if self.first and self.finished:
@@ -162,7 +222,7 @@ class Run:
 
     def record(self, **choices: object) -> None:
         """Change the configuration; the next `save` writes it, so that a resumed run keeps it."""
-        changed = replace(self.config, **choices)  # type: ignore[arg-type]  # names of its fields
+        changed = self.config.changed(**choices)
         self.recorded = self.recorded and changed == self.config
         self.config = changed
 

@@ -120,4 +120,4 @@ def test_work_of_an_optimiser_is_that_of_its_matrix_products() -> None:
             short, long = sorted((bank.shape[0], bank[0].numel()))
             flop += 5 * 2 * (2 * short * short * long + short**3)
     assert flop
-    assert optimizer_work(replace(sgd, optimizer="muon"), stage) == pytest.approx(flop / 1e9)
+    assert optimizer_work(sgd.changed(optimizer="muon"), stage) == pytest.approx(flop / 1e9)

@@ -13,7 +13,7 @@ from torch import Tensor
 from model import DualDecoderUNet
 from model.checkpoint import generator_states, load_state, save_state
 from model.recipe import RECIPES
-from model.training.optimizer import Muon, make_optimizer, orthogonalized
+from model.training.optimizer import Muon, load_optimizer, make_optimizer, orthogonalized
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 9), st.floats(1e-4, 1e4))
@@ -44,7 +44,7 @@ def trained(steps: int, folder: Path, restored_after: int | None = None) -> list
             state = {"position": (0, 0, 0), "optimizer": optimizer.state_dict()}
             save_state(folder / "last.pt", {**state, "generators": generator_states()})
             optimizer = make()
-            optimizer.load_state_dict(load_state(folder / "last.pt")["optimizer"])
+            load_optimizer(optimizer, load_state(folder / "last.pt")["optimizer"])
             momenta = (one.get("momentum") for one in optimizer.state.values())
             banks = [m for m in momenta if m is not None and min(m.shape[1:]) > 1]
             assert banks

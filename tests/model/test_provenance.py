@@ -32,7 +32,7 @@ def test_fingerprint_is_that_of_the_content() -> None:
     turned = Data(LAYOUT, {"depth": MOMENTS, "mask": MOMENTS})
     assert fingerprint(turned, "random") == fingerprint(SAME, "random")
     changed = [
-        Data(LAYOUT, {"mask": MOMENTS, "depth": replace(MOMENTS, sums=(5001,))}),
+        Data(LAYOUT, {"mask": MOMENTS, "depth": MOMENTS.changed(sums=(5001,))}),
         replace(SAME, layout=replace(LAYOUT, height=40)),
         replace(SAME, layout=replace(LAYOUT, group_starts=np.array([0, 6, 12, 17, 24]))),
     ]

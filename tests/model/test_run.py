@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import torch
 from torch import Tensor
 
 from model import DualDecoderUNet, ModelError
+from model.checkpoint import Position, generator_states, save_state
 from model.contract import Batch, Inputs
 from model.metrics import Scores
+from model.pictures import draw_curves
 from model.precision import Precision
 from model.recipe import RECIPES
-from model.training.config import DataConfig, RunConfig
+from model.training.config import DataConfig, RunConfig, read_config
 from model.training.progress import Elapsed
 from model.training.run import Run
 from train import StageTrainer
@@ -91,13 +94,105 @@ def test_an_infinite_validation_loss_replaces_no_weights(run: Run, trainer: Stag
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seed": 2**63}, "seed must be from 0 to"),
-        ({"seed": -1}, "seed must be from 0 to"),
+        ({"seed": 2**63}, "options: seed must be at most"),
+        ({"seed": -1}, "seed must be at least 0, found -1"),
         ({"workers": 0}, "workers must be at least 1, found 0"),
+        ({"workers": 10**9}, "workers must be at most 4096"),
+        ({"width": 10**6}, "width must be at most 1024, found 1000000"),
         ({"save_minutes": -1.0}, "save_minutes must be at least 0"),
-        ({"validation": 1.0}, "validation must be between 0 and 1"),
+        ({"save_minutes": math.inf}, "save_minutes must be a finite number, found inf"),
+        ({"validation": 1.0}, "validation must be below 1.0, found 1.0"),
+        ({"amp": "fp8"}, "amp: expected one of auto, off"),
     ],
 )
 def test_a_configuration_is_checked_when_built(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         RunConfig.from_options({"shards": "shards", "recipe": DEMO, **change})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"", b"[]", b'{"config": 3, "versions": {}}', b"[" * 100_000, b'{"config": {"data": {}}}',
+        b"\xff",
+    ],
+)  # fmt: skip
+def test_a_damaged_configuration_ends_in_one_line(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "config.json").write_bytes(text)
+    with pytest.raises(ModelError, match=r"config.json: not the configuration of a run") as caught:
+        read_config(tmp_path / "config.json")
+    assert len(caught.value.message) < 400
+
+
+def saved_state(run: Run, trainer: StageTrainer) -> dict[str, Any]:
+    """The state of the run within its first stage, as it is on the disk."""
+    row = {"stage": 1, "train_loss": math.nan, "mask_iou": None}
+    return {
+        "network": trainer.network.state_dict(), "position": (0, 1, 2), "history": [row],
+        "steps": 3, "best": {"score": 0.5, "stage": 0, "epoch": 0},
+        "within_stage": trainer.state(Elapsed(1.0, 2.0, 0.5, 4)), "generators": generator_states(),
+    }  # fmt: skip
+
+
+def restored(run: Run, trainer: StageTrainer, state: dict[str, Any]) -> None:
+    run.folder.mkdir(exist_ok=True)
+    (run.folder / "best.safetensors").touch()
+    save_state(run.folder / "last.pt", state)
+    run.restore(trainer.network)
+    assert run.stage_state is not None
+    trainer.load_state(run.stage_state)
+
+
+def test_a_state_is_restored(run: Run, trainer: StageTrainer) -> None:
+    state = saved_state(run, trainer)
+    restored(run, trainer, state)
+    assert (run.position, run.steps, run.best) == (Position(0, 1, 2), 3, state["best"])
+    assert run.elapsed == Elapsed(1.0, 2.0, 0.5, 4)
+    assert [type(value) for value in run.history[0].values()] == [int, float, type(None)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.update(position=(9, 0, 0)), "position: the recipe has no stage 10"),
+        (lambda s: s.update(position=(0, 99, 0)), "position"),
+        (lambda s: s.update(position=(0, -1, 0)), "position, entry 2|position"),
+        (lambda s: s.update(position="abc"), "position must be a list"),
+        (lambda s: s.update(history=[]), "history: expected one row for each epoch"),
+        (lambda s: s.update(history=[{"stage": [1]}]), "history, entry 1, stage"),
+        (lambda s: s.update(steps=-1), "steps must be at least 0"),
+        (lambda s: s.update(best={"score": math.nan, "stage": 0, "epoch": 0}), "best: score must"),
+        (lambda s: s.update(best={"score": 0.5, "stage": 7, "epoch": 0}), "best: of a stage"),
+        (lambda s: s.update(within_stage=None), "within_stage: expected at"),
+        (lambda s: s.update(generators=[]), "generators must be 1 or more"),
+        (lambda s: s.update(generators=[torch.zeros(3)]), "generators: not states"),
+        (lambda s: s.update(network={}), "weights do not fit the network"),
+        (lambda s: s.update(network=5), "network must be a table"),
+        (lambda s: s["within_stage"].update(elapsed=(1.0,)), "elapsed"),
+        (
+            lambda s: s["within_stage"].update(running=torch.zeros(1)),
+            "running: found",
+        ),
+        (lambda s: s["within_stage"].update(scaler={"scale": "x"}), "scaler, scale"),
+        (lambda s: s["within_stage"].update(optimizer={}), "missing key 'state'"),
+        (lambda s: s["within_stage"]["optimizer"].update(param_groups=[]), "parameters are others"),
+        (
+            lambda s: s["within_stage"]["optimizer"].update(state={0: {"momentum": torch.ones(2)}}),
+            "the state of parameter 0 is another",
+        ),
+        (lambda s: s.update(extra=1), "unknown key 'extra'"),
+    ],
+)
+def test_a_damaged_state_ends_in_one_line(
+    run: Run, trainer: StageTrainer, change: Callable[[dict], object], message: str
+) -> None:
+    state = saved_state(run, trainer)
+    change(state)
+    with pytest.raises(ModelError, match=message) as caught:
+        restored(run, trainer, state)
+    assert "\n" not in caught.value.message
+
+
+def test_a_formula_in_the_name_of_a_recipe(tmp_path: Path) -> None:
+    draw_curves(tmp_path / "curves.png", [{"train_loss": 1.0}], r"recipe $\frac{")
+    assert (tmp_path / "curves.png").stat().st_size > 0
