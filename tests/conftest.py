@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -21,6 +22,10 @@ with suppress(ModuleNotFoundError):  # tests/gpu does not need it
     # No deadline, because the first example compiles kernels; failures must be reproducible.
     settings.register_profile("maskdepth", deadline=None, derandomize=True)
     settings.load_profile("maskdepth")
+
+# The programs set this before they import torch, and tests import torch after this module. Without
+# it, threads that wait for each other keep the cores busy, which other workers of the tests need.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # A shell starts background jobs with Ctrl-C ignored, and the programs under test would inherit it.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
