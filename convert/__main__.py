@@ -59,7 +59,9 @@ def compose(dataset: Path, **options: object) -> None:
 )
 @click.option("--batch-size", type=click.IntRange(1), default=16)
 @click.option("--device", help="cpu, cuda:0, ...; default: the first GPU, or the CPU.")
-@click.option("--force", is_flag=True, help="Replace existing depth maps.")
+@click.option(
+    "--force", is_flag=True, help="Replace depth maps that are neither a prior nor estimated."
+)
 def depth(dataset: Path, model: str, **options: object) -> None:
     """Write depth maps of DATASET's composites with a depth model (extra `depth`)."""
     from convert.dataset.depth import estimate

@@ -27,6 +27,8 @@ from convert.source import DATASET, FOLDERS, list_backgrounds, list_jpegs, read_
 
 _METRIC_TYPES = ("depth_pro", "glpn", "zoedepth")  # a ``config.model_type`` that means metres
 
+_REPLACED = ("prior", "estimated")  # what `dataset.json` says of maps that need no ``force``
+
 Predictor = Callable[[list[np.ndarray]], list[np.ndarray]]
 """Images uint8 (H, W, 3), RGB 0..255 -> as many float arrays (h, w), in the model's unit."""
 
@@ -82,7 +84,8 @@ def list_composites(dataset: str | Path, *, force: bool = False) -> Composites:
     """List the composites of a data set with bg/ and fg_bg/; its masks are not needed.
 
     Raises DataError for a missing or empty folder, a folder that belongs to no background, a file
-    that is no .jpg, an unreadable `dataset.json`, and existing depth maps without ``force``.
+    that is no .jpg, an unreadable `dataset.json`, and, without ``force``, existing depth maps that
+    are neither the prior of `compose` nor estimated, by `dataset.json`.
     """
     folder = Path(dataset)
     groups = folder / FOLDERS["fg_bg"]
@@ -101,9 +104,9 @@ def list_composites(dataset: str | Path, *, force: bool = False) -> Composites:
         )
     target = folder / FOLDERS["depth"]
     replace = os.path.lexists(target)
-    if replace and not force:
-        raise DataError(f"{target}: found depth maps already; add --force to replace them")
     metadata = read_metadata(folder)
+    if replace and not force and metadata.get("depth") not in _REPLACED:
+        raise DataError(f"{target}: found depth maps already; add --force to replace them")
     return Composites(folder=folder, names=tuple(names), metadata=metadata, replace=replace)
 
 

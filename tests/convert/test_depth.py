@@ -177,6 +177,33 @@ def test_depth_maps_are_replaced_only_by_force(finished: Path) -> None:
     }
 
 
+def test_the_sequence_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`compose` with photos writes a prior, which `depth` replaces, as often as it is run."""
+    for name, mode, size in (("photos", "RGB", (64, 48)), ("cutouts", "RGBA", (9, 24))):
+        (tmp_path / name).mkdir()
+        image = Image.fromarray(smooth(size[1], size[0])).convert(mode)
+        if mode == "RGBA":
+            image.putpixel((0, 0), (0, 0, 0, 0))
+        image.save(tmp_path / name / "one.png")
+    lines = (Path(__file__).parents[2] / "docs/guide.md").read_text().splitlines()
+    photos, estimated = (
+        next(line for line in lines if line.startswith(f"python -m convert {start}"))
+        .partition("#")[0]
+        .split()[3:]
+        for start in ("compose mine", "depth mine")
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(depth, "load_model", lambda *_, **__: fake())
+    done = CliRunner().invoke(
+        main, [*photos, "--placements", "2", "--size", "32", "--workers", "0"]
+    )
+    assert "depth: prior" in done.output
+    for _ in range(2):
+        done = CliRunner().invoke(main, estimated)
+        assert (done.exit_code, "2 depth maps" in done.output) == (0, True), done.output
+    assert read_source(tmp_path / "mine").metadata["depth"] == "estimated"
+
+
 def test_link_to_depth_maps_is_replaced_and_not_followed(finished: Path, tmp_path: Path) -> None:
     (finished / "fg_bg_depth").rename(tmp_path / "elsewhere")
     (finished / "fg_bg_depth").symlink_to(tmp_path / "elsewhere")
