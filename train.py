@@ -42,7 +42,7 @@ from model.distributed import (
 from model.errors import ModelError
 from model.files import locked, make_folder
 from model.inference.export import export_network
-from model.inference.predictor import Predictor, pair_images, predict_files
+from model.inference.predictor import THRESHOLD, Predictor, pair_images, predict_files
 from model.losses import training_loss
 from model.metrics import BASELINE_SAMPLES
 from model.precision import Precision, choose_compile, choose_device, precision_for
@@ -475,7 +475,7 @@ def evaluate(
 @click.argument("checkpoint", type=cli.PATH)
 @cli.image_options(required=True)
 @cli.option(
-    "--threshold", type=cli.FiniteRange(0, 1), default=0.5, help="Of the mask's probability."
+    "--threshold", type=cli.FiniteRange(0, 1), default=THRESHOLD, help="Of the mask's probability."
 )
 @cli.option(
     "--align/--no-align", default=True, help="Move bg onto fg_bg and match its exposure first."

@@ -5,6 +5,7 @@ matplotlib is imported in the functions, because its import takes a second.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PANEL_INCHES = 1.9
+"""Side of a square panel; others have the same area, in the shape of their images."""
+GAP_INCHES, LEGEND_INCHES, DEPTH_COLOURS = 0.05, 0.19, "magma"
 INK, MUTED, GRID = "#22262b", "#6b7280", "#e5e7eb"
 TRAIN_COLOUR, VALIDATION_COLOUR = "#0f766e", "#c2410c"
 
@@ -26,8 +29,9 @@ TRAIN_COLOUR, VALIDATION_COLOUR = "#0f766e", "#c2410c"
 class Example(NamedTuple):
     """One sample and its prediction.
 
-    bg, fg_bg: uint8 (H, W, 3). mask: float (S, S), probability. depth: float (S, S) in 0..1,
-    not clamped. target_mask, target_depth: float (S, S), or None if there is no target.
+    bg, fg_bg: uint8 (H, W, 3). mask: float (S, S), probability, or bool of a binary mask.
+    depth: float (S, S) in 0..1, not clamped. target_mask, target_depth: float (S, S), or None if
+    there is no target. All are drawn in the shape of bg.
     note: a few words that are written on bg.
     """
 
@@ -46,8 +50,8 @@ class Example(NamedTuple):
             ("fg_bg", self.fg_bg, None),
             ("target mask", self.target_mask, "gray"),
             ("predicted mask", self.mask, "gray"),
-            ("target depth", self.target_depth, "magma"),
-            ("predicted depth", self.depth, "magma"),
+            ("target depth", self.target_depth, DEPTH_COLOURS),
+            ("predicted depth", self.depth, DEPTH_COLOURS),
         ]
         return [(title, image, colours) for title, image, colours in every if image is not None]
 
@@ -63,13 +67,18 @@ def draw_predictions(
 
     grid = [example.panels() for example in examples]
     rows, columns = len(grid), len(grid[0])
+    shape = examples[0].bg.shape
+    wide = PANEL_INCHES * math.sqrt(shape[1] / shape[0])
+    high = PANEL_INCHES**2 / wide
     head = 0.62 if title else 0.34
-    height = rows * PANEL_INCHES + head
-    figure = Figure(figsize=(columns * PANEL_INCHES, height), facecolor="white")
+    width = columns * (wide + GAP_INCHES) + GAP_INCHES
+    height = rows * (high + GAP_INCHES) + head
+    figure = Figure(figsize=(width, height), facecolor="white")
     axes = figure.subplots(rows, columns, squeeze=False)
     figure.subplots_adjust(
-        left=0.006, right=0.994, bottom=0.006, top=1 - head / height, wspace=0.03, hspace=0.03
-    )
+        left=GAP_INCHES / width, right=1 - GAP_INCHES / width, bottom=GAP_INCHES / height,
+        top=1 - head / height, wspace=GAP_INCHES / wide, hspace=GAP_INCHES / high,
+    )  # fmt: skip
     for line, row, example in zip(axes, grid, examples, strict=True):
         box = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 2}
         line[0].text(
@@ -77,16 +86,31 @@ def draw_predictions(
             bbox=box if example.note else None,
         )  # fmt: skip
         for axis, (_, image, colours) in zip(line, row, strict=True):
-            axis.imshow(image, interpolation="nearest", cmap=colours, vmin=0, vmax=1)
+            axis.imshow(image, interpolation="nearest", cmap=colours, vmin=0, vmax=1, aspect="auto")
             axis.set_axis_off()
-    for axis, (name, _, _) in zip(axes[0], grid[0], strict=True):
+    for axis, (name, _, colours) in zip(axes[0], grid[0], strict=True):
         axis.set_title(name, fontsize=10, color=INK, pad=5)
+        if colours == DEPTH_COLOURS:
+            _draw_depth_legend(axis, LEGEND_INCHES / high)
     if title:
         top = 1 - 0.16 / height
         figure.text(
             0.5, top, title, ha="center", va="center", fontsize=10, color=MUTED, parse_math=False
         )
     _save(figure, path, command)
+
+
+def _draw_depth_legend(axis: Axes, height: float) -> None:
+    """A bar from near to far at the lower edge of a depth map, so high as a share of it."""
+    legend = axis.inset_axes((0.02, 0.02, 0.96, height))
+    legend.imshow(np.linspace(0, 1, 64)[None], cmap=DEPTH_COLOURS, vmin=0, vmax=1, aspect="auto")
+    legend.set(xticks=[], yticks=[])
+    for at, side, colour in ((0.02, "left", "white"), (0.98, "right", INK)):
+        text = "near" if side == "left" else "far"
+        legend.text(
+            at, 0.45, text, transform=legend.transAxes, ha=side, va="center", fontsize=8,
+            color=colour,
+        )  # fmt: skip
 
 
 def draw_curves(path: Path, history: Sequence[Mapping[str, float | None]], title: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from convert.outputs import mark_of, require_output
 from model.errors import ModelError
 from model.files import replace_file
-from model.inference.predictor import Pair, Predictor
+from model.inference.predictor import THRESHOLD, Pair, Predictor
 
 COMMAND = "export"
 TOLERANCE = 1e-4
@@ -63,6 +63,19 @@ def export_network(
     return difference
 
 
+def metadata_of(predictor: Predictor) -> dict[str, str]:
+    """What a program needs to know of the file: `metadata_props` of ONNX, extra files of `.pt2`."""
+    size = predictor.size
+    return {
+        "made_by": mark_of(COMMAND),
+        "size": str(size),
+        "inputs": f"bg, fg_bg: float32 (batch, 3, {size}, {size}), RGB in 0..255",
+        "normalisation": "inside the model",
+        "outputs": f"mask: probability; depth: 0 near, 1 far; float32 (batch, 1, {size}, {size})",
+        "threshold": str(THRESHOLD),
+    }
+
+
 def _seeded_images(batch: int, size: int) -> tuple[Tensor, ...]:
     """Smooth random images with some noise, in 0..255: closer to photos than noise alone."""
     generator = torch.Generator().manual_seed(0)
@@ -80,8 +93,7 @@ def _exported(predictor: Predictor) -> torch.export.ExportedProgram:
 
 def _write_pt2(predictor: Predictor, path: Path) -> ExportedModel:
     content = io.BytesIO()  # torch's own file writer reports a full disk without its reason
-    extra_files = {"made_by": mark_of(COMMAND)}
-    torch.export.save(_exported(predictor), content, extra_files=extra_files)
+    torch.export.save(_exported(predictor), content, extra_files=metadata_of(predictor))
     path.write_bytes(content.getvalue())
     with open(path, "rb") as file:
         return torch.export.load(file).module()
@@ -89,7 +101,7 @@ def _write_pt2(predictor: Predictor, path: Path) -> ExportedModel:
 
 def _write_onnx(predictor: Predictor, path: Path) -> ExportedModel:
     try:
-        import onnx  # noqa: F401
+        import onnx
         import onnxruntime
         import onnxscript  # noqa: F401
     except ImportError as error:
@@ -103,6 +115,11 @@ def _write_onnx(predictor: Predictor, path: Path) -> ExportedModel:
     if program is None:
         raise ModelError(f"{path}: torch.onnx.export returned no program")
     program.save(path, external_data=False)
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, metadata_of(predictor))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    onnx.save(model, path)
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
 
     def run(bg: Tensor, fg_bg: Tensor) -> tuple[Tensor, ...]:

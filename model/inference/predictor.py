@@ -24,6 +24,8 @@ from model.losses import depth_values
 from model.pictures import Example, draw_predictions
 from model.unet import DualDecoderUNet
 
+THRESHOLD = 0.5
+"""Of the mask's probability, above which a pixel is of the person."""
 MULTIPLE = 8
 """Of the sides of the network's input, which is halved three times."""
 LONGEST = 8
@@ -120,7 +122,7 @@ def predict_files(
     pairs: Sequence[Pair],
     out: Path,
     *,
-    threshold: float = 0.5,
+    threshold: float = THRESHOLD,
     align: bool = True,
 ) -> Iterator[Predicted]:
     """Write NAME_mask.png (0 or 255), NAME_depth.png (8 bit gray) and NAME_side_by_side.png.
@@ -146,9 +148,10 @@ def predict_files(
             bg = found.align(bg)
         mask, depth = predictor.predict_image(bg, fg_bg)
         make_folder(out)
-        _write_png(paths[0], (mask > threshold) * np.uint8(255))
+        inside = mask > threshold
+        _write_png(paths[0], inside * np.uint8(255))
         _write_png(paths[1], np.round(depth * 255).astype(np.uint8))
-        draw_predictions(paths[2], [Example(bg=bg, fg_bg=fg_bg, mask=mask, depth=depth)], COMMAND)
+        draw_predictions(paths[2], [Example(bg=bg, fg_bg=fg_bg, mask=inside, depth=depth)], COMMAND)
         note = f"{pair.fg_bg}: {found.describe(*bg.shape[:2])}"
         note += ("; aligned" if is_aligned else "; bg is used as it is") + _warning(
             found, bg, align

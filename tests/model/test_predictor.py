@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from convert.errors import DataError
+from convert.outputs import is_output
 from loaders import Backgrounds, Batch, Layout, Preprocess
 from model import DualDecoderUNet, ModelError
 from model.checkpoint import ChannelStatistics, NetworkInfo
@@ -165,8 +166,12 @@ def test_photos_of_16_bits_give_the_same_masks(predictor: Predictor, tmp_path: P
 
 
 def test_export_reproduces_the_network(predictor: Predictor, tmp_path: Path) -> None:
-    assert export_network(predictor, tmp_path / "net.pt2") < 1e-5
-    module = torch.export.load(tmp_path / "net.pt2").module()
+    for _ in range(2):  # the second time it replaces its own file
+        assert export_network(predictor, tmp_path / "net.pt2") < 1e-5
+    about = dict.fromkeys(("threshold", "size"), "")
+    module = torch.export.load(tmp_path / "net.pt2", extra_files=about).module()
+    assert (about["threshold"], about["size"]) == ("0.5", "32")
+    assert is_output(tmp_path / "net.pt2", "export")
     pixels = 255 * torch.rand(2, 5, 3, 32, 32)
     for ours, theirs in zip(module(*pixels), predictor(*pixels), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
@@ -179,7 +184,15 @@ def test_onnx_reproduces_the_network(predictor: Predictor, tmp_path: Path) -> No
 
     assert export_network(predictor, tmp_path / "net.onnx") < 1e-4
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
+    assert is_output(tmp_path / "net.onnx", "export")
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+    axes = [value.shape for value in (*session.get_inputs(), *session.get_outputs())]
+    assert axes == [["batch", channels, 32, 32] for channels in (3, 3, 1, 1)]
+    about = session.get_modelmeta().custom_metadata_map
+    assert (about["size"], about["threshold"]) == ("32", "0.5")
+    assert "0 near, 1 far" in about["outputs"]
+    assert "RGB in 0..255" in about["inputs"]
+    assert about["normalisation"] == "inside the model"
     pixels = 255 * torch.rand(2, 5, 3, 32, 32)
     feeds = {"bg": pixels[0].numpy(), "fg_bg": pixels[1].numpy()}
     with torch.no_grad():
@@ -257,6 +270,27 @@ def test_export_needs_a_known_suffix_and_the_extra(
     with pytest.raises(ModelError, match="ONNX needs onnx"):
         export_network(predictor, tmp_path / "net.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("height", "width"), [(90, 160), (160, 90), (80, 80)])
+def test_the_picture_has_the_binary_mask_and_no_blank_borders(
+    tmp_path: Path, height: int, width: int
+) -> None:
+    """Red images and a mask of ones: below the titles nothing but gaps between panels is white."""
+    red = np.full((height, width, 3), (200, 0, 0), np.uint8)
+    mask, depth = np.ones((height, width), bool), np.zeros((height, width))
+    mask[: height // 2] = False
+    draw_predictions(tmp_path / "x.png", [Example(red, red, mask, depth)], "predict")
+    with Image.open(tmp_path / "x.png") as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    inside = np.asarray((abs(pixels - (200, 0, 0)) < 3).all(axis=2))
+    rows, columns = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))
+    assert inside[rows[0] : rows[-1] + 1].all(axis=0).sum() == len(columns)  # two full panels
+    assert abs(len(columns) / 2 / len(rows) / (width / height) - 1) < 0.02
+    row = pixels[rows[0] + len(rows) // 4]  # through the upper half, where the mask is 0
+    assert (row == 255).all(axis=1).sum() < 0.06 * len(row)
+    black = (row < 9).all(axis=1).sum()
+    assert abs(black / len(columns) - 1) < 0.05  # half of the mask is 0, and all of the depth
 
 
 def test_pictures_are_written(tmp_path: Path) -> None:
