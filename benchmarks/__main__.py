@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # A Ctrl-C while modules are imported, which takes seconds: there is nothing to clean up.
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"Aborted!\n"), os._exit(130)))
+
 from importlib import import_module
 
 import click
@@ -33,9 +40,30 @@ class Commands(errors.Commands):
         if cmd_name not in COMMANDS:
             return None
         function = cmd_name.replace("-", "_")
-        module = import_module(f"benchmarks.{_MODULES.get(cmd_name, function)}")
+        try:
+            module = import_module(f"benchmarks.{_MODULES.get(cmd_name, function)}")
+        except ModuleNotFoundError as error:
+            return _unavailable(cmd_name, error)
         command: click.Command = getattr(module, function)
         return command
+
+
+def _unavailable(command: str, error: ModuleNotFoundError) -> click.Command:
+    """A command that only says which package it needs, and is listed with it."""
+    package = (error.name or "").partition(".")[0]
+    if package in ("", "convert", "loaders", "model", "train", "benchmarks"):
+        raise error
+    needs = f"needs {package}, which is not installed: pip install 'maskdepth[bench]'"
+
+    @click.command(
+        command, short_help=f"({needs})", add_help_option=False,
+        context_settings={"ignore_unknown_options": True},
+    )  # fmt: skip
+    @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+    def say(arguments: tuple[str, ...]) -> None:
+        raise errors.DataError(f"benchmarks {command} {needs}")
+
+    return say
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -44,4 +72,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     main(prog_name="python -m benchmarks")
