@@ -8,6 +8,11 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # A Ctrl-C while modules are imported, which takes seconds: there is nothing to clean up.
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"Aborted!\n"), os._exit(130)))
 
 # Before torch loads libgomp, whose waiting threads spin by default: next to other work on the
 # same cores, steps took up to 4.6 times as long (docs/guide.md, "Threads").
@@ -52,6 +57,7 @@ from model.training.compiling import compile_once, compiled_if
 from model.training.config import DataConfig, RunConfig
 from model.training.evaluation import Report, evaluate_network, training_means, validate
 from model.training.optimizer import load_optimizer, load_scaler, make_optimizer
+from model.training.pace import Plan
 from model.training.profiling import StepProfile, phase_range
 from model.training.progress import Elapsed, EpochMeter, RunningLoss, require_finite_weights
 from model.training.provenance import require_fingerprint, seen_note, trained_samples
@@ -65,6 +71,7 @@ from model.training.run import (
     Run,
     StageState,
     config_to_run,
+    naming_resume,
 )
 from model.training.saving import ended_by_sigterm
 from model.unet import DualDecoderUNet
@@ -189,7 +196,7 @@ def train_epoch(
     title = f"stage {number + 1}, epoch {epoch + 1} of {stage.epochs}"
     trainer.wrapped.train()
     meter = EpochMeter(title, batches, start, run.elapsed, ranks=ranks, shown=run.first)
-    with meter.bar, profile.epoch(batches - start) as end_step:
+    with meter.progress, profile.epoch(batches - start) as end_step:
         remaining = meter.batches(loader.epoch(run_epoch, start=start))
         for done, batch in zip(range(start + 1, batches + 1), remaining, strict=False):
             lr = stage.lr_at(epoch * batches + done - 1, stage.epochs * batches)
@@ -197,7 +204,8 @@ def train_epoch(
             run.steps += 1
             run.require_saving()
             if meter.count(len(batch.index)):
-                shown = meter.show(trainer.running.read(title))  # host sync: once per second
+                left = reporter.time_left(Position(number, epoch, done))
+                shown = meter.show(trainer.running.read(title), left)  # host sync: once per second
                 reporter.scalars(run.steps, {"lr": lr, **shown}, "training")
             if done < batches and run.save_due():
                 trainer.check_finite(title, done)  # host syncs: every save_minutes
@@ -326,6 +334,11 @@ def fit_run(
             run.record(fingerprint=found)
             run.depth_source = training.depth_source
             run.begin(network)
+            plan = Plan(
+                recipe=recipe, training=training.order.samples,
+                validation=validation.order.samples, ranks=world_size,
+            )  # fmt: skip
+            reporter.begin(plan)
             reporter.line(f"stage {number + 1} of {len(recipe.stages)}: {stage}, {precision}")
             preprocess = Preprocess(
                 training.backgrounds, training.statistics, size=stage.size, augment=augment
@@ -402,7 +415,7 @@ def fit(
             given.pop(name, None)  # a resumed run keeps what was chosen
     config = RunConfig.from_options(options)
     lock = locked(run_dir) if first else nullcontext()
-    with ended_by_sigterm(), lock:
+    with ended_by_sigterm(), lock, naming_resume(run_dir, first=first):
         config = config_to_run(config, given, run_dir, resume=resume, first=first)
         device = local_device(choose_device(config.data.device), world_size)
         choose_compile(config.compile, device, world_size=world_size)  # before anything is made
@@ -507,4 +520,6 @@ def export(checkpoint: Path, out: Path, bg: str | None, fg_bg: str | None) -> No
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     main()

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # A Ctrl-C while modules are imported, which takes seconds: there is nothing to clean up.
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"Aborted!\n"), os._exit(130)))
+
 import io
 import json
 import sys
@@ -181,6 +188,8 @@ def show(shards: Path, out: Path, rows: int) -> None:
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     end_by_exception()
     if isinstance(sys.stdout, io.TextIOWrapper):  # prints file names that are not UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")

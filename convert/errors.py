@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,25 +50,28 @@ class Commands(click.Group):
     """A group of commands; all command lines use it.
 
     A mistake in the usage, and an error of the operating system that no command expects, are one
-    line. Ctrl-C is not lost while kernels are compiled.
+    line. Ctrl-C is not lost while kernels are compiled, and the exit code after it is 130.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         with _system_error_in_one_line():
             if not args:  # shows the help
                 return super().parse_args(ctx, args)
-            with _usage_error_in_one_line():
+            with _one_line():
                 return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:  # the result of whichever command runs
-        with ignored_signals_repeated(), _system_error_in_one_line(), _usage_error_in_one_line():
+        with ignored_signals_repeated(), _system_error_in_one_line(), _one_line():
             return super().invoke(ctx)
 
 
 @contextmanager
-def _usage_error_in_one_line() -> Iterator[None]:
+def _one_line() -> Iterator[None]:
     try:
         yield
+    except KeyboardInterrupt:
+        click.echo("Aborted!", err=True)
+        sys.exit(128 + signal.SIGINT)
     except click.UsageError as error:
         raise DataError(error.format_message()) from None
 

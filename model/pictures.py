@@ -118,7 +118,7 @@ def draw_curves(path: Path, history: Sequence[Mapping[str, float | None]], title
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.1), facecolor="white", layout="constrained")
-    loss, iou, rmse = figure.subplots(1, 3)
+    loss, iou, rmse = figure.subplots(1, 3, gridspec_kw={"wspace": 0.06})
     _curve(loss, history, "train_loss", "training loss", TRAIN_COLOUR)
     _curve(iou, history, "mask_iou", "validation mask IoU", VALIDATION_COLOUR)
     _curve(rmse, history, "depth_rmse", "validation depth RMSE", VALIDATION_COLOUR)
@@ -141,14 +141,17 @@ def _curve(
             axis.axvline(number - 0.5, color=GRID, linewidth=1, zorder=0)
     if points:
         axis.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=4, linewidth=1.8)
-        number, value = points[-1]
-        axis.annotate(
-            f"{value:.4f}", (number, value), textcoords="offset points", xytext=(0, 8),
-            ha="right", fontsize=9, color=colour,
+        # Beside the title: next to its point it would cross the line.
+        axis.set_title(f"last {points[-1][1]:.4f}", fontsize=9, color=colour, loc="right")
+    else:
+        axis.set_yticks([])
+        axis.text(
+            0.5, 0.5, "not trained so far", transform=axis.transAxes, ha="center", fontsize=9,
+            color=MUTED,
         )  # fmt: skip
-    axis.margins(y=0.2)
     axis.set_title(title, fontsize=10, color=INK, loc="left")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_xlim(0.5, len(history) + 0.5)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.set_xlabel("epoch", fontsize=9, color=MUTED)
     axis.grid(axis="y", color=GRID, linewidth=0.8)
     axis.tick_params(labelsize=8, colors=MUTED, length=0)

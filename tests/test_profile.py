@@ -85,7 +85,7 @@ def test_a_run_that_ends_before_it_saves_a_step_can_be_resumed(
 
     monkeypatch.setattr(StageTrainer, "check_finite", interrupted)
     result = fit(dataset, tmp_path / "run", "--profile", 100)
-    assert result.exit_code == 1
+    assert result.exit_code == 130
     assert "6 of 100 steps recorded before the epoch ended, after 3 to warm up" in result.stdout
     files = {path.name for path in (tmp_path / "run").iterdir()}
     assert files == {"config.json", "last.pt", "trace.json.gz"}

@@ -176,7 +176,7 @@ def test_resume_with_a_camera_muon_and_short_epochs(
         real(self, batch, epoch=epoch, lr=lr)
 
     monkeypatch.setattr(StageTrainer, "step", interrupted)
-    assert fit(dataset, tmp_path / "run", str(recipe), "--save-minutes", 0).exit_code == 1
+    assert fit(dataset, tmp_path / "run", str(recipe), "--save-minutes", 0).exit_code == 130
     assert fit(dataset, tmp_path / "run", str(recipe), "--resume").exit_code == 0
     ours, theirs = (load_file(tmp_path / f / "best.safetensors") for f in ("run", "complete"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -204,6 +204,27 @@ def test_evaluate_with_cameras(finished: Path, dataset: Path, tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_a_run_says_what_it_does_and_how_long_it_takes(
+    dataset: Path, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a terminal there is a line every 30 s; here, at every batch."""
+    monkeypatch.setattr("model.training.progress.LINE_EVERY_S", 0.0)
+    monkeypatch.setattr("model.training.progress.READ_EVERY_S", 0.0)
+    monkeypatch.setattr("model.training.pace.MEASURED_S", 0.0)
+    result = fit(dataset, tmp_path / "run", recipe)
+    assert result.stdout.splitlines()[0] == (
+        "17 samples for training, 7 for validation; 2 stages, 3 epochs, 15 steps"
+    )
+    assert result.stdout.count("estimated time: about") == 1
+    lines = result.stderr.splitlines()
+    trained = (
+        r"stage 1, epoch 2 of 2: batch 4 of 5, loss [\d.]+, [\d.]+ samples/s, wait \d+%, about"
+    )
+    assert len([line for line in lines if re.match(trained, line)]) == 1
+    assert lines.count("validating: batch 1 of 2") == 3
+
+
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(("steps", "kept"), [(1, 0), (3, 2), (7, 7), (14, 14)])
 def test_resume_gives_the_same_weights_bit_for_bit(
     steps: int,
@@ -228,8 +249,8 @@ def test_resume_gives_the_same_weights_bit_for_bit(
     minutes = partial(Run, clock=lambda: 60 * done)  # a step takes a minute
     monkeypatch.setattr(train, "Run", minutes)
     result = fit(dataset, tmp_path / "run", recipe, "--save-minutes", 2)
-    assert result.exit_code == 1
-    assert "Aborted" in result.output
+    assert result.exit_code == 130
+    assert result.stderr.endswith("with --resume continues it.\nAborted!\n")
     done, limit = 0, 100
     result = fit(dataset, tmp_path / "run", recipe, "--save-minutes", 2, "--resume")
     assert result.exit_code == 0, result.output

@@ -128,7 +128,7 @@ def test_killed_at_random_moments_and_resumed(dataset: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_a_run_after_its_last_write(
     number: signal.Signals, code: int, dataset: Path, tmp_path: Path
 ) -> None:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from model.checkpoint import NetworkInfo
 from model.contract import Batch, Inputs, Loader, Preprocessor
-from model.distributed import is_distributed
 from model.losses import depth_values
 from model.metrics import (
     GroupSpread,
@@ -32,6 +29,7 @@ from model.pictures import Example, draw_predictions
 from model.precision import Precision
 from model.training.compiling import compiled_if
 from model.training.disturbance import UNDISTURBED, align_backgrounds, disturb, load_disturbance
+from model.training.progress import with_progress
 from model.training.provenance import count_seen
 from model.training.report import PRIOR, ROWS, defined_figures, score_table
 from model.unet import Decode, DualDecoderUNet
@@ -149,12 +147,6 @@ def _about(camera: str | None) -> str:
     return f"-- camera {camera}: {load_disturbance(camera)}"
 
 
-def _with_progress(loader: Loader, title: str) -> Iterator[Batch]:
-    """Batches of epoch 0, with a progress bar on a terminal, on the first rank."""
-    hidden = True if is_distributed() and dist.get_rank() else None
-    yield from tqdm(loader.epoch(0), total=len(loader), desc=title, disable=hidden, leave=False)
-
-
 def validate(
     network: nn.Module,
     loader: Loader,
@@ -174,7 +166,7 @@ def validate(
     network.eval()
     table = SampleTable(loader.layout.samples, loader.device)
     full = 0
-    for batch in _with_progress(loader, "validating"):
+    for batch in with_progress(loader, "validating"):
         samples = len(batch.index)
         if not samples:
             continue  # the last step has fewer samples than there are ranks
@@ -197,7 +189,7 @@ def training_means(loader: Loader, preprocess: Preprocessor, size: int) -> Train
     """Means of the targets of the training samples that ``loader`` yields."""
     starts = torch.from_numpy(np.asarray(loader.layout.group_starts, dtype=np.int64))
     means = TrainingMeans(starts.to(loader.device), size)
-    for batch in _with_progress(loader, "means of the training targets"):
+    for batch in with_progress(loader, "means of the training targets"):
         inputs = preprocess(batch)
         means.add(batch.index, inputs.mask, inputs.depth)
     return means
@@ -226,7 +218,7 @@ def evaluate_network(
     shown: list[Example] = []
     wanted: list[int] | None = None
     position = 0
-    for stored in _with_progress(loader, "evaluating" + (f", camera {camera}" if camera else "")):
+    for stored in with_progress(loader, "evaluating" + (f", camera {camera}" if camera else "")):
         batch = disturb(stored, disturbance) if disturbance != UNDISTURBED else stored
         inputs = preprocess(batch)
         prediction = predict_step(inputs, network, precision, info.depth_loss, "both")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
+import click
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
+from model.contract import Batch, Loader
 from model.distributed import is_distributed
 from model.errors import ModelError
 from model.training.profiling import phase_range
@@ -19,6 +21,8 @@ from model.unet import DualDecoderUNet
 
 READ_EVERY_S = 1.0
 """Reading the loss makes the host wait for the device: at most once per this many seconds."""
+LINE_EVERY_S = 30.0
+"""Seconds between lines about the progress where there is no terminal."""
 
 T = TypeVar("T")
 
@@ -92,8 +96,59 @@ class Elapsed(NamedTuple):
     samples: int = 0
 
 
+class Progress:
+    """A progress bar if standard error is a terminal, otherwise a line there every 30 s.
+
+    Close it at the end: it is a context manager.
+    """
+
+    def __init__(
+        self, title: str, total: int, done: int = 0, *, shown: bool = True, leave: bool = True
+    ) -> None:
+        """Start after ``done`` of ``total`` batches. shown: False for a rank that prints nothing.
+
+        leave: whether the bar stays when it is closed.
+        """
+        hidden = None if shown else True  # None: hidden unless on a terminal
+        self.bar = tqdm(
+            total=total, initial=done, desc=title, unit="batch", disable=hidden, leave=leave
+        )
+        self.title, self.total, self.done, self.note = title, total, done, ""
+        self._lines = shown and self.bar.disable
+        self._line_at = time.monotonic() + LINE_EVERY_S
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def update(self) -> None:
+        """Count a batch."""
+        self.done += 1
+        self.bar.update()
+        if self._lines and time.monotonic() >= self._line_at:
+            self._line_at = time.monotonic() + LINE_EVERY_S
+            note = f", {self.note}" if self.note else ""
+            click.echo(f"{self.title}: batch {self.done} of {self.total}{note}", err=True)
+
+    def set_note(self, note: str) -> None:
+        """Show a text after the count from now on."""
+        self.note = note
+        self.bar.set_postfix_str(note)
+
+
+def with_progress(loader: Loader, title: str) -> Iterator[Batch]:
+    """Batches of epoch 0, with their progress, on the first rank."""
+    first = not is_distributed() or dist.get_rank() == 0
+    with Progress(title, len(loader), shown=first, leave=False) as progress:
+        for batch in loader.epoch(0):
+            yield batch
+            progress.update()
+
+
 class EpochMeter:
-    """Measures an epoch and shows a progress bar on a terminal; close its `bar` at the end.
+    """Measures an epoch and shows its progress; close its `progress` at the end.
 
     The wait is the time in which the host waited for the next batch, as a share of the epoch's
     wall time: near 0 the network is the bottleneck, near 1 the loader is.
@@ -104,10 +159,9 @@ class EpochMeter:
     ) -> None:
         """Start after ``done`` of ``batches``, which took ``before`` in an interrupted run.
 
-        ranks: processes that each train on as many samples. shown: whether to show the bar.
+        ranks: processes that each train on as many samples. shown: whether to show the progress.
         """
-        hidden = None if shown else True  # None: shown on a terminal only
-        self.bar = tqdm(total=batches, initial=done, desc=title, unit="batch", disable=hidden)
+        self.progress = Progress(title, batches, done, shown=shown)
         self.ranks, self.shown = ranks, shown
         self.samples, self.wait_s = before.samples, before.wait_s
         self.last_read = time.perf_counter()
@@ -129,15 +183,16 @@ class EpochMeter:
     def count(self, samples: int) -> bool:
         """Count a batch. True when it is time to read the loss and call `show`."""
         self.samples += samples * self.ranks
-        self.bar.update()
+        self.progress.update()
         return self.shown and time.perf_counter() - self.last_read >= READ_EVERY_S
 
-    def show(self, loss: float) -> dict[str, float]:
-        """Show the loss, the rate and the wait next to the bar; returns them by name."""
+    def show(self, loss: float, left: str) -> dict[str, float]:
+        """Show the loss, the rate, the wait and what is left; returns the numbers by name."""
         self.last_read = time.perf_counter()
         figures = self.figures()
         rate, wait = figures["samples_per_s"], figures["data_wait"]
-        self.bar.set_postfix_str(f"loss {loss:.4f}, {rate:.1f} samples/s, wait {wait:.0%}")
+        note = f"loss {loss:.4f}, {rate:.1f} samples/s, wait {wait:.0%}"
+        self.progress.set_note(f"{note}, {left}" if left else note)
         return {"loss": loss, "samples_per_s": rate, "data_wait": wait}
 
     @property

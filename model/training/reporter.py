@@ -14,10 +14,13 @@ import click
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
+from model.checkpoint import Position
 from model.contract import Inputs, Loader
 from model.errors import ModelError
 from model.training.evaluation import Prediction
+from model.training.pace import Pace, Plan, duration
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -38,6 +41,7 @@ class Reporter:
 
     def __init__(self, *, shown: bool, board: Path | None = None, step: int = 0) -> None:
         self.shown, self.step = shown, step
+        self.pace: Pace | None = None
         self.board = board if shown else None
         self.cost_s = 0.0
         """Time spent on TensorBoard so far, in seconds."""
@@ -57,7 +61,30 @@ class Reporter:
     def line(self, text: str) -> None:
         """Print a line."""
         if self.shown:
-            click.echo(text)
+            with tqdm.external_write_mode():  # clears the progress bar
+                click.echo(text)
+
+    def begin(self, plan: Plan) -> None:
+        """Say what a run does, and estimate from now on how long that takes; once."""
+        if self.pace is None:
+            self.pace = Pace(plan=plan)
+            done = f", of which {self.step:,} are done" if self.step else ""
+            self.line(f"{plan}{done}")
+
+    def time_left(self, position: Position) -> str:
+        """How long the run still takes, in words; empty before it can be known.
+
+        The first estimate is also printed.
+        """
+        if self.pace is None:
+            return ""
+        first = self.pace.rate is None
+        left_s = self.pace.left_s(position)
+        if left_s is None:
+            return ""
+        if first:
+            self.line(f"estimated time: about {duration(left_s)}, by the first steps")
+        return f"about {duration(left_s)} left"
 
     def scalars(self, step: int, values: Mapping[str, object], group: str) -> None:
         """Write numbers at a step of the run to TensorBoard; other values are left out."""

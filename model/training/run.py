@@ -96,6 +96,20 @@ def _say_that_it_starts(folder: Path) -> None:
     )
 
 
+@contextmanager
+def naming_resume(folder: Path, *, first: bool) -> Iterator[None]:
+    """If Ctrl-C or SIGTERM ends the block, say on the first rank how the run continues."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        if first and (folder / LAST).exists():
+            click.echo(
+                f"\nThe run in {folder} is saved; the same command with --resume continues it.",
+                err=True,
+            )
+        raise
+
+
 class StageState(TypedDict):
     """What is needed, besides the network, to resume a stage within or between its epochs."""
 

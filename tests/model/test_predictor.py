@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from convert.errors import DataError
@@ -302,3 +303,15 @@ def test_pictures_are_written(tmp_path: Path) -> None:
     draw_curves(tmp_path / "three.png", rows, "title")
     for name in ("grid.png", "one.png", "three.png"):
         assert Image.open(tmp_path / name).width > 300
+
+
+def test_figures_of_curves_are_beside_the_titles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not on the lines, which they would cross."""
+    figures: list[Figure] = []
+    monkeypatch.setattr("model.pictures._save", lambda figure, *_: figures.append(figure))
+    draw_curves(tmp_path / "curves.png", [{"stage": 1, "train_loss": 0.5, "mask_iou": None}], "x")
+    loss, iou, _ = figures[0].axes
+    assert (loss.get_title("right"), len(loss.texts)) == ("last 0.5000", 0)
+    assert (iou.get_title("right"), iou.texts[0].get_text()) == ("", "not trained so far")
