@@ -25,6 +25,8 @@ help:
 	@echo "make clean      Remove the demo, benchmark data and caches, but not .venv."
 
 install: .venv/.installed
+	@case "$(CUDA)" in ""|12|13) ;; \
+		*) echo "install: CUDA=$(CUDA): expected CUDA=12 or CUDA=13" >&2; exit 2;; esac
 	@if [ -n "$(CUDA)" ] && [ -e .venv/cuda ] && [ "$(CUDA)" != "$$(cat .venv/cuda)" ]; then \
 		echo "install: .venv is for CUDA $$(cat .venv/cuda): remove it to install for CUDA $(CUDA)" >&2; exit 2; fi
 

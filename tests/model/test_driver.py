@@ -161,6 +161,27 @@ def test_another_cuda_is_refused() -> None:
     assert done.stderr == "install: CUDA=11.8: expected CUDA=12 or CUDA=13\n"
 
 
+@pytest.mark.parametrize(
+    ("cuda", "message"),
+    [
+        ("11", "install: CUDA=11: expected CUDA=12 or CUDA=13\n"),
+        ("12", "install: .venv is for CUDA 13: remove it to install for CUDA 12\n"),
+        ("13", ""),
+    ],
+)
+def test_make_install_says_what_is_wrong_first(cuda: str, message: str, tmp_path: Path) -> None:
+    """With an installed .venv, which it must not ask to remove for a CUDA that cannot be had."""
+    needed = ("setup.cfg", "pyproject.toml", "constraints.txt", ".ci/install", "model/driver.py")
+    for name in (*needed, ".venv/cuda", ".venv/.installed"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("13")
+    command = ["make", "-f", str(ROOT / "Makefile"), "install", f"CUDA={cuda}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    lines = done.stderr.splitlines(keepends=True)
+    assert "".join(line for line in lines if not line.startswith("make")) == message
+    assert (done.returncode != 0) == bool(message)
+
+
 @pytest.mark.parametrize("command", [["make", "-n", "install", "DALI=dali-cu12"], [".ci/install"]])
 def test_the_former_option_is_refused(command: list[str]) -> None:
     environment = {**os.environ, "DALI": "dali-cu12"}
