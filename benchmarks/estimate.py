@@ -9,17 +9,20 @@ launches the operations and decodes, and the copies cross PCIe: the slowest of t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import click
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness.gpus import GPUS, Gpu
-from benchmarks.harness.options import command, width_option
-from benchmarks.harness.results import CaseResult, Result, make_result
+from benchmarks.harness.options import PATH, command, width_option
+from benchmarks.harness.results import CaseResult, Result, make_result, read_result
 from benchmarks.harness.steps import make_stage
+from convert.errors import DataError
 from loaders import Inputs
 from model.losses import training_loss
 from model.recipe import Recipe, Stage
@@ -31,7 +34,8 @@ DEVICES = ("T4", "A100", "H100")
 BATCH_SIZES = {112: 128, 224: 32}  # of the recipe `original`
 _PCIE_GB_S = 12.0  # PCIe 3.0 x16, as a T4 has; the others have more
 _LAUNCH_US = 10.0  # host time of an eager operation: an estimate
-_FFCV_US, _DALI_US = 4.0, 42.0  # a sample, in the launching thread: measured on a CPU
+HOST_US = {"ours, FFCV": 4.0, "ours, DALI": 42.0}
+"""A sample in the launching thread, measured on a CPU; by the case of `loader` that measures it."""
 _DECODING_CORE_US = 145.0  # a sample, FFCV file: measured on two cores of AMD EPYC
 _CORES = 8
 
@@ -57,15 +61,23 @@ class ByteCounter(TorchDispatchMode):
         return found
 
 
-@command(width_option(default=64))
-def estimate(width: int) -> Result:
+@command(
+    width_option(default=64),
+    click.option(
+        "--loader", "loader_json", type=PATH,
+        help="A result of `benchmarks loader`: the loaders' time in the launching thread is as "
+        "measured there. Default: 4 us a sample with FFCV, 42 with DALI.",
+    ),
+)  # fmt: skip
+def estimate(width: int, loader_json: Path | None) -> Result:
     """What FLOPs and bytes allow on a T4, an A100 and an H100: limits, never measured."""
+    host_us = HOST_US if loader_json is None else measured_host_us(loader_json)
     cases = {}
     for size in (112, 224):
         for kind in ("depth", "mask"):
             counts = count(make_stage(kind, size, BATCH_SIZES[size]), width)
             for name in DEVICES:
-                parts = times_us(counts, GPUS[name], BATCH_SIZES[size])
+                parts = times_us(counts, GPUS[name], BATCH_SIZES[size], host_us)
                 limit, us_per_sample = find_limit(parts)
                 figures = {
                     "gflop_per_sample": counts.gflop,
@@ -77,7 +89,25 @@ def estimate(width: int) -> Result:
                     parameters={"gpu": name, "stage": kind, "size": size, "limit": limit},
                     figures=figures,
                 )
-    return make_result("estimate", {"width": width, "cores": _CORES}, cases)
+    arguments: dict[str, float] = {"width": width, "cores": _CORES}
+    if loader_json is not None:
+        arguments |= {f"host_us_{name}": time for name, time in host_us.items()}
+    return make_result("estimate", arguments, cases)
+
+
+def measured_host_us(path: Path) -> dict[str, float]:
+    """`HOST_US` by a result of `benchmarks loader`. DataError if it has none of them."""
+    result = read_result(path)
+    found = {
+        name: result.cases[name].thread_us_per_sample for name in HOST_US if name in result.cases
+    }
+    measured = {name: time.median for name, time in found.items() if time is not None}
+    if result.benchmark != "loader" or not measured:
+        raise DataError(
+            f"{path}: found a result of `{result.benchmark}` without thread_us_per_sample of "
+            f"{' or '.join(HOST_US)}, expected one of `python -m benchmarks loader`; measure again"
+        )
+    return HOST_US | measured
 
 
 class Counts(NamedTuple):
@@ -88,17 +118,19 @@ class Counts(NamedTuple):
     mbyte: float
 
 
-def times_us(counts: Counts, gpu: Gpu, batch_size: int) -> dict[str, float]:
+def times_us(
+    counts: Counts, gpu: Gpu, batch_size: int, host_us: Mapping[str, float] = HOST_US
+) -> dict[str, float]:
     """Microseconds a sample of each part, at the peaks of a GPU and with the host's costs.
 
-    launches: of the operations and the loader (FFCV) in the launching thread; with DALI the
-    latter is 42 us instead of 4. decoding: FFCV on 8 cores.
+    launches: of the operations and the loader (FFCV) in the launching thread; dali_launches: with
+    DALI. host_us: the loaders' part, as `HOST_US`. decoding: FFCV on 8 cores.
     """
     return {
         "flops": counts.gflop / gpu.tflops_half * 1e3,
         "bytes": counts.mbyte / gpu.memory_gb_s * 1e3,
-        "launches": counts.operations * _LAUNCH_US / batch_size + _FFCV_US,
-        "dali_launches": counts.operations * _LAUNCH_US / batch_size + _DALI_US,
+        "launches": counts.operations * _LAUNCH_US / batch_size + host_us["ours, FFCV"],
+        "dali_launches": counts.operations * _LAUNCH_US / batch_size + host_us["ours, DALI"],
         "decoding": _DECODING_CORE_US / _CORES,
         "pcie": 5 * 224 * 224 / _PCIE_GB_S / 1e3,
     }

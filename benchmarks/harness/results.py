@@ -164,7 +164,8 @@ class CaseResult(_Strict):
     """One thing measured.
 
     parameters: those that vary between the cases of a result. repeats: the raw runs; empty where
-    nothing was timed. samples_per_s and cpu_us_per_sample follow from the repeats.
+    nothing was timed. samples_per_s, cpu_us_per_sample and thread_us_per_sample follow from the
+    repeats; the last is None in results of earlier versions.
     figures: other numbers of the case, each with its unit in its name.
     """
 
@@ -176,18 +177,22 @@ class CaseResult(_Strict):
     cpu_us_per_sample: Spread | None = Field(
         default_factory=lambda case: _spread(case["repeats"], "cpu_us_per_sample")
     )
+    thread_us_per_sample: Spread | None = Field(
+        default_factory=lambda case: _spread(case["repeats"], "thread_us_per_sample")
+    )
     figures: dict[Text, Figure] = {}
 
     @model_validator(mode="after")
     def _agrees(self) -> CaseResult:
-        for name in ("samples_per_s", "cpu_us_per_sample"):
+        for name in ("samples_per_s", "cpu_us_per_sample", "thread_us_per_sample"):
             if getattr(self, name) != _spread(self.repeats, name):
                 raise ValueError(f"{name} is not that of the repeats")
         return self
 
 
 def _spread(repeats: list[Repeat], what: str) -> Spread | None:
-    return Spread.of([getattr(repeat, what) for repeat in repeats]) if repeats else None
+    values = [getattr(repeat, what) for repeat in repeats]
+    return Spread.of(values) if values and None not in values else None
 
 
 def summarize(values: Sequence[float], name: str) -> dict[str, float]:

@@ -24,10 +24,11 @@ class Repeat:
     """One timed run.
 
     wall_s: by the monotonic clock. cpu_s: user and system time of this process and of all its
-    children. peak_gib: largest resident memory of this process and its children, which another
-    process samples 50 times per second; pages that they share count once. peak_device_gib: largest
-    memory that torch had allocated on the GPU, None on a CPU. The ranges hold for what is read
-    from a file.
+    children. thread_cpu_s: that of the thread that takes the batches, which in training launches
+    the work of the GPU; None in results of earlier versions. peak_gib: largest resident memory of
+    this process and its children, which another process samples 50 times per second; pages that
+    they share count once. peak_device_gib: largest memory that torch had allocated on the GPU,
+    None on a CPU. The ranges hold for what is read from a file.
     """
 
     samples: Annotated[int, Field(gt=0, lt=2**63)]
@@ -35,6 +36,7 @@ class Repeat:
     cpu_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     peak_gib: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     peak_device_gib: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    thread_cpu_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
     @property
     def samples_per_s(self) -> float:
@@ -46,6 +48,11 @@ class Repeat:
         """CPU time of all cores together."""
         return self.cpu_s / self.samples * 1e6
 
+    @property
+    def thread_us_per_sample(self) -> float | None:
+        """CPU time of the thread that takes the batches."""
+        return None if self.thread_cpu_s is None else self.thread_cpu_s / self.samples * 1e6
+
 
 def time_once(run: Callable[[], int], *, device: torch.device | str = "cpu") -> Repeat:
     """Time one call of ``run``, which returns the number of samples that it processed."""
@@ -56,15 +63,17 @@ def time_once(run: Callable[[], int], *, device: torch.device | str = "cpu") -> 
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
     with peak_memory() as memory:
-        cpu, wall = cpu_s(memory.pid), time.perf_counter()
+        cpu, wall, thread = cpu_s(memory.pid), time.perf_counter(), time.thread_time()
         samples = run()
         if on_gpu:
             torch.cuda.synchronize(device)
+        thread = time.thread_time() - thread
         wall, cpu = time.perf_counter() - wall, cpu_s(memory.pid) - cpu
     return Repeat(
         samples=samples,
         wall_s=wall,
         cpu_s=cpu,
+        thread_cpu_s=thread,
         peak_gib=memory.peak_gib,
         peak_device_gib=torch.cuda.max_memory_allocated(device) / 2**30 if on_gpu else None,
     )

@@ -71,20 +71,28 @@ def text(result: Result) -> str:
 
 
 def timed(result: Result) -> Table:
-    """Rate, CPU time and memory of every case, and how much faster our fastest case is."""
+    """Rate, CPU time and memory of every case, and how much faster our fastest case is.
+
+    The consumer is the thread that takes the batches.
+    """
     rows = []
     for name, case in result.cases.items():
         if case.samples_per_s is None or case.cpu_us_per_sample is None:
             continue
         rate, faster = case.samples_per_s, result.faster_by(name)
+        thread = case.thread_us_per_sample
         rows.append({
             "": name,
             "samples/s": number(rate.median),
             "ours is faster by": "" if faster is None else f"{faster.median:.2f} x",
             "CPU us/sample": number(case.cpu_us_per_sample.median),
+            "consumer us/sample": number(thread.median) if thread else "",
             "range": f"{number(rate.lowest)}–{number(rate.highest)}",
             "peak GiB": f"{max(repeat.peak_gib for repeat in case.repeats):.2f}",
         })  # fmt: skip
+    if not any(row["consumer us/sample"] for row in rows):  # results of earlier versions
+        for row in rows:
+            del row["consumer us/sample"]
     return Table.of(rows)
 
 

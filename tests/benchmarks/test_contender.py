@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -95,6 +96,12 @@ def test_a_race_times_correct_contenders_and_reports_why_others_are_skipped() ->
     cases, skipped = race([contender("right"), *field], truth(), repeats=2, optional=True)
     assert [repeat.samples for repeat in cases["right"].repeats] == [10, 10]
     assert set(cases) == {"right"}
+    thread = cases["right"].thread_us_per_sample
+    assert thread is not None
+    assert 0 < thread.median < math.inf
+    for repeat in cases["right"].repeats:
+        assert repeat.thread_cpu_s is not None
+        assert repeat.thread_cpu_s <= repeat.cpu_s + 0.02  # two clocks of different precision
     assert "no_such_library" in skipped["import"]
     assert skipped["dies"] == "its process ended with code 3"
     assert "up to 1 levels" in skipped["pixel"]

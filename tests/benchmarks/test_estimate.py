@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
-from benchmarks.estimate import Counts, count, find_limit, times_us
+from benchmarks.estimate import HOST_US, Counts, count, find_limit, measured_host_us, times_us
 from benchmarks.harness.gpus import GPUS, Gpu
+from benchmarks.harness.results import CaseResult, make_result
 from benchmarks.harness.steps import make_stage
+from benchmarks.harness.timing import Repeat
+from convert.errors import DataError
 
 SLOW = Gpu(tflops_float=1, tflops_half=1, memory_gb_s=1)
 FAST = Gpu(tflops_float=1e6, tflops_half=1e6, memory_gb_s=1e6)
@@ -48,3 +54,21 @@ def test_a_larger_size_has_more_work_in_about_as_many_operations() -> None:
     assert large.operations == pytest.approx(small.operations, rel=0.1)
     assert large.gflop > 3.5 * small.gflop
     assert large.mbyte > 3 * small.mbyte
+
+
+def test_measured_times_of_loaders_replace_ours(tmp_path: Path) -> None:
+    path = tmp_path / "loader.json"
+    repeat = Repeat(samples=10, wall_s=1.0, cpu_s=1.0, peak_gib=1.0, thread_cpu_s=3e-4)
+    result = make_result("loader", {}, {"ours, FFCV": CaseResult(repeats=[repeat])})
+    path.write_text(result.model_dump_json())
+    host_us = measured_host_us(path)
+    assert host_us == {"ours, FFCV": pytest.approx(30.0), "ours, DALI": 42.0}
+    counts = Counts(256, gflop=1.0, mbyte=0.1)
+    measured, by_default = (times_us(counts, FAST, 128, each) for each in (host_us, HOST_US))
+    assert measured["launches"] - by_default["launches"] == pytest.approx(26.0)
+    assert measured["dali_launches"] == by_default["dali_launches"]
+
+    old = CaseResult(repeats=[replace(repeat, thread_cpu_s=None)])
+    path.write_text(make_result("loader", {}, {"ours, FFCV": old}).model_dump_json())
+    with pytest.raises(DataError, match=r"loader\.json: found a result of `loader` without thread"):
+        measured_host_us(path)

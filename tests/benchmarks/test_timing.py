@@ -9,7 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -24,7 +25,9 @@ import torch
 from benchmarks.epoch import Epochs, efficiency, stall
 from benchmarks.harness import resources as meter
 from benchmarks.harness import sampler, timing
+from benchmarks.harness.results import CaseResult, Result, Spread, make_result
 from benchmarks.harness.timing import Phases, Repeat, interleave, time_once
+from benchmarks.report.tables import timed
 from loaders import Batch
 
 
@@ -36,6 +39,9 @@ class FakeTime:
 
     def perf_counter(self) -> float:
         return self.now
+
+    def thread_time(self) -> float:
+        return 0.0
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
@@ -408,3 +414,30 @@ def test_dropping_the_cache_keeps_the_files(tmp_path: Path) -> None:
     file.write_bytes(b"x" * 10_000)
     assert meter.drop_cache([file]) == 10_000
     assert file.read_bytes() == b"x" * 10_000
+
+
+def test_the_cpu_time_of_the_consumer_is_a_part_of_all() -> None:
+    """Two threads of about equal work, one of which takes the batches."""
+
+    def work() -> None:
+        sum(range(300_000))
+
+    def run() -> int:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(work).result()
+        work()
+        return 10
+
+    repeat = time_once(run)
+    assert repeat.thread_cpu_s is not None
+    assert 0 < repeat.thread_cpu_s < repeat.cpu_s
+    case = CaseResult(repeats=[repeat])
+    assert case.thread_us_per_sample == Spread.of([repeat.thread_cpu_s / 10 * 1e6])
+    assert timed(result_of({"ours": case})).head[4] == "consumer us/sample"
+    old = CaseResult(repeats=[replace(repeat, thread_cpu_s=None)])
+    assert old.thread_us_per_sample is None
+    assert "consumer us/sample" not in timed(result_of({"ours": old})).head
+
+
+def result_of(cases: dict[str, CaseResult]) -> Result:
+    return make_result("loader", {}, cases)
