@@ -1,0 +1,21 @@
+"""A small sample of `python -m tests.fuzz`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.fuzz import TARGETS, Files, files, run_case
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[Files]:
+    with files() as found:
+        yield found
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_mutated_files(made: Files, target: str) -> None:
+    outcomes = [run_case(made, 0, case, target) for case in range(8)]
+    assert [outcome for outcome in outcomes if outcome.problem] == []
