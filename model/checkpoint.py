@@ -133,6 +133,8 @@ def load_weights(network: DualDecoderUNet, weights: Mapping[str, Tensor]) -> Non
     try:
         network.load_state_dict(weights)
         for name, own in network.state_dict().items():
+            if name not in weights:  # torch lets the counts of BatchNorm be missing
+                raise RuntimeError(f"{name} is missing")
             if own.is_floating_point() != weights[name].is_floating_point():
                 raise RuntimeError(f"{name} is {weights[name].dtype}, expected {own.dtype}")
     except RuntimeError as error:

@@ -168,6 +168,7 @@ def test_a_state_is_restored(run: Run, trainer: StageTrainer) -> None:
         (lambda s: s.update(generators=[torch.zeros(3)]), "generators: not states"),
         (lambda s: s.update(network={}), "weights do not fit the network"),
         (lambda s: s.update(network=5), "network must be a table"),
+        (lambda s: s["network"].pop("encoder.inc.1.num_batches_tracked"), "is missing"),
         (lambda s: s["within_stage"].update(elapsed=(1.0,)), "elapsed"),
         (
             lambda s: s["within_stage"].update(running=torch.zeros(1)),
