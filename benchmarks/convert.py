@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
-from benchmarks.harness.options import DATASET, REPEATS, at_least_1, command
+from benchmarks.harness.options import DATASET, MINUTES, REPEATS, at_least_1, command, keep
 from benchmarks.harness.results import CaseResult, Result, make_result
-from benchmarks.harness.timing import Repeat, interleave, print_progress, time_once
+from benchmarks.harness.timing import Found, Repeat, interleave, print_progress, time_once
 from benchmarks.peers.ffcv import write_beton
 from benchmarks.peers.source import Files
 from convert.manifest import Manifest, read_manifest
@@ -28,8 +28,8 @@ _CHUNK = 1000
 _FFCV_QUALITY = 90  # FFCV's default
 
 
-@command(DATASET, REPEATS, at_least_1("--workers", default=available_cores()))
-def convert(dataset: Path, repeats: int, workers: int) -> Result:
+@command(DATASET, REPEATS, MINUTES, at_least_1("--workers", default=available_cores()))
+def convert(dataset: Path, repeats: int, minutes: float, workers: int) -> Result:
     """Packing DATASET against stock FFCV's writer and against reading and decoding alone."""
     source = read_source(dataset)
     with tempfile.TemporaryDirectory(prefix="maskdepth-bench-") as name:
@@ -49,16 +49,22 @@ def convert(dataset: Path, repeats: int, workers: int) -> Result:
             cases["stock FFCV DatasetWriter, 4 RGB JPEG fields"] = partial(
                 write_beton, files, workers, _FFCV_QUALITY, folder / "stock.beton"
             )
-        found = interleave(
-            {name: partial(_time, work, source) for name, work in cases.items()}, repeats
+
+        def result(found: Found) -> Result:
+            arguments = {
+                "dataset": dataset.name, "repeats": repeats, "workers": workers,
+                "samples": source.layout.samples,
+            }  # fmt: skip
+            results = {name: CaseResult(repeats=list(some)) for name, some in found.items()}
+            sizes = _sizes(source, read_manifest(folder / "both"))
+            return make_result("convert", arguments, results, ours=(OURS,), sizes=sizes)
+
+        measures = {name: partial(_time, work, source) for name, work in cases.items()}
+        return result(
+            interleave(
+                measures, repeats, minutes=minutes, after_round=lambda found: keep(result(found))
+            )
         )
-        sizes = _sizes(source, read_manifest(folder / "both"))
-    arguments = {
-        "dataset": dataset.name, "repeats": repeats, "workers": workers,
-        "samples": source.layout.samples,
-    }  # fmt: skip
-    results = {name: CaseResult(repeats=repeats) for name, repeats in found.items()}
-    return make_result("convert", arguments, results, ours=(OURS,), sizes=sizes)
 
 
 def _time(work: Callable[[], object], source: Source) -> Repeat:

@@ -20,7 +20,7 @@ from benchmarks.harness.gpus import peak_tflops
 from benchmarks.harness.nvml import added_gib, open_nvml
 from benchmarks.harness.results import CaseResult, Result, make_result
 from benchmarks.harness.steps import TRAINS, OurStep, Setup, gflop_per_sample, make_stage
-from benchmarks.harness.timing import Phases, Repeat, interleave, time_once
+from benchmarks.harness.timing import Found, Phases, Repeat, interleave, time_once
 from benchmarks.harness.traces import Event, busy_s, host_to_device, trace
 from convert.errors import DataError
 from loaders import Batch, Loader, build_loader, read_layout, split_indices
@@ -70,6 +70,19 @@ def epoch(
     complete = len(val) >= loading.batch_size
     cases: dict[str, CaseResult] = {}
     skipped: dict[str, str] = {}
+    arguments = {
+        "shards": shards.name, "engine": engine, "device": loading.device,
+        "amp": f"{amp} ({precision})", "width": width, "batch_size": loading.batch_size,
+        "threads": loading.threads, "repeats": loading.repeats, "samples": len(train) + len(val),
+        "compile": compiled, "warmup": warmup,
+    }  # fmt: skip
+
+    def result(cases: dict[str, CaseResult]) -> Result:
+        return make_result("epoch", arguments, cases, device=loading.device, skipped=skipped)
+
+    def keep_with(done: dict[str, CaseResult], found: dict[str, CaseResult]) -> None:
+        cli.keep(result(done | found))
+
     for kind in kinds:
         for size in sizes:
             stage = make_stage(kind, size, loading.batch_size)
@@ -81,14 +94,11 @@ def epoch(
                 setup = Setup(training, stage, width, precision)
                 step = OurStep(setup, compiled=compiled)
                 epochs = Epochs(step, training, validation, training.device)
-                cases |= _cases(epochs, setup, kind, loading.repeats, warmup, skipped)
-    arguments = {
-        "shards": shards.name, "engine": engine, "device": loading.device,
-        "amp": f"{amp} ({precision})", "width": width, "batch_size": loading.batch_size,
-        "threads": loading.threads, "repeats": loading.repeats, "samples": len(train) + len(val),
-        "compile": compiled, "warmup": warmup,
-    }  # fmt: skip
-    return make_result("epoch", arguments, cases, device=loading.device, skipped=skipped)
+                cases |= _cases(
+                    epochs, setup, kind, loading, warmup, skipped,
+                    after_round=partial(keep_with, dict(cases)),
+                )  # fmt: skip
+    return result(cases)
 
 
 def _split(shards: Path, samples: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -119,11 +129,17 @@ def efficiency(r_combined: float, r_loader: float, r_model: float) -> float:
 
 
 def _cases(
-    epochs: Epochs, setup: Setup, kind: str, repeats: int, warmup: int, skipped: dict[str, str]
+    epochs: Epochs,
+    setup: Setup,
+    kind: str,
+    loading: cli.Loading,
+    warmup: int,
+    skipped: dict[str, str],
+    after_round: Callable[[dict[str, CaseResult]], None],
 ) -> dict[str, CaseResult]:
     """Loader, model and both together, training and validation, measured in turn.
 
-    skipped: is given what could not be measured, and why.
+    skipped: is given what could not be measured, and why. after_round: is given the cases so far.
     """
     title = f"{kind} {setup.stage.size}"
     works = {
@@ -134,7 +150,28 @@ def _cases(
         f"{title}: {part}": partial(time_once, work, device=setup.loader.device)
         for part, work in works.items()
     }
-    found = dict(zip(works, interleave(measures, repeats, warmup).values(), strict=True))
+
+    def cases_of(found: Found, figures: dict[str, dict[str, float]]) -> dict[str, CaseResult]:
+        return {
+            f"{title}: {part}": CaseResult(
+                parameters={"stage": kind, "size": setup.stage.size, "part": part},
+                repeats=list(found[part]),
+                figures=figures[part],
+            )
+            for part in works
+        }
+
+    def by_part(timed: Found) -> Found:
+        return dict(zip(works, timed.values(), strict=True))
+
+    def keep_round(timed: Found) -> None:
+        found = by_part(timed)
+        after_round(cases_of(found, epochs.figures(found)))
+
+    timed = interleave(
+        measures, loading.repeats, warmup, minutes=loading.minutes, after_round=keep_round
+    )
+    found = by_part(timed)
     figures = epochs.figures(found)
     rate = median(one.samples_per_s for one in found["training"])
     used_gib = added_gib(setup.loader.device)
@@ -152,14 +189,7 @@ def _cases(
             except Exception as error:  # must not cost the repeats that have been measured
                 reason = f"{type(error).__name__}: {error}"
                 skipped[f"{title}: {part}, figures of a GPU"] = reason
-    return {
-        f"{title}: {part}": CaseResult(
-            parameters={"stage": kind, "size": setup.stage.size, "part": part},
-            repeats=found[part],
-            figures=figures[part],
-        )
-        for part in works
-    }
+    return cases_of(found, figures)
 
 
 class Epochs:

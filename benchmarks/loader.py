@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.harness.contender import Isolated, race
@@ -11,6 +12,7 @@ from benchmarks.harness.options import (
     FailedCheck,
     Loading,
     command,
+    keep,
     loading_options,
 )
 from benchmarks.harness.ours import (
@@ -38,7 +40,18 @@ def loader(shards: Path, loading: Loading) -> Result:
     ours = our_contenders(shards, loading)
     floats = our_contenders(shards, loading, normalise=True)
     contenders = [*ours, *floats, floor_contender(shards, loading)]
-    cases, _ = race(contenders, truth, loading.repeats)
+
+    def result(cases: dict[str, CaseResult]) -> Result:
+        return make_result(
+            "loader",
+            loading.arguments(shards=shards.name, samples=len(opened)),
+            cases,
+            device=loading.device,
+            ours=compared((*ours, *floats)),
+            skipped=skipped_engines(shards),
+        )
+
+    cases, _ = race(contenders, truth, loading, after_round=lambda cases, _: keep(result(cases)))
     for contender in our_contenders(shards, loading, engines=DECODING):
         name = f"{contender.name}, cold cache"
         # The first epoch of a new process, after the kernel was asked to forget the shards.
@@ -47,14 +60,8 @@ def loader(shards: Path, loading: Loading) -> Result:
             repeat, figures = isolated.run(), {"dropped_bytes": float(dropped)}
         cases[name] = CaseResult(repeats=[repeat], figures=figures)
         print_progress(f"{name}: {repeat.samples_per_s:,.1f} samples/s")
-    return make_result(
-        "loader",
-        loading.arguments(shards=shards.name, samples=len(opened)),
-        cases,
-        device=loading.device,
-        ours=compared((*ours, *floats)),
-        skipped=skipped_engines(shards),
-    )
+        keep(result(cases))
+    return result(cases)
 
 
 @command(SHARDS, loading_options)
@@ -68,7 +75,7 @@ def parity(shards: Path, loading: Loading) -> Result:
     truth = read_truth(opened, some_samples(len(opened)))
     contenders = our_contenders(shards, loading)
     contenders += our_contenders(shards, loading, normalise=True)
-    checked, wrong = race(contenders, truth, repeats=0, optional=True)
+    checked, wrong = race(contenders, truth, replace(loading, repeats=0), optional=True)
     cases = {
         one.name: CaseResult(figures=checked[one.name].figures | {"allowed_levels": one.levels})
         for one in contenders

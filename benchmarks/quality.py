@@ -9,7 +9,7 @@ from typing import NamedTuple
 import click
 
 from benchmarks.estimate import step_pflop
-from benchmarks.harness.options import DEVICE, PATH, command, option
+from benchmarks.harness.options import DEVICE, PATH, command, keep, option
 from benchmarks.harness.results import CaseResult, Result, make_result
 from benchmarks.harness.timing import print_progress
 from convert.errors import DataError
@@ -65,6 +65,9 @@ def quality(
     if twice:
         raise DataError(f"RUN_DIR: found {twice[0]} twice, expected folders of different names")
     cases: dict[str, CaseResult] = {}
+    arguments = {"samples": samples or "all", "device": device}
+    if shards is not None:
+        arguments["shards"] = shards.name
     for name, folder in zip(names, runs, strict=True):
         cases |= _score(name, folder, device, cameras, samples, shards)
         figures = cases[name].figures
@@ -73,9 +76,7 @@ def quality(
             f"{name}: mask IoU {figures['mask_iou']:.4f}, "
             f"depth RMSE {figures['depth_rmse']:.4f}{prior}"
         )
-    arguments = {"samples": samples or "all", "device": device}
-    if shards is not None:
-        arguments["shards"] = shards.name
+        keep(make_result("quality", arguments, cases, device=device))
     return make_result("quality", arguments, cases, device=device)
 
 

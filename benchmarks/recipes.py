@@ -176,6 +176,11 @@ def recipes(
     data = Data(shards=shards, engine=engine, train=train, scored=chosen, batch_size=batch_size)
     data.require_batch(batch_size, "this command")
     cases = {NO_NETWORK: CaseResult(figures=baselines(data))}
+    arguments = {
+        "shards": shards.name, "minutes": minutes, "width": width, "batch_size": batch_size,
+        "samples": len(chosen), "threads": threads, "engine": engine,
+        "depth": read_depth_source(shards),
+    }  # fmt: skip
     torch.set_num_threads(threads)  # FFCV, once opened, sets it too
     for name in names:
         recipe = load_recipe(name)
@@ -187,9 +192,5 @@ def recipes(
             cases[title] = CaseResult(
                 parameters={"recipe": recipe.name, "cpu_min": minutes_spent}, figures=point.scores
             )
-    arguments = {
-        "shards": shards.name, "minutes": minutes, "width": width, "batch_size": batch_size,
-        "samples": len(chosen), "threads": threads, "engine": engine,
-        "depth": read_depth_source(shards),
-    }  # fmt: skip
+            cli.keep(make_result("recipes", arguments, cases))
     return make_result("recipes", arguments, cases)

@@ -17,7 +17,7 @@ import psutil
 
 from benchmarks.harness.contender import Contender, race
 from benchmarks.harness.images import read_truth
-from benchmarks.harness.options import SHARDS, Loading, command, loading_options, option
+from benchmarks.harness.options import SHARDS, Loading, command, keep, loading_options, option
 from benchmarks.harness.ours import DECODING, our_contenders
 from benchmarks.harness.repeated import write_repeated
 from benchmarks.harness.results import CaseResult, Result, make_result
@@ -47,6 +47,11 @@ def scaling(shards: Path, loading: Loading, samples: int, records: tuple[int, ..
     Each axis is measured with the other options at their values.
     """
     cases: dict[str, CaseResult] = {}
+
+    def result() -> Result:
+        arguments = loading.arguments(shards=shards.name, samples=samples)
+        return make_result("scaling", arguments, cases, device=loading.device)
+
     threads = sorted({1, loading.threads, *(2**n for n in range(10) if 2**n < loading.threads)})
     loadings = {
         "threads": {count: replace(loading, threads=count) for count in threads},
@@ -57,7 +62,8 @@ def scaling(shards: Path, loading: Loading, samples: int, records: tuple[int, ..
             value: our_contenders(shards, varied, engines=DECODING)
             for value, varied in points.items()
         }
-        cases |= _race_axis(axis, contenders, shards, loading.repeats)
+        cases |= _race_axis(axis, contenders, shards, loading)
+        keep(result())
     with tempfile.TemporaryDirectory(prefix="maskdepth-scaling-") as name:
         folder = Path(name)
         contenders = {}
@@ -68,15 +74,16 @@ def scaling(shards: Path, loading: Loading, samples: int, records: tuple[int, ..
             draw(dataset, size=size, progress=False)
             pack(dataset, packed, progress=False)
             contenders[size] = our_contenders(packed, loading, engines=DECODING)
-        cases |= _race_axis("image size", contenders, shards, loading.repeats)
+        cases |= _race_axis("image size", contenders, shards, loading)
+        keep(result())
         for count in records:
             cases |= _open_records(shards, folder / f"repeated-{count}", count, loading)
-    arguments = loading.arguments(shards=shards.name, samples=samples)
-    return make_result("scaling", arguments, cases, device=loading.device)
+            keep(result())
+    return result()
 
 
 def _race_axis(
-    axis: str, contenders: dict[int, list[Contender]], shards: Path, repeats: int
+    axis: str, contenders: dict[int, list[Contender]], shards: Path, loading: Loading
 ) -> dict[str, CaseResult]:
     """Cases of the contenders at each value of an axis, without pixels to compare."""
     points = {
@@ -85,7 +92,7 @@ def _race_axis(
         for contender in some
     }
     renamed = [replace(one, name=name, scale=None) for name, (_, one) in points.items()]
-    found, _ = race(renamed, read_truth(Shards(shards), np.arange(1)), repeats)
+    found, _ = race(renamed, read_truth(Shards(shards), np.arange(1)), loading)
     return {
         name: CaseResult(
             parameters={"axis": axis, "value": float(value), "engine": contender.name},

@@ -261,6 +261,13 @@ def speedrun(
         "depth_rmse": min(TARGET["depth_rmse"], rules["depth_rmse"]),
     }
     goal = Goal(scores=target, limit_pflop=limit, points=points, screen=screen)
+    arguments = {
+        "shards": shards.name, "width": width, "seeds": seeds, "points": points,
+        "batch_size": batch_size or "of each stage",
+        "samples": len(chosen), "screen": screen, "target_iou": target["mask_iou"],
+        "target_rmse": target["depth_rmse"], "limit_pflop": limit, "amp": f"{amp} ({precision})",
+        "threads": torch.get_num_threads(), "engine": engine, "depth": read_depth_source(shards),
+    }  # fmt: skip
     cases = {NO_NETWORK: CaseResult(figures=rules)}
     for recipe in recipes:
         for seed in range(seeds):
@@ -276,11 +283,5 @@ def speedrun(
                     },
                     figures=point.scores,
                 )  # fmt: skip
-    arguments = {
-        "shards": shards.name, "width": width, "seeds": seeds, "points": points,
-        "batch_size": batch_size or "of each stage",
-        "samples": len(chosen), "screen": screen, "target_iou": target["mask_iou"],
-        "target_rmse": target["depth_rmse"], "limit_pflop": limit, "amp": f"{amp} ({precision})",
-        "threads": torch.get_num_threads(), "engine": engine, "depth": read_depth_source(shards),
-    }  # fmt: skip
+                cli.keep(make_result("speedrun", arguments, cases, device=device))
     return make_result("speedrun", arguments, cases, device=device)

@@ -13,7 +13,7 @@ import click
 from benchmarks.harness import options as cli
 from benchmarks.harness.results import CaseResult, Result, make_result
 from benchmarks.harness.steps import OriginalStep, OurStep, Setup, gflop_per_sample, make_stage
-from benchmarks.harness.timing import interleave, time_once
+from benchmarks.harness.timing import Found, interleave, time_once
 from convert.errors import DataError
 from loaders import Batch, build_loader
 from model.precision import AMP, precision_for
@@ -22,6 +22,7 @@ from model.precision import AMP, precision_for
 @cli.command(
     cli.SHARDS,
     cli.REPEATS,
+    cli.MINUTES,
     cli.at_least_1("--steps", default=2, help="In each repeat."),
     cli.width_option(default=64),
     cli.option("--size", type=click.IntRange(8), default=112),
@@ -40,6 +41,7 @@ from model.precision import AMP, precision_for
 def step(
     shards: Path,
     repeats: int,
+    minutes: float,
     steps: int,
     width: int,
     size: int,
@@ -84,22 +86,29 @@ def step(
         measures = {
             name: partial(time_once, work, device=loader.device) for name, work in works.items()
         }
-        found = interleave(measures, repeats)
-    arguments = {
-        "shards": shards.name, "repeats": repeats, "steps": len(batches), "width": width,
-        "size": size, "batch_size": batch_size, "device": device, "amp": amp,
-        "compile": compiled,
-    }  # fmt: skip
-    cases = {
-        name: CaseResult(
-            parameters={"stage": name.split()[0]},
-            repeats=repeats,
-            figures={"gflop_per_sample": flops[name]},
+
+        def result(found: Found) -> Result:
+            arguments = {
+                "shards": shards.name, "repeats": repeats, "steps": len(batches), "width": width,
+                "size": size, "batch_size": batch_size, "device": device, "amp": amp,
+                "compile": compiled,
+            }  # fmt: skip
+            cases = {
+                name: CaseResult(
+                    parameters={"stage": name.split()[0]},
+                    repeats=list(some),
+                    figures={"gflop_per_sample": flops[name]},
+                )
+                for name, some in found.items()
+            }
+            ours = tuple(name for name in cases if name.endswith(", ours"))
+            return make_result("step", arguments, cases, device=device, ours=ours)
+
+        return result(
+            interleave(
+                measures, repeats, minutes=minutes, after_round=lambda some: cli.keep(result(some))
+            )
         )
-        for name, repeats in found.items()
-    }
-    ours = tuple(name for name in cases if name.endswith(", ours"))
-    return make_result("step", arguments, cases, device=device, ours=ours)
 
 
 def _train_on(batches: list[Batch], train: Callable[[Batch], None]) -> int:

@@ -25,7 +25,7 @@ from benchmarks.harness.images import Images, Scale, Truth, check
 from benchmarks.harness.nvml import added_gib, before_use
 from benchmarks.harness.options import Loading
 from benchmarks.harness.results import CaseResult
-from benchmarks.harness.timing import Repeat, interleave, print_progress, time_once
+from benchmarks.harness.timing import Found, Repeat, interleave, print_progress, time_once
 from convert.errors import DataError
 
 Epochs = Callable[[int], Iterable[Images | int]]
@@ -192,17 +192,30 @@ class Isolated:
 
 
 def race(
-    contenders: Sequence[Contender], truth: Truth, repeats: int, *, optional: bool = False
+    contenders: Sequence[Contender],
+    truth: Truth,
+    loading: Loading,
+    *,
+    optional: bool = False,
+    after_round: Callable[[dict[str, CaseResult], dict[str, str]], object] = lambda *found: None,
 ) -> tuple[dict[str, CaseResult], dict[str, str]]:
-    """Open and check all contenders, then time an epoch of each in turn, ``repeats`` times.
+    """Open and check all contenders, then time an epoch of each in turn, in rounds.
 
     Returns the cases, by name of the contender, and why others were not timed.
     optional: a contender that cannot run or is wrong is skipped with the reason; otherwise
         Unavailable is raised.
+    after_round: is called with what would be returned, after each round.
     """
     figures: dict[str, dict[str, float]] = {}
     skipped: dict[str, str] = {}
     measures: dict[str, Callable[[], Repeat]] = {}
+
+    def cases_of(timed: Found) -> dict[str, CaseResult]:
+        return {
+            name: CaseResult(repeats=list(repeats), figures=figures[name])
+            for name, repeats in timed.items()
+        }
+
     with ExitStack() as stack:
         for contender in contenders:
             name = contender.name
@@ -219,6 +232,9 @@ def race(
             figures[name] = {**isolated.opened, **found}
             compared = len(truth.index) if found else 0
             print_progress(f"{name}: ready ({compared} samples compared)")
-        timed = interleave(measures, repeats, warmup=0)  # the check was a warm-up
-    cases = {name: CaseResult(repeats=timed[name], figures=figures[name]) for name in timed}
-    return cases, skipped
+        timed = interleave(
+            measures, loading.repeats, minutes=loading.minutes,
+            warmup=0,  # the check was a warm-up
+            after_round=lambda found: after_round(cases_of(found), skipped),
+        )  # fmt: skip
+    return cases_of(timed), skipped

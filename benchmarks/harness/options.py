@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, fields
 from functools import partial, wraps
 from pathlib import Path
@@ -11,12 +13,14 @@ from typing import Any
 
 import click
 
+from benchmarks.harness.load import watch_load
 from benchmarks.harness.nvml import before_use
 from benchmarks.harness.results import Result
 from benchmarks.report import tables
 from convert.errors import DataError
 from convert.outputs import require_free
 from convert.workers import available_cores
+from model.files import make_folder, replace_bytes
 from model.precision import choose_device
 from model.training.options import FiniteRange
 
@@ -27,7 +31,8 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 class Loading:
     """Options of the loading benchmarks, the same for all contenders.
 
-    repeats: rounds that are timed. threads: of a loader, or its worker processes.
+    repeats: rounds that are timed. minutes: after so many, no other round begins. threads: of a
+        loader, or its worker processes.
     device: of torch, where the batches are needed; those that are delivered on the CPU are copied,
         as a user would.
     """
@@ -36,10 +41,14 @@ class Loading:
     batch_size: int
     threads: int
     device: str
+    minutes: float = math.inf
 
     def arguments(self, **more: object) -> dict[str, object]:
         """For the result: what was run, and with what."""
-        return {**more, **asdict(self)}
+        found = {**more, **asdict(self)}
+        if not math.isfinite(self.minutes):
+            del found["minutes"]
+        return found
 
 
 def _check_json(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
@@ -85,6 +94,10 @@ DEVICE = option(
 at_least_1 = partial(option, type=click.IntRange(1))
 above_0 = partial(option, type=FiniteRange(0, min_open=True))
 REPEATS = at_least_1("--repeats", default=5, help="How often each case is timed.")
+MINUTES = option(
+    "--minutes", type=click.FloatRange(0, min_open=True), default=math.inf, show_default="no limit",
+    help="After so many, no other round begins. Each case is timed at least once.",
+)  # fmt: skip
 ENGINE = option("--loader", "engine", default="ffcv", help="ffcv, dali or resident.")
 width_option = partial(at_least_1, "--width", help="64 is the full network.")
 batch_size_option = partial(at_least_1, "--batch-size")
@@ -99,7 +112,20 @@ def loading_options(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(loading=loading, **values)
 
     threads = at_least_1("--threads", default=available_cores(), help="Of each contender.")
-    return DEVICE(threads(batch_size_option(default=64)(REPEATS(with_loading))))
+    return DEVICE(threads(batch_size_option(default=64)(REPEATS(MINUTES(with_loading)))))
+
+
+_SAVE: ContextVar[Callable[[Result], object]] = ContextVar("save")
+
+
+def keep(result: Result, why: str = "stopped before its end") -> None:
+    """Write what has been measured so far to the file of --json, in case the rest is not.
+
+    why: what the result says of itself until the command writes the complete one.
+    """
+    save = _SAVE.get(None)
+    if save is not None:
+        save(result.model_copy(update={"unfinished": why}))
 
 
 class FailedCheck(DataError):
@@ -114,7 +140,8 @@ def command(*options: Decorator) -> Callable[[Callable[..., Result]], click.Comm
     """Make a command of a function that returns a result.
 
     The command prints the tables and figures of the result, and writes it as JSON where --json
-    names a file.
+    names a file: what the function gives to `keep` as soon as it does. Both have the load of the
+    machine from the start of the command on.
     """
     json_option: Decorator = click.option(
         "--json", "json_path", type=PATH, callback=_check_json, help="Write JSON."
@@ -124,14 +151,23 @@ def command(*options: Decorator) -> Callable[[Callable[..., Result]], click.Comm
         @wraps(run)
         def run_and_write(json_path: Path | None, **values: Any) -> None:
             failure: FailedCheck | None = None
+            load = watch_load()
+
+            def save(result: Result) -> Result:
+                result = result.model_copy(update={"load": load()})
+                if json_path is not None:
+                    make_folder(json_path.parent)
+                    replace_bytes(json_path, result.model_dump_json(indent=1).encode() + b"\n")
+                return result
+
+            token = _SAVE.set(save)
             try:
                 result = run(**values)
             except FailedCheck as error:
                 result, failure = error.result, error
-            click.echo(tables.text(result))
-            if json_path is not None:
-                json_path.parent.mkdir(parents=True, exist_ok=True)
-                json_path.write_text(result.model_dump_json(indent=1) + "\n")
+            finally:
+                _SAVE.reset(token)
+            click.echo(tables.text(save(result)))
             if failure is not None:
                 raise failure
 

@@ -200,11 +200,36 @@ def summarize(values: Sequence[float], name: str) -> dict[str, float]:
     return {f"{what}_{name}": value for what, value in Spread.of(values)}
 
 
+FEW_REPEATS = 3
+"""Results of fewer repeats are marked: their range says little."""
+_BUSY = 0.25
+"""Share of the machine's cores above which the load of others is marked."""
+
+
+class Load(_Strict):
+    """What the machine did beside the benchmark, in cores.
+
+    before, after: the load average of one minute at the start and at the end, where the benchmark
+    itself counts too. others: mean number of cores that other processes used in between.
+    """
+
+    before: float
+    after: float
+    others: float
+    machine_cores: int
+
+    @property
+    def is_busy(self) -> bool:
+        return max(self.before, self.others) > _BUSY * self.machine_cores
+
+
 class Result(_Strict):
     """One run of one benchmark.
 
     ours: the cases of this project; all cases are compared with the fastest of them.
     skipped: what was not measured, and why. sizes: bytes and shares, by name.
+    load: None in results of earlier versions. unfinished: why there may be more to measure; empty
+    if nothing is missing.
     """
 
     schema_version: Literal[3] = 3
@@ -218,6 +243,18 @@ class Result(_Strict):
     ours: tuple[Text, ...] = ()
     skipped: dict[Text, Text] = {}
     sizes: dict[Text, float] = {}
+    load: Load | None = None
+    unfinished: Text = ""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it is known that others used the machine."""
+        return self.load is not None and self.load.is_busy
+
+    @property
+    def repeats(self) -> int | None:
+        """Repeats of the cases that were timed in turn; None where nothing was timed."""
+        return max((len(case.repeats) for case in self.cases.values()), default=0) or None
 
     @model_validator(mode="after")
     def _known(self) -> Result:

@@ -6,6 +6,7 @@ Works on any device: a GPU is synchronized before a clock is read.
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -84,21 +85,39 @@ def print_progress(text: str) -> None:
     click.echo(text, err=True)
 
 
+Found = dict[str, list[Repeat]]
+"""Repeats so far, by case."""
+
+
 def interleave(
-    cases: Mapping[str, Callable[[], Repeat]], repeats: int, warmup: int = 1
-) -> dict[str, list[Repeat]]:
+    cases: Mapping[str, Callable[[], Repeat]],
+    repeats: int,
+    warmup: int = 1,
+    *,
+    minutes: float = math.inf,
+    after_round: Callable[[Found], object] = lambda found: None,
+) -> Found:
     """Take ``repeats`` measurements of every case in turn, A B C A B C, after ``warmup`` rounds.
+
+    minutes: after so many no other round begins; there is at least one. after_round: is called
+    with what has been found after each round, so that it can be kept.
 
     Prints the rate of each. The speed of a machine that others use drifts, for all cases of a
     round alike: the ratio of two cases within a round is fair.
     """
-    found: dict[str, list[Repeat]] = {name: [] for name in cases}
+    found: Found = {name: [] for name in cases}
+    end = time.perf_counter() + 60 * minutes
     for number in range(warmup + repeats):
+        if number > warmup and time.perf_counter() > end:
+            print_progress(f"--minutes: ended after {number - warmup} of {repeats} rounds")
+            break
         for name, measure in cases.items():
             repeat = measure()
             if number >= warmup:
                 found[name].append(repeat)
                 print_progress(f"{name}: {repeat.samples_per_s:,.1f} samples/s")
+        if cases and number >= warmup:
+            after_round(found)
     return found
 
 

@@ -27,8 +27,8 @@ from benchmarks.harness.images import (
     read_truth,
     some_samples,
 )  # fmt: skip
-from benchmarks.harness.options import DATASET, SHARDS, Loading, command, loading_options
-from benchmarks.harness.results import Result, make_result
+from benchmarks.harness.options import DATASET, SHARDS, Loading, command, keep, loading_options
+from benchmarks.harness.results import CaseResult, Result, make_result
 from benchmarks.peers.source import FIELDS, Files, write_tars
 from convert.errors import DataError
 from convert.manifest import read_manifest
@@ -203,8 +203,15 @@ def hardware(dataset: Path, shards: Path, loading: Loading) -> Result:
             for load in loads
         ]  # fmt: skip
         truth = read_truth(opened, some_samples(len(opened)))
-        cases, skipped = race(contenders, truth, loading.repeats, optional=True)
+
+        def result(cases: dict[str, CaseResult], skipped: dict[str, str]) -> Result:
+            arguments = loading.arguments(dataset=dataset.name)
+            return make_result("hardware", arguments, cases, device=loading.device, skipped=skipped)
+
+        cases, skipped = race(
+            contenders, truth, loading, optional=True,
+            after_round=lambda cases, skipped: keep(result(cases, skipped)),
+        )  # fmt: skip
     if not cases:
         raise Unavailable(f"hw_decoder_load: no value could be measured: {skipped}")
-    arguments = loading.arguments(dataset=dataset.name)
-    return make_result("hardware", arguments, cases, device=loading.device, skipped=skipped)
+    return result(cases, skipped)

@@ -19,7 +19,7 @@ from benchmarks.harness.ours import (
     our_contenders,
     skipped_engines,
 )
-from benchmarks.harness.results import FLOAT, Result, make_result
+from benchmarks.harness.results import FLOAT, CaseResult, Result, make_result
 from benchmarks.peers import dataloaders
 from benchmarks.peers.dali import dali_contender
 from benchmarks.peers.ffcv import SOURCE_QUALITY, open_ffcv, write_beton
@@ -65,15 +65,23 @@ def peers(
             if not only or any(part.lower() in contender.name.lower() for part in only)
         ]
         truth = _read_truth(some)
-        cases, skipped = race(chosen, truth, loading.repeats, optional=True)
-    return make_result(
-        "peers",
-        loading.arguments(dataset=dataset.name, samples=len(files), slow_share=slow_share),
-        cases,
-        device=loading.device,
-        ours=tuple(name for name in compared((*ours, *floats)) if name in cases),
-        skipped={**skipped_engines(shards), **skipped},
-    )
+
+        def result(cases: dict[str, CaseResult], skipped: dict[str, str]) -> Result:
+            return make_result(
+                "peers",
+                loading.arguments(dataset=dataset.name, samples=len(files), slow_share=slow_share),
+                cases,
+                device=loading.device,
+                ours=tuple(name for name in compared((*ours, *floats)) if name in cases),
+                skipped={**skipped_engines(shards), **skipped},
+            )
+
+        return result(
+            *race(
+                chosen, truth, loading, optional=True,
+                after_round=lambda cases, skipped: cli.keep(result(cases, skipped)),
+            )
+        )  # fmt: skip
 
 
 def _read_truth(files: Files) -> Truth:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from benchmarks.harness.results import Accelerator, CaseResult, Result, Spread
+from benchmarks.harness.results import FEW_REPEATS, Accelerator, CaseResult, Result, Spread
 
 PHASES = ("data_wait", "preprocess", "forward", "loss_and_backward", "optimiser", "metrics")
 
@@ -361,9 +361,26 @@ def where(result: Result) -> str:
     if result.benchmark in ("simulation", "estimate"):
         device += " (what computed it)"
     arguments = ", ".join(f"{name} {value}" for name, value in result.arguments.items())
-    count = {len(case.repeats) for case in result.cases.values() if case.repeats}
-    medians = f" Medians of {max(count)} in turn." if count else ""
-    return f"On {device}; commit {result.commit}, {result.created}; {arguments}.{medians}"
+    words = [f"On {device}; commit {result.commit}, {result.created}; {arguments}."]
+    if result.repeats is not None:
+        words.append(f"Medians of {result.repeats} in turn.")
+    return " ".join([*words, *doubts(result)])
+
+
+def doubts(result: Result) -> list[str]:
+    """Why the figures of a result may not be trusted: a sentence each."""
+    found = []
+    if result.repeats is not None and result.repeats < FEW_REPEATS:
+        found.append(f"Fewer than {FEW_REPEATS} repeats: their range says little.")
+    if result.load is not None and result.load.is_busy:
+        load = result.load
+        found.append(
+            f"Measured on a busy machine: load {load.before:.1f} before, others used "
+            f"{load.others:.1f} of {load.machine_cores} cores meanwhile."
+        )
+    if result.unfinished:
+        found.append(f"Incomplete: {result.unfinished}.")
+    return found
 
 
 def _clock(current: float | None, highest: float | None) -> str | None:

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +94,12 @@ def contender(name: str, damage: str = "") -> Contender:
 @pytest.mark.usefixtures("forked_contenders")
 def test_a_race_times_correct_contenders_and_reports_why_others_are_skipped() -> None:
     field = [contender(name, name) for name in ("import", "dies", "pixel")]
-    cases, skipped = race([contender("right"), *field], truth(), repeats=2, optional=True)
+    kept: list[int] = []
+    cases, skipped = race(
+        [contender("right"), *field], truth(), replace(contender("right").loading, repeats=2),
+        optional=True, after_round=lambda cases, _: kept.append(len(cases["right"].repeats)),
+    )  # fmt: skip
+    assert kept == [1, 2]
     assert [repeat.samples for repeat in cases["right"].repeats] == [10, 10]
     assert set(cases) == {"right"}
     thread = cases["right"].thread_us_per_sample
@@ -109,7 +115,7 @@ def test_a_race_times_correct_contenders_and_reports_why_others_are_skipped() ->
 
 def test_a_contender_that_is_not_optional_must_not_fail() -> None:
     with pytest.raises(Unavailable, match=r"mine: .*up to 1 levels"):
-        race([contender("mine", "pixel")], truth(), repeats=1)
+        race([contender("mine", "pixel")], truth(), contender("mine").loading)
 
 
 def test_truth_equals_what_the_reference_loader_decodes(dataset: Path, shards: Path) -> None:

@@ -409,6 +409,24 @@ def test_cases_run_in_turn_after_a_warm_up(capsys: pytest.CaptureFixture[str]) -
     assert interleave({}, 3) == {}
 
 
+def test_rounds_end_after_the_minutes_and_each_is_kept(clock: FakeTime) -> None:
+    """A limit leaves complete rounds, and at least one."""
+
+    def case(seconds: float) -> Repeat:
+        clock.sleep(seconds)
+        return Repeat(samples=1, wall_s=seconds, cpu_s=1, peak_gib=1)
+
+    kept: list[int] = []
+    cases = {name: partial(case, 20) for name in "ab"}
+    for minutes, rounds in ((0.01, 1), (1.5, 2), (100, 4)):
+        kept.clear()
+        found = interleave(
+            cases, 4, minutes=minutes, after_round=lambda some: kept.append(len(some["b"]))
+        )
+        assert {len(repeats) for repeats in found.values()} == {rounds}
+        assert kept == list(range(1, rounds + 1))
+
+
 def test_dropping_the_cache_keeps_the_files(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"x" * 10_000)
