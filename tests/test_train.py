@@ -288,11 +288,11 @@ MISTAKES = {
     "run folder in use": ("fit {data} {run} --recipe {recipe}", "not empty.*last.pt.*--resume"),
     "run folder with something else": (
         "fit {data} {tmp}/used --recipe {recipe}",
-        "not empty, found folder.pt2, notes.txt; name a new RUN_DIR",
+        "not empty, found bg_001_mask.png, folder.pt2, net.pt2, notes.txt; name a new RUN_DIR",
     ),
     "resume of something else": (
         "fit {data} {tmp}/used --recipe {recipe} --resume",
-        "not empty, found folder.pt2, notes.txt, but no config.json of a run to resume; name a new",
+        "net.pt2, notes.txt, but no config.json of a run to resume; name a new",
     ),
     "no such recipe": ("fit {data} {tmp}/new --recipe fastest", "no such recipe"),
     "resume with another width": ("fit {data} {run} --resume --width 3", "another --width"),

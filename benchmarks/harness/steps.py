@@ -37,7 +37,9 @@ def make_stage(kind: str, size: int, batch_size: int) -> Stage:
     Raises DataError for a size that the network cannot have.
     """
     try:
-        return Stage(size=size, batch_size=batch_size, lr=1e-4, trains=TRAINS[kind])
+        return Stage.from_json(
+            {"size": size, "batch_size": batch_size, "lr": 1e-4, "trains": TRAINS[kind]}
+        )
     except ValueError as error:
         raise DataError(f"--size: {error}") from None
 
