@@ -33,9 +33,10 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    pack(make_dataset(folder), folder / "shards", workers=0, progress=False)
-    return folder / "shards"
+    dataset = make_dataset(tmp_path_factory.mktemp("data"))
+    folder = tmp_path_factory.mktemp("packed") / "shards"
+    pack(dataset, folder, workers=0, progress=False)
+    return folder
 
 
 @pytest.fixture

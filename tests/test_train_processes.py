@@ -6,6 +6,7 @@ import csv
 import multiprocessing
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -135,12 +136,13 @@ def test_a_signal_ends_a_run_after_its_last_write(
     options = fit_options(tmp_path, "run", dataset, batch=2, epochs=2)
     output = tmp_path / "output.txt"
     process = start([*options, "--save-minutes", "0"], output, run_train_slowly_saved)
-    wait_for(output, "writing")
+    wait_for(output, "writing 0 0 1")
     os.kill(process.pid or 0, number)
     process.join()
     assert process.exitcode == code, output.read_text()
     state = torch.load(tmp_path / "run/last.pt", weights_only=True)
-    assert tuple(state["position"]) == (0, 0, output.read_text().count("writing"))
+    written = re.findall(r"writing 0 0 (\d+)", output.read_text())
+    assert tuple(state["position"]) == (0, 0, int(written[-1]))
     assert not list((tmp_path / "run").glob(".*"))
 
 

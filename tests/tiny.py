@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 from unittest.mock import patch
 
 import numpy as np
@@ -70,10 +71,10 @@ def run_train(arguments: list[str], output: str) -> None:
 
 
 def run_train_slowly_saved(arguments: list[str], output: str) -> None:
-    """`run_train`, where every write of last.pt prints "writing" and takes a second longer."""
+    """`run_train`, where every write of last.pt prints its position and takes a second longer."""
 
     def slow(path: Path, state: Mapping[str, object]) -> None:
-        print("writing", flush=True)
+        print("writing", *cast(tuple, state["position"]), flush=True)
         time.sleep(1)
         save_state(path, state)
 

@@ -56,17 +56,18 @@ def test_a_failing_and_a_hanging_check_are_reported(
     run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(harness, "_GRACE_S", 0.3)
-    good, empty = tmp_path / "good.json", tmp_path / "empty.json"
+    good, odd = tmp_path / "good.json", tmp_path / "odd.json"
     case = CaseResult(figures={"largest_difference_levels": 3.0})
     good.write_text(make_result("parity", {}, {"ours": case}).model_dump_json())
-    empty.write_text(make_result("epoch", {}, {}).model_dump_json())
+    unnamed = CaseResult(parameters={"split": "random"})
+    odd.write_text(make_result("quality", {}, {"ours": unnamed}).model_dump_json())
     stays = "trap '' ABRT; sleep 1000 & echo $! > {0}/child; while :; do wait; done"
     done = run(
         [
             shell("fails", "echo 1 >&2; echo 'ValueError: injected' >&2; exit 3"),
             shell("hangs", stays.format(tmp_path)),
             shell("says nothing", "exit 0"),
-            shell("cannot be shown", f'cp {empty} "$1"'),
+            shell("cannot be shown", f'cp {odd} "$1"'),
             shell("crashes at its end", f'cp {good} "$1"; kill -SEGV $$'),
             shell("parity", f'cp {good} "$1"'),
             shell("not here", "exit 4", missing="ffcv is not installed"),
@@ -87,7 +88,7 @@ def test_a_failing_and_a_hanging_check_are_reported(
         "fails": "exit code 3; ValueError: injected",
         "hangs": "no end within 3 s",
         "says nothing": "result.json: No such file",
-        "cannot be shown": "its result cannot be shown: IndexError",
+        "cannot be shown": "its result cannot be shown: KeyError",
         "crashes at its end": "ended by SIGSEGV",
         "not here": "skipped: ffcv is not installed",
     }

@@ -168,7 +168,7 @@ def test_a_kill_leaves_no_orphan_and_can_be_resumed(
     assert tree(target) == tree(shards)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupt_leaves_nothing_running(
     dataset: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
