@@ -31,6 +31,13 @@ STYLE: Any = {
 }
 
 
+def _use_log_scale(axes: Any) -> None:
+    """A logarithmic x axis with plain numbers: matplotlib writes powers of ten as formulas."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
 def _legend(canvas: Canvas, axes: Any, columns: int, **place: Any) -> None:
     """The labels of one of the axes, above all of them."""
     handles, labels = axes.get_legend_handles_labels()
@@ -74,7 +81,7 @@ def rate_bars(result: Result) -> Canvas:
             axes.barh(height, rate, 0.24, color=colour, label=labels[part] if row == 0 else None)
             axes.text(rate, height, f" {tables.number(rate)}", va="center", fontsize=8)
     axes.set_yticks(range(len(found)), list(reversed(found)))
-    axes.set_xscale("log")
+    _use_log_scale(axes)
     axes.margins(x=0.15)
     axes.set_xlabel("samples/s, logarithmic, more is better")
     _legend(canvas, axes, 3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
@@ -134,7 +141,7 @@ def _lines(axes: Any, result: Result, axis: str, what: str) -> None:
         )
         if points:
             axes.plot(*zip(*points, strict=True), marker=marker, ms=3, color=colour, label=engine)
-    axes.set_xscale("log")
+    _use_log_scale(axes)
     if axis != "records":
         values = sorted({float(case.parameters["value"]) for case in cases})
         axes.set_xticks(values, [f"{value:.0f}" for value in values])
@@ -164,10 +171,8 @@ def speedrun(result: Result) -> Canvas:
         axes.set_title(title, fontsize=8)
         axes.set_xlabel("PFLOP of training", fontsize=8)
         axes.tick_params(labelsize=7)
-        axes.set_xscale("log")
+        _use_log_scale(axes)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 4), numticks=6))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter(NullFormatter())
     panels[0].set_ylim(0, 1)
     panels[1].set_ylim(0, 0.4)
     _legend(canvas, panels[0], 4)

@@ -7,18 +7,21 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from matplotlib import pyplot
+from matplotlib.figure import Figure as Canvas
 from PIL import Image
 
 from benchmarks.__main__ import main
 from benchmarks.harness.results import Accelerator, CaseResult, Result, make_result, read_result
 from benchmarks.harness.timing import Repeat
-from benchmarks.report import tables
+from benchmarks.report import plots, tables
 from benchmarks.report.figures import Figure, figures_of
 from benchmarks.report.page import PAGE, all_figures
 from convert.errors import DataError
@@ -286,6 +289,20 @@ def test_report_replaces_only_its_own_files(tmp_path: Path) -> None:
         assert spoilt.read_text() == "mine"
         spoilt.unlink()
     assert drawn.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("draw", [plots.rate_bars, plots.scaling, plots.speedrun])
+def test_logarithmic_axes_have_plain_numbers(draw: Callable[[Result], Canvas]) -> None:
+    """Formulas are off in pictures, and matplotlib writes powers of ten as formulas."""
+    made = {"rate_bars": epoch, "scaling": scaling, "speedrun": speedrun}
+    with pyplot.rc_context(plots.STYLE):
+        canvas = draw(made[draw.__name__]())
+        canvas.canvas.draw()
+    found = [text.get_text() for axes in canvas.axes for text in axes.get_xticklabels()]
+    pyplot.close(canvas)
+    numbers = [text.replace(",", "") for text in found if text]
+    assert numbers
+    assert all(float(text) > 0 for text in numbers)
 
 
 def test_report_writes_one_page_and_pictures(results: Path, figures: list[Figure]) -> None:
