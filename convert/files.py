@@ -17,8 +17,9 @@ import numpy as np
 
 from convert.errors import DataError, reading
 
-REPLACED = "replaced"
-"""In a published folder: what it has replaced, until that is removed."""
+REPLACED = ".maskdepth-replaced"
+"""In a published folder: what it has replaced, until that is removed. Hidden, as no background
+and no file of shards is, so that it is never a user's."""
 
 
 def why_irregular(mode: int) -> str | None:
@@ -164,20 +165,21 @@ def temporary_folder(target: Path) -> Iterator[Path]:
 def publish_folder(work: Path, target: Path) -> None:
     """Rename a finished folder to ``target``: in one step if that is missing or an empty folder.
 
-    Anything else is first moved to `WORK/replaced`, so that it is inside ``work`` or ``target``
-    whenever the process is killed. It is moved back if publishing fails, and removed at the end.
+    Anything else is first moved into ``work`` (as `REPLACED`), so that it is inside ``work`` or
+    ``target`` whenever the process is killed. It is moved back if publishing fails, and removed at
+    the end.
     """
     is_empty = target.is_dir() and not target.is_symlink() and not any(target.iterdir())
     is_replacing = os.path.lexists(target) and not is_empty
-    if is_replacing:
-        target.rename(work / REPLACED)
     try:
+        if is_replacing:
+            target.rename(work / REPLACED)
         work.rename(target)
     except BaseException:
         restore_replaced(work, target)
         raise
     sync(target.absolute().parent)
-    remove_replaced(target)
+    remove_replaced(target)  # also what an earlier run, killed between the two, had moved into work
 
 
 def restore_replaced(work: Path, target: Path) -> None:

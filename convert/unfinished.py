@@ -19,7 +19,7 @@ from typing import BinaryIO
 import click
 
 from convert.errors import DataError, RecordError
-from convert.files import publish_folder, remove_replaced, restore_replaced
+from convert.files import REPLACED, publish_folder, remove_replaced, restore_replaced
 from convert.manifest import MANIFEST
 
 _LONGEST_NAME = 220  # of 255 bytes; the names of the work folder and what it leaves are longer
@@ -73,10 +73,10 @@ def work_folder(
                 raise
             publish_folder(work, shards)
     except OSError as error:
-        raise DataError(
-            f"{error.filename or work}: {error.strerror or error}; fix that and run again with "
-            f"--resume, or delete {work}"
-        ) from None
+        reason = f"{error.filename or work}: {error.strerror or error}; fix that and run again with"
+        if os.path.lexists(work / REPLACED):
+            raise DataError(f"{reason} --resume; the old folder is {work / REPLACED}") from None
+        raise DataError(f"{reason} --resume, or delete {work}") from None
 
 
 @contextmanager

@@ -177,6 +177,17 @@ def test_depth_maps_are_replaced_only_by_force(finished: Path) -> None:
     }
 
 
+def test_a_background_may_have_any_name(bare: Path) -> None:
+    """No name of a background is that of the folder in which replaced maps are kept."""
+    for path in sorted(bare.rglob("bg_001*"), reverse=True):
+        path.rename(path.with_name(path.name.replace("bg_001", "replaced")))
+    for force in (False, True):
+        write_depth(list_composites(bare, force=force), fake(), progress=False)
+        maps = {name for name in tree(bare) if name.startswith("fg_bg_depth/")}
+        composites = {name for name in tree(bare) if name.startswith("fg_bg/")}
+        assert {name.replace("_depth", "", 1) for name in maps} == composites
+
+
 def test_the_sequence_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`compose` with photos writes a prior, which `depth` replaces, as often as it is run."""
     for name, mode, size in (("photos", "RGB", (64, 48)), ("cutouts", "RGBA", (9, 24))):

@@ -25,6 +25,7 @@ import pytest
 from convert import workers
 from convert.dataset.compose import compose
 from convert.errors import DataError
+from convert.files import REPLACED
 from convert.layout import FIELDS
 from convert.pack import PackConfig, pack
 from convert.shards import Shards
@@ -251,9 +252,9 @@ def test_a_replaced_folder_that_cannot_be_removed(
 ) -> None:
     pack(dataset, tmp_path / "shards", config=CONFIG, workers=0, progress=False)
     with monkeypatch.context() as patch:
-        spoil_removing(patch, "replaced", OSError(errno.ENOTEMPTY, "Directory not empty"))
+        spoil_removing(patch, REPLACED, OSError(errno.ENOTEMPTY, "Directory not empty"))
         pack(dataset, tmp_path / "shards", config=CONFIG, workers=0, force=True, progress=False)
-    replaced = tmp_path / "shards" / "replaced"
+    replaced = tmp_path / "shards" / REPLACED
     assert capsys.readouterr().err == f"{replaced}: could not be removed; delete it\n"
     assert verify(tmp_path / "shards", workers=0, progress=False) == []
 

@@ -10,6 +10,7 @@ import pytest
 
 from convert.dataset.compose import compose
 from convert.errors import DataError
+from convert.files import REPLACED
 from convert.manifest import MANIFEST
 from convert.pack import PackConfig, pack
 from tests.kills import kill_at_each_call
@@ -72,7 +73,7 @@ def test_replacing_is_killed_at_each_call(tiny: Path, tmp_path: Path) -> None:
     states = set()
     for call in kill_at_each_call(replace, MANIFEST_CALL + copied):
         if shards.exists():
-            left = shards / "replaced"
+            left = shards / REPLACED
             is_new = (shards / MANIFEST).read_bytes() == new[MANIFEST]
             states.add(("new" if is_new else "old", left.exists()))
             with pytest.raises(DataError, match="exists already; --force replaces it"):
@@ -80,7 +81,7 @@ def test_replacing_is_killed_at_each_call(tiny: Path, tmp_path: Path) -> None:
             assert tree(shards) == (new if is_new else old)
         else:
             states.add(("none", True))
-            assert tree(work / "replaced") == old
+            assert tree(work / REPLACED) == old
             with pytest.raises(DataError, match="an unfinished run left this"):
                 run(tiny, shards)
         run(tiny, shards, seed=1, force=True, resume=call % 2 == 0)
@@ -97,7 +98,7 @@ def test_force_restores_shards_that_were_being_replaced(tiny: Path, tmp_path: Pa
     old = tree(shards)
     run(tiny, tmp_path / "other", resume=True)
     (tmp_path / "other").rename(tmp_path / "shards.partial")
-    shards.rename(tmp_path / "shards.partial" / "replaced")
+    shards.rename(tmp_path / "shards.partial" / REPLACED)
     (tmp_path / ".shards.job").write_text("{}")
     broken = Path(shutil.copytree(tiny, tmp_path / "broken"))
     next((broken / "fg_bg" / "bg_002").iterdir()).write_bytes(b"")
