@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -212,8 +213,17 @@ def _read_state_dict(path: Path) -> Mapping[str, Tensor]:
     return value
 
 
+def _check_entries(path: Path) -> None:
+    """ValueError if an entry differs from its CRC-32, which `torch.load` does not compare."""
+    if zipfile.is_zipfile(path):  # not the format before torch 1.6
+        with zipfile.ZipFile(path) as archive:
+            if (name := archive.testzip()) is not None:
+                raise ValueError(f"the checksum of {name} differs")
+
+
 def _load_plain(path: Path) -> object:
     try:
+        _check_entries(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the type that torch raises depends on the bytes of the file
         reason = " ".join(str(error).split())[:200] or type(error).__name__

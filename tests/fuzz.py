@@ -143,7 +143,8 @@ def same(given: Any, read: Any) -> bool:
     if isinstance(given, list | tuple) and isinstance(read, list | tuple):
         return len(given) == len(read) and all(map(same, given, read))
     if isinstance(given, torch.Tensor) and isinstance(read, torch.Tensor):
-        return torch.equal(given, read) or bool(given.isnan().any())
+        given, read = given.nan_to_num(), read.nan_to_num()
+        return torch.equal(given, read)
     if given != given:  # NaN
         return bool(read != read)
     return isinstance(given, bool) == isinstance(read, bool) and bool(given == read)
@@ -184,7 +185,9 @@ class Files:
         rng = np.random.default_rng(0)
         self.pixels = rng.integers(0, 256, (32, 40, 3), np.uint8)
         self.jpeg = jpeg_bytes(self.pixels)
-        self.network = DualDecoderUNet(1)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.network = DualDecoderUNet(1)
         statistics = dict.fromkeys(("bg", "fg_bg"), ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)))
         scores = {"mask_iou": 0.5, "depth_l1": None}
         self.info = NetworkInfo.from_json(
@@ -205,7 +208,8 @@ class Files:
         self.run.mkdir()
         write_config(self.run / "config.json", self.config)
         (self.run / "best.safetensors").touch()
-        save_state(self.run / "last.pt", self.state())
+        self.state = self._state()
+        save_state(self.run / "last.pt", self.state)
         self.last = (self.run / "last.pt").read_bytes()
         self.parts = folder / "parts"
         self.parts.mkdir()
@@ -219,7 +223,7 @@ class Files:
         weights = {n: t.contiguous() for n, t in self.network.state_dict().items()}
         save_file(weights, self.checkpoint, {METADATA_KEY: json.dumps(about)})
 
-    def state(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         """Of a run in its second epoch."""
         return {
             "network": dict(self.network.state_dict()), "position": [0, 1, 2], "steps": 3,
@@ -343,24 +347,23 @@ class Files:
 
     def last_state(self, rng: random.Random) -> None:
         """The values of last.pt."""
-        state = mutated(rng, self.state())
+        state = mutated(rng, self.state)
         save_state(self.run / "last.pt", state)
         self._restore(state)
 
     def last_bytes(self, rng: random.Random) -> None:
         """The bytes of last.pt."""
         (self.run / "last.pt").write_bytes(damaged(rng, self.last))
-        self._restore(None)
+        self._restore(self.state)
 
     def _restore(self, state: Any) -> None:
-        run = Run(config=self.config, folder=self.run, first=False)
-        run.restore(self.network)
+        run, network = Run(config=self.config, folder=self.run, first=False), DualDecoderUNet(1)
+        with torch.random.fork_rng():
+            run.restore(network)
         if run.stage_state is not None:
             self.trainer.load_state(run.stage_state)
-        if state is None:
-            state = self.state()
         found = {"position": run.position, "steps": run.steps, "history": run.history}
-        found |= {"best": run.best, "network": self.network.state_dict()}
+        found |= {"best": run.best, "network": network.state_dict()}
         require(all(same(state[name], found[name]) for name in found), "another state was read")
 
     def photo(self, rng: random.Random) -> None:

@@ -190,6 +190,18 @@ def with_metadata(folder: Path, text: str) -> Path:
     return folder / "best.safetensors"
 
 
+def test_a_changed_bit_of_a_state_is_refused(tmp_path: Path) -> None:
+    """`torch.load` reads it as another number."""
+    path, values = tmp_path / "last.pt", torch.arange(100.0)
+    save_state(path, {"position": [0, 0, 0], "generators": [], "network": {"a": values}})
+    content = bytearray(path.read_bytes())
+    content[content.index(values.numpy().tobytes()) + 202] ^= 64
+    path.write_bytes(content)
+    assert not torch.equal(torch.load(path)["network"]["a"], values)
+    with pytest.raises(ModelError, match=r"last.pt: .*the checksum of .* differs"):
+        load_state(path)
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x02", b"\x80\x02}q\x00."])
 def test_damaged_files_of_torch(tmp_path: Path, content: bytes) -> None:
     for name in ("last.pt", "theirs.pth"):
