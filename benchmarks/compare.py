@@ -137,6 +137,8 @@ def _compare(
         return ""
     if other := _differences(before.parameters, after.parameters):
         return f"{title}: not compared, other parameters: {other}"
+    if not first.median:
+        return f"{title}: not compared, {measure} was 0"
     fewest = min(len(before.repeats), len(after.repeats))
     few = f"fewer than {FEW_REPEATS} repeats" * (fewest < FEW_REPEATS)
     ratio = second.median / first.median

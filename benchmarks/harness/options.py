@@ -95,7 +95,8 @@ at_least_1 = partial(option, type=click.IntRange(1))
 above_0 = partial(option, type=FiniteRange(0, min_open=True))
 REPEATS = at_least_1("--repeats", default=5, help="How often each case is timed.")
 MINUTES = option(
-    "--minutes", type=click.FloatRange(0, min_open=True), default=math.inf, show_default="no limit",
+    "--minutes", type=FiniteRange(0, min_open=True), show_default="no limit",
+    callback=lambda context, option, value: math.inf if value is None else value,
     help="After so many, no other round begins. Each case is timed at least once.",
 )  # fmt: skip
 ENGINE = option("--loader", "engine", default="ffcv", help="ffcv, dali or resident.")

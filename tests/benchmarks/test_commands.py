@@ -245,21 +245,30 @@ def run_train(*arguments: object) -> str:
         (["step", "SHARDS", "--amp", "float16"], "'float16' is not one of"),
         (["parity", "SHARDS", "--device", "foo"], "--device foo: not a device"),
         (["codecs", "SHARDS", "--json", "."], "found a folder, expected the name of a file"),
-        (["codecs", "SHARDS", "--json", "setup.cfg"], "exists and is no result of codecs"),
-        (["codecs", "SHARDS", "--json", "docs/results/step.json"], "is no result of codecs"),
-        (["gpu-check", "docs", "--device", "cpu"], "not the folder of an earlier gpu-check"),
+        (["codecs", "SHARDS", "--json", "notes.txt"], "exists and is no result of codecs"),
+        (["codecs", "SHARDS", "--json", "step.json"], "is no result of codecs"),
+        (["gpu-check", "mine", "--device", "cpu"], "not the folder of an earlier gpu-check"),
         (["loader", "nowhere"], "nowhere"),
         (["compare", "a", "b"], "Error"),
         (["loader"], "Missing argument 'SHARDS'"),
         (["quality", "SHARDS"], "config.json"),
     ],
 )
-def test_mistakes_are_reported_in_one_line(arguments: list[str], reason: str, shards: Path) -> None:
+def test_mistakes_are_reported_in_one_line(
+    arguments: list[str], reason: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    kept = [tmp_path / name for name in ("notes.txt", "mine/notes.txt", "step.json")]
+    for path in kept:
+        path.write_text('{"benchmark": "step"}')
     done = CliRunner().invoke(main, [str(shards) if a == "SHARDS" else a for a in arguments])
     assert done.exit_code == 2
     assert done.output.startswith("Error: ")
     assert reason in done.output
     assert len(done.output.splitlines()) == 1
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(kept)
+    assert {path.read_text() for path in kept} == {'{"benchmark": "step"}'}
 
 
 def test_only_pixels_decoded_on_a_gpu_may_differ(shards: Path) -> None:
