@@ -21,7 +21,7 @@ PNG_KEY = "Software"
 
 
 def mark_of(command: str) -> str:
-    """What the outputs of a command have in their metadata, as uncompressed ASCII."""
+    """The text that marks an output of a command; it must be stored uncompressed."""
     return f"made by maskdepth {command}"
 
 

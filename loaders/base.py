@@ -162,7 +162,7 @@ class _Epoch(Iterator[Batch]):
 
 
 class _OtherThreadError(DataError):
-    """The epoch itself goes on, in the other thread."""
+    """The epoch itself continues, in the other thread."""
 
 
 @contextmanager

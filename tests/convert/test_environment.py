@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,19 +154,21 @@ def as_user() -> Callable[[Callable[[], Any]], Any]:
 
 
 def test_a_folder_of_another_user(
-    dataset: Path, shards: Path, tmp_path: Path, as_user: Callable[[Callable[[], Any]], Any]
+    dataset: Path, as_user: Callable[[Callable[[], Any]], Any]
 ) -> None:
-    # First as root, who may write where kernels are cached.
-    pack(dataset, tmp_path / "first", workers=0, progress=False)
-    assert verify(tmp_path / "first", source=dataset, workers=0, progress=False) == []
-    shutil.rmtree(tmp_path / "first")
-    for folder in {tmp_path, *tmp_path.parents, *dataset.parents}:
-        folder.chmod(folder.stat().st_mode | 0o055)
-    with pytest.raises(DataError, match="Permission denied; fix that"):
-        as_user(lambda: pack(dataset, tmp_path / "shards", workers=0, progress=False))
-    assert list(tmp_path.iterdir()) == []
-    assert as_user(lambda: verify(shards, workers=0, progress=False)) == []
-    secret = Path(shutil.copytree(dataset, tmp_path / "data")) / "fg_bg" / "bg_001"
-    secret.chmod(0)
-    with pytest.raises(DataError, match=r"fg_bg/bg_001: cannot be read \(Permission denied\)"):
-        as_user(lambda: verify(shards, source=tmp_path / "data", workers=0, progress=False))
+    # pytest's own folders are closed to other users.
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        data = Path(shutil.copytree(dataset, folder / "data"))
+        shards = folder / "shards"
+        # First as root, who may write where kernels are cached.
+        pack(data, shards, workers=0, progress=False)
+        assert verify(shards, source=data, workers=0, progress=False) == []
+        with pytest.raises(DataError, match="Permission denied; fix that"):
+            as_user(lambda: pack(data, folder / "new", workers=0, progress=False))
+        assert {path.name for path in folder.iterdir()} == {"data", "shards"}
+        assert as_user(lambda: verify(shards, workers=0, progress=False)) == []
+        (data / "fg_bg" / "bg_001").chmod(0)
+        with pytest.raises(DataError, match=r"fg_bg/bg_001: cannot be read \(Permission denied\)"):
+            as_user(lambda: verify(shards, source=data, workers=0, progress=False))

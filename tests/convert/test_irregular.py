@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,6 @@ from convert.files import require_regular
 from convert.pack import pack
 from convert.verify import verify
 from loaders import build_loader
-
-
-@pytest.fixture(autouse=True)
-def no_hang() -> Iterator[None]:
-    """Ends the test run, with all stacks, if a test hangs."""
-    faulthandler.dump_traceback_later(60, exit=True)
-    yield
-    faulthandler.cancel_dump_traceback_later()
 
 
 def put_pipe(path: Path) -> None:

@@ -109,7 +109,7 @@ def test_a_second_thread(shards: Path, need_engine: Callable[[str], None]) -> No
 
         def samples(epoch: int, k: int) -> object:
             inside.set()
-            release.wait()
+            assert release.wait(60)
             return original(epoch, k)
 
         loader._samples = samples  # type: ignore[method-assign, assignment]
@@ -123,13 +123,13 @@ def test_a_second_thread(shards: Path, need_engine: Callable[[str], None]) -> No
             except Exception as error:
                 failed.append(error)
 
-        thread = threading.Thread(target=take)
+        thread = threading.Thread(target=take, daemon=True)
         thread.start()
-        inside.wait()
+        assert inside.wait(60)
         for action in (lambda: next(batches), lambda: loader.epoch(1), loader.close):
             with pytest.raises(DataError, match="another thread is taking a batch of this loader"):
                 action()
         release.set()
-        thread.join()
+        thread.join(60)
         assert (len(taken), failed) == (expected, [])
         assert len(list(loader.epoch(1))) == expected
