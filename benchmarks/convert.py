@@ -6,14 +6,23 @@ import importlib.util
 import multiprocessing
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import simplejpeg
 
-from benchmarks.harness.options import DATASET, MINUTES, REPEATS, at_least_1, command, keep
+from benchmarks.harness.images import spread_indices
+from benchmarks.harness.options import (
+    DATASET,
+    MINUTES,
+    REPEATS,
+    SAMPLES,
+    at_least_1,
+    command,
+    keep,
+)
 from benchmarks.harness.results import CaseResult, Result, make_result
 from benchmarks.harness.timing import Found, Repeat, interleave, print_progress, time_once
 from benchmarks.peers.ffcv import write_beton
@@ -28,12 +37,19 @@ _CHUNK = 1000
 _FFCV_QUALITY = 90  # FFCV's default
 
 
-@command(DATASET, REPEATS, MINUTES, at_least_1("--workers", default=available_cores()))
-def convert(dataset: Path, repeats: int, minutes: float, workers: int) -> Result:
-    """Packing DATASET against stock FFCV's writer and against reading and decoding alone."""
-    source = read_source(dataset)
+@command(DATASET, SAMPLES, REPEATS, MINUTES, at_least_1("--workers", default=available_cores()))
+def convert(dataset: Path, samples: int, repeats: int, minutes: float, workers: int) -> Result:
+    """Packing DATASET against stock FFCV's writer and against reading and decoding alone.
+
+    With --samples they are copied to a data set of their own, outside the clock.
+    """
+    source, name_of_all = read_source(dataset), dataset.name
     with tempfile.TemporaryDirectory(prefix="maskdepth-bench-") as name:
         folder = Path(name)
+        if samples < source.layout.samples:
+            dataset = folder / "part"
+            copy_some(source, spread_indices(source.layout.samples, samples), dataset)
+            source = read_source(dataset)
         jpegs = PackConfig(formats=("ffcv",), codec="jpeg")
         cases: dict[str, Callable[[], object]] = {
             OURS: partial(_pack, dataset, folder / "ffcv", PackConfig(formats=("ffcv",)), workers),
@@ -52,7 +68,7 @@ def convert(dataset: Path, repeats: int, minutes: float, workers: int) -> Result
 
         def result(found: Found) -> Result:
             arguments = {
-                "dataset": dataset.name, "repeats": repeats, "workers": workers,
+                "dataset": name_of_all, "repeats": repeats, "workers": workers,
                 "samples": source.layout.samples,
             }  # fmt: skip
             results = {name: CaseResult(repeats=list(some)) for name, some in found.items()}
@@ -65,6 +81,22 @@ def convert(dataset: Path, repeats: int, minutes: float, workers: int) -> Result
                 measures, repeats, minutes=minutes, after_round=lambda found: keep(result(found))
             )
         )
+
+
+def copy_some(source: Source, indices: Sequence[int], folder: Path) -> None:
+    """Copy samples of a data set with their backgrounds: a data set of these alone.
+
+    It has no `dataset.json`: the samples of one foreground may be incomplete.
+    """
+    groups = source.layout.background_of(np.asarray(indices))
+    for group in np.unique(groups).tolist():
+        to = [folder / path.relative_to(source.folder) for path in source.folders(group)]
+        for path in (folder / "bg", *to):
+            path.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source.bg[group], folder / "bg")
+    for index in indices:
+        for path in source.paths(index):
+            shutil.copy(path, folder / path.relative_to(source.folder))
 
 
 def _time(work: Callable[[], object], source: Source) -> Repeat:

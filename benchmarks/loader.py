@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.harness.contender import Isolated, race
-from benchmarks.harness.images import read_truth, some_samples
+from benchmarks.harness.images import read_truth, some_of, spread_indices
 from benchmarks.harness.options import (
+    SAMPLES,
     SHARDS,
     FailedCheck,
     Loading,
@@ -28,23 +31,24 @@ from benchmarks.harness.timing import print_progress
 from convert.shards import Shards
 
 
-@command(SHARDS, loading_options)
-def loader(shards: Path, loading: Loading) -> Result:
+@command(SHARDS, SAMPLES, loading_options)
+def loader(shards: Path, loading: Loading, samples: int) -> Result:
     """Our engines on SHARDS beside the floor: libjpeg-turbo alone on the same bytes.
 
     Times complete shuffled epochs: uint8, normalised floats, and one with a cold cache for the
     engines that read the files in every epoch.
     """
     opened = Shards(shards)
-    truth = read_truth(opened, some_samples(len(opened)))
-    ours = our_contenders(shards, loading)
-    floats = our_contenders(shards, loading, normalise=True)
-    contenders = [*ours, *floats, floor_contender(shards, loading)]
+    ours = our_contenders(shards, loading, samples)
+    floats = our_contenders(shards, loading, samples, normalise=True)
+    floor = floor_contender(shards, loading, samples)
+    truth = read_truth(opened, some_of(floor.expected))
+    contenders = [*ours, *floats, floor]
 
     def result(cases: dict[str, CaseResult]) -> Result:
         return make_result(
             "loader",
-            loading.arguments(shards=shards.name, samples=len(opened)),
+            loading.arguments(shards=shards.name, samples=len(floor.expected)),
             cases,
             device=loading.device,
             ours=compared((*ours, *floats)),
@@ -52,7 +56,7 @@ def loader(shards: Path, loading: Loading) -> Result:
         )
 
     cases, _ = race(contenders, truth, loading, after_round=lambda cases, _: keep(result(cases)))
-    for contender in our_contenders(shards, loading, engines=DECODING):
+    for contender in our_contenders(shards, loading, samples, engines=DECODING):
         name = f"{contender.name}, cold cache"
         # The first epoch of a new process, after the kernel was asked to forget the shards.
         dropped = drop_cache([opened.folder / file for file in opened.manifest.files])
@@ -64,17 +68,17 @@ def loader(shards: Path, loading: Loading) -> Result:
     return result(cases)
 
 
-@command(SHARDS, loading_options)
-def parity(shards: Path, loading: Loading) -> Result:
+@command(SHARDS, SAMPLES, loading_options)
+def parity(shards: Path, loading: Loading, samples: int) -> Result:
     """Pixels on a device against those that the CPU decodes one by one; exit 2 if they differ.
 
     Checks one epoch of each engine, as uint8 and as floats. Pixels that a CPU decodes must be
     equal, those that a GPU decodes may differ by 8 of 255 levels; masks are equal on both.
     """
     opened = Shards(shards)
-    truth = read_truth(opened, some_samples(len(opened)))
-    contenders = our_contenders(shards, loading)
-    contenders += our_contenders(shards, loading, normalise=True)
+    truth = read_truth(opened, some_of(np.array(spread_indices(len(opened), samples))))
+    contenders = our_contenders(shards, loading, samples)
+    contenders += our_contenders(shards, loading, samples, normalise=True)
     checked, wrong = race(contenders, truth, replace(loading, repeats=0), optional=True)
     cases = {
         one.name: CaseResult(figures=checked[one.name].figures | {"allowed_levels": one.levels})

@@ -70,13 +70,15 @@ class WrongImages(ValueError):
     """A contender does not deliver what it should, and must not be timed."""
 
 
-def some_samples(samples: int) -> np.ndarray:
-    """At most 256 samples to compare pixel by pixel: a seeded choice, int64, ascending."""
-    return np.sort(np.random.default_rng(0).permutation(samples)[:256])
+def some_of(indices: np.ndarray) -> np.ndarray:
+    """At most 256 of these samples, to compare pixel by pixel: a seeded choice, ascending."""
+    return np.sort(np.random.default_rng(0).permutation(indices)[:256])
 
 
 def spread_indices(samples: int, wanted: int) -> list[int]:
     """At most ``wanted`` samples, spread evenly."""
+    if wanted >= samples:
+        return list(range(samples))
     indices: list[int] = np.unique(np.linspace(0, samples - 1, wanted).astype(int)).tolist()
     return indices
 

@@ -99,6 +99,10 @@ MINUTES = option(
     callback=lambda context, option, value: math.inf if value is None else value,
     help="After so many, no other round begins. Each case is timed at least once.",
 )  # fmt: skip
+SAMPLES = option(
+    "--samples", type=click.IntRange(1), default=2**40, show_default="all",
+    help="Of an epoch, spread evenly over all.",
+)  # fmt: skip
 ENGINE = option("--loader", "engine", default="ffcv", help="ffcv, dali or resident.")
 width_option = partial(at_least_1, "--width", help="64 is the full network.")
 batch_size_option = partial(at_least_1, "--batch-size")

@@ -13,14 +13,19 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness.contender import Contender, Epochs
-from benchmarks.harness.images import Images, Scale, allowed_levels, normalised_scale
+from benchmarks.harness.images import (
+    Images,
+    Scale,
+    allowed_levels,
+    normalised_scale,
+    spread_indices,
+)
 from benchmarks.harness.options import Loading
 from benchmarks.harness.results import FLOAT
 from convert.errors import DataError
 from convert.manifest import read_manifest
 from convert.pack import PackConfig, pack
 from convert.shards import Shards
-from convert.source import read_source
 from loaders import Preprocess, build_loader
 from loaders.engines import REGISTRY, is_installed
 
@@ -35,11 +40,13 @@ _CHUNK = 64
 
 
 @contextmanager
-def open_ours(loading: Loading, engine: str, shards: Path, normalise: bool) -> Iterator[Epochs]:
+def open_ours(
+    loading: Loading, engine: str, shards: Path, indices: np.ndarray, normalise: bool
+) -> Iterator[Epochs]:
     """Yield epochs of uint8 bg, fg_bg, mask and depth on the device, or of normalised floats."""
     with build_loader(
         engine, shards, batch_size=loading.batch_size, num_workers=loading.threads,
-        device=loading.device, rank=0, world_size=1,
+        device=loading.device, indices=indices, rank=0, world_size=1,
     ) as loader:  # fmt: skip
         prepare = Preprocess(loader.backgrounds, loader.statistics)
 
@@ -57,12 +64,14 @@ def open_ours(loading: Loading, engine: str, shards: Path, normalise: bool) -> I
 def our_contenders(
     shards: Path,
     loading: Loading,
+    samples: int = 2**40,
     *,
     normalise: bool = False,
     engines: Mapping[str, str] = ENGINES,
 ) -> list[Contender]:
-    """Each of our ``engines`` that can be measured; see `skipped_engines`."""
+    """Each of our ``engines`` that can be measured, on so many samples; see `skipped_engines`."""
     manifest = Shards(shards).manifest
+    indices = np.array(spread_indices(manifest.layout.samples, samples))
     scale, exact, ending = Scale(mask_threshold=1), 0.0, ""
     if normalise:
         scale, exact, ending = normalised_scale(manifest.statistics, 0.5), 0.01, FLOAT
@@ -72,8 +81,10 @@ def our_contenders(
             name=name + ending,
             opens=open_ours,
             loading=loading,
-            options={"engine": engine, "shards": shards, "normalise": normalise},
-            expected=np.arange(manifest.layout.samples),
+            options={
+                "engine": engine, "shards": shards, "indices": indices, "normalise": normalise,
+            },
+            expected=indices,
             scale=scale,
             # DALI's engine decodes on the device, the others on the CPU for any device.
             levels=allowed_levels(loading.device, exact) if engine == "dali" else exact,
@@ -111,8 +122,8 @@ def open_jpegs(shards: Path) -> Shards:
 
 
 @contextmanager
-def open_floor(loading: Loading, shards: Path) -> Iterator[Epochs]:
-    """Decode each JPEG once with the system's libjpeg-turbo, into the same warm memory.
+def open_floor(loading: Loading, shards: Path, indices: np.ndarray) -> Iterator[Epochs]:
+    """Decode each sample's JPEGs once with the system's libjpeg-turbo, into the same warm memory.
 
     There is no order, batch, tensor or check of return codes. Masks, which are not JPEGs, are
     left out.
@@ -121,14 +132,14 @@ def open_floor(loading: Loading, shards: Path) -> Iterator[Epochs]:
     files = [file.ctypes.data for file in opened.files]
 
     def epoch(number: int) -> Iterator[int]:
-        starts = range(0, len(opened), _CHUNK)
+        chunks = (indices[at : at + _CHUNK] for at in range(0, len(indices), _CHUNK))
         with ThreadPoolExecutor(loading.threads) as pool:
-            yield from pool.map(partial(_decode_chunk, opened, files), starts)
+            yield from pool.map(partial(_decode_chunk, opened, files), chunks)
 
     yield epoch
 
 
-def _decode_chunk(shards: Shards, files: list[int], start: int) -> int:
+def _decode_chunk(shards: Shards, files: list[int], chunk: np.ndarray) -> int:
     library = ctypes.CDLL("libturbojpeg.so.0")
     library.tjInitDecompress.restype = ctypes.c_void_p
     decompress = library.tjDecompress2
@@ -141,7 +152,7 @@ def _decode_chunk(shards: Shards, files: list[int], start: int) -> int:
     pixels = np.empty((height, width, 3), np.uint8)
     into = pixels.ctypes.data
     handle = ctypes.c_void_p(library.tjInitDecompress())
-    records = shards.records[start : start + _CHUNK]
+    records = shards.records[chunk]
     for name, form in (("fg_bg", _RGB), ("depth", _GRAY)):
         column = records[name]
         for file, at, size in zip(
@@ -152,16 +163,20 @@ def _decode_chunk(shards: Shards, files: list[int], start: int) -> int:
     return len(records)
 
 
-def jpeg_contender(dataset: Path, store: Path, loading: Loading) -> Contender:
-    """Our FFCV engine on an FFCV file that stores JPEGs, which it packs from the data set."""
+def jpeg_contender(dataset: Path, store: Path, loading: Loading, indices: np.ndarray) -> Contender:
+    """Our FFCV engine on an FFCV file that stores JPEGs, which it packs from the data set.
+
+    indices: int64, the samples of an epoch.
+    """
     config = PackConfig(formats=("ffcv",), codec="jpeg")
     return Contender(
         name="ours, FFCV, stored as JPEGs",
         opens=_open_packed,
         loading=loading,
+        options={"indices": indices},
         convert=partial(_pack, dataset, config),
         store=store,
-        expected=np.arange(read_source(dataset).layout.samples),
+        expected=indices,
         scale=Scale(mask_threshold=1),
     )
 
@@ -170,16 +185,19 @@ def _pack(dataset: Path, config: PackConfig, store: Path) -> None:
     pack(dataset, store, config=config, progress=False)
 
 
-def _open_packed(loading: Loading, store: Path) -> AbstractContextManager[Epochs]:
-    return open_ours(loading, "ffcv", store, normalise=False)
+def _open_packed(
+    loading: Loading, indices: np.ndarray, store: Path
+) -> AbstractContextManager[Epochs]:
+    return open_ours(loading, "ffcv", store, indices, normalise=False)
 
 
-def floor_contender(shards: Path, loading: Loading) -> Contender:
-    """The floor as a contender; it runs on the CPU for any device."""
+def floor_contender(shards: Path, loading: Loading, samples: int = 2**40) -> Contender:
+    """The floor of so many samples as a contender; it runs on the CPU for any device."""
+    indices = np.array(spread_indices(len(Shards(shards)), samples))
     return Contender(
         name="floor: libjpeg-turbo alone",
         opens=open_floor,
         loading=replace(loading, device="cpu"),
-        options={"shards": shards},
-        expected=np.arange(len(Shards(shards))),
+        options={"shards": shards, "indices": indices},
+        expected=indices,
     )

@@ -25,9 +25,18 @@ from benchmarks.harness.images import (
     allowed_levels,
     normalised_scale,
     read_truth,
-    some_samples,
+    some_of,
+    spread_indices,
 )  # fmt: skip
-from benchmarks.harness.options import DATASET, SHARDS, Loading, command, keep, loading_options
+from benchmarks.harness.options import (
+    DATASET,
+    SAMPLES,
+    SHARDS,
+    Loading,
+    command,
+    keep,
+    loading_options,
+)
 from benchmarks.harness.results import CaseResult, Result, make_result
 from benchmarks.peers.source import FIELDS, Files, write_tars
 from convert.errors import DataError
@@ -48,6 +57,7 @@ def open_dali(
     loading: Loading,
     store: Path,
     shards: Path,
+    samples: int,
     resident: bool,
     normalise: bool,
     load: float | None = None,
@@ -55,6 +65,7 @@ def open_dali(
 ) -> Iterator[Epochs]:
     """Yield epochs that are shuffled in a window, as DALI can.
 
+    samples: number in the tar files of ``store``.
     resident: the backgrounds are kept on the device and gathered, as ours are, not read.
     normalise: by `crop_mirror_normalize`, with the statistics of the shard folder.
     load: ``hw_decoder_load`` of the decoders on a GPU; None: DALI's default.
@@ -87,8 +98,8 @@ def open_dali(
             backgrounds = (backgrounds.float() - mean) / std
 
     def epoch(number: int) -> Iterator[Images]:
-        left = layout.samples
-        for _ in range(-(-layout.samples // batch_size)):
+        left = samples
+        for _ in range(-(-samples // batch_size)):
             outputs: Any = pipeline.run()
             *pixels, index = (from_dlpack(output.as_tensor()) for output in outputs)
             # The last batch is filled up with repeated samples.
@@ -125,6 +136,7 @@ def dali_contender(
         loading=loading,
         options={
             "shards": shards,
+            "samples": len(files),
             "resident": resident,
             "normalise": normalise,
             "load": load,
@@ -182,8 +194,8 @@ def _graph(
     return graph
 
 
-@command(DATASET, SHARDS, loading_options)
-def hardware(dataset: Path, shards: Path, loading: Loading) -> Result:
+@command(DATASET, SHARDS, SAMPLES, loading_options)
+def hardware(dataset: Path, shards: Path, loading: Loading, samples: int) -> Result:
     """DALI's hw_decoder_load from 0 to 1, and decoders that work at once, on a GPU.
 
     Stock DALI decodes three images per sample and gathers resident backgrounds, so that nothing of
@@ -192,20 +204,21 @@ def hardware(dataset: Path, shards: Path, loading: Loading) -> Result:
     if torch.device(loading.device).type != "cuda":
         raise DataError(f"device {loading.device}: only a GPU has a JPEG decoder to share with")
     opened = Shards(shards)
+    files = Files(dataset, np.array(spread_indices(len(opened), samples)))
     with tempfile.TemporaryDirectory(prefix="maskdepth-hardware-") as folder:
         contenders = [
             dali_contender(
                 f"hw_decoder_load {load:g}" + at_once * ", decoders at once",
-                files=Files(dataset, np.arange(len(opened))), store=Path(folder) / "tars",
+                files=files, store=Path(folder) / "tars",
                 shards=shards, loading=loading, resident=True, load=load, at_once=at_once,
             )
             for at_once, loads in ((False, LOADS), (True, AT_ONCE))
             for load in loads
         ]  # fmt: skip
-        truth = read_truth(opened, some_samples(len(opened)))
+        truth = read_truth(opened, some_of(files.indices))
 
         def result(cases: dict[str, CaseResult], skipped: dict[str, str]) -> Result:
-            arguments = loading.arguments(dataset=dataset.name)
+            arguments = loading.arguments(dataset=dataset.name, samples=len(files))
             return make_result("hardware", arguments, cases, device=loading.device, skipped=skipped)
 
         cases, skipped = race(

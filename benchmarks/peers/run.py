@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.harness import options as cli
 from benchmarks.harness.contender import Contender, race
-from benchmarks.harness.images import Scale, Truth, some_samples
+from benchmarks.harness.images import Scale, Truth, some_of, spread_indices
 from benchmarks.harness.ours import (
     compared,
     floor_contender,
@@ -40,24 +40,31 @@ _LOSSY: dict[str, Any] = {"levels": 160, "mask_share": 1e-3}
     cli.SHARDS,
     cli.at_least_1("--slow-share", default=8, help="Pillow reads 1 of so many."),
     cli.option("--only", multiple=True, help="Part of the name of a contender; may be repeated."),
+    cli.SAMPLES,
     cli.loading_options,
 )
 def peers(
-    dataset: Path, shards: Path, loading: cli.Loading, slow_share: int, only: tuple[str, ...]
+    dataset: Path,
+    shards: Path,
+    loading: cli.Loading,
+    slow_share: int,
+    only: tuple[str, ...],
+    samples: int,
 ) -> Result:
     """Our engines on SHARDS beside other libraries on files made from DATASET.
 
     Contenders that decode with Pillow read every SLOW_SHARE-th sample only, so that their epochs
     take about as long as the others.
     """
-    files = Files(dataset, np.arange(read_source(dataset).layout.samples))
+    every = read_source(dataset).layout.samples
+    files = Files(dataset, np.array(spread_indices(every, samples)))
     some = Files(dataset, files.indices[::slow_share])
-    ours = our_contenders(shards, loading)
-    floats = our_contenders(shards, loading, normalise=True)
+    ours = our_contenders(shards, loading, samples)
+    floats = our_contenders(shards, loading, samples, normalise=True)
     with tempfile.TemporaryDirectory(prefix="maskdepth-peers-") as folder:
         others = _peer_contenders(files, some, shards, Path(folder), loading)
-        as_jpegs = jpeg_contender(dataset, Path(folder) / "jpegs", loading)
-        floor = floor_contender(shards, loading)
+        as_jpegs = jpeg_contender(dataset, Path(folder) / "jpegs", loading, files.indices)
+        floor = floor_contender(shards, loading, samples)
         contenders = [*ours, *floats, as_jpegs, floor, *others]
         chosen = [
             contender
@@ -86,7 +93,7 @@ def peers(
 
 def _read_truth(files: Files) -> Truth:
     """Some of the samples that all contenders read, decoded by Pillow one by one."""
-    indices = files.indices[some_samples(len(files))]
+    indices = some_of(files.indices)
     options = LoaderOptions(batch_size=len(indices), indices=indices, shuffle=False)
     with ReferenceLoader(files.dataset, options) as loader:
         (batch,) = loader.epoch(0)

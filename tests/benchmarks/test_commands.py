@@ -45,10 +45,11 @@ def test_convert_and_codecs(
     dataset: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("benchmarks.convert.interleave", partial(interleave, warmup=0))
-    found = measure(tmp_path, "convert", dataset, "--repeats", 1, "--workers", 1)
+    found = measure(tmp_path, "convert", dataset, "--samples", 20, "--repeats", 1, "--workers", 1)
     assert {"ours, FFCV file", "floor: read and decode"} <= set(found["cases"])
     for case in found["cases"].values():
-        assert [repeat["samples"] for repeat in case["repeats"]] == [90]
+        assert [repeat["samples"] for repeat in case["repeats"]] == [20]
+    assert found["arguments"]["samples"] == "20"
     assert found["sizes"]["webdataset_bytes"] > 0
     found = measure(tmp_path, "codecs", shards, "--samples", 5, "--repeats", 1)
     assert found["cases"]["run lengths"]["figures"]["bytes"] > 0
@@ -62,7 +63,10 @@ def test_convert_and_codecs(
 @pytest.mark.usefixtures("forked_contenders")
 def test_loader(shards: Path, tmp_path: Path, need_engine: Callable[[str], None]) -> None:
     need_engine("ffcv")
-    found = measure(tmp_path, "loader", shards, "--repeats", 1)
+    found = measure(tmp_path, "loader", shards, "--samples", 40, "--repeats", 1)
+    assert found["arguments"]["samples"] == "40"
+    for case in found["cases"].values():
+        assert [repeat["samples"] for repeat in case["repeats"]] == [40]
     assert {"ours, FFCV", "ours, DALI, float", "floor: libjpeg-turbo alone"} <= set(found["cases"])
     assert found["cases"]["ours, FFCV"]["figures"]["largest_difference_levels"] == 0
     assert found["cases"]["ours, FFCV, cold cache"]["figures"]["dropped_bytes"] > 0
@@ -75,13 +79,13 @@ def test_loader(shards: Path, tmp_path: Path, need_engine: Callable[[str], None]
 @pytest.mark.usefixtures("forked_contenders")
 def test_peers(dataset: Path, shards: Path, tmp_path: Path) -> None:
     only = [part for name in ("ours, DALI", "Pillow +", "stock DALI") for part in ("--only", name)]
-    options = ("--repeats", 1, "--slow-share", 3, "--batch-size", 16, *only)
+    options = ("--samples", 60, "--repeats", 1, "--slow-share", 3, "--batch-size", 16, *only)
     found = measure(tmp_path, "peers", dataset, shards, *options)
     assert not found["skipped"]
     samples = {name: case["repeats"][0]["samples"] for name, case in found["cases"].items()}
-    assert samples.pop("Pillow + DataLoader, 4 images, float") == 30
+    assert samples.pop("Pillow + DataLoader, 4 images, float") == 20
     assert len(samples) == 5
-    assert set(samples.values()) == {90}
+    assert set(samples.values()) == {60}
 
 
 def test_step_and_epoch(shards: Path, tmp_path: Path, need_engine: Callable[[str], None]) -> None:
