@@ -52,7 +52,7 @@ demo: install
 		--camera none --camera mild --camera 3
 
 test: install
-	$(RUN) -m pytest -n auto --maxprocesses 4 $(ARGS)
+	$(RUN) -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 lint: install
 	$(RUN) -m ruff check

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import os
 import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +29,8 @@ with suppress(ModuleNotFoundError):  # tests/gpu does not need it
 # The programs set this before they import torch, and tests import torch after this module. Without
 # it, threads that wait for each other keep the cores busy, which other workers of the tests need.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+QUIETLY: dict[str, Any] = {"workers": 0, "progress": False}
 
 # A shell starts background jobs with Ctrl-C ignored, and the programs under test would inherit it.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -63,18 +68,45 @@ def need_engine() -> Callable[[str], None]:
     return need
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the slow tests, so that no worker is left with one when the others are done.
+
+    Those that need no shards are the first: meanwhile another worker makes the shards, which
+    compiles most kernels when none is cached.
+    """
+
+    def turn(item: pytest.Item) -> int:
+        if not item.get_closest_marker("slow"):
+            return 2
+        return int("shards" in getattr(item, "fixturenames", ()))
+
+    items.sort(key=turn)
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that the first worker of this run to need it makes; tests must not change it.
+
+    make: writes the folder completely or not at all.
+    """
+    shared = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    with open(shared / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / name).exists():
+            make(shared / name)
+    return shared / name
+
+
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """5 backgrounds x 3 people x 6 placements = 90 composites of 96x96, drawn."""
-    folder = tmp_path_factory.mktemp("data") / "dataset"
-    compose(folder, backgrounds=5, foregrounds=3, placements=6, size=96, workers=1, progress=False)
-    return folder
+    sizes: dict[str, Any] = {"backgrounds": 5, "foregrounds": 3, "placements": 6, "size": 96}
+    return made_once(tmp_path_factory, "dataset", partial(compose, **sizes, **QUIETLY))
 
 
 @pytest.fixture(scope="session")
-def shards(dataset: Path) -> Path:
+def shards(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both formats of `dataset`, in three tar shards."""
-    folder = dataset.parent / "shards"
     config = PackConfig(samples_per_shard=40)
-    pack(dataset, folder, config=config, workers=0, progress=False)
-    return folder
+    return made_once(tmp_path_factory, "shards", partial(pack, dataset, config=config, **QUIETLY))

@@ -58,7 +58,7 @@ def person_pixels(height: int = 60, width: int = 30) -> np.ndarray:
 @pytest.fixture(scope="module")
 def built_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
     dataset = tmp_path_factory.mktemp("built-in") / "data"
-    compose(dataset, workers=1, **SMALL)
+    compose(dataset, workers=0, **SMALL)
     return dataset
 
 
@@ -114,14 +114,14 @@ def test_same_bytes_with_two_workers(built_in: Path, tmp_path: Path) -> None:
 
 
 def test_a_smaller_run_is_a_part_of_a_larger(built_in: Path, tmp_path: Path) -> None:
-    compose(tmp_path / "one", workers=1, **(SMALL | {"backgrounds": 1, "foregrounds": 1}))
+    compose(tmp_path / "one", workers=0, **(SMALL | {"backgrounds": 1, "foregrounds": 1}))
     small, large = tree(tmp_path / "one"), tree(built_in)
     del small["dataset.json"]
     assert small.items() <= large.items()
 
 
 def test_another_seed_gives_another_data_set(built_in: Path, tmp_path: Path) -> None:
-    compose(tmp_path / "other", workers=1, seed=1, **SMALL)
+    compose(tmp_path / "other", workers=0, seed=1, **SMALL)
     other, first = tree(tmp_path / "other"), tree(built_in)
     assert all(other[name] != first[name] for name in first)
 
@@ -237,7 +237,7 @@ def people(tmp_path: Path) -> Path:
 
 def test_photos_of_any_size_and_mode(photos: Path, people: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    compose(out, bg=photos, fg=people, placements=2, size=64, workers=1, progress=False)
+    compose(out, bg=photos, fg=people, placements=2, size=64, workers=0, progress=False)
     metadata = json.loads((out / "dataset.json").read_text())
     counts = metadata["backgrounds"], metadata["foregrounds"]
     assert (*counts, metadata["depth"]) == (7, 4, "prior")
@@ -253,7 +253,7 @@ def test_a_background_of_the_right_size_is_copied_byte_for_byte(
     path = tmp_path / "bg" / "street.jpg"
     save(path, np.random.default_rng(1).integers(0, 256, (64, 64, 3)))
     compose(tmp_path / "out", bg=path.parent, fg=people, placements=2, size=64, progress=False,
-            workers=1)  # fmt: skip
+            workers=0)  # fmt: skip
     assert (tmp_path / "out" / "bg" / "bg_001.jpg").read_bytes() == path.read_bytes()
 
 
@@ -263,7 +263,7 @@ def test_given_depth_is_used(people: Path, tmp_path: Path) -> None:
     save(tmp_path / "depth" / "street.png", ramp, "L")
     metadata = compose(
         tmp_path / "out", bg=tmp_path / "bg", fg=people, bg_depth=tmp_path / "depth",
-        placements=2, size=64, workers=1, progress=False,
+        placements=2, size=64, workers=0, progress=False,
     )  # fmt: skip
     assert metadata["depth"] == "given"
     depth = np.asarray(Image.open(tmp_path / "out/fg_bg_depth/bg_001/img_0001.jpg"))[..., 0]
@@ -278,7 +278,7 @@ def refused(tmp_path: Path, match: str, **arguments) -> None:
     counts = {"backgrounds": None} if "bg" in arguments else {}
     counts |= {"foregrounds": None} if "fg" in arguments else {}
     with pytest.raises(DataError, match=match) as caught:
-        compose(tmp_path / "out", **({"workers": 1} | SMALL | counts | arguments))
+        compose(tmp_path / "out", **({"workers": 0} | SMALL | counts | arguments))
     assert "\n" not in caught.value.message
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
@@ -352,7 +352,7 @@ def test_existing_data_is_never_touched(tmp_path: Path) -> None:
     refused(tmp_path, "not an empty folder")
     assert tree(tmp_path / "out") == {"precious": b"!"}
     (tmp_path / "out" / "precious").unlink()
-    compose(tmp_path / "out", **SMALL, workers=1)
+    compose(tmp_path / "out", **SMALL, workers=0)
     assert (tmp_path / "out" / "dataset.json").exists()
 
 

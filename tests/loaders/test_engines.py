@@ -313,15 +313,22 @@ import sys
 from loaders import build_loader
 import numba, torch
 before = torch.get_num_threads()
-loader = build_loader(sys.argv[1], sys.argv[2], batch_size=8)
-for batch in loader.epoch(0):
-    break
+loaders = [build_loader(engine, sys.argv[1], batch_size=8) for engine in sys.argv[2:]]
+for loader in loaders:
+    for batch in loader.epoch(0):
+        break
 assert torch.get_num_threads() == before
 """
 
 
-def test_abandoned_loader_ends_quietly(any_engine: str, shards: Path) -> None:
-    command = [sys.executable, "-c", ABANDONED, any_engine, str(shards)]
+@pytest.mark.parametrize("engines", [["ffcv"], ["dali", "dali-stream", "resident"]])
+def test_abandoned_loaders_end_quietly(
+    shards: Path, need_engine: Callable[[str], None], engines: list[str]
+) -> None:
+    """In few processes, because starting one takes most of the time."""
+    for engine in engines:
+        need_engine(engine)
+    command = [sys.executable, "-c", ABANDONED, str(shards), *engines]
     found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (found.returncode, found.stderr) == (0, "")
 
