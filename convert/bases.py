@@ -13,13 +13,13 @@ import numpy as np
 
 from convert.codecs import Encoded
 from convert.errors import DataError
-from convert.files import load_array
 from convert.jpeg.coefficients import read_coefficients
 from convert.jpeg.difference import Decoding, decode_record, make_base, new_decoder
 from convert.jpeg.layout import NotBaseline
 from convert.jpeg.record import write_record
 from convert.layout import Layout
 from convert.manifest import BaseFile
+from convert.maps import load_array
 
 _BYTES_PER_COEFFICIENT = 3
 _LARGEST_SHARE = {"fg_bg": 1 / 3, "depth": 1.0}

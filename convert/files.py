@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import click
-import numpy as np
 
 from convert.errors import DataError, reading
 
@@ -116,23 +115,6 @@ def write_json(path: Path, value: Mapping[str, object]) -> None:
     """Write JSON with `replace_file`."""
     with replace_file(path) as file:
         file.write(json_text(value))
-
-
-def load_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """Map an `.npy` file for reading; DataError unless it has this type and shape."""
-    try:
-        with reading(path):
-            require_regular(path)
-            array = np.load(path, mmap_mode="r")
-    except DataError:
-        raise
-    except Exception as error:  # NumPy fails in many ways at a corrupt header
-        raise DataError(f"{path}: not a NumPy file ({error}); pack again") from None
-    if (array.shape, array.dtype) != (shape, dtype):
-        raise DataError(
-            f"{path}: found {array.dtype} {array.shape}, expected {dtype} {shape}; pack again"
-        )
-    return np.asarray(array)
 
 
 def hash_file(path: Path) -> str:

@@ -26,7 +26,6 @@ from convert.codecs import ENCODERS, Encoded
 from convert.errors import DataError, RecordError, reading
 from convert.files import (
     check_signature,
-    load_array,
     read_regular,
     replace_file,
     signed,
@@ -35,6 +34,7 @@ from convert.files import (
 )
 from convert.layout import FIELDS, RECORD, Layout
 from convert.manifest import BaseFile
+from convert.maps import load_array
 from convert.moments import Accumulator, Moments, Statistics
 from convert.schema import Count, Schema, parse_table
 from convert.source import Source

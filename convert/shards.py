@@ -10,11 +10,11 @@ import numpy as np
 
 from convert.bases import open_bases
 from convert.codecs import DECODERS
-from convert.errors import DataError, RecordError, reading
-from convert.files import load_array, require_regular
+from convert.errors import DataError, RecordError
 from convert.jpeg.record import is_record
 from convert.layout import FIELDS, RECORD
 from convert.manifest import BACKGROUNDS, Manifest, format_name, read_manifest
+from convert.maps import load_array, map_file, require_complete
 from convert.storage import CODECS
 
 
@@ -53,15 +53,8 @@ class Shards:
         self.backgrounds = load_array(self.folder / BACKGROUNDS, np.dtype(np.uint8), (n_bg, *image))
         self.records = load_array(self.folder / index_name, RECORD, (layout.samples,))
         self.bases = {name: open_bases(self.folder, b, layout) for name, b in bases.items()}
-        # Copy-on-write maps, because some engines have a fast path for writable memory only. No
-        # write reaches the file.
-        self.files = [self._map(name) for name in self.names]
+        self.files = [map_file(self.folder / name) for name in self.names]
         self._check_records()
-
-    def _map(self, name: str) -> np.ndarray:
-        with reading(self.folder / name):
-            require_regular(self.folder / name)
-            return np.memmap(self.folder / name, np.uint8, "c")
 
     def _check_records(self) -> None:
         sizes = np.array([file.size for file in self.files], np.uint64)
@@ -94,6 +87,18 @@ class Shards:
         """The file that holds a record, for messages."""
         return str(self.folder / self.names[int(self.records[index][name]["file"])])
 
+    def require_complete(self, indices: np.ndarray) -> None:
+        """DataError if a file of these samples, or one that all need, has lost bytes meanwhile.
+
+        To be called after samples were read: what is missing was zeros.
+        """
+        # Views of one column first, as copying whole rows takes longer than all the rest.
+        used = set().union(*(self.records[name]["file"][indices].tolist() for name in FIELDS))
+        bases = (base.coefficients for base in self.bases.values())
+        shared = (self.records, self.backgrounds, *bases)
+        for array in (*shared, *(self.files[number] for number in used)):
+            require_complete(array)
+
     def check(self, index: int, name: str) -> None:
         """RecordError unless the stored bytes have the CRC32C of the index."""
         crc = crc32c.crc32c(self.stored(index, name).data)
@@ -113,7 +118,11 @@ class Shards:
         )
 
     def find_corruption(self, index: int) -> RecordError | None:
-        """The problem of a sample's first corrupt field; None if the record is valid."""
+        """The problem of a sample's first corrupt field; None if the record is valid.
+
+        Raises DataError if its file has lost bytes since it was opened.
+        """
+        self.require_complete(np.array([index]))
         for name in FIELDS:
             try:
                 self.check(index, name)

@@ -41,6 +41,7 @@ def contact_sheet(shards: str | Path, rows: int = 8) -> Image.Image:
             scale = 255 if title == "mask" else 1
             picture = Image.fromarray(np.ascontiguousarray(pixels) * np.uint8(scale))
             sheet.paste(picture, (left, top + _TITLE))
+    opened.require_complete(indices)
     return sheet
 
 

@@ -139,6 +139,7 @@ def _check_records(
                         raise RecordError(index, name, str(path), difference)
             except RecordError as error:
                 problems.append(error.message)
+    shards.require_complete(np.arange(start, stop))
     return problems, PartSummary(statistics={name: a.moments for name, a in accumulators.items()})
 
 

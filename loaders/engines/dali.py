@@ -268,6 +268,7 @@ class DALILoader(ShardLoader):
             except RuntimeError as failure:
                 where = f"{self.shards.folder}: samples {stored.indices.tolist()}"
                 raise DataError(f"{where}: DALI failed: {first_line(failure)}") from None
+            self.shards.require_complete(stored.indices)
             self._check_sizes(outputs, stored.indices)
             fg_bg, mask, depth = (from_dlpack(output.as_tensor()) for output in outputs)
         for error in stored.replaced:

@@ -8,6 +8,7 @@ for the other engines; only the order within an epoch differs.
 
 from __future__ import annotations
 
+import resource
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -35,6 +36,9 @@ from loaders.order import Order, permute
 
 WINDOW = 1024
 """Samples among which the reader shuffles."""
+
+_OTHER_FILES = 100
+"""Files that a process has open beside the tar shards, at most."""
 
 
 class StreamOrder:
@@ -119,11 +123,16 @@ class DALIStreamLoader(DALILoader):
 
     def _open(self, epoch: int) -> Pipeline:
         """DALI's reader of this rank's part of an epoch."""
-        order = self.order.options
+        order, parts = self.order.options, self._stream.parts(epoch)
+        if len(parts) > (limit := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) - _OTHER_FILES:
+            raise DataError(
+                f"{self.shards.folder}: DALI opens its {len(parts)} tar shards at once, found "
+                f"`ulimit -n` {limit}, expected {len(parts) + _OTHER_FILES} or more; raise it, "
+                "pack again with a larger --samples-per-shard, or use --loader dali"
+            )
         entropy = np.random.SeedSequence(order.seed, spawn_key=(epoch, order.rank))
         # Index files with the lines of this rank alone restrict the reader to its samples.
         with tempfile.TemporaryDirectory(prefix="maskdepth-") as scratch:
-            parts = self._stream.parts(epoch)
             index_paths = [self._write_lines(Path(scratch), *part) for part in parts]
             reader = reading_graph(
                 paths=[str(self.shards.folder / self.shards.names[shard]) for shard, _ in parts],
@@ -153,6 +162,7 @@ class DALIStreamLoader(DALILoader):
         return str(own)
 
     def _unreadable(self, error: Exception) -> DataError:
+        self.shards.check_files(self.shards.names, hashed=False)  # names the file, as DALI does not
         reason = first_line(error)
         return DataError(f"{self.shards.folder}: DALI cannot read the tar shards: {reason}")
 

@@ -217,6 +217,7 @@ class FFCVLoader(ShardLoader):
                 ahead.extend(islice(started, 1))
                 decoding = ahead.popleft()
                 decoding.pending.wait()
+                self.shards.require_complete(decoding.indices)
                 if not decoding.valid.all():
                     row, field = np.argwhere(~decoding.valid)[0].tolist()
                     sample, name = int(decoding.indices[row]), FIELDS[field]

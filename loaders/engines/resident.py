@@ -73,6 +73,7 @@ class ResidentLoader(ShardLoader):
                 self._stored = self._load(decoder, reserve, threads)
             except torch.OutOfMemoryError:  # taken by others, or more than was predicted
                 raise self._too_large(free_bytes(self.device)) from None
+        self.shards.require_complete(self._visited)
         self.stored_bytes = self._stored.stored_bytes
 
     def _too_large(self, free: int) -> DataError:

@@ -1,0 +1,156 @@
+"""Mapped files: no open descriptor for each, and a truncated one is an error instead of SIGBUS."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from convert.errors import DataError
+from convert.maps import load_array, map_file, require_complete
+from convert.shards import Shards
+from convert.show import contact_sheet
+from convert.verify import verify
+from tests.tiny_shards import write_tiny_shards
+
+PAGE = mmap.PAGESIZE
+SHARDS = 60
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@contextmanager
+def few_open_files(spare: int) -> Iterator[None]:
+    """`ulimit -n` leaves this process ``spare`` files more than it has opened."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(map(int, os.listdir("/proc/self/fd")))  # the limit is that of the numbers
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + spare, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """240 samples in 60 tar shards."""
+    folder = tmp_path_factory.mktemp("many") / "shards"
+    write_tiny_shards(folder, 2, 2 * SHARDS, samples_per_shard=4)
+    return folder
+
+
+def test_more_shards_than_files_may_be_open(many: Path) -> None:
+    before = open_files()
+    opened = Shards(many)
+    assert len(opened.files) == SHARDS
+    assert open_files() == before
+    with few_open_files(spare=20):
+        found = verify(many, workers=0, progress=False)
+    # The stored statistics are those of other pixels; there is no other problem.
+    assert all("statistics of" in problem for problem in found)
+
+
+def test_a_map_ends_with_its_last_array(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(256)) * 64)
+    view = map_file(path)[5:10]
+    assert view.tolist() == [5, 6, 7, 8, 9]
+    view[0] = 0
+    assert path.read_bytes()[5] == 5  # a copy was written
+    assert str(path) in Path("/proc/self/maps").read_text()
+    del view
+    assert str(path) not in Path("/proc/self/maps").read_text()
+    path.write_bytes(b"")
+    assert map_file(path).shape == (0,)
+
+
+@pytest.mark.parametrize("size", [2 * PAGE, 2 * PAGE + 1, 5 * PAGE - 1, 0])
+def test_what_a_truncated_file_lacks_is_zero_and_an_error(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"\1" * 5 * PAGE)
+    array = map_file(path)
+    require_complete(array)
+    os.truncate(path, size)
+    assert array.sum() == size
+    with pytest.raises(DataError, match=f"{path}: was truncated while it was open: found {size}"):
+        require_complete(array)
+    path.write_bytes(b"\1" * 5 * PAGE)  # restored, but the pages that were lost stay zeros
+    if size < 4 * PAGE:
+        with pytest.raises(DataError, match="found a part that can no longer be read"):
+            require_complete(array)
+    again = map_file(path)
+    require_complete(again)
+    assert again.all()
+
+
+def test_a_replaced_or_removed_file_stays_complete(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"\1" * 5000)
+    array = map_file(path)
+    (tmp_path / "other").write_bytes(b"")
+    (tmp_path / "other").replace(path)
+    require_complete(array)
+    path.unlink()
+    require_complete(array)
+    assert array.all()
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Python 3.12 on fork
+def test_a_bus_error_of_another_map_ends_the_process(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"\1" * 2 * PAGE)
+    map_file(path)  # its handler is there
+    child = os.fork()
+    if not child:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # pytest's handler prints the stacks
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE) as other:
+            os.truncate(path, 0)
+            print(other[0])
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGBUS
+
+
+def test_shards_that_are_truncated_while_they_are_shown(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = Shards.decode
+
+    def truncate_first(shards: Shards, index: int, name: str) -> np.ndarray:
+        monkeypatch.setattr(Shards, "decode", decode)
+        os.truncate(path, path.stat().st_size - 10)
+        return decode(shards, index, name)
+
+    path = many / "samples-00007.tar"
+    monkeypatch.setattr(Shards, "decode", truncate_first)
+    with pytest.raises(DataError, match=f"{path}: was truncated while it was open"):
+        contact_sheet(many, rows=2 * SHARDS)
+
+
+def test_arrays_are_read_as_numpy_writes_them(tmp_path: Path) -> None:
+    path, values = tmp_path / "a.npy", np.arange(12, dtype="<i2").reshape(3, 4)
+    np.save(path, values)
+    found = load_array(path, values.dtype, values.shape)
+    assert np.array_equal(found, values)
+    assert not found.flags.writeable
+    content = path.read_bytes()
+    for wrong, message in [
+        (content[:-1], "found 23 bytes of values, expected 24"),
+        (content[:60], "not a NumPy file"),
+        (b"", "not a NumPy file"),
+        (content.replace(b"\x01\x00", b"\x03\x00", 1), "not a NumPy file \\(found version"),
+        (content.replace(b"<i2", b"<i4"), "found int32 \\(3, 4\\), expected int16 \\(3, 4\\)"),
+        (content.replace(b"False", b"True "), "found int16 \\(3, 4\\)"),
+    ]:
+        path.write_bytes(wrong)
+        with pytest.raises(DataError, match=f"{path}: {message}"):
+            load_array(path, values.dtype, values.shape)
