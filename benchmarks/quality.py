@@ -18,9 +18,9 @@ from model.metrics import Scores
 from model.precision import choose_device
 from model.recipe import Recipe
 from model.training.config import read_config
+from model.training.folder import BEST, CONFIG, METRICS
 from model.training.options import camera_option, samples_option
 from model.training.report import PRIOR
-from model.training.run import BEST, CONFIG, METRICS
 from train import evaluate_checkpoint
 
 SCORED = ("mask_bce", "mask_iou", "depth_l1", "depth_rmse")

@@ -33,8 +33,8 @@ from model.checkpoint import NetworkInfo
 from model.metrics import BASELINE_SAMPLES, SampleTable, pooled_scores, sample_sums
 from model.precision import Precision
 from model.recipe import Recipe, load_recipe
-from model.training.evaluation import evaluate_network, predict_step, training_means
-from train import StageTrainer
+from model.training.evaluation import Evaluator, predict_step, training_means
+from model.training.trainer import StageTrainer
 
 _COUNTED_WIDTH = 8  # of the network whose FLOPs are counted
 FLOAT32 = Precision(dtype=None, scale=False)
@@ -141,10 +141,13 @@ def baselines(data: Data) -> dict[str, float]:
     with data.open(means_of, shuffle=False) as train, data.open(data.scored, shuffle=False) as val:
         plain = Preprocess(val.backgrounds, val.statistics)
         size = val.layout.height
-        means = training_means(train, plain, size)
-        untrained = DualDecoderUNet(1).place(val.device)
-        info = NetworkInfo(width=1, size=size, depth_loss="l1", statistics={})
-        found = evaluate_network(untrained, val, plain, FLOAT32, info, means)
+        evaluator = Evaluator(
+            network=DualDecoderUNet(1).place(val.device),  # untrained
+            info=NetworkInfo(width=1, size=size, depth_loss="l1", statistics={}),
+            loader=val, preprocess=plain, precision=FLOAT32,
+            means=training_means(train, plain, size),
+        )  # fmt: skip
+        found = evaluator.evaluate()
     return {name: value_of(found.rows[rule], name) for name, rule in BASELINES.items()}
 
 

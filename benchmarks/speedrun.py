@@ -35,7 +35,7 @@ from loaders.preprocess import Augment
 from model import DualDecoderUNet
 from model.precision import AMP, Precision, precision_for
 from model.recipe import Recipe, Stage, load_recipe
-from train import StageTrainer
+from model.training.trainer import StageTrainer
 
 TARGET = {"mask_iou": 0.9368, "depth_rmse": 0.0862}
 """What the original work reached on its data, with ten epochs of 280,000 samples."""

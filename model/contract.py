@@ -111,9 +111,18 @@ class SkippedRecord(Protocol):
     def message(self) -> str: ...
 
 
+class Order(Protocol):
+    """The samples that a loader visits in an epoch."""
+
+    @property
+    def samples(self) -> int: ...
+
+
 class Loader(DataSummary, Protocol):
     """Batches in the order of an epoch."""
 
+    @property
+    def order(self) -> Order: ...
     @property
     def device(self) -> torch.device: ...
     @property

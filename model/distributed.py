@@ -71,7 +71,7 @@ def share_batch_norm(network: DualDecoderUNet) -> None:
 
     Uses torch's SyncBatchNorm on a GPU, and `SharedBatchNorm` on a CPU.
     """
-    if next(network.parameters()).device.type == "cuda":
+    if network.device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(network)
         return
     for module in network.modules():

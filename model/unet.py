@@ -180,6 +180,11 @@ class DualDecoderUNet(nn.Module):
             filters[:half, :3] = -filters[:half, 3:]
         return self
 
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return next(self.parameters()).device
+
     def place(self, device: torch.device | str) -> DualDecoderUNet:
         """Move to a device, with channels_last weights, which are faster on CPUs and GPUs."""
         # torch's type stub lacks memory_format.

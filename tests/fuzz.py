@@ -56,6 +56,7 @@ from model.recipe import RECIPES, load_recipe
 from model.training.config import DataConfig, RunConfig, read_config, write_config
 from model.training.progress import Elapsed
 from model.training.run import Run
+from model.training.trainer import StageTrainer
 from tests.damage import signed_text
 from tests.pictures import jpeg_bytes
 from tests.tiny import make_dataset
@@ -196,7 +197,7 @@ class Files:
         self.config = RunConfig(
             data=DataConfig(shards=str(self.shards)), recipe=RECIPES["small"], width=1
         )
-        self.trainer = train.StageTrainer(
+        self.trainer = StageTrainer(
             network=self.network, recipe=self.config.recipe, stage=self.config.recipe.stages[0],
             preprocess=lambda batch, epoch=0, bg=None: batch,
             precision=Precision(dtype=None, scale=False),

@@ -19,9 +19,9 @@ import train
 from loaders import Preprocess
 from model import DualDecoderUNet, ModelError
 from model.recipe import RECIPES, Stage
+from model.training.trainer import StageTrainer
 from tests.test_step import OFF, STATISTICS, _batch
 from tests.tiny import RECIPE, make_dataset
-from train import StageTrainer
 
 
 @contextmanager

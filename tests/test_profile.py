@@ -16,8 +16,8 @@ from click.testing import CliRunner, Result
 
 import train
 from model.training.profiling import StepProfile, phase_range
+from model.training.trainer import StageTrainer
 from tests.tiny import RECIPE, leave_out_pictures, make_dataset
-from train import StageTrainer
 
 PHASES = ("data wait", "preprocess", "forward", "loss and backward", "optimiser")
 

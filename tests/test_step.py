@@ -20,7 +20,7 @@ from model.precision import Precision
 from model.recipe import RECIPES, Recipe, Stage
 from model.training.evaluation import measure, predict_step
 from model.training.optimizer import make_optimizer
-from train import StageTrainer
+from model.training.trainer import StageTrainer
 
 STATISTICS = {
     "bg": ChannelStatistics((0.5, 0.4, 0.3), (0.2, 0.25, 0.3)),

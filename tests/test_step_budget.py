@@ -13,8 +13,8 @@ from loaders import Inputs, Preprocess
 from model import DualDecoderUNet, upsampling
 from model.precision import Precision
 from model.recipe import RECIPES, Recipe, Stage
+from model.training.trainer import StageTrainer
 from tests.test_step import STATISTICS, NoHostTensors, _batch, make_trainer
-from train import StageTrainer
 
 BUDGET = {  # size and parts -> operators, MB per sample in float32; 2 % above what was counted
     (112, "depth"): (380, 566),

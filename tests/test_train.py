@@ -29,6 +29,7 @@ from model.files import locked
 from model.training.progress import RunningLoss
 from model.training.provenance import fingerprint
 from model.training.run import Run
+from model.training.trainer import StageTrainer
 from tests.tiny import (
     BACKGROUNDS,
     RECIPE,
@@ -37,7 +38,6 @@ from tests.tiny import (
     leave_out_pictures,
     make_dataset,
 )
-from train import StageTrainer
 
 TWO_STAGES = f"""
 nesterov = true

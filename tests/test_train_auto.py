@@ -21,9 +21,10 @@ from safetensors.torch import load_file
 import train
 from convert.errors import DataError
 from convert.pack import pack
-from loaders import Batch, trial
+from loaders import Batch
 from loaders.base import Loader
 from model.recipe import load_recipe
+from model.training import trial
 from model.training.config import DataConfig, RunConfig
 from model.training.run import Run
 from tests.tiny import RECIPE, leave_out_pictures, make_dataset
@@ -51,7 +52,7 @@ def tried(need_engine: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -
     """Both engines are installed and tried, briefly, on this CPU; no pictures."""
     need_engine("ffcv")
     need_engine("dali")
-    monkeypatch.setattr(train, "tries_engines", lambda device: True)
+    monkeypatch.setattr(trial, "are_timed", lambda device: True)
     monkeypatch.setattr(trial, "WARM_UP_S", 0.0)
     monkeypatch.setattr(trial, "TIMED_S", 0.0)
     monkeypatch.setattr(trial, "AT_LEAST", 2)
@@ -142,7 +143,8 @@ def test_a_trial_restores_random_numbers(shards: Path, recipe: Path, tmp_path: P
     )  # fmt: skip
     before = torch.get_rng_state()
     run = Run(config=config, folder=tmp_path / "run")
-    found = train.try_possible_engines(run, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    found = trial.try_in_training(run, ("ffcv", "dali"), partial(train.open_data, device=cpu), cpu)
     assert [one.engine for one in found] == ["ffcv", "dali"]
     assert not any(one.error for one in found)
     assert torch.equal(torch.get_rng_state(), before)
@@ -196,7 +198,7 @@ def test_a_resumed_run_keeps_its_engine(
         slow_down(patched, "ffcv")
         patched.setattr(Run, "save", interrupted)
         assert "using dali" in fit(shards, tmp_path / "run", recipe).output
-    monkeypatch.setattr(train, "try_engines", lambda *arguments: pytest.fail("tried again"))
+    monkeypatch.setattr(trial, "try_engines", lambda *arguments: pytest.fail("tried again"))
     result = fit(shards, tmp_path / "run", recipe, "--resume", "--loader", "auto")
     assert result.exit_code == 0, result.output
     assert "loader:" not in result.output
@@ -208,12 +210,12 @@ import os
 from types import SimpleNamespace
 import torch
 import train
-from loaders import trial
+from model.training import trial
 from loaders.engines.dali import DALILoader
 from loaders.engines.ffcv import FFCVLoader
 
 trial.WARM_UP_S = trial.TIMED_S = 0.0
-train.tries_engines = lambda device: True
+trial.are_timed = lambda device: True
 torch.set_num_threads(1)
 now = 0.0
 trial.time = SimpleNamespace(perf_counter=lambda: now)

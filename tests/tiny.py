@@ -34,7 +34,7 @@ trains = ["encoder", "depth"]
 def leave_out_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `fit` draw nothing, because that takes longer than a tiny run."""
     monkeypatch.setattr("model.training.run.draw_curves", lambda *arguments: None)
-    monkeypatch.setattr("model.training.evaluation.draw_predictions", lambda *arguments: None)
+    monkeypatch.setattr("model.training.report.draw_predictions", lambda *arguments: None)
 
 
 def make_dataset(root: Path) -> Path:

@@ -1,6 +1,6 @@
 """One training step of a stage, ours and the original's way, as callables to be timed.
 
-Ours is `train.StageTrainer.step` itself, which reports the end of each phase.
+Ours is `StageTrainer.step` itself, which reports the end of each phase.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from model.metrics import SampleTable
 from model.precision import Precision
 from model.recipe import RECIPES, Recipe, Stage
 from model.training.evaluation import measure, predict_step
+from model.training.trainer import StageTrainer
 from model.unet import PARTS, DoubleConv, DualDecoderUNet
 from model.upsampling import Upsampling
-from train import StageTrainer
 
 TRAINS = {"depth": ("encoder", "depth"), "mask": ("mask",), "joint": ("encoder", "mask", "depth")}
 """Name of a kind of stage -> the parts that train, as in the recipes."""
@@ -69,7 +69,7 @@ class Setup:
 
 
 class OurStep:
-    """A batch -> one step of training by `train.StageTrainer`, as `train.py fit` runs it.
+    """A batch -> one step of training by `StageTrainer`, as `train.py fit` runs it.
 
     compiled: through `torch.compile`.
     """

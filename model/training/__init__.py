@@ -1,1 +1,1 @@
-"""What a training run reads and writes: configuration, progress, evaluation and reports."""
+"""Training and evaluation: the step, the loop, and what a run writes and reads."""

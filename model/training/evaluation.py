@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,26 +16,21 @@ from model.checkpoint import NetworkInfo
 from model.contract import Batch, Inputs, Loader, Preprocessor
 from model.losses import depth_values
 from model.metrics import (
-    GroupSpread,
     SampleTable,
     Scores,
     TrainingMeans,
     difference_logits,
-    group_spread,
     pooled_scores,
     sample_sums,
 )
-from model.pictures import Example, draw_predictions
+from model.pictures import Example
 from model.precision import Precision
 from model.training.compiling import compiled_if
 from model.training.disturbance import UNDISTURBED, align_backgrounds, disturb, load_disturbance
 from model.training.progress import with_progress
-from model.training.provenance import count_seen
-from model.training.report import PRIOR, ROWS, defined_figures, score_table
+from model.training.report import EXAMPLES, ROWS, Evaluation
+from model.training.trainer import StageData, StageTrainer
 from model.unet import Decode, DualDecoderUNet
-
-EXAMPLES = 6
-"""Samples shown in the picture of an evaluation."""
 
 
 class Prediction(NamedTuple):
@@ -63,124 +58,36 @@ def measure(prediction: Prediction, inputs: Inputs) -> Tensor:
     return sample_sums(prediction.mask_logits, prediction.depth, inputs.mask, inputs.depth)
 
 
-class Evaluation(NamedTuple):
-    """Scores by row of `report.ROWS`, the network's sums per sample, and examples.
+Show = Callable[[Tensor, Tensor, Prediction, Inputs], None]
+"""Shows bg and fg_bg, uint8 (B, 3, H, W), the prediction for them and its targets."""
 
-    camera: the name of the disturbance of fg_bg; None if the images were not aligned either.
+
+def validate(trainer: StageTrainer, data: StageData, show: Show) -> Scores:
+    """The scores over the validation loaders of all ranks; leaves the network in eval mode.
+
+    show: called with the first batch.
     """
-
-    camera: str | None
-    rows: dict[str, Scores]
-    table: dict[str, np.ndarray]
-    examples: list[Example]
-
-
-class Report(NamedTuple):
-    """Scores of a checkpoint on a validation split, and how to read them."""
-
-    evaluations: tuple[Evaluation, ...]
-    """One for each camera."""
-    spread: dict[str, GroupSpread]
-    """How the first camera's scores vary between groups, by bg and fg (`metrics.group_spread`)."""
-    seen: dict[str, int] | None
-    """How much of the split training has seen (`provenance.count_seen`); None if unknown."""
-    title: str
-    depth_source: str
-    """Of the loader: where the depth maps of the data come from."""
-
-    @classmethod
-    def of(
-        cls, evaluations: tuple[Evaluation, ...], data: Loader, split: str, info: NetworkInfo,
-        trained: np.ndarray | None, validation: np.ndarray,
-    ) -> Report:  # fmt: skip
-        """The scores with their spread over backgrounds and, where known, over foregrounds.
-
-        trained: samples that training has seen, None if unknown. validation: those of the split.
-        """
-        evaluation, layout = evaluations[0], data.layout
-        groups = {"bg": layout.background_of}
-        if layout.samples_per_fg is not None:
-            groups["fg"] = layout.foreground_of
-        every = np.arange(layout.samples)
-        spread = {
-            kind: group_spread(
-                evaluation.table, of(every), None if trained is None else of(trained)
-            )
-            for kind, of in groups.items()
-        }
-        seen = None if trained is None else count_seen(layout, trained, validation)
-        title = (
-            f"validation: {evaluation.rows['network'].samples} samples, split {split}, "
-            f"{info.size}x{info.size}, width {info.width}"
-        )
-        return cls(evaluations, spread, seen, title, data.depth_source)
-
-    def table(self) -> str:
-        """The scores as text; see `report.score_table`."""
-        sections = [(_about(e.camera), e.rows) for e in self.evaluations]
-        return score_table(sections, self.title, self.spread, self.depth_source)
-
-    def to_json(self) -> dict[str, object]:
-        """The scores as plain values: of the first camera, and of all by name."""
-        cameras = {e.camera or "none": defined_figures(e.rows) for e in self.evaluations}
-        return {
-            "title": self.title,
-            "depth_source": self.depth_source,
-            "scores": next(iter(cameras.values())),
-            "cameras": cameras,
-            "spread": {kind: group.as_dict() for kind, group in self.spread.items()},
-            "seen_in_training": self.seen,
-        }
-
-    def draw(self, path: Path, command: str) -> None:
-        """Write the examples as a PNG of a command: all of one camera, or some of each."""
-        share = -(-EXAMPLES // len(self.evaluations))
-        examples = [example for e in self.evaluations for example in e.examples[:share]]
-        about = "; depth: a prior, not measured" if self.depth_source == PRIOR else ""
-        draw_predictions(path, examples, command, self.title + about)
-
-
-def _about(camera: str | None) -> str:
-    """The line of a table about a camera."""
-    if camera is None:
-        return ""
-    return f"-- camera {camera}: {load_disturbance(camera)}"
-
-
-def validate(
-    network: nn.Module,
-    loader: Loader,
-    preprocess: Preprocessor,
-    precision: Precision,
-    depth_loss: str,
-    decode: Decode,
-    show: Callable[[Tensor, Tensor, Prediction, Inputs], None] | None = None,
-    compiled: Callable[[Callable[[], object]], None] | None = None,
-) -> Scores:
-    """The network's scores over a loader, of all ranks; leaves the network in eval mode.
-
-    show: called with bg and fg_bg of the first batch, uint8 (B, 3, H, W), the prediction for them
-    and its targets. compiled: called with the prediction of the first batch before it is made, to
-    compile the network.
-    """
-    network.eval()
+    loader, depth_loss = data.validation, trainer.recipe.depth_loss
+    trainer.wrapped.eval()
     table = SampleTable(loader.layout.samples, loader.device)
     full = 0
     for batch in with_progress(loader, "validating"):
         samples = len(batch.index)
         if not samples:
             continue  # the last step has fewer samples than there are ranks
-        inputs = preprocess(batch)
-        predict = partial(predict_step, inputs, network, precision, depth_loss, decode)
-        if not full and compiled is not None:
-            compiled(predict)
-        full = full or samples
-        with compiled_if(samples == full):
+        inputs = data.preprocess(batch)
+        predict = partial(
+            predict_step, inputs, trainer.wrapped, trainer.precision, depth_loss,
+            trainer.stage.decode,
+        )  # fmt: skip
+        if not full:
+            trainer.compile_for("validation", predict)
+        with compiled_if(samples == (full or samples)):
             prediction = predict()
         table.add(batch.index, measure(prediction, inputs))
-        if show is not None:
+        if not full:
             show(loader.backgrounds.gather(batch.index), batch.fg_bg, prediction, inputs)
-            show = None
+        full = full or samples
     return pooled_scores(table.collect())
 
 
@@ -195,66 +102,84 @@ def training_means(loader: Loader, preprocess: Preprocessor, size: int) -> Train
     return means
 
 
-@torch.inference_mode()
-def evaluate_network(
-    network: DualDecoderUNet,
-    loader: Loader,
-    preprocess: Preprocessor,
-    precision: Precision,
-    info: NetworkInfo,
-    means: TrainingMeans,
-    camera: str | None = None,
-) -> Evaluation:
-    """Scores of the network and of the baselines, and examples spread over the set.
+@dataclass(frozen=True, kw_only=True)
+class Evaluator:
+    """Scores a network and the baselines.
 
     loader: validation batches in order. preprocess: to ``info.size``. means: of the training
-    split, at the same size. camera: name of the disturbance of fg_bg (`load_disturbance`); the
-    images are then aligned as well, for the rows that need it, which takes some 40 ms per sample.
+    split, at the same size.
     """
-    network.eval()
-    disturbance = load_disturbance(camera or "none")
-    new_table = partial(SampleTable, loader.layout.samples, loader.device)
-    tables: defaultdict[str, SampleTable] = defaultdict(new_table)
-    shown: list[Example] = []
-    wanted: list[int] | None = None
-    position = 0
-    for stored in with_progress(loader, "evaluating" + (f", camera {camera}" if camera else "")):
-        batch = disturb(stored, disturbance) if disturbance != UNDISTURBED else stored
-        inputs = preprocess(batch)
-        prediction = predict_step(inputs, network, precision, info.depth_loss, "both")
-        bg = loader.backgrounds.gather(batch.index)
-        predictions = {
-            "network": prediction,
-            "difference": Prediction(difference_logits(bg, batch.fg_bg, info.size), None),
+
+    network: DualDecoderUNet
+    info: NetworkInfo
+    loader: Loader
+    preprocess: Preprocessor
+    precision: Precision
+    means: TrainingMeans
+
+    @torch.inference_mode()
+    def evaluate(self, camera: str | None = None) -> Evaluation:
+        """Scores, and examples that are spread over the set.
+
+        camera: name of the disturbance of fg_bg (`load_disturbance`); the images are then aligned
+        as well, for the rows that need it, which takes some 40 ms per sample.
+        """
+        loader, disturbance = self.loader, load_disturbance(camera or "none")
+        self.network.eval()
+        new_table = partial(SampleTable, loader.layout.samples, loader.device)
+        tables: defaultdict[str, SampleTable] = defaultdict(new_table)
+        examples: list[Example] = []
+        wanted: set[int] | None = None
+        position = 0
+        title = "evaluating" + (f", camera {camera}" if camera else "")
+        for stored in with_progress(loader, title):
+            batch = disturb(stored, disturbance) if disturbance != UNDISTURBED else stored
+            inputs, bg = self.preprocess(batch), loader.backgrounds.gather(batch.index)
+            predictions = self._predictions(batch, bg, inputs, aligned=camera is not None)
+            for name, found in predictions.items():
+                tables[name].add(batch.index, measure(found, inputs))
+            count = len(batch.index)
+            if wanted is None:
+                # Spread over the full batches: the last one may be smaller.
+                wanted = _spread(max(1, len(loader) - 1) * count)
+            for row in (row for row in range(count) if position + row in wanted):
+                examples.append(_example(batch, bg, inputs, predictions["network"], row, camera))
+            position += count
+        collected = {name: tables[name].collect() for name in ROWS if name in tables}
+        return Evaluation(
+            camera=camera,
+            rows={name: pooled_scores(table) for name, table in collected.items()},
+            table=collected["network"],
+            examples=examples,
+        )
+
+    def _predictions(
+        self, batch: Batch, bg: Tensor, inputs: Inputs, *, aligned: bool
+    ) -> dict[str, Prediction]:
+        """Of the network and of the baselines, by row; bg: uint8 (B, 3, H, W)."""
+        size, means = self.info.size, self.means
+        found = {
+            "network": self._predict(inputs),
+            "difference": Prediction(difference_logits(bg, batch.fg_bg, size), None),
             "prior": Prediction(means.prior_logit(inputs.mask), None),
             "background_depth": Prediction(None, means.background_depth(batch.index)),
             "overall_depth": Prediction(None, means.overall_depth(batch.index)),
         }
-        if camera:
-            aligned = align_backgrounds(bg, batch.fg_bg)
-            logits = difference_logits(aligned, batch.fg_bg, info.size)
-            predictions["aligned_difference"] = Prediction(logits, None)
-            predictions["aligned_network"] = predict_step(
-                preprocess(batch, bg=aligned), network, precision, info.depth_loss, "both"
-            )
-        for row, found in predictions.items():
-            tables[row].add(batch.index, measure(found, inputs))
-        count = len(batch.index)
-        if wanted is None:
-            # Spread over the full batches: the last one may be smaller.
-            total = max(1, len(loader) - 1) * count
-            middles = np.linspace(0, total - 1, 2 * EXAMPLES + 1)[1::2]
-            wanted = sorted(set(middles.astype(int).tolist()))
-        chosen = [place - position for place in wanted if position <= place < position + count]
-        shown += [_example(batch, bg, inputs, prediction, row, camera) for row in chosen]
-        position += count
-    collected = {row: tables[row].collect() for row in ROWS if row in tables}
-    return Evaluation(
-        camera=camera,
-        rows={row: pooled_scores(table) for row, table in collected.items()},
-        table=collected["network"],
-        examples=shown,
-    )
+        if aligned:
+            moved = align_backgrounds(bg, batch.fg_bg)
+            logits = difference_logits(moved, batch.fg_bg, size)
+            found["aligned_difference"] = Prediction(logits, None)
+            found["aligned_network"] = self._predict(self.preprocess(batch, bg=moved))
+        return found
+
+    def _predict(self, inputs: Inputs) -> Prediction:
+        return predict_step(inputs, self.network, self.precision, self.info.depth_loss, "both")
+
+
+def _spread(samples: int) -> set[int]:
+    """Positions of the examples, in the middles of equal parts."""
+    middles = np.linspace(0, samples - 1, 2 * EXAMPLES + 1)[1::2]
+    return set(middles.astype(int).tolist())
 
 
 def _example(

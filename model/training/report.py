@@ -1,14 +1,19 @@
-"""Scores as text and as a file: the table of scores next to the baselines, metrics.csv."""
+"""The report of an evaluation: scores next to those of the baselines, as a table and as JSON."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from model.files import replace_bytes
-from model.metrics import DIFFERENCE_LEVELS, VALID_DEPTH, GroupSpread, Scores
+import numpy as np
+
+from model.checkpoint import NetworkInfo
+from model.contract import Loader
+from model.metrics import DIFFERENCE_LEVELS, VALID_DEPTH, GroupSpread, Scores, group_spread
+from model.pictures import Example, draw_predictions
+from model.training.disturbance import load_disturbance
+from model.training.provenance import count_seen
 
 FIGURES = {
     "mask_bce": "mask BCE",
@@ -38,8 +43,96 @@ PRIOR = "prior"
 PRIOR_NOTE = "* depth here is a ground-plane prior, not measured: how well that is repeated"
 NOTE = f"delta1, SILog: pixels with a target depth of at least {VALID_DEPTH:g}; SILog x 100"
 
-EpochRow = dict[str, float | None]
-"""One row of metrics.csv."""
+EXAMPLES = 6
+"""Samples shown in the picture of an evaluation."""
+
+
+class Evaluation(NamedTuple):
+    """Scores by row of `ROWS`, the network's sums per sample, and examples.
+
+    camera: the name of the disturbance of fg_bg; None if the images were not aligned either.
+    """
+
+    camera: str | None
+    rows: dict[str, Scores]
+    table: dict[str, np.ndarray]
+    examples: list[Example]
+
+
+class Report(NamedTuple):
+    """Scores of a checkpoint on a validation split, and how to read them."""
+
+    evaluations: tuple[Evaluation, ...]
+    """One for each camera."""
+    spread: dict[str, GroupSpread]
+    """How the first camera's scores vary between groups, by bg and fg (`metrics.group_spread`)."""
+    seen: dict[str, int] | None
+    """How much of the split training has seen (`provenance.count_seen`); None if unknown."""
+    title: str
+    depth_source: str
+    """Of the loader: where the depth maps of the data come from."""
+
+    @classmethod
+    def of(
+        cls, evaluations: tuple[Evaluation, ...], data: Loader, split: str, info: NetworkInfo,
+        trained: np.ndarray | None, validation: np.ndarray,
+    ) -> Report:  # fmt: skip
+        """The scores with their spread over backgrounds and, where known, over foregrounds.
+
+        trained: samples that training has seen, None if unknown. validation: those of the split.
+        """
+        evaluation, layout = evaluations[0], data.layout
+        groups = {"bg": layout.background_of}
+        if layout.samples_per_fg is not None:
+            groups["fg"] = layout.foreground_of
+        every = np.arange(layout.samples)
+        spread = {
+            kind: group_spread(
+                evaluation.table, of(every), None if trained is None else of(trained)
+            )
+            for kind, of in groups.items()
+        }
+        seen = None if trained is None else count_seen(layout, trained, validation)
+        title = (
+            f"validation: {evaluation.rows['network'].samples} samples, split {split}, "
+            f"{info.size}x{info.size}, width {info.width}"
+        )
+        return cls(evaluations, spread, seen, title, data.depth_source)
+
+    def table(self) -> str:
+        """The scores as text; see `score_table`."""
+        sections = [(_about(e.camera), e.rows) for e in self.evaluations]
+        return score_table(sections, self.title, self.spread, self.depth_source)
+
+    def to_json(self) -> dict[str, object]:
+        """The scores as plain values: of the first camera, and of all by name."""
+        cameras = {e.camera or "none": defined_figures(e.rows) for e in self.evaluations}
+        return {
+            "title": self.title,
+            "depth_source": self.depth_source,
+            "scores": next(iter(cameras.values())),
+            "cameras": cameras,
+            "spread": {kind: group.as_dict() for kind, group in self.spread.items()},
+            "seen_in_training": self.seen,
+        }
+
+    def draw(self, path: Path, command: str) -> None:
+        """Write the examples as a PNG of a command: all of one camera, or some of each."""
+        share = -(-EXAMPLES // len(self.evaluations))
+        examples = [example for e in self.evaluations for example in e.examples[:share]]
+        draw_predictions(path, examples, command, self.title + about_depth(self.depth_source))
+
+
+def _about(camera: str | None) -> str:
+    """The line of a table about a camera."""
+    if camera is None:
+        return ""
+    return f"-- camera {camera}: {load_disturbance(camera)}"
+
+
+def about_depth(depth_source: str) -> str:
+    """What the title of a picture says about the depth maps of a loader; empty if measured."""
+    return "; depth: a prior, not measured" if depth_source == PRIOR else ""
 
 
 def defined_figures(rows: Mapping[str, Scores]) -> dict[str, dict[str, float | None]]:
@@ -65,7 +158,7 @@ def score_table(
 
     depth_source: of the loader; figures of a prior are marked.
     sections: for each camera a line about it, empty for none, and its rows.
-    spread: how the network's scores vary between groups, see `evaluation.Report`; one line each.
+    spread: how the network's scores vary between groups, see `Report`; one line each.
     """
     width = max(len(ROWS[row][0]) for _, rows in sections for row in rows)
     titles = figure_titles(depth_source)
@@ -102,33 +195,3 @@ def _known(group: GroupSpread) -> str:
     if group.seen == 0:
         return "held out in training"
     return "known from training" if group.seen == group.groups else "partly known from training"
-
-
-def write_history(path: Path, history: Sequence[EpochRow], depth_source: str = "") -> None:
-    """One CSV row per epoch; the file is replaced as a whole, so a resumed run repeats no row.
-
-    depth_source: of the loader; if depth is a prior, a column of that name says so.
-    """
-    about = {"depth_source": PRIOR} if depth_source == PRIOR else {}
-    rows = [{**row, **about} for row in history]
-    text = io.StringIO()
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    replace_bytes(path, text.getvalue().encode())
-
-
-def epoch_line(row: EpochRow, depth_source: str = "") -> str:
-    """One line about an epoch; depth_source: of the loader."""
-    marked = DEPTH_FIGURES if depth_source == PRIOR else ()
-    names = ("train_loss", "mask_bce", "mask_iou", "depth_l1", "depth_rmse")
-    figures = {name: row[name] for name in names if row.get(name) is not None}
-    shown = ", ".join(
-        f"{name} {value:.4f}" + " (prior)" * (name in marked) for name, value in figures.items()
-    )
-    return (
-        f"stage {row['stage']} epoch {row['epoch']}: {shown} "
-        f"({row['epoch_s']:.0f} s, {row['samples_per_s']:.1f} samples/s, "
-        f"{row['data_wait']:.0%} waiting for data)"
-    )

@@ -1,21 +1,18 @@
-"""The folder of a training run: what is written when an epoch ends, and how a run resumes."""
+"""A training run: how far it has come, what it saves, and how it resumes."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Any
 
 import click
-from pydantic import Field
-from torch import Tensor
 
-from convert.schema import AnyFloat, Count, Items, Schema
 from model.checkpoint import (
     ChannelStatistics,
     NetworkInfo,
@@ -28,141 +25,17 @@ from model.checkpoint import (
     set_generators,
 )
 from model.errors import ModelError
-from model.files import temporary_of
 from model.metrics import Scores
 from model.pictures import draw_curves
-from model.recipe import Recipe, Stage
-from model.training.config import RunConfig, read_config, resumed_config, write_config
+from model.recipe import Stage
+from model.training.config import RunConfig, write_config
+from model.training.folder import BEST, CONFIG, CURVES, LAST, METRICS, say_that_it_starts
+from model.training.history import EpochRow, write_history
 from model.training.progress import Elapsed, not_finite
-from model.training.report import PRIOR, EpochRow, write_history
+from model.training.report import about_depth
 from model.training.saving import BackgroundWriter, copy_to_host
+from model.training.state import RunState, StageState
 from model.unet import DualDecoderUNet
-
-CONFIG, LAST, BEST, METRICS = "config.json", "last.pt", "best.safetensors", "metrics.csv"
-CURVES, PREDICTIONS, TENSORBOARD = "curves.png", "predictions.png", "tensorboard"
-TRACE = "trace.json.gz"
-
-
-def config_to_run(
-    config: RunConfig, given: Mapping[str, object], folder: Path, *, resume: bool, first: bool
-) -> RunConfig:
-    """The configuration of a new run, or that of the run in ``folder`` which is to be resumed.
-
-    given: the options that the command line sets. first: whether this is the first rank, which
-    holds the lock of the folder. Raises ModelError where a new run would overwrite something,
-    or a resumed one would compute something else.
-    """
-    if resume and (folder / CONFIG).exists():
-        config = resumed_config(read_config(folder / CONFIG), given, folder)
-        if first and not (folder / LAST).exists():
-            _require_unsaved(folder)
-            _say_that_it_starts(folder)
-        return config
-    if first and (found := _files_of(folder)):  # on other ranks the first may have written already
-        listed, start = f"{folder}: not empty, found {', '.join(found)}", "name a new RUN_DIR"
-        if resume:
-            raise ModelError(f"{listed}, but no {CONFIG} of a run to resume; {start}")
-        start = f"resume its run with --resume, or {start}" if CONFIG in found else start
-        raise ModelError(f"{listed}; {start}")
-    if first and resume:
-        click.echo(f"{folder}: no run to resume yet; starting it", err=True)
-    return config
-
-
-def _files_of(folder: Path) -> list[str]:
-    """What is in a folder of a run, without files that were never finished."""
-    unfinished = {
-        temporary_of(folder / name).name for name in (CONFIG, LAST, BEST, METRICS, CURVES)
-    }
-    return sorted(path.name for path in folder.iterdir() if path.name not in unfinished)
-
-
-def _require_unsaved(folder: Path) -> None:
-    """Raise ModelError if a run without `last.pt` has files that it would overwrite."""
-    # Steps may have been traced and shown while the first state was being written.
-    found = [name for name in _files_of(folder) if name not in (CONFIG, TRACE, TENSORBOARD)]
-    if found:
-        raise ModelError(
-            f"{folder}: found {', '.join(found)} of a run, but not {LAST}, without which it cannot "
-            f"be resumed and would start over; put {LAST} back, or name a new RUN_DIR"
-        )
-
-
-def _say_that_it_starts(folder: Path) -> None:
-    click.echo(
-        f"{folder}: the run was stopped before it saved a step; it starts from the beginning, with "
-        "the options that it was started with",
-        err=True,
-    )
-
-
-@contextmanager
-def naming_resume(folder: Path, *, first: bool) -> Iterator[None]:
-    """If Ctrl-C or SIGTERM ends the block, say on the first rank how the run continues."""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit):
-        if first and (folder / LAST).exists():
-            click.echo(
-                f"\nThe run in {folder} is saved; the same command with --resume continues it.",
-                err=True,
-            )
-        raise
-
-
-class StageState(TypedDict):
-    """What is needed, besides the network, to resume a stage within or between its epochs."""
-
-    optimizer: dict[str, Any]
-    scaler: dict[str, Any]
-    running: Tensor
-    elapsed: tuple[float, ...]
-
-
-class _Best(Schema):
-    score: float
-    stage: Count
-    epoch: Count
-
-
-class _WithinStage(Schema):
-    """A `StageState` as it is read."""
-
-    optimizer: dict[str, object]
-    scaler: dict[str, int | float]
-    running: Tensor
-    elapsed: Annotated[tuple[float, float, float, int], Field(strict=False)]
-
-    def stage_state(self) -> StageState:
-        return {
-            "optimizer": self.optimizer, "scaler": self.scaler, "running": self.running,
-            "elapsed": self.elapsed,
-        }  # fmt: skip
-
-
-class _State(Schema):
-    """What `last.pt` holds."""
-
-    network: dict[str, Tensor]
-    position: Annotated[tuple[Count, Count, Count], Field(strict=False)]
-    history: Items[dict[str, int | AnyFloat | None]]
-    steps: Count
-    best: _Best | None
-    within_stage: _WithinStage | None
-    generators: Annotated[Items[Tensor], Field(min_length=1)]
-
-    def check(self, recipe: Recipe) -> None:
-        """Raise ValueError unless a run with this recipe can be in this state."""
-        (number, epoch, batch), stages = self.position, recipe.stages
-        is_finished = number == len(stages) and not epoch and not batch
-        if not is_finished and (number >= len(stages) or epoch >= stages[number].epochs):
-            raise ValueError(f"position: the recipe has no stage {number + 1} of epoch {epoch + 1}")
-        if (self.within_stage is None) == bool(epoch or batch):
-            raise ValueError("within_stage: expected at, and only at, a position within a stage")
-        if len(self.history) != sum(stage.epochs for stage in stages[:number]) + epoch:
-            raise ValueError("history: expected one row for each epoch before the position")
-        if self.best is not None and self.best.stage >= len(stages):
-            raise ValueError("best: of a stage that the recipe does not have")
 
 
 @dataclass(kw_only=True)
@@ -197,8 +70,11 @@ class Run:
     saved_at: float = field(init=False)
     """The clock at the last `save`, or at the start."""
     writer: BackgroundWriter = field(default_factory=BackgroundWriter)
+    may_stop_compiling: bool = field(init=False)
+    """Whether the run continues uncompiled if compiling fails."""
 
     def __post_init__(self) -> None:
+        self.may_stop_compiling = self.config.compile == "auto"
         self.saved_at = self.clock()
 
     def restore(self, network: DualDecoderUNet) -> None:
@@ -207,7 +83,7 @@ class Run:
             return
         path = self.folder / LAST
         try:
-            state = _State.from_json(load_state(path))
+            state = RunState.from_json(load_state(path))
             state.check(self.config.recipe)
             load_weights(network, state.network)
             set_generators(state.generators)
@@ -229,7 +105,7 @@ class Run:
             self.stage_state = state.within_stage.stage_state()
             self.elapsed = Elapsed(*state.within_stage.elapsed)
         if self.first and not self.steps:
-            _say_that_it_starts(self.folder)
+            say_that_it_starts(self.folder)
         if self.first and self.finished:
             # The process may have been killed between state and reports.
             self._write_reports(self.history)
@@ -239,6 +115,15 @@ class Run:
         changed = self.config.changed(**choices)
         self.recorded = self.recorded and changed == self.config
         self.config = changed
+
+    def stop_compiling(self, reason: str) -> None:
+        """Say why compiling failed, and record that the run continues without it."""
+        self.record(compile="off")
+        click.echo(
+            f"--compile auto: compiling failed ({reason}); training continues without it. "
+            "`--compile off` does not try, `--compile default` ends with the error.",
+            err=True,
+        )
 
     @contextmanager
     def saving(self) -> Iterator[None]:
@@ -365,7 +250,6 @@ class Run:
             self.recorded = True
 
     def _write_reports(self, history: list[EpochRow]) -> None:
-        about = "; depth: a prior, not measured" if self.depth_source == PRIOR else ""
-        title = f"recipe {self.config.recipe.name}{about}"
+        title = f"recipe {self.config.recipe.name}{about_depth(self.depth_source)}"
         write_history(self.folder / METRICS, history, self.depth_source)
         draw_curves(self.folder / CURVES, history, title)

@@ -6,6 +6,7 @@ import gc
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from loaders import RecordError, build_loader
 from model.recipe import load_recipe
 from model.training.config import DataConfig, RunConfig
 from model.training.run import Run
+from model.training.trial import try_in_training
 from tests.damage import Records, bit_flipped
 from tests.gpu.conftest import GPU
 
@@ -60,7 +62,9 @@ def test_a_trial_leaves_no_memory_and_restores_random_numbers(
     gc.collect()
     before = torch.cuda.memory_allocated(), torch.cuda.get_rng_state()
     run = Run(config=config, folder=tmp_path / "run")
-    trials = train.try_possible_engines(run, torch.device("cuda", torch.cuda.current_device()))
+    device = torch.device("cuda", torch.cuda.current_device())
+    opens = partial(train.open_data, device=device)
+    trials = try_in_training(run, ("ffcv", "dali"), opens, device)
     assert not any(trial.error for trial in trials), trials
     assert torch.equal(torch.cuda.get_rng_state(), before[1])
     # cuBLAS keeps a workspace for each stream; FFCV's and DALI's batches would be more.

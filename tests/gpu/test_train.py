@@ -20,7 +20,7 @@ from model.recipe import RECIPES, Stage
 from model.training.evaluation import measure, predict_step
 from model.training.progress import RunningLoss
 from model.training.saving import copy_to_host
-from train import StageTrainer
+from model.training.trainer import StageTrainer
 
 SAMPLES, SIZE = 4, 64
 FAST = RECIPES["fast"]

@@ -21,7 +21,7 @@ from model.recipe import RECIPES
 from model.training.config import DataConfig, RunConfig, read_config
 from model.training.progress import Elapsed
 from model.training.run import Run
-from train import StageTrainer
+from model.training.trainer import StageTrainer
 
 DEMO = RECIPES["demo"]
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from convert.errors import DataError
-from loaders import Batch, trial
-from loaders.trial import Trial, describe, fastest, try_engines
+from loaders import Batch
+from model.training import trial
+from model.training.trial import Trial, describe, fastest, try_engines
 
 EMPTY = torch.empty(4, 0)
 
@@ -58,12 +60,12 @@ def run(seconds: dict[str, float | BaseException], events: list[object]) -> list
         if isinstance(needs, BaseException):
             raise needs
         try:
-            yield Slow(needs, events), None
+            yield SimpleNamespace(training=Slow(needs, events))
         finally:
             events.append("closed")
 
     return try_engines(
-        tuple(seconds), opens, lambda loader: lambda batch: None, lambda: events.append("wait")
+        tuple(seconds), opens, lambda data: lambda batch: None, lambda: events.append("wait")
     )
 
 

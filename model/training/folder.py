@@ -1,0 +1,85 @@
+"""The folder of a run: its files, and whether a run may start or resume there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from model.errors import ModelError
+from model.files import temporary_of
+from model.training.config import RunConfig, read_config, resumed_config
+
+CONFIG, LAST, BEST, METRICS = "config.json", "last.pt", "best.safetensors", "metrics.csv"
+CURVES, PREDICTIONS, TENSORBOARD = "curves.png", "predictions.png", "tensorboard"
+TRACE = "trace.json.gz"
+
+
+def config_to_run(
+    config: RunConfig, given: Mapping[str, object], folder: Path, *, resume: bool, first: bool
+) -> RunConfig:
+    """The configuration of a new run, or that of the run in ``folder`` which is to be resumed.
+
+    given: the options that the command line sets. first: whether this is the first rank, which
+    holds the lock of the folder. Raises ModelError where a new run would overwrite something,
+    or a resumed one would compute something else.
+    """
+    if resume and (folder / CONFIG).exists():
+        config = resumed_config(read_config(folder / CONFIG), given, folder)
+        if first and not (folder / LAST).exists():
+            _require_unsaved(folder)
+            say_that_it_starts(folder)
+        return config
+    if first and (found := _files_of(folder)):  # on other ranks the first may have written already
+        listed, start = f"{folder}: not empty, found {', '.join(found)}", "name a new RUN_DIR"
+        if resume:
+            raise ModelError(f"{listed}, but no {CONFIG} of a run to resume; {start}")
+        start = f"resume its run with --resume, or {start}" if CONFIG in found else start
+        raise ModelError(f"{listed}; {start}")
+    if first and resume:
+        click.echo(f"{folder}: no run to resume yet; starting it", err=True)
+    return config
+
+
+def _files_of(folder: Path) -> list[str]:
+    """What is in a folder of a run, without files that were never finished."""
+    unfinished = {
+        temporary_of(folder / name).name for name in (CONFIG, LAST, BEST, METRICS, CURVES)
+    }
+    return sorted(path.name for path in folder.iterdir() if path.name not in unfinished)
+
+
+def _require_unsaved(folder: Path) -> None:
+    """Raise ModelError if a run without `last.pt` has files that it would overwrite."""
+    # Steps may have been traced and shown while the first state was being written.
+    found = [name for name in _files_of(folder) if name not in (CONFIG, TRACE, TENSORBOARD)]
+    if found:
+        raise ModelError(
+            f"{folder}: found {', '.join(found)} of a run, but not {LAST}, without which it cannot "
+            f"be resumed and would start over; put {LAST} back, or name a new RUN_DIR"
+        )
+
+
+def say_that_it_starts(folder: Path) -> None:
+    """Report that a run without a step is not resumed but started."""
+    click.echo(
+        f"{folder}: the run was stopped before it saved a step; it starts from the beginning, with "
+        "the options that it was started with",
+        err=True,
+    )
+
+
+@contextmanager
+def naming_resume(folder: Path, *, first: bool) -> Iterator[None]:
+    """If Ctrl-C or SIGTERM ends the block, say on the first rank how the run continues."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        if first and (folder / LAST).exists():
+            click.echo(
+                f"\nThe run in {folder} is saved; the same command with --resume continues it.",
+                err=True,
+            )
+        raise
