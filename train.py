@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    # A Ctrl-C while modules are imported, which takes seconds: there is nothing to clean up.
-    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"Aborted!\n"), os._exit(130)))
+from convert.interrupts import end_at_once
+
+if __name__ == "__main__":
+    end_at_once()  # on Ctrl-C, while modules are imported
 
 # Before torch loads libgomp, whose waiting threads spin by default: next to other work on the
 # same cores, steps took up to 4.6 times as long (docs/guide.md, "Threads").
@@ -57,7 +57,6 @@ from model.training.provenance import require_fingerprint, seen_note, trained_sa
 from model.training.report import Report
 from model.training.reporter import Reporter, listing_skipped
 from model.training.run import Run
-from model.training.saving import ended_by_sigterm
 from model.training.trainer import StageData
 from model.training.trial import describe, fastest, try_in_training
 from model.unet import DualDecoderUNet
@@ -86,7 +85,7 @@ def fit(
     first = rank == 0
     config, given = read_options(context, options, world_size)
     lock = locked(run_dir) if first else nullcontext()
-    with ended_by_sigterm(), lock, naming_resume(run_dir, first=first):
+    with lock, naming_resume(run_dir, first=first):
         config = config_to_run(config, given, run_dir, resume=resume, first=first)
         device = local_device(choose_device(config.data.device), world_size)
         # What the device cannot do is an error before anything is made.
@@ -264,6 +263,4 @@ def export(checkpoint: Path, out: Path, bg: str | None, fg_bg: str | None) -> No
 
 
 if __name__ == "__main__":
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     main()

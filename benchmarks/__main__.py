@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import signal
+from convert.interrupts import end_at_once
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    # A Ctrl-C while modules are imported, which takes seconds: there is nothing to clean up.
-    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"Aborted!\n"), os._exit(130)))
+if __name__ == "__main__":
+    end_at_once()  # on Ctrl-C, while modules are imported
 
 from importlib import import_module
 
@@ -72,6 +70,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     main(prog_name="python -m benchmarks")

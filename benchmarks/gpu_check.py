@@ -9,11 +9,8 @@ its time. The most valuable ones run first, so that little is lost if the time i
 from __future__ import annotations
 
 import os
-import signal
 import time
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
-from multiprocessing import get_context
 from pathlib import Path
 
 import click
@@ -25,6 +22,7 @@ from benchmarks.harness.results import CaseResult, Result, make_result, read_res
 from benchmarks.report.figures import figures_of
 from benchmarks.report.page import PAGE, drawn_figures, write_page
 from convert.errors import DataError
+from convert.workers import worker_pool
 from model.files import make_folder
 from model.precision import choose_device
 
@@ -93,15 +91,12 @@ def gpu_check(
     plan = Plan(device=device, samples=samples, width=width, data=data, results=results)
     _require_own(plan)
     chosen = plan.preparation() + select(plan.checks(), only, skip)
-    # The report is written after SIGTERM too.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    click.get_current_context().call_on_close(lambda: signal.signal(signal.SIGTERM, before))
     make_folder(plan.recipe.parent)
     plan.recipe.write_text(plan.recipe_text())
     arguments = {"samples": samples, "width": width, "device": device, "minutes": minutes}
     # In a process of its own: asking torch for the name of a GPU takes memory on it, and the checks
     # would list this process as another user of the GPU.
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with worker_pool(1) as pool:
         base = pool.submit(make_result, NAME, arguments, {}, device=device).result()
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = {"PYTHONPATH": paths, "GPU": device}

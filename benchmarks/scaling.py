@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -25,6 +23,7 @@ from benchmarks.harness.timing import print_progress
 from convert.dataset.compose import compose
 from convert.pack import pack
 from convert.shards import Shards
+from convert.workers import worker_pool
 from loaders import build_loader
 
 BATCH_SIZES = (16, 64, 256)
@@ -110,8 +109,7 @@ def _open_records(
     found = {}
     for contender in our_contenders(shards, loading, engines=DECODING):
         name, engine = contender.name, contender.options["engine"]
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
+        with worker_pool(1) as pool:
             figures = pool.submit(_open, engine, shards, folder, loading).result()
         first = figures["first_batch_s"]
         print_progress(f"{name}, {samples} records: first batch after {first:.2f} s")

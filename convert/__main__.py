@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import signal
+from convert.interrupts import end_at_once
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    # A Ctrl-C while modules are imported, which takes seconds: there is nothing to clean up.
-    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"Aborted!\n"), os._exit(130)))
+if __name__ == "__main__":
+    end_at_once()  # on Ctrl-C, while modules are imported
 
 import io
 import json
@@ -17,7 +15,6 @@ from pathlib import Path
 import click
 
 from convert.errors import Commands
-from convert.interrupts import end_by_exception
 from convert.storage import DEPTH_CODECS, MASK_CODECS
 
 # Commands import their work when they run, so that `--help` and usage errors answer at once.
@@ -188,9 +185,6 @@ def show(shards: Path, out: Path, rows: int) -> None:
 
 
 if __name__ == "__main__":
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    end_by_exception()
     if isinstance(sys.stdout, io.TextIOWrapper):  # prints file names that are not UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     main(prog_name="python -m convert")

@@ -7,13 +7,13 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
-from convert.interrupts import ignored_signals_repeated
+from convert.interrupts import ended_by_exception, ignored_signals_repeated
 
 
 class DataError(click.ClickException):
@@ -50,7 +50,8 @@ class Commands(click.Group):
     """A group of commands; all command lines use it.
 
     A mistake in the usage, and an error of the operating system that no command expects, are one
-    line. Ctrl-C is not lost while kernels are compiled, and the exit code after it is 130.
+    line. Ctrl-C is not lost while kernels are compiled, and the exit code after it is 130. SIGTERM
+    and SIGHUP clean up as Ctrl-C does.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -61,7 +62,10 @@ class Commands(click.Group):
                 return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:  # the result of whichever command runs
-        with ignored_signals_repeated(), _system_error_in_one_line(), _one_line():
+        with (
+            ended_by_exception(), ignored_signals_repeated(), _system_error_in_one_line(),
+            _one_line(),
+        ):  # fmt: skip
             return super().invoke(ctx)
 
 
@@ -70,7 +74,8 @@ def _one_line() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        click.echo("Aborted!", err=True)
+        with suppress(OSError):  # the same Ctrl-C may have ended the reader of a pipe
+            click.echo("Aborted!", err=True)
         sys.exit(128 + signal.SIGINT)
     except click.UsageError as error:
         raise DataError(error.format_message()) from None

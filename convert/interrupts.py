@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -67,14 +68,46 @@ def ignored_signals_repeated() -> Iterator[None]:
         sys.unraisablehook = before
 
 
-def end_by_exception() -> None:
-    """Let SIGTERM and SIGHUP raise SystemExit(128 + number), so that they clean up as Ctrl-C does.
+def end_at_once() -> None:
+    """For the first line of a program: Ctrl-C ends it with one line, without cleaning up.
 
-    Those that are ignored (`nohup`) or have another handler stay as they are.
+    While modules are imported, which takes seconds, there is nothing to clean up. `Commands` calls
+    `ended_by_exception` when it runs a command. A Ctrl-C that is ignored stays ignored.
     """
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) == signal.SIG_DFL:
-            signal.signal(number, lambda number, _: sys.exit(128 + number))
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end_at_once)
+
+
+def _end_at_once(*_: object) -> None:
+    os.write(2, b"Aborted!\n")
+    os._exit(128 + signal.SIGINT)
+
+
+@contextmanager
+def ended_by_exception() -> Iterator[None]:
+    """Within the block, SIGTERM and SIGHUP raise SystemExit(128 + number), and clean up as Ctrl-C.
+
+    By default they end the process at once, in the middle of a write. One that is ignored (`nohup`)
+    or has another handler stays as it is. Has no effect in other threads, which may set none.
+    """
+    own: dict[signal.Signals, tuple[Any, Any]] = {
+        signal.SIGINT: (_end_at_once, signal.default_int_handler),
+        signal.SIGTERM: (signal.SIG_DFL, _end_by_exception),
+        signal.SIGHUP: (signal.SIG_DFL, _end_by_exception),
+    }
+    is_main = threading.current_thread() is threading.main_thread()
+    changed = {n: pair for n, pair in own.items() if is_main and signal.getsignal(n) == pair[0]}
+    for number, (_, handler) in changed.items():
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, (before, _) in changed.items():
+            signal.signal(number, before)
+
+
+def _end_by_exception(number: int, _: object) -> None:
+    sys.exit(128 + number)
 
 
 def _send_after(seconds: float, number: int) -> None:

@@ -92,7 +92,7 @@ def run_checks(
                 click.echo(title + shlex.join(check.command))
                 try:
                     outcome = run_check(check, results, environment, min(check_s, left_s))
-                except KeyboardInterrupt:
+                except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM, SIGHUP
                     stopped = "not started: interrupted"
                     outcome = Outcome(ended="failed", reason="interrupted")
             click.echo(title + str(outcome))

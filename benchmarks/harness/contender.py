@@ -151,7 +151,11 @@ class Isolated:
         self._process = _CONTEXT.Process(target=_serve, args=(theirs, contender))
         self._process.start()
         theirs.close()
-        self.opened: dict[str, float] = self._answer()
+        try:
+            self.opened: dict[str, float] = self._answer()
+        except BaseException:
+            self.__exit__()
+            raise
 
     def check(self, truth: Truth) -> dict[str, float]:
         """Compare one epoch with the truth; doubles as a warm-up.

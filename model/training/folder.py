@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
@@ -78,8 +78,9 @@ def naming_resume(folder: Path, *, first: bool) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, SystemExit):
         if first and (folder / LAST).exists():
-            click.echo(
-                f"\nThe run in {folder} is saved; the same command with --resume continues it.",
-                err=True,
-            )
+            with suppress(OSError):  # the same Ctrl-C may have ended the reader of a pipe
+                click.echo(
+                    f"\nThe run in {folder} is saved; the same command with --resume continues it.",
+                    err=True,
+                )
         raise

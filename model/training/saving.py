@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_any, tree_map_only
 
+from convert.interrupts import interrupt_later
+
 T = TypeVar("T")
-_ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 def copy_to_host(state: T) -> tuple[T, Callable[[], None]]:
@@ -62,7 +59,9 @@ class BackgroundWriter:
     def start(self, write: Callable[[], None]) -> None:
         """Call ``write`` in the thread; waits for the write before it."""
         self.wait()
-        self._pending = self._pool.submit(write)
+        # Not in between: a thread that starts and is not known here would write after `close`.
+        with interrupt_later():
+            self._pending = self._pool.submit(write)
 
     def close(self) -> None:
         """`wait`, and end the thread."""
@@ -70,22 +69,3 @@ class BackgroundWriter:
             self.wait()
         finally:
             self._pool.shutdown()
-
-
-@contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """Within the block, SIGTERM raises SystemExit(143) in the main thread, as Ctrl-C raises.
-
-    So does SIGHUP (129), of a closed terminal. By default they end the process at once, in the
-    middle of a write. One that is ignored (`nohup`) or has another handler stays as it is.
-    """
-    # Only the main thread may set handlers.
-    main = threading.current_thread() is threading.main_thread()
-    numbers = [n for n in _ENDING if main and signal.getsignal(n) is signal.SIG_DFL]
-    for number in numbers:
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.harness.contender import Contender, Epochs, Unavailable, race
+from benchmarks.harness.contender import Contender, Epochs, Isolated, Unavailable, race
 from benchmarks.harness.images import Images, Scale, Truth, WrongImages, check, read_truth
 from benchmarks.harness.options import Loading
 from convert.shards import Shards
@@ -147,3 +148,18 @@ def test_repeated_records_show_the_same_images(
             for name in ("fg_bg", "mask", "depth"):
                 assert torch.equal(getattr(batch, name), getattr(expected, name)[shown])
         assert background == 4
+
+
+def test_a_process_that_is_interrupted_while_it_opens_is_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    context = Mock()
+    pipe, process = Mock(), context.Process.return_value
+    pipe.poll.side_effect = SystemExit(143)
+    process.is_alive.return_value = True
+    context.Pipe.return_value = (pipe, Mock())
+    monkeypatch.setattr("benchmarks.harness.contender._CONTEXT", context)
+    with pytest.raises(SystemExit):
+        Isolated(Mock())
+    pipe.close.assert_called_once_with()
+    process.kill.assert_called_once_with()

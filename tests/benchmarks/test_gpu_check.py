@@ -117,11 +117,13 @@ def test_when_the_time_is_over_the_rest_is_listed(
     assert (tmp_path / "results" / PAGE).exists()
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143)])
 def test_an_interrupt_still_writes_the_report(
-    run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+) -> None:  # fmt: skip
     def interrupted(*_: object) -> int:
-        raise KeyboardInterrupt
+        raise error
 
     monkeypatch.setattr(harness, "_run", interrupted)
     done = run([shell("first", "exit 0"), shell("second", "exit 0")])

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.popen_spawn_posix import Popen as PopenSpawn
 from pathlib import Path
 from typing import Any
 
 import click
+import psutil
 import pytest
 from click.testing import CliRunner
 
-from convert import interrupts
 from convert.__main__ import main
 from convert.dataset.compose import compose
 from convert.errors import Commands, DataError
+from convert.interrupts import end_at_once, ended_by_exception
 from convert.pack import pack
 from convert.verify import verify
-from model.training.saving import ended_by_sigterm
+from convert.workers import run_all, worker_pool
 
 
 def failing(error: BaseException | None, text: str = "") -> click.Group:
@@ -79,28 +84,95 @@ def test_a_removed_working_folder(tmp_path: Path, dataset: Path) -> None:
     assert "the working folder has been removed" in result.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("handled", ["convert", "train"])
-def test_a_closed_terminal_ends_a_command_as_sigterm_does(
-    number: signal.Signals, handled: str
+@pytest.fixture
+def default_signals() -> Iterator[None]:
+    """As in a program whose imports are done."""
+    handlers = dict.fromkeys((signal.SIGTERM, signal.SIGHUP), signal.SIG_DFL)
+    before = {n: signal.signal(n, handler) for n, handler in handlers.items()}
+    before[signal.SIGINT] = signal.getsignal(signal.SIGINT)
+    end_at_once()
+    yield
+    for n, handler in before.items():
+        signal.signal(n, handler)
+
+
+ENDING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+@pytest.mark.usefixtures("default_signals")
+@pytest.mark.parametrize("number", ENDING)
+def test_a_signal_ends_a_command_by_an_exception(number: signal.Signals) -> None:
+    cleaned = []
+
+    @click.group(cls=Commands)
+    def group() -> None:
+        pass
+
+    @group.command()
+    def work() -> None:
+        try:
+            signal.raise_signal(number)
+        finally:
+            cleaned.append(1)
+
+    before = signal.getsignal(number)
+    assert CliRunner().invoke(group, ["work"]).exit_code == 128 + number
+    assert cleaned == [1]
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.usefixtures("default_signals")
+@pytest.mark.parametrize("number", ENDING)
+def test_an_ignored_signal_stays_ignored(number: signal.Signals) -> None:
+    """As `nohup` ignores SIGHUP, and a shell Ctrl-C of background jobs."""
+    signal.signal(number, signal.SIG_IGN)
+    end_at_once()
+    with ended_by_exception():
+        signal.raise_signal(number)
+
+
+def test_other_threads_set_no_handlers() -> None:
+    with ThreadPoolExecutor(1) as threads, ended_by_exception():
+        threads.submit(CliRunner().invoke, failing(None), ["fail"]).result()
+
+
+def test_ctrl_c_that_has_ended_the_reader_of_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in `python train.py fit ... 2>&1 | tee log`: the exit code is that of Ctrl-C."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w", buffering=1) as broken:
+        monkeypatch.setattr(sys, "stderr", broken)
+        with pytest.raises(SystemExit, match="130"):
+            failing(KeyboardInterrupt()).main(["fail"])
+        monkeypatch.undo()
+        with contextlib.suppress(BrokenPipeError):
+            broken.close()
+
+
+@pytest.mark.usefixtures("default_signals")
+@pytest.mark.parametrize("number", ENDING)
+@pytest.mark.parametrize("started", [0, 1])
+def test_a_signal_while_workers_start_leaves_none(
+    number: signal.Signals, started: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = {n: signal.signal(n, signal.SIG_DFL) for n in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        if handled == "convert":
-            interrupts.end_by_exception()
-            with pytest.raises(SystemExit, match=str(128 + number)):
-                signal.raise_signal(number)
-        else:
-            with pytest.raises(SystemExit, match=str(128 + number)), ended_by_sigterm():
-                signal.raise_signal(number)
-            assert signal.getsignal(number) is signal.SIG_DFL
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as `nohup` does
-        interrupts.end_by_exception()
-        with ended_by_sigterm():
-            signal.raise_signal(signal.SIGHUP)
-    finally:
-        for n, handler in before.items():
-            signal.signal(n, handler)
+    children: list[psutil.Process] = []
+    launch = PopenSpawn._launch  # type: ignore[attr-defined]
+
+    def signalled(self: PopenSpawn, process: object) -> None:
+        if len(children) == started:
+            signal.raise_signal(number)
+        launch(self, process)
+        children.append(psutil.Process(self.pid))
+
+    def work() -> None:
+        with worker_pool(2) as pool:
+            list(run_all(pool, time.sleep, [(0.2,)] * 100))
+
+    monkeypatch.setattr(PopenSpawn, "_launch", signalled)
+    with pytest.raises((KeyboardInterrupt, SystemExit)), ended_by_exception():
+        work()
+    assert len(children) > started
+    assert psutil.wait_procs(children, timeout=5)[1] == []
 
 
 @pytest.mark.parametrize("output", ["shards", "fg_bg/out", "bg/../new"])

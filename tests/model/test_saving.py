@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from model.training.saving import BackgroundWriter, copy_to_host, ended_by_sigterm
+from model.training.saving import BackgroundWriter, copy_to_host
 
 
 def test_a_copy_keeps_values_types_and_layout() -> None:
@@ -84,21 +83,27 @@ def test_an_error_is_seen_without_waiting_for_a_write() -> None:
     writer.close()
 
 
-def test_sigterm_runs_the_handlers_of_exceptions() -> None:
-    def ended() -> None:
-        with ended_by_sigterm():
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(5)  # the handler interrupts this
+def test_ctrl_c_while_the_thread_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The write is known, so that `close` waits for it."""
+    real, going, written = threading.Thread.start, threading.Event(), []
 
-    with pytest.raises(SystemExit, match="143"):
-        ended()
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    def interrupted(thread: threading.Thread) -> None:
+        real(thread)
+        if thread.name.startswith("save"):
+            signal.raise_signal(signal.SIGINT)
 
+    def write() -> None:
+        going.wait()
+        written.append(1)
 
-def test_a_handler_of_the_caller_is_kept() -> None:
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    try:
-        with ended_by_sigterm():
-            os.kill(os.getpid(), signal.SIGTERM)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    def save() -> None:
+        writer.start(write)
+        time.sleep(5)  # the signal ends this
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    writer = BackgroundWriter()
+    with pytest.raises(KeyboardInterrupt):
+        save()
+    going.set()
+    writer.close()
+    assert written == [1]
