@@ -16,7 +16,7 @@ from convert import errors
 COMMANDS = (
     "codecs", "compare", "convert", "decode", "encode", "epoch", "estimate", "gpu-check",
     "hardware", "loader", "luma", "parity", "peers", "quality", "recipes", "report", "scaling",
-    "simulate", "speedrun", "step",
+    "simulate", "speedrun", "step", "storage",
 )  # fmt: skip
 """Each is a function of a module of its name ("_" for "-"), but for those of `_MODULES`."""
 _MODULES = {

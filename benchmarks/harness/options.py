@@ -16,7 +16,7 @@ import click
 from benchmarks.harness.load import watch_load
 from benchmarks.harness.nvml import before_use
 from benchmarks.harness.results import Result
-from benchmarks.report import tables
+from benchmarks.report import about
 from convert.errors import DataError
 from convert.outputs import require_free
 from convert.workers import available_cores
@@ -172,7 +172,7 @@ def command(*options: Decorator) -> Callable[[Callable[..., Result]], click.Comm
                 result, failure = error.result, error
             finally:
                 _SAVE.reset(token)
-            click.echo(tables.text(save(result)))
+            click.echo(about.text(save(result)))
             if failure is not None:
                 raise failure
 

@@ -35,7 +35,8 @@ SCHEMA = 3
 
 Benchmark = Literal[
     "gpu-check", "peers", "loader", "step", "epoch", "quality", "recipes", "speedrun", "scaling",
-    "convert", "encode", "codecs", "decode", "luma", "simulation", "estimate", "parity", "hardware",
+    "convert", "encode", "codecs", "decode", "luma", "storage", "simulation", "estimate", "parity",
+    "hardware",
 ]  # fmt: skip
 """Names of the benchmarks, in the order in which a report shows them."""
 
@@ -277,8 +278,8 @@ class Result(_Strict):
         }
         return max(rates, key=lambda name: rates[name]) if rates else None
 
-    def faster_by(self, name: str) -> Spread | None:
-        """Rate of our fastest case over that of a case, round by round; None without either.
+    def against_ours(self, name: str) -> Spread | None:
+        """Rate of a case over that of our fastest, round by round; None without either.
 
         It is the ratio of the medians where the two were not timed in the same rounds.
         """
@@ -289,9 +290,9 @@ class Result(_Strict):
         if ours.samples_per_s is None or theirs.samples_per_s is None:
             return None
         if len(ours.repeats) != len(theirs.repeats):
-            return Spread.of([ours.samples_per_s.median / theirs.samples_per_s.median])
+            return Spread.of([theirs.samples_per_s.median / ours.samples_per_s.median])
         rounds = zip(ours.repeats, theirs.repeats, strict=True)
-        return Spread.of([ours.samples_per_s / theirs.samples_per_s for ours, theirs in rounds])
+        return Spread.of([theirs.samples_per_s / ours.samples_per_s for ours, theirs in rounds])
 
 
 def make_result(

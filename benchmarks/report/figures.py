@@ -11,7 +11,7 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure as Canvas
 
 from benchmarks.harness.results import Benchmark, Result
-from benchmarks.report import plots, tables
+from benchmarks.report import about, plots, tables
 from benchmarks.report.tables import Table
 from convert.outputs import PNG_KEY, mark_of
 
@@ -34,28 +34,26 @@ class _Kind(NamedTuple):
     suffix: str = ""
 
 
-_BARS = partial(plots.bars, label="samples/s, more is better; line: range of the repeats")
-_STEP_BARS = partial(plots.bars, label="samples/s of training steps, more is better")
 # Validation has no new backgrounds and foregrounds, or new ones of at least one kind.
 _RANDOM = partial(tables.quality, splits=("random",))
 _HELD_OUT = partial(tables.quality, splits=("bg", "fg", "both"))
 _KINDS = (
     _Kind("gpu-check", "Checks of the GPU: which ran, and which failed", (tables.checks,)),
-    _Kind("convert", "Conversion: from files to shards", (tables.timed,), _BARS,
+    _Kind("convert", "Conversion: from files to shards", (tables.timed,), plots.bars,
           "Bars: samples per second of packing, of stock FFCV's writer and of reading alone"),
     _Kind("encode", "Where the time of packing goes", (tables.figures,), plots.encode,
           "Bars: CPU microseconds per sample of every step of packing"),
     _Kind("codecs", "Lossless ways to store a mask", (tables.codecs,)),
     _Kind("decode", "Bytes and decoding time of images by codec", (tables.figures,)),
     _Kind("luma", "Two ways to cut a depth map to its luma", (tables.figures,)),
-    _Kind("loader", "Loader: from shards to batches", (tables.timed,), _BARS,
+    _Kind("loader", "Loader: from shards to batches", (tables.timed,), plots.bars,
           "Bars: samples per second of our engines, uint8 and floats, beside the floor"),
-    _Kind("peers", "The same job with other libraries", (tables.timed, tables.checked), _BARS,
+    _Kind("peers", "The same job with other libraries", (tables.timed, tables.checked), plots.bars,
           "Bars: samples per second of this project's engines and of other libraries"),
-    _Kind("step", "One training step", (tables.step,), _STEP_BARS,
+    _Kind("step", "One training step", (tables.step,), plots.bars,
           "Bars: samples per second of one training step, ours and the original's way"),
     _Kind("epoch", "An epoch: loader, model and both", (tables.rates,), plots.rate_bars,
-          "Bars on a logarithmic scale: rate of the loader, of the model, of both", "-rates"),
+          "Bars: rate of the loader, of the model, of both", "-rates"),
     _Kind("epoch", "An epoch: where the time of a step goes", (tables.phases,), plots.stacked,
           "Stacked bars: milliseconds per sample of every phase, training and validation",
           "-phases"),
@@ -71,11 +69,12 @@ _KINDS = (
           "What training reaches, beside baselines: difference above 40, mean map of the bg",
           (_RANDOM, _HELD_OUT, tables.cameras), plots.quality,
           "Bars: mask IoU and depth RMSE of runs, beside the baselines without a network"),
+    _Kind("storage", "Reading a folder that is not in memory", (tables.storage,)),
     _Kind("simulation", "Millions and billions of samples (arithmetic and simulation)",
           (tables.figures,)),
     _Kind("estimate", "Limits on GPUs that were never measured (estimate)", (tables.figures,)),
     _Kind("parity", "Pixels of the device against those of the CPU", (tables.figures,)),
-    _Kind("hardware", "Share of the GPU's JPEG decoder", (tables.timed,), _BARS,
+    _Kind("hardware", "Share of the GPU's JPEG decoder", (tables.timed,), plots.bars,
           "Bars: samples per second of stock DALI by the share of the GPU's own JPEG decoder"),
 )  # fmt: skip
 
@@ -83,7 +82,8 @@ _KINDS = (
 class Figure:
     """A picture with its tables; it is drawn when ``images`` is first read.
 
-    name: of files and of marks in documents. alt: what the picture shows, in words.
+    name: of files and of marks in documents. file: of the result, without suffix. alt: what the
+    picture shows, in words.
     """
 
     def __init__(self, name: str, kind: _Kind, result: Result) -> None:
@@ -92,8 +92,10 @@ class Figure:
         self.title = kind.title if name == result.benchmark else f"{kind.title} ({name})"
         made = (make(result) for make in kind.tables)
         self.tables: list[Table] = [table for table in made if table.rows]
-        self.where = tables.where(result)
-        self.notes = [f"Not measured: {case}: {why}" for case, why in result.skipped.items()]
+        self.result, self.file = result, name
+        self.where = about.where(result)
+        self.notes = about.notes(result)
+        self.notes += [f"Not measured: {case}: {why}" for case, why in result.skipped.items()]
         self._draw = kind.plot and partial(kind.plot, result)
 
     @cached_property
@@ -105,7 +107,7 @@ class Figure:
                 canvas = self._draw()
                 for form, options in _FORMS.items():
                     out = io.BytesIO()
-                    canvas.savefig(out, format=form, bbox_inches="tight", **options)
+                    canvas.savefig(out, format=form, **options)
                     found[form] = out.getvalue()
                 pyplot.close(canvas)
         return found

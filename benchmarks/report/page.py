@@ -19,7 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from benchmarks.harness.options import PATH
 from benchmarks.harness.results import Benchmark, Result, read_result, read_results
-from benchmarks.report import markdown
+from benchmarks.report import markdown, summary
 from benchmarks.report.figures import COMMAND, Figure, figures_of
 from convert.errors import DataError
 from convert.files import replace_file
@@ -54,7 +54,9 @@ def write_page(folder: Path, figures: Sequence[Figure], pictures: Path) -> int:
     Raises DataError, and writes nothing, if that would replace other files than earlier pages and
     pictures.
     """
+    first: dict[str, Figure] = {}
     for figure in figures:
+        first.setdefault(figure.file, figure)
         with _showing(figure.name):
             _ = figure.images  # draws it
     environment = Environment(
@@ -68,7 +70,11 @@ def write_page(folder: Path, figures: Sequence[Figure], pictures: Path) -> int:
     drawn = {pictures / f"{one.name}.png": one.images["png"] for one in figures if one.images}
     for path in (folder / PAGE, *drawn):
         require_output(path, COMMAND)
-    page = template.render(title="maskdepth: measured", figures=figures, made_by=mark_of(COMMAND))
+    page = template.render(
+        title="maskdepth: measured", figures=figures, made_by=mark_of(COMMAND),
+        summary=[summary.line(one.title, one.name, one.result) for one in first.values()],
+        warnings=summary.warnings({name: one.result for name, one in first.items()}),
+    )  # fmt: skip
     (folder / PAGE).write_text(page)
     pictures.mkdir(parents=True, exist_ok=True)
     for path, picture in drawn.items():

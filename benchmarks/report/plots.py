@@ -1,11 +1,12 @@
 """The pictures of results: one function for each kind, from a result to a canvas.
 
-All are narrow, so that their text is readable on a phone, where the page shows them 360 pixels
-wide.
+All have the same width and one size of text, so that their text is readable on a phone, where the
+page shows them 360 pixels wide.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import matplotlib
@@ -13,7 +14,8 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from benchmarks.harness.results import NO_NETWORK, Result
 from benchmarks.report import tables
@@ -21,31 +23,47 @@ from benchmarks.report import tables
 _WIDTH = 4.4
 _OURS, _OTHERS, _FLOOR = "#1b6ca8", "#b9bec6", "#e0a030"
 _PHASE_COLOURS = ("#c0392b", "#e0a030", "#1b6ca8", "#12486f", "#6c9a3b", "#8e6bb0")
+FONT_SIZE = 8.5
 STYLE: Any = {
-    "font.size": 9,
+    "font.size": FONT_SIZE,
+    **dict.fromkeys(
+        (
+            "axes.titlesize", "axes.labelsize", "xtick.labelsize", "ytick.labelsize",
+            "legend.fontsize", "figure.titlesize",
+        ),
+        FONT_SIZE,
+    ),
+    "figure.constrained_layout.use": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "svg.fonttype": "path",
     "svg.hashsalt": "maskdepth",
     "text.parse_math": False,  # "$" in a name begins no formula
-}
+}  # fmt: skip
+_PLAIN = FuncFormatter(lambda value, _: tables.number(value))
 
 
-def _use_log_scale(axes: Any) -> None:
-    """A logarithmic x axis with plain numbers: matplotlib writes powers of ten as formulas."""
+def _use_log_scale(axes: Any, values: Iterable[float]) -> None:
+    """A logarithmic x axis with a plain number at each of the values that do not crowd."""
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
+    shown: list[float] = []
+    for value in sorted(set(values)):
+        if not shown or value >= 8 * shown[-1]:
+            shown.append(value)
+    axes.set_xticks(shown)
+    axes.xaxis.set_major_formatter(_PLAIN)
     axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.minorticks_off()
 
 
-def _legend(canvas: Canvas, axes: Any, columns: int, **place: Any) -> None:
-    """The labels of one of the axes, above all of them."""
-    handles, labels = axes.get_legend_handles_labels()
-    options = {"loc": "outside upper center", "frameon": False, "fontsize": 8, **place}
-    canvas.legend(handles, labels, ncol=columns, **options)
+def _legend(canvas: Canvas, handles: Any, columns: int) -> None:
+    """The labels of one of the axes, or handles, above all of them."""
+    if hasattr(handles, "get_legend_handles_labels"):
+        handles, _ = handles.get_legend_handles_labels()
+    canvas.legend(handles=handles, ncol=columns, loc="outside upper center", frameon=False)
 
 
-def bars(result: Result, label: str) -> Canvas:
+def bars(result: Result) -> Canvas:
     """One horizontal bar per case, longest on top, with its number."""
     rows = [
         (name, case.samples_per_s.median, case.samples_per_s)
@@ -53,38 +71,46 @@ def bars(result: Result, label: str) -> Canvas:
         if case.samples_per_s is not None
     ]
     rows.sort(key=lambda row: row[1])
-    canvas, axes = pyplot.subplots(figsize=(_WIDTH, 0.6 + 0.44 * len(rows)))
+    canvas, axes = pyplot.subplots(figsize=(_WIDTH, 0.9 + 0.42 * len(rows)))
+    kinds = {
+        _OURS: "ours", _OTHERS: "others", _FLOOR: "floor: decoding alone",
+    }  # fmt: skip
+    used = set()
     for at, (name, rate, spread) in enumerate(rows):
-        ours = name.startswith("ours") or name.endswith(", ours")
+        ours = name.startswith("ours") or ", ours" in name
         colour = _OURS if ours else _FLOOR if name.startswith("floor") else _OTHERS
+        used.add(colour)
         error = [[rate - spread.lowest], [spread.highest - rate]]
         axes.barh(at, rate, 0.42, color=colour, xerr=error, error_kw={"lw": 0.8, "alpha": 0.6})
-        axes.text(0, at + 0.27, f"{name}  {tables.number(rate)}", va="bottom", fontsize=8.5)
+        axes.text(0, at + 0.26, f"{name}  {tables.number(rate)}", va="bottom")
     axes.set_yticks([])
     axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(_PLAIN)
     axes.set_ylim(-0.5, len(rows))
-    axes.set_xlabel(label)
+    axes.set_xlabel("samples/s, more is better; line: range of the repeats")
+    _legend(canvas, [Patch(color=c, label=kinds[c]) for c in kinds if c in used], 3)
     return canvas
 
 
 def rate_bars(result: Result) -> Canvas:
-    """Loader, model and both of every stage, on a logarithmic scale."""
+    """Loader, model and both of every stage, with their numbers."""
     found = tables.stages(result)
     parts = {"loader": _OTHERS, "model": _FLOOR, "training": _OURS}
     labels = {"loader": "loader alone", "model": "model alone", "training": "both: training"}
-    canvas, axes = pyplot.subplots(figsize=(_WIDTH, 0.9 + 0.8 * len(found)))
+    canvas, axes = pyplot.subplots(figsize=(_WIDTH, 0.8 + 0.7 * len(found)))
     for row, title in enumerate(reversed(found)):
         for at, (part, colour) in enumerate(parts.items()):
             spread = found[title][part].samples_per_s
             assert spread is not None
-            rate, height = spread.median, row + (1 - at) * 0.26
-            axes.barh(height, rate, 0.24, color=colour, label=labels[part] if row == 0 else None)
-            axes.text(rate, height, f" {tables.number(rate)}", va="center", fontsize=8)
+            rate, height = spread.median, row + (1 - at) * 0.27
+            axes.barh(height, rate, 0.25, color=colour, label=labels[part] if row == 0 else None)
+            axes.text(rate, height, f" {tables.number(rate)}", va="center")
     axes.set_yticks(range(len(found)), list(reversed(found)))
-    _use_log_scale(axes)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter(_PLAIN)
     axes.margins(x=0.15)
-    axes.set_xlabel("samples/s, logarithmic, more is better")
-    _legend(canvas, axes, 3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axes.set_xlabel("samples/s, more is better")
+    _legend(canvas, axes, 3)
     return canvas
 
 
@@ -95,16 +121,20 @@ def stacked(result: Result) -> Canvas:
         for title, parts in tables.stages(result).items()
         for part in ("training", "validation")
     ]
-    canvas, axes = pyplot.subplots(figsize=(_WIDTH, 0.9 + 0.45 * len(rows)))
+    canvas, axes = pyplot.subplots(figsize=(_WIDTH, 1.0 + 0.45 * len(rows)))
     ends = [0.0] * len(rows)
     for phase, colour in zip(tables.PHASES, _PHASE_COLOURS, strict=True):
         lengths = [times.get(phase, 0.0) for _, times in reversed(rows)]
         label = phase.replace("_", " ")
         axes.barh(range(len(rows)), lengths, 0.6, left=ends, color=colour, label=label)
         ends = [end + length for end, length in zip(ends, lengths, strict=True)]
-    axes.set_yticks(range(len(rows)), [title for title, _ in reversed(rows)], fontsize=8)
-    axes.set_xlabel("ms per sample, less is better")
-    _legend(canvas, axes, 3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    for at, end in enumerate(ends):
+        axes.text(end, at, f" {tables.number(end)}", va="center")
+    axes.set_yticks(range(len(rows)), [title for title, _ in reversed(rows)])
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.margins(x=0.12)
+    axes.set_xlabel("ms/sample, less is better")
+    _legend(canvas, axes, 3)
     return canvas
 
 
@@ -114,7 +144,7 @@ def scaling(result: Result) -> Canvas:
         str(case.parameters["axis"]) for case in result.cases.values()
     )
     canvas, rows = pyplot.subplots(
-        len(axes_of), 2, figsize=(_WIDTH, 1.65 * len(axes_of)), layout="constrained", squeeze=False
+        len(axes_of), 2, figsize=(_WIDTH, 0.4 + 1.65 * len(axes_of)), squeeze=False
     )
     for row, axis in zip(rows, axes_of, strict=True):
         second = "first_batch_s" if axis == "records" else "cpu_us_per_sample"
@@ -128,7 +158,7 @@ def _lines(axes: Any, result: Result, axis: str, what: str) -> None:
     labels = {
         "samples_per_s": "samples/s",
         "cpu_us_per_sample": "CPU us/sample",
-        "first_batch_s": "s to the first batch",
+        "first_batch_s": "first batch, s",
     }
     engines = dict.fromkeys(str(case.parameters["engine"]) for case in result.cases.values())
     cases = [case for case in result.cases.values() if case.parameters["axis"] == axis]
@@ -141,23 +171,26 @@ def _lines(axes: Any, result: Result, axis: str, what: str) -> None:
         )
         if points:
             axes.plot(*zip(*points, strict=True), marker=marker, ms=3, color=colour, label=engine)
-    _use_log_scale(axes)
+    values = sorted({float(case.parameters["value"]) for case in cases})
+    _use_log_scale(axes, values if axis == "records" else [])
     if axis != "records":
-        values = sorted({float(case.parameters["value"]) for case in cases})
-        axes.set_xticks(values, [f"{value:.0f}" for value in values])
-        axes.minorticks_off()
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel(axis, fontsize=8)
-    axes.set_title(labels[what], fontsize=8)
-    axes.tick_params(labelsize=7)
+        axes.set_xticks(values)
+    axes.set_ylim(bottom=0, top=1.1 * axes.get_ylim()[1])
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.yaxis.set_major_formatter(_PLAIN)
+    axes.set_xlabel(tables.AXES.get(axis, axis))
+    axes.set_ylabel(labels[what])
 
 
 def speedrun(result: Result) -> Canvas:
     """Both scores over PFLOP: a line for each run, a colour for each recipe, dashes: the target."""
-    canvas, panels = pyplot.subplots(1, 2, figsize=(_WIDTH, 2.6), layout="constrained")
+    canvas, panels = pyplot.subplots(1, 2, figsize=(_WIDTH, 2.6))
     runs = tables.runs_of(result)
     colours = {name: f"C{at}" for at, name in enumerate(dict.fromkeys(name for name, _ in runs))}
-    targets = {"mask_iou": "target_iou", "depth_rmse": "target_rmse"}
+    arguments = {"mask_iou": "target_iou", "depth_rmse": "target_rmse"}
+    goals = {what: float(str(result.arguments[name])) for what, name in arguments.items()}
+    target = "target: " + " and ".join(f"{goal:g}" for goal in goals.values())
+    spent = [float(case.parameters["pflop"]) for cases in runs.values() for case in cases]
     for axes, (figure, title) in zip(panels, tables.scores(result).items(), strict=True):
         labelled: set[str] = set()
         for (recipe, _), cases in runs.items():
@@ -166,22 +199,19 @@ def speedrun(result: Result) -> Canvas:
             labelled.add(recipe)
             style = {"lw": 1, "marker": ".", "ms": 3, "color": colours[recipe], "label": label}
             axes.plot(*zip(*points, strict=True), **style)
-        target = float(str(result.arguments[targets[figure]]))
-        axes.axhline(target, color="gray", linestyle="--", lw=1, label="target")
-        axes.set_title(title, fontsize=8)
-        axes.set_xlabel("PFLOP of training", fontsize=8)
-        axes.tick_params(labelsize=7)
-        _use_log_scale(axes)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 4), numticks=6))
+        axes.axhline(goals[figure], color="gray", linestyle="--", lw=1, label=target)
+        axes.set_title(title)
+        axes.set_xlabel("PFLOP, logarithmic")
+        _use_log_scale(axes, spent)
     panels[0].set_ylim(0, 1)
     panels[1].set_ylim(0, 0.4)
-    _legend(canvas, panels[0], 4)
+    _legend(canvas, panels[0], 3)
     return canvas
 
 
 def recipes(result: Result) -> Canvas:
     """Both scores over CPU minutes: a line for each recipe, dashes for the baselines."""
-    canvas, panels = pyplot.subplots(1, 2, figsize=(_WIDTH, 2.6), layout="constrained")
+    canvas, panels = pyplot.subplots(1, 2, figsize=(_WIDTH, 2.8))
     names = dict.fromkeys(
         str(case.parameters["recipe"]) for case in result.cases.values() if case.parameters
     )
@@ -196,35 +226,33 @@ def recipes(result: Result) -> Canvas:
                 axes.plot(*zip(*points, strict=True), marker="o", ms=3, label=recipe)
         baseline = result.cases[NO_NETWORK].figures[figure]
         axes.axhline(baseline, color="gray", linestyle="--", lw=1, label=NO_NETWORK)
-        axes.set_title(title, fontsize=8)
-        axes.set_xlabel("CPU minutes of training", fontsize=8)
-        axes.tick_params(labelsize=7)
+        axes.set_title(title)
+        axes.set_xlabel("training, CPU minutes")
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_locator(MaxNLocator(5))
     panels[0].set_ylim(0, 1)
-    _legend(canvas, panels[0], 4)
+    _legend(canvas, panels[0], 3)
     return canvas
 
 
 def quality(result: Result) -> Canvas:
     """Both scores of every run, the network's bar above that of the baseline."""
     names = [name for name, case in result.cases.items() if "camera" not in case.parameters][::-1]
-    canvas, panels = pyplot.subplots(
-        1, 2, figsize=(_WIDTH, 0.9 + 0.45 * len(names)), layout="constrained", sharey=True
-    )
-    bars_of = {"": ("network", _OURS, 0.18), "rule_": ("rule", _OTHERS, -0.18)}
+    canvas, panels = pyplot.subplots(1, 2, figsize=(_WIDTH, 1.1 + 0.42 * len(names)), sharey=True)
+    bars_of = {"": ("network", _OURS, 0.2), "rule_": ("rule, no network", _OTHERS, -0.2)}
     for axes, (figure, title) in zip(panels, tables.scores(result).items(), strict=True):
         for before, (label, colour, shift) in bars_of.items():
             for at, name in enumerate(names):
                 case = result.cases[name]
                 value = case.figures[before + figure]
                 prior = tables.prior_mark(result, case) * ("depth" in figure)
-                axes.barh(at + shift, value, 0.34, color=colour, label="" if at else label)
-                axes.text(value, at + shift, f" {value:.3f}{prior}", va="center", fontsize=7)
-        axes.set_yticks(range(len(names)), names, fontsize=8)
-        axes.set_title(title, fontsize=8)
-        axes.tick_params(axis="x", labelsize=7)
-        axes.margins(x=0.22)
+                axes.barh(at + shift, value, 0.38, color=colour, label="" if at else label)
+                axes.text(value, at + shift, f" {value:.3f}{prior}", va="center")
+        axes.set_yticks(range(len(names)), names)
+        axes.xaxis.set_major_locator(MaxNLocator(3))
+        axes.set_xlabel(title)
+        axes.margins(x=0.35)
     _legend(canvas, panels[0], 2)
     return canvas
 
@@ -236,8 +264,9 @@ def encode(result: Result) -> Canvas:
     canvas, axes = pyplot.subplots(figsize=(_WIDTH, 0.6 + 0.24 * len(names)))
     axes.barh(names, cpu_us, 0.7, color=[_FLOOR, *[_OURS] * (len(names) - 1)])
     for at, value in enumerate(cpu_us):
-        axes.text(value, at, f" {tables.number(value)}", va="center", fontsize=8)
-    axes.tick_params(axis="y", labelsize=8)
-    axes.margins(x=0.12)
-    axes.set_xlabel("CPU us per sample, less is better")
+        axes.text(value, at, f" {tables.number(value)}", va="center")
+    axes.margins(x=0.15)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter(_PLAIN)
+    axes.set_xlabel("CPU us/sample, less is better")
     return canvas

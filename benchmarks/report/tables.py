@@ -6,12 +6,33 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from benchmarks.harness.results import FEW_REPEATS, Accelerator, CaseResult, Result, Spread
+from benchmarks.harness.results import CaseResult, Result, Spread
 
 PHASES = ("data_wait", "preprocess", "forward", "loss_and_backward", "optimiser", "metrics")
 
-SCORES = {"mask_iou": "mask IoU", "depth_rmse": "depth RMSE"}
+SCORES = {"mask_iou": "mask IoU, 0–1", "depth_rmse": "depth RMSE, 0–1"}
 """Figure of `quality` and `recipes` -> its title."""
+
+AXES = {
+    "threads": "threads", "batch size": "batch size, samples", "image size": "image size, pixels",
+    "records": "records",
+}  # fmt: skip
+"""Axis of `scaling` -> its title, with the unit."""
+
+_TITLES = {
+    "bytes": "stored, bytes/image",
+    "source_bytes": "source, bytes/image",
+    "gflop_per_sample": "work, GFLOP/sample",
+    "mbyte_per_sample": "memory traffic, MB/sample",
+    "largest_difference_levels": "largest difference, levels of 255",
+    "allowed_levels": "allowed difference, levels of 255",
+}
+_UNITS = {
+    "us_per_sample": "us/sample", "us_per_batch": "us/batch", "mib_per_gpu": "MiB/GPU",
+    "samples_per_s": "samples/s", "mb_per_s": "MB/s", "cpu_us": "CPU us/sample", "gib": "GiB",
+    "mib": "MiB", "kib": "KiB", "us": "us", "s": "s",
+}  # fmt: skip
+"""End of the name of a figure -> its unit."""
 
 
 @dataclass(frozen=True)
@@ -57,49 +78,49 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def text(result: Result) -> str:
-    """A result for a terminal: where it was measured, the timed cases and all figures."""
-    table = timed(result)
-    lines = [f"{result.benchmark}: {where(result)}", *(table.aligned() if table.rows else ())]
-    for name, case in result.cases.items():
-        lines += [
-            f"{name}: {what} {value:,.6g}" + prior_mark(result, case) * ("depth" in what)
-            for what, value in case.figures.items()
-        ]
-    lines += [f"{name}: skipped, {why}" for name, why in result.skipped.items()]
-    return "\n".join(lines)
-
-
 def timed(result: Result) -> Table:
-    """Rate, CPU time and memory of every case, and how much faster our fastest case is.
+    """Rate, CPU time and memory of every case, and its rate against that of our fastest.
 
-    The consumer is the thread that takes the batches.
+    The consumer is the thread that takes the batches: in training it launches the step.
     """
     rows = []
     for name, case in result.cases.items():
         if case.samples_per_s is None or case.cpu_us_per_sample is None:
             continue
-        rate, faster = case.samples_per_s, result.faster_by(name)
-        thread = case.thread_us_per_sample
+        rate, thread = case.samples_per_s, case.thread_us_per_sample
         rows.append({
             "": name,
             "samples/s": number(rate.median),
-            "ours is faster by": "" if faster is None else f"{faster.median:.2f} x",
+            "against ours": _against_ours(result, name),
             "CPU us/sample": number(case.cpu_us_per_sample.median),
             "consumer us/sample": number(thread.median) if thread else "",
-            "range": f"{number(rate.lowest)}–{number(rate.highest)}",
+            "range, samples/s": f"{number(rate.lowest)}–{number(rate.highest)}",
             "peak GiB": f"{max(repeat.peak_gib for repeat in case.repeats):.2f}",
         })  # fmt: skip
-    if not any(row["consumer us/sample"] for row in rows):  # results of earlier versions
-        for row in rows:
-            del row["consumer us/sample"]
-    return Table.of(rows)
+    return Table.of(rows).filled()
+
+
+def _against_ours(result: Result, name: str) -> str:
+    """Such as "2.50 x slower": words that say which of the two is faster."""
+    ratio = result.against_ours(name)
+    if ratio is None:
+        return ""
+    if name == result.best(name):
+        return "ours"
+    times = max(ratio.median, 1 / ratio.median)
+    if f"{times:.2f}" == "1.00":
+        return "equal"
+    return f"{times:.2f} x {'faster' if ratio.median > 1 else 'slower'}"
 
 
 def checks(result: Result) -> Table:
     """How every check of `gpu-check` ended, and its time."""
     return Table.of(
-        {"": name, "ended": str(case.parameters["ended"]), "s": f"{case.figures['wall_s']:.1f}"}
+        {
+            "": name,
+            "ended": str(case.parameters["ended"]),
+            "time, s": f"{case.figures['wall_s']:.1f}",
+        }
         for name, case in result.cases.items()
     )
 
@@ -109,11 +130,11 @@ def checked(result: Result) -> Table:
     rows = [
         {
             "": name,
-            "largest difference, levels": number(found.get("largest_difference_levels")),
+            "largest difference, levels of 255": number(found.get("largest_difference_levels")),
             "mask pixels that differ": number(found.get("mask_pixels_that_differ")),
-            "opened in s": number(found.get("open_s")),
-            "converted in s": number(found.get("convert_s")),
-            "MiB": number(found["bytes"] / 2**20 if "bytes" in found else None),
+            "opening, s": number(found.get("open_s")),
+            "conversion, s": number(found.get("convert_s")),
+            "files, MiB": number(found["bytes"] / 2**20 if "bytes" in found else None),
         }
         for name, case in result.cases.items()
         if (found := case.figures)
@@ -132,18 +153,20 @@ def rates(result: Result) -> Table:
         kernels = figures.get("kernel_share")
         rows.append({
             "stage": title,
-            "R_loader": number(point(parts["loader"], "samples_per_s")),
-            "R_loader under load": number(point(parts["loader"], "under_load_samples_per_s")),
-            "R_model": number(point(parts["model"], "samples_per_s")),
-            "R_combined": number(point(parts["training"], "samples_per_s")),
+            "R_loader, samples/s": number(point(parts["loader"], "samples_per_s")),
+            "R_loader under load, samples/s": number(
+                parts["loader"].figures.get("under_load_samples_per_s")
+            ),
+            "R_model, samples/s": number(point(parts["model"], "samples_per_s")),
+            "R_combined, samples/s": number(point(parts["training"], "samples_per_s")),
             "stall": f"{figures['stall']:.1%}",
             "efficiency": f"{figures['efficiency']:.1%}",
             use: "" if share is None else f"{share:.1%}",
             "kernel share": "" if kernels is None else f"{kernels:.1%}",
-            "validation": number(point(parts["validation"], "samples_per_s")),
-            "MFU": number(figures.get("mfu")),
+            "validation, samples/s": number(point(parts["validation"], "samples_per_s")),
+            "MFU, share of the peak": number(figures.get("mfu")),
             "J/sample": number(figures.get("joules_per_sample")),
-            "GPU GiB": number(figures.get("device_used_gib")),
+            "GPU memory, GiB": number(figures.get("device_used_gib")),
         })  # fmt: skip
     return Table.of(rows).filled()
 
@@ -183,12 +206,12 @@ def scaling(result: Result) -> Table:
     return Table.of(
         {
             "": str(case.parameters["engine"]),
-            "axis": str(case.parameters["axis"]),
+            "axis": AXES.get(axis := str(case.parameters["axis"]), axis),
             "value": f"{float(case.parameters['value']):,.0f}",
             "samples/s": number(point(case, "samples_per_s")),
             "CPU us/sample": number(point(case, "cpu_us_per_sample")),
-            "first batch after s": number(case.figures.get("first_batch_s")),
-            "added MiB": number(case.figures.get("added_mib")),
+            "first batch, s": number(case.figures.get("first_batch_s")),
+            "added memory, MiB": number(case.figures.get("added_mib")),
         }
         for case in result.cases.values()
     )
@@ -204,9 +227,30 @@ def figures(result: Result) -> Table:
     """Every figure of every case: a column each."""
     names = dict.fromkeys(name for case in result.cases.values() for name in case.figures)
     return Table.of(
-        {"": name} | {what.replace("_", " "): number(case.figures.get(what)) for what in names}
+        {"": name} | {titled(what): number(case.figures.get(what)) for what in names}
         for name, case in result.cases.items()
     )
+
+
+def titled(figure: str) -> str:
+    """Name of a figure as a heading, with its unit: "order_us_per_batch" -> "order, us/batch"."""
+    for end, unit in _UNITS.items():
+        if figure not in _TITLES and figure.endswith(f"_{end}"):
+            return f"{figure.removesuffix(f'_{end}').replace('_', ' ')}, {unit}"
+    return _TITLES.get(figure, figure.replace("_", " "))
+
+
+def storage(result: Result) -> Table:
+    """MB/s of each number of threads: a column for each way to read, and one for its range."""
+    rows: dict[float, dict[str, str]] = {}
+    for case in result.cases.values():
+        threads, way = float(case.parameters["threads"]), str(case.parameters["read"])
+        median, lowest, highest = (
+            number(case.figures[f"{what}_mb_per_s"]) for what in ("median", "lowest", "highest")
+        )
+        row = rows.setdefault(threads, {"threads": number(threads)})
+        row |= {f"{way}, MB/s": median, f"{way}, range, MB/s": f"{lowest}–{highest}"}
+    return Table.of(rows.values())
 
 
 def step(result: Result) -> Table:
@@ -283,9 +327,9 @@ def speedrun(result: Result) -> Table:
     rows = []
     for recipe, cases in ends.items():
         reached = [case.parameters["reached"] == 1 for case in cases]
-        row = {"": recipe, "reached by": f"{sum(reached)} of {len(cases)}"}
-        for what in ("samples", "pflop", "seconds"):
-            title = "PFLOP" if what == "pflop" else what
+        row = {"": recipe, "runs that reached it": f"{sum(reached)} of {len(cases)}"}
+        titles = {"samples": "training samples", "pflop": "work, PFLOP", "seconds": "time, s"}
+        for what, title in titles.items():
             row[title] = _needed([float(case.parameters[what]) for case in cases], reached)
         for what, title in scores(result).items():
             row[title] = _score(Spread.of([case.figures[what] for case in cases]).median)
@@ -321,8 +365,9 @@ def quality(result: Result, splits: tuple[str, ...]) -> Table:
             row += [_score(found[what]) + mark, _score(found[f"rule_{what}"]) + mark]
         rows.append((*row, f"{found['depth_rmse_of_rule']:.2f}{prior}"))
     head = (
-        "run", "recipe", "split", "width", "size", "samples", "PFLOP", "CPU min", "scored on",
-        "mask IoU", "rule's", "depth RMSE", "rule's", "share of it",
+        "run", "recipe", "split", "width, channels", "size, pixels", "training samples",
+        "work, PFLOP", "CPU min", "scored samples", "mask IoU, 0–1", "rule's mask IoU, 0–1",
+        "depth RMSE, 0–1", "rule's depth RMSE, 0–1", "depth RMSE over rule's",
     )  # fmt: skip
     return Table(head, tuple(rows)).filled()
 
@@ -330,11 +375,16 @@ def quality(result: Result, splits: tuple[str, ...]) -> Table:
 def cameras(result: Result) -> Table:
     """Scores of runs with fg_bg disturbed, for the network and for the rule."""
     titles = {
-        "mask_iou": "mask IoU", "aligned_mask_iou": "images aligned", "rule_mask_iou": "rule's",
-        "aligned_rule_mask_iou": "rule's, aligned", "depth_rmse": "depth RMSE",
+        "mask_iou": "mask IoU, 0–1", "aligned_mask_iou": "mask IoU, images aligned, 0–1",
+        "rule_mask_iou": "rule's mask IoU, 0–1",
+        "aligned_rule_mask_iou": "rule's mask IoU, images aligned, 0–1",
+        "depth_rmse": "depth RMSE, 0–1",
     }  # fmt: skip
     return Table.of(
-        {"run": str(case.parameters["run"]), "camera": str(case.parameters["camera"])}
+        {
+            "run": str(case.parameters["run"]),
+            "camera, name or pixels": str(case.parameters["camera"]),
+        }
         | {
             title: _score(case.figures[what]) + prior_mark(result, case) * ("depth" in what)
             for what, title in titles.items()
@@ -346,65 +396,3 @@ def cameras(result: Result) -> Table:
 
 def _score(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
-
-
-def where(result: Result) -> str:
-    """The device, the commit, the time, the arguments and the number of repeats."""
-    machine = result.machine
-    device = (
-        f"{machine.gpu} (driver {machine.driver}) and {machine.cores} cores of {machine.cpu}"
-        if machine.gpu
-        else f"a CPU: {machine.cores} cores of {machine.cpu}; no GPU"
-    )
-    if machine.accelerator is not None:
-        device = ", ".join([device, *_describe(machine.accelerator)])
-    if result.benchmark in ("simulation", "estimate"):
-        device += " (what computed it)"
-    arguments = ", ".join(f"{name} {value}" for name, value in result.arguments.items())
-    words = [f"On {device}; commit {result.commit}, {result.created}; {arguments}."]
-    if result.repeats is not None:
-        words.append(f"Medians of {result.repeats} in turn.")
-    return " ".join([*words, *doubts(result)])
-
-
-def doubts(result: Result) -> list[str]:
-    """Why the figures of a result may not be trusted: a sentence each."""
-    found = []
-    if result.repeats is not None and result.repeats < FEW_REPEATS:
-        found.append(f"Fewer than {FEW_REPEATS} repeats: their range says little.")
-    if result.load is not None and result.load.is_busy:
-        load = result.load
-        found.append(
-            f"Measured on a busy machine: load {load.before:.1f} before, others used "
-            f"{load.others:.1f} of {load.machine_cores} cores meanwhile."
-        )
-    if result.unfinished:
-        found.append(f"Incomplete: {result.unfinished}.")
-    return found
-
-
-def _clock(current: float | None, highest: float | None) -> str | None:
-    if current is None:
-        return None
-    return f"{current:.0f}" if highest is None else f"{current:.0f} of {highest:.0f}"
-
-
-def _describe(gpu: Accelerator) -> list[str]:
-    """What is known of a GPU, in the words of a report."""
-    engines = {None: "", True: "a JPEG engine", False: "no JPEG engine"}[gpu.jpeg_engine]
-    if gpu.jpeg_engines:
-        engines = f"JPEG engines: {gpu.jpeg_engines}"
-    known = {
-        "CUDA {}": gpu.cuda,
-        "cuDNN {}": gpu.cudnn,
-        "nvJPEG {}": gpu.nvjpeg,
-        "compute capability {}": gpu.compute_capability,
-        "SM clock {} MHz": _clock(gpu.sm_clock_mhz, gpu.sm_clock_max_mhz),
-        "memory clock {} MHz": _clock(gpu.memory_clock_mhz, gpu.memory_clock_max_mhz),
-        "power limit {:.0f} W": gpu.power_limit_w,
-        "MIG {}": None if gpu.mig is None else ("on" if gpu.mig else "off"),
-        "other processes: {}": gpu.processes_before,
-        "{:.2f} GiB in use before": gpu.memory_used_before_gib,
-        "{}": engines or None,
-    }
-    return [words.format(value) for words, value in known.items() if value is not None]

@@ -13,7 +13,7 @@ from benchmarks.harness.load import watch_load
 from benchmarks.harness.options import REPEATS, command, keep
 from benchmarks.harness.results import CaseResult, Load, Result, make_result, read_result
 from benchmarks.harness.timing import Repeat
-from benchmarks.report import tables
+from benchmarks.report import about
 
 
 def rounds(count: int) -> Result:
@@ -36,7 +36,7 @@ def test_a_command_that_is_stopped_leaves_its_rounds(tmp_path: Path) -> None:
     assert done.exit_code != 0
     found = read_result(out)
     assert len(found.cases["ours"].repeats) == 2
-    assert "Incomplete: stopped before its end." in tables.where(found)
+    assert "Incomplete: stopped before its end." in about.where(found)
     done = CliRunner().invoke(loader, ["--repeats", "2", "--json", str(out)], prog_name="loader")
     assert done.exit_code == 0, done.output
     found = read_result(out)
@@ -48,12 +48,12 @@ def test_a_command_that_is_stopped_leaves_its_rounds(tmp_path: Path) -> None:
 
 def test_few_repeats_and_a_busy_machine_are_marked() -> None:
     idle = Load(before=0.2, after=2.0, others=0.1, machine_cores=2)
-    assert tables.doubts(rounds(3).model_copy(update={"load": idle})) == []
-    assert tables.doubts(rounds(3)) == []  # of an earlier version: not known
-    assert "Fewer than 3 repeats" in tables.where(rounds(2))
+    assert about.doubts(rounds(3).model_copy(update={"load": idle})) == []
+    assert about.doubts(rounds(3)) == []  # of an earlier version: not known
+    assert "Fewer than 3 repeats" in about.where(rounds(2))
     for change in ({"before": 1.5}, {"others": 0.9}):
         busy = rounds(3).model_copy(update={"load": idle.model_copy(update=change)})
-        (doubt,) = tables.doubts(busy)
+        (doubt,) = about.doubts(busy)
         assert doubt.startswith("Measured on a busy machine: load ")
 
 

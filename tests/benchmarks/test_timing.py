@@ -451,7 +451,7 @@ def test_the_cpu_time_of_the_consumer_is_a_part_of_all() -> None:
     assert 0 < repeat.thread_cpu_s < repeat.cpu_s + 0.02  # two clocks of different precision
     case = CaseResult(repeats=[repeat])
     assert case.thread_us_per_sample == Spread.of([repeat.thread_cpu_s / 10 * 1e6])
-    assert timed(result_of({"ours": case})).head[4] == "consumer us/sample"
+    assert "consumer us/sample" in timed(result_of({"ours": case})).head
     old = CaseResult(repeats=[replace(repeat, thread_cpu_s=None)])
     assert old.thread_us_per_sample is None
     assert "consumer us/sample" not in timed(result_of({"ours": old})).head
