@@ -6,10 +6,12 @@ never stored, decoded or copied to the device with a sample.
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 import torch
 
 from convert.errors import DataError
+from convert.jpeg.streaming import stream_copy
 from convert.layout import Layout
 from loaders.buffers import BufferPool
 from loaders.threads import run_shared
@@ -22,6 +24,14 @@ def require_numbers(numbers: np.ndarray, count: int) -> None:
             f"backgrounds: found numbers {numbers.min()} to {numbers.max()}, "
             f"expected 0 to {count - 1}"
         )
+
+
+@numba.njit(cache=True, nogil=True)
+def _copy_rows(source: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+    """Copy rows of uint8 (N, H, W, 3), which exist, past the caches."""
+    size = source[0].size
+    for i, row in enumerate(rows):
+        stream_copy(out[i].reshape(size), source[row].reshape(size))
 
 
 class Backgrounds:
@@ -73,8 +83,7 @@ class Backgrounds:
         out = self._pool.take(count)
 
         def copy(thread: int, first: int, last: int) -> None:
-            # With mode="raise" NumPy would write to `out` through a copy.
-            np.take(pixels, rows[first:last], axis=0, out=out[first:last], mode="clip")
+            _copy_rows(pixels, rows[first:last], out[first:last])
 
         run_shared(copy, count)
         return torch.from_numpy(out).permute(0, 3, 1, 2)

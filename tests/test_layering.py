@@ -31,8 +31,8 @@ ALLOWED = {
     "train.py": "convert.interrupts convert.outputs",
     "loaders/": (
         "convert.codecs convert.errors convert.interrupts convert.jpeg.difference "
-        "convert.jpeg.record convert.layout convert.manifest convert.moments convert.shards "
-        "convert.storage convert.workers"
+        "convert.jpeg.record convert.jpeg.streaming convert.layout convert.manifest "
+        "convert.moments convert.shards convert.storage convert.workers"
     ),
     "loaders/folder.py": "convert.source",
     "loaders/engines/reference.py": "convert.files convert.source",

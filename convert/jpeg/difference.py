@@ -296,6 +296,14 @@ def decode_record(
     if out.size != base_pixels.size:  # of another number of channels
         return False
     copy(_ADDRESS(out.ctypes.data), _ADDRESS(base_pixels.ctypes.data), _ADDRESS(out.size))
+    return bool(apply_record(record, base_planes, decoder, out))
+
+
+@numba.njit(cache=True, nogil=True)
+def apply_record(
+    record: np.ndarray, base_planes: np.ndarray, decoder: Decoder, out: np.ndarray
+) -> bool:
+    """Change the pixels of the base, uint8 and flat, to those of a record; False if corrupt."""
     listed = _find_spans(record, decoder)
     if listed < 0:
         return False

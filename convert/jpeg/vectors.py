@@ -170,6 +170,33 @@ def store(typing: Any, address: Any, vector: Any) -> Any:
 
 
 @intrinsic
+def stream_i32x8(typing: Any, address: Any, vector: Any) -> Any:
+    """Store a vector past the caches; the address must be a multiple of the vector's size.
+
+    Call `fence` before another thread may read it.
+    """
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> ir.Value:
+        stored = builder.store(args[1], builder.inttoptr(args[0], vector.llvm.as_pointer()))
+        stored.align = vector.bits * vector.lanes // 8
+        stored.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
+        return context.get_dummy_value()
+
+    return types.void(types.uintp, vector), generate
+
+
+@intrinsic
+def fence(typing: Any) -> Any:
+    """Let all earlier stores of this thread be seen before any later ones."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> ir.Value:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
 def store_triples(typing: Any, address: Any, a: Any, b: Any, c: Any) -> Any:
     """Store a[0], b[0], c[0], a[1], ... at an address."""
     lanes = a.lanes
