@@ -13,6 +13,7 @@ from benchmarks.harness.options import DEVICE, PATH, command, keep, option
 from benchmarks.harness.results import CaseResult, Result, make_result
 from benchmarks.harness.timing import print_progress
 from convert.errors import DataError
+from convert.files import read_regular
 from model.checkpoint import load_network
 from model.metrics import Scores
 from model.precision import choose_device
@@ -168,15 +169,15 @@ def _training(recipe: Recipe, epochs: list[_Epoch]) -> dict[str, float]:
 def _read_epochs(path: Path) -> list[_Epoch]:
     """Every finished epoch, of metrics.csv."""
     try:
-        with path.open(newline="", encoding="utf-8") as lines:
-            return [
-                _Epoch(
-                    stage=int(row["stage"]),
-                    samples=round(float(row["samples_per_s"]) * float(row["epoch_s"])),
-                    cpu_s=float(row["epoch_cpu_s"]),
-                )
-                for row in csv.DictReader(lines)
-            ]
+        lines = read_regular(path).decode().splitlines()
+        return [
+            _Epoch(
+                stage=int(row["stage"]),
+                samples=round(float(row["samples_per_s"]) * float(row["epoch_s"])),
+                cpu_s=float(row["epoch_cpu_s"]),
+            )
+            for row in csv.DictReader(lines)
+        ]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(
             f"{path}: {error}; expected stage, samples_per_s, epoch_s and epoch_cpu_s of every "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -51,10 +52,33 @@ def require_outside(output: Path, folder: Path) -> None:
         )
 
 
+def read_file(path: str | Path) -> tuple[bytes, os.stat_result]:
+    """All bytes of a file, and its status; ValueError with the reason unless it is regular."""
+    # Plain system calls, because a file object makes more of them for each of a million files.
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe waits otherwise
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # of a socket
+            raise
+        raise ValueError(why_irregular(os.stat(path).st_mode)) from None
+    try:
+        status = os.fstat(descriptor)
+        if reason := why_irregular(status.st_mode):
+            raise ValueError(reason)
+        data = os.read(descriptor, status.st_size)
+        while len(data) < status.st_size and (more := os.read(descriptor, status.st_size)):
+            data += more
+    finally:
+        os.close(descriptor)
+    return data, status
+
+
 def read_regular(path: Path) -> bytes:
     """All bytes of a file; DataError unless it is regular, OSError if it cannot be read."""
-    require_regular(path)
-    return path.read_bytes()
+    try:
+        return read_file(path)[0]
+    except ValueError as error:
+        raise DataError(f"{path}: {error}; replace or remove it") from None
 
 
 def sync(path: Path) -> None:
@@ -66,22 +90,33 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def temporary_of(path: Path) -> Path:
+    """The file that `replacing` writes first; only a killed process leaves it."""
+    return path.with_name(f".{path.name}.tmp")
+
+
 @contextmanager
-def replace_file(path: Path, buffering: int = -1) -> Iterator[BinaryIO]:
-    """Open a file that replaces ``path`` atomically and durably when the block succeeds.
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file to write, which replaces ``path`` atomically and durably at the end.
 
     A failure or a crash leaves the old file or the new one, never a part of it.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_of(path)
+    temporary.unlink(missing_ok=True)  # opening a named pipe would wait
     try:
-        with open(temporary, "wb", buffering=buffering) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        sync(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     sync(path.parent)
+
+
+@contextmanager
+def replace_file(path: Path, buffering: int = -1) -> Iterator[BinaryIO]:
+    """Open a file that replaces ``path`` at the end; see `replacing`."""
+    with replacing(path) as temporary, open(temporary, "wb", buffering=buffering) as file:
+        yield file
 
 
 def json_text(value: Mapping[str, object]) -> bytes:

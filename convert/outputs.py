@@ -68,9 +68,11 @@ def require_free(path: Path, inputs: Iterable[Path] = ()) -> None:
 
 
 def is_output(path: Path, command: str) -> bool:
-    """Whether a regular file has the mark of a command. Raises DataError if it cannot be read."""
-    with reading(path), open(path, "rb") as file:
-        if not os.fstat(file.fileno()).st_size:
-            return False
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return content.find(mark_of(command).encode()) >= 0
+    """Whether a file has the mark of a command. DataError if it is not regular or unreadable."""
+    with reading(path):
+        require_regular(path)
+        with open(path, "rb") as file:
+            if not os.fstat(file.fileno()).st_size:
+                return False
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                return content.find(mark_of(command).encode()) >= 0

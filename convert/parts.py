@@ -26,10 +26,10 @@ from convert.codecs import ENCODERS, Encoded
 from convert.errors import DataError, RecordError, reading
 from convert.files import (
     check_signature,
+    read_file,
     read_regular,
     replace_file,
     signed,
-    why_irregular,
     write_json,
 )
 from convert.layout import FIELDS, RECORD, Layout
@@ -255,17 +255,7 @@ def _stamp(status: os.stat_result) -> bytes:
 
 def _read(path: str) -> tuple[bytes, bytes]:
     """A file's bytes and its stamp; ValueError unless it is regular."""
-    # Plain system calls, because a file object makes more of them for each of a million files.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe waits otherwise
-    try:
-        status = os.fstat(descriptor)
-        if reason := why_irregular(status.st_mode):
-            raise ValueError(reason)
-        data = os.read(descriptor, status.st_size)
-        while len(data) < status.st_size and (more := os.read(descriptor, status.st_size)):
-            data += more
-    finally:
-        os.close(descriptor)
+    data, status = read_file(path)
     return data, _stamp(status)
 
 

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from convert.files import require_regular
 from convert.schema import Items, Schema, one_of, parse_table, shown
 from model.contract import Moments
 from model.errors import ModelError
@@ -107,8 +108,9 @@ def load_network(path: str | Path) -> Checkpoint:
     or another version.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise ModelError(f"checkpoint {path}: no such file; expected RUN_DIR/best.safetensors")
+    require_regular(path)
     if path.suffix == ".safetensors":
         tensors, info = _read_safetensors(path)
     else:
@@ -222,6 +224,7 @@ def _check_entries(path: Path) -> None:
 
 
 def _load_plain(path: Path) -> object:
+    require_regular(path)
     try:
         _check_entries(path)
         return torch.load(path, map_location="cpu", weights_only=True)

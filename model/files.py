@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from convert.files import replacing
 from convert.outputs import require_writable
 from model.errors import ModelError
 
@@ -58,26 +59,14 @@ def replace_bytes(path: Path, content: bytes) -> None:
     replace_file(path, lambda temporary: temporary.write_bytes(content))
 
 
-def temporary_of(path: Path) -> Path:
-    """The file that `replace_file` writes first; only a killed process leaves it."""
-    return path.with_name(f".{path.name}.tmp")
-
-
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file atomically and durably: temporary name, fsync, rename, fsync of the folder.
+    """Write a file atomically and durably, see `convert.files.replacing`.
 
-    ``write`` gets the temporary path. After a crash either the old file or the new one exists.
-    Raises ModelError if the operating system reports an error, such as a full disk.
+    ``write`` gets a temporary path. Raises ModelError if the operating system reports an error,
+    such as a full disk.
     """
-    temporary = temporary_of(path)
-    with _os_errors(path):
-        try:
-            write(temporary)
-            _sync(temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync(path.parent)
+    with _os_errors(path), replacing(path) as temporary:
+        write(temporary)
 
 
 @contextmanager
@@ -87,11 +76,3 @@ def _os_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ModelError(f"{path}: cannot be written: {error.strerror or error}") from None
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,6 +10,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from convert.files import read_regular
 from convert.schema import Items, Positive, Schema, one_of, parse_json
 from model.errors import ModelError
 from model.losses import DEPTH_LOSSES, LOGIT_DEPTH, MASK_LOSSES
@@ -163,7 +164,7 @@ def load_recipe(name: str) -> Recipe:
             "or a .toml or .json file"
         )
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path).decode()
         parse = tomllib.loads if path.suffix == ".toml" else parse_json
         return Recipe.from_json(parse(text))
     except OSError as error:

@@ -29,6 +29,7 @@ from benchmarks.harness import nvjpeg as nvjpeg_library
 from benchmarks.harness.nvml import Idle, Nvml, before_use, open_nvml
 from benchmarks.harness.timing import Repeat
 from convert.errors import DataError
+from convert.files import read_regular
 from convert.workers import available_cores
 
 SCHEMA = 3
@@ -353,7 +354,7 @@ def _versions() -> dict[str, str]:
 def read_result(path: Path) -> Result:
     """Read a result from its file. Raises DataError where it is not valid."""
     try:
-        return Result.model_validate_json(path.read_bytes())
+        return Result.model_validate_json(read_regular(path))
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; expected a result of `benchmarks`") from None
     except ValidationError as error:

@@ -22,7 +22,7 @@ from benchmarks.harness.results import Benchmark, Result, read_result, read_resu
 from benchmarks.report import markdown, summary
 from benchmarks.report.figures import COMMAND, Figure, figures_of
 from convert.errors import DataError
-from convert.files import replace_file
+from convert.files import read_regular, replace_file
 from convert.outputs import mark_of, require_output
 
 PAGE = "report.html"
@@ -134,7 +134,7 @@ def insert(path: Path, figures: Sequence[Figure]) -> list[str]:
     """
     known = {figure.name: figure for figure in figures}
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: {error}; expected a Markdown document") from None
     filled, parts, at = [], list[str](), 0

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from convert import jpeg
 from convert.dataset.canvas import DEPTH_QUALITY, encode_jpeg, stretch
 from convert.errors import DataError, RecordError
-from convert.files import publish_folder, temporary_folder, why_irregular, write_json
+from convert.files import publish_folder, read_file, temporary_folder, write_json
 from convert.source import DATASET, FOLDERS, list_backgrounds, list_jpegs, read_metadata
 
 _METRIC_TYPES = ("depth_pro", "glpn", "zoedepth")  # a ``config.model_type`` that means metres
@@ -157,10 +157,8 @@ def _read(composites: Composites, index: int) -> np.ndarray:
     """Pixels of one composite, uint8 (H, W, 3); RecordError if `pack` would refuse it."""
     path = composites.path(index)
     try:
-        reason = why_irregular(path.stat().st_mode)
-        if reason is None:
-            data = path.read_bytes()
-            reason = jpeg.read_header(data).refusal
+        data, _ = read_file(path)
+        reason = jpeg.read_header(data).refusal
         if reason is None:
             return jpeg.decode_rgb(data)
     except OSError as error:

@@ -242,12 +242,12 @@ def find_images(pattern: str) -> list[Path]:
     """
     path = Path(pattern)
     if path.is_dir():
-        named = [p for p in path.iterdir() if p.suffix.lower() in SUFFIXES]
+        named = [p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.is_dir()]
     elif path.exists() or not glob.has_magic(pattern):
         return [path]
     else:
-        named = [Path(p) for p in glob.glob(pattern, recursive=True)]
-    found = [p for p in named if p.is_file() and not is_output(p, COMMAND)]
+        named = [p for p in map(Path, glob.glob(pattern, recursive=True)) if not p.is_dir()]
+    found = [p for p in named if not is_output(p, COMMAND)]
     if not found:
         raise ModelError(f"{pattern}: found no image; expected a file, a folder or a pattern")
     return sorted(found)

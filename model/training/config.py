@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from convert.files import read_regular
 from convert.schema import Count, Positive, Schema, one_of, parse_table
 from model.errors import ModelError
 from model.files import replace_bytes
@@ -121,7 +122,7 @@ def write_config(path: Path, config: RunConfig) -> None:
 def read_config(path: Path) -> RunConfig:
     """The configuration of an earlier run. Raises ModelError if the file is corrupt."""
     try:
-        value: dict[str, Any] = parse_table(path.read_bytes())
+        value: dict[str, Any] = parse_table(read_regular(path))
         if isinstance(value.get("config"), dict):
             value["config"].pop("save_every", None)  # version 0.1 counted steps
         return _ConfigFile.from_json(value).config

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
+from convert.files import temporary_of
 from model.errors import ModelError
-from model.files import temporary_of
 from model.training.config import RunConfig, read_config, resumed_config
 
 CONFIG, LAST, BEST, METRICS = "config.json", "last.pt", "best.safetensors", "metrics.csv"
