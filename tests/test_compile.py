@@ -135,7 +135,8 @@ def test_a_resumed_run_keeps_what_auto_has_chosen(
         requests.append(request)
         return "default" if request == "auto" else request
 
-    monkeypatch.setattr(train, "choose_compile", choose)
+    for module in ("train", "model.training.loop"):
+        monkeypatch.setattr(f"{module}.choose_compile", choose)
     result = fit()
     assert result.exit_code == 0, result.output
     assert result.stderr.count("compiling failed") == (chosen == "off")
