@@ -37,11 +37,15 @@ install: .venv/.installed
 # The demo and the benchmarks use FFCV, or DALI where FFCV is not installed.
 LOADER = $(shell test -e .venv/ffcv-missing && echo dali || echo ffcv)
 
-# Training is in float32 (--amp off), because `auto` depends on the CPU. The default folder is
-# removed first; a folder that you name must not exist.
+# In folders that make has made: only those are removed.
+MARK = .made-by-make
+
+# Training is in float32 (--amp off), because `auto` depends on the CPU. An earlier demo in the
+# default folder is removed first; a folder that you name must not exist.
 demo: install
-	@if [ "$(DEMO_DIR)" = demo ]; then rm -rf demo; fi
-	@if [ -e "$(DEMO_DIR)" ]; then echo "demo: found $(DEMO_DIR), expected no such folder; choose another DEMO_DIR" >&2; exit 2; fi
+	@if [ "$(DEMO_DIR)" = demo ] && [ -e demo/$(MARK) ]; then rm -rf demo; fi
+	@if [ -e "$(DEMO_DIR)" ]; then echo "demo: found $(DEMO_DIR), which is not to be replaced; move it away or choose another DEMO_DIR" >&2; exit 2; fi
+	@mkdir -p "$(DEMO_DIR)" && touch "$(DEMO_DIR)/$(MARK)"
 	$(RUN) -m convert compose $(DEMO_DIR)/data --backgrounds 12 --foregrounds 12 --placements 10
 	$(RUN) -m convert pack $(DEMO_DIR)/data $(DEMO_DIR)/shards
 	$(RUN) -m convert verify $(DEMO_DIR)/shards --source $(DEMO_DIR)/data
@@ -66,6 +70,7 @@ format: install
 # All benchmarks but the trainings, on drawn data: about 15 minutes on two idle cores.
 BENCH = $(RUN) -m benchmarks
 BENCH_DIR ?= bench
+MAKE_BENCH = [ -d "$(BENCH_DIR)" ] || { mkdir -p "$(BENCH_DIR)" && touch "$(BENCH_DIR)/$(MARK)"; }
 BENCH_DATA = $(BENCH_DIR)/data
 BENCH_SHARDS = $(BENCH_DIR)/shards
 bench: install $(BENCH_SHARDS)/manifest.json $(BENCH_DIR)/data20k/dataset.json
@@ -90,12 +95,12 @@ $(BENCH_SHARDS)/manifest.json: $(BENCH_DATA)/dataset.json
 	$(RUN) -m convert pack $(BENCH_DATA) $(BENCH_SHARDS) --resume
 
 $(BENCH_DATA)/dataset.json: | .venv/.installed
-	@mkdir -p $(BENCH_DIR)
+	@$(MAKE_BENCH)
 	$(RUN) -m convert compose $(BENCH_DATA) --backgrounds 20 --foregrounds 10 --placements 20
 
 # Packing needs more samples, because starting its workers takes a second.
 $(BENCH_DIR)/data20k/dataset.json: | .venv/.installed
-	@mkdir -p $(BENCH_DIR)
+	@$(MAKE_BENCH)
 	$(RUN) -m convert compose $(BENCH_DIR)/data20k --backgrounds 20 --foregrounds 25
 
 # Checks correctness and speed on a GPU. GPU=cuda:1 selects the second one. It runs without .venv
@@ -103,8 +108,12 @@ $(BENCH_DIR)/data20k/dataset.json: | .venv/.installed
 GPU ?= cuda
 GPU_RESULTS ?= results-gpu
 gpu-check: install
+	@$(MAKE_BENCH)
 	$(BENCH) gpu-check $(GPU_RESULTS) --device $(GPU) --data $(BENCH_DIR)/gpu-check $(ARGS)
 
 clean:
-	rm -rf demo bench build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@for folder in demo bench; do \
+		if [ -e $$folder/$(MARK) ]; then rm -rf $$folder; \
+		elif [ -e $$folder ]; then echo "clean: kept $$folder, which make has not made"; fi; done
+	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -37,6 +37,24 @@ class RecordError(DataError):
         return type(self), (self.index, self.field, self.where, self.reason)
 
 
+USERS_ERRORS = frozenset({
+    errno.EACCES, errno.EPERM, errno.EROFS,
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG,
+    errno.ELOOP, errno.EBUSY, errno.ETXTBSY,
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN,
+    errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+    errno.ETIMEDOUT, errno.EOPNOTSUPP, errno.ENOLCK,
+})  # fmt: skip
+"""Permissions, names, space and limits, disks and network file systems. Other errors of the
+operating system are mistakes of the program, and keep their traceback."""
+
+
+def is_users(error: OSError) -> bool:
+    """Whether a user can fix what an error of the operating system says."""
+    # NumPy reports a disk that became full without the number.
+    return error.errno in USERS_ERRORS or "requested and" in str(error)
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Turn an OSError of the block into a DataError that names ``path`` and the reason."""
@@ -49,9 +67,9 @@ def reading(path: Path) -> Iterator[None]:
 class Commands(click.Group):
     """A group of commands; all command lines use it.
 
-    A mistake in the usage, and an error of the operating system that no command expects, are one
-    line. Ctrl-C is not lost while kernels are compiled, and the exit code after it is 130. SIGTERM
-    and SIGHUP clean up as Ctrl-C does.
+    A mistake in the usage, and an error of the operating system that a user can fix, are one line.
+    Ctrl-C is not lost while kernels are compiled, and the exit code after it is 130. SIGTERM and
+    SIGHUP clean up as Ctrl-C does.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -86,7 +104,8 @@ def _system_error_in_one_line() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno == errno.EPIPE:  # click ends silently, as `yes | head` does
+        # At EPIPE, click ends silently, as `yes | head` does.
+        if not is_users(error):
             raise
         raise DataError(_where_it_failed(error)) from None
 

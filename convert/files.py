@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 import click
 
-from convert.errors import DataError, reading
+from convert.errors import DataError, is_users, reading
 
 REPLACED = ".maskdepth-replaced"
 """In a published folder: what it has replaced, until that is removed. Hidden, as no background
@@ -162,14 +164,21 @@ def hash_file(path: Path) -> str:
 def temporary_folder(target: Path) -> Iterator[Path]:
     """Create a hidden folder beside ``target`` to work in, removed at the end if it still exists.
 
-    Missing parents of ``target`` are created. An OSError in the block becomes a DataError.
+    Missing parents of ``target`` are created. What a killed process has left of such a folder is
+    removed. An OSError in the block that a user can fix becomes a DataError.
     """
     target = target.absolute()
     work = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
+        remove_leftovers(target)
         work.mkdir(parents=True)
-        yield work
+        with ExitStack() as stack:
+            with suppress(OSError):  # some network file systems do not lock folders
+                stack.enter_context(_locked(work))
+            yield work
     except OSError as error:
+        if not is_users(error):
+            raise
         raise DataError(
             f"{error.filename or target}: {error.strerror or error}; fix that and run again, or "
             "choose another folder"
@@ -177,6 +186,46 @@ def temporary_folder(target: Path) -> Iterator[Path]:
     finally:
         if not os.path.lexists(work / REPLACED):  # else the only copy, which could not be restored
             shutil.rmtree(work, ignore_errors=True)
+
+
+def remove_leftovers(target: Path) -> None:
+    """Remove the folders of killed processes that `temporary_folder` has made for ``target``.
+
+    A folder of a process that runs, or that is locked, as by one on another machine, stays. What
+    such a process was replacing is restored first.
+    """
+    if not target.parent.is_dir():
+        return
+    name = re.compile(re.escape(f".{target.name}.partial-") + r"(\d{1,10})")
+    for folder in target.parent.iterdir():
+        found = name.fullmatch(folder.name)
+        if not found or folder.is_symlink() or not folder.is_dir() or _is_running(int(found[1])):
+            continue
+        with suppress(OSError), _locked(folder):
+            restore_replaced(folder, target)
+            if not os.path.lexists(folder / REPLACED):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        pass
+    return True
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Lock a folder until the end of the block or of this process. BlockingIOError if it is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def publish_folder(work: Path, target: Path) -> None:

@@ -10,6 +10,7 @@ import mmap
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL.PngImagePlugin import PngInfo
 
@@ -18,6 +19,8 @@ from convert.files import require_regular
 
 PNG_KEY = "Software"
 """Keyword of the PNG text chunk that holds the mark."""
+
+_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"  # how such files begin
 
 
 def mark_of(command: str) -> str:
@@ -69,10 +72,27 @@ def require_free(path: Path, inputs: Iterable[Path] = ()) -> None:
 
 def is_output(path: Path, command: str) -> bool:
     """Whether a file has the mark of a command. DataError if it is not regular or unreadable."""
+    mark = mark_of(command).encode()
     with reading(path):
         require_regular(path)
         with open(path, "rb") as file:
-            if not os.fstat(file.fileno()).st_size:
+            start = file.read(len(_PNG))
+            if start == _PNG:
+                return _has_text(file, PNG_KEY.encode() + b"\0" + mark)
+            if not start or start.startswith(_JPEG):  # none of ours, and photos are large
                 return False
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                return content.find(mark_of(command).encode()) >= 0
+                return content.find(mark) >= 0
+
+
+def _has_text(file: BinaryIO, text: bytes) -> bool:
+    """Whether the chunks of a PNG, after its signature and before its pixels, have this text."""
+    while len(head := file.read(8)) == 8:
+        size, kind = int.from_bytes(head[:4]), head[4:]
+        after = file.tell() + size + 4  # a checksum
+        if kind == b"IDAT":
+            break
+        if kind == b"tEXt" and size == len(text) and file.read(size) == text:
+            return True
+        file.seek(after)
+    return False

@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 import click
 
-from convert.errors import DataError, RecordError
+from convert.errors import DataError, RecordError, is_users
 from convert.files import REPLACED, publish_folder, remove_replaced, restore_replaced
 from convert.manifest import MANIFEST
 
@@ -73,6 +73,8 @@ def work_folder(
                 raise
             publish_folder(work, shards)
     except OSError as error:
+        if not is_users(error):
+            raise
         reason = f"{error.filename or work}: {error.strerror or error}; fix that and run again with"
         if os.path.lexists(work / REPLACED):
             raise DataError(f"{reason} --resume; the old folder is {work / REPLACED}") from None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import configparser
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -73,3 +75,41 @@ def test_every_benchmark_command_is_documented() -> None:
         re.MULTILINE,
     )
     assert sorted(documented) == sorted(COMMANDS)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The Makefile with a `.venv` whose programs do nothing."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    needed = ("setup.cfg", "pyproject.toml", "constraints.txt", ".ci/install", "model/driver.py")
+    for name in (*needed, ".venv/bin/python", ".venv/.installed"):  # the last one is the newest
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    return tmp_path
+
+
+def make(checkout: Path, *arguments: str) -> str:
+    """Exit code and output of make."""
+    done = subprocess.run(["make", *arguments], cwd=checkout, capture_output=True, text=True)
+    return f"{done.returncode}: {done.stdout}{done.stderr}"
+
+
+@pytest.mark.parametrize("target", ["demo", "clean"])
+def test_make_removes_only_what_it_has_made(checkout: Path, target: str) -> None:
+    for name in ("demo", "bench"):
+        (checkout / name).mkdir()
+        (checkout / name / "photo.jpg").touch()
+    said = make(checkout, target)
+    assert "demo" in said
+    assert said.startswith("0: " if target == "clean" else "2: ")
+    assert (checkout / "demo" / "photo.jpg").exists()
+    assert (checkout / "bench" / "photo.jpg").exists()
+    for name in ("demo", "bench"):
+        shutil.rmtree(checkout / name)
+    assert make(checkout, "demo").startswith("0: ")
+    (checkout / "demo" / "run").touch()
+    assert make(checkout, target).startswith("0: ")
+    assert not (checkout / "demo" / "run").exists()
+    assert make(checkout, "demo", "DEMO_DIR=named").startswith("0: ")
+    assert "found named, which is not to be replaced" in make(checkout, "demo", "DEMO_DIR=named")

@@ -222,7 +222,8 @@ class Load(_Strict):
 
     @property
     def is_busy(self) -> bool:
-        return max(self.before, self.others) > _BUSY * self.machine_cores
+        """Whether others used much of the machine: an earlier benchmark is in `before`, too."""
+        return self.others > _BUSY * self.machine_cores
 
 
 class Result(_Strict):

@@ -113,8 +113,8 @@ def doubts(result: Result) -> list[str]:
     if result.load is not None and result.load.is_busy:
         load = result.load
         found.append(
-            f"Measured on a busy machine: load {load.before:.1f} before, others used "
-            f"{load.others:.1f} of {load.machine_cores} cores meanwhile."
+            f"Measured on a busy machine: others used {load.others:.1f} of {load.machine_cores} "
+            "cores meanwhile."
         )
     if result.unfinished:
         found.append(f"Incomplete: {result.unfinished}.")

@@ -22,7 +22,13 @@ from tqdm import tqdm
 from convert import jpeg
 from convert.dataset.canvas import DEPTH_QUALITY, encode_jpeg, stretch
 from convert.errors import DataError, RecordError
-from convert.files import publish_folder, read_file, temporary_folder, write_json
+from convert.files import (
+    publish_folder,
+    read_file,
+    remove_leftovers,
+    temporary_folder,
+    write_json,
+)
 from convert.source import DATASET, FOLDERS, list_backgrounds, list_jpegs, read_metadata
 
 _METRIC_TYPES = ("depth_pro", "glpn", "zoedepth")  # a ``config.model_type`` that means metres
@@ -103,6 +109,7 @@ def list_composites(dataset: str | Path, *, force: bool = False) -> Composites:
             f"{folder / 'bg' / name}.jpg; add that or move the folder away"
         )
     target = folder / FOLDERS["depth"]
+    remove_leftovers(target)  # maps that a killed run was replacing are there again
     replace = os.path.lexists(target)
     metadata = read_metadata(folder)
     if replace and not force and metadata.get("depth") not in _REPLACED:

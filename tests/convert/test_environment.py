@@ -24,8 +24,10 @@ from click.testing import CliRunner
 from convert.__main__ import main
 from convert.dataset.compose import compose
 from convert.errors import Commands, DataError
+from convert.files import temporary_folder
 from convert.interrupts import end_at_once, ended_by_exception
 from convert.pack import pack
+from convert.unfinished import work_folder
 from convert.verify import verify
 from convert.workers import run_all, worker_pool
 
@@ -63,11 +65,28 @@ def test_a_full_disk_behind_the_standard_output(
 def test_an_unexpected_error_of_the_operating_system_is_one_line() -> None:
     for error, message in [
         (PermissionError(errno.EACCES, "Permission denied", "a/b"), "a/b: Permission denied; fix"),
-        (OSError("odd"), "Error: odd"),
+        (OSError(errno.EMFILE, "Too many open files"), "Error: Too many open files"),
+        (OSError("5 requested and 0 written"), "Error: 5 requested and 0 written"),  # by NumPy
     ]:
         result = CliRunner().invoke(failing(error), ["fail"])
         assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
         assert message in result.stderr
+
+
+@pytest.mark.parametrize("number", [errno.EBADF, errno.EINVAL, errno.EFAULT, None])
+def test_a_mistake_of_the_program_keeps_its_traceback(number: int | None, tmp_path: Path) -> None:
+    error = OSError(number, "odd") if number else OSError("odd")
+    assert CliRunner().invoke(failing(error), ["fail"]).exception is error
+    with pytest.raises(OSError, match="odd") as raised, temporary_folder(tmp_path / "out"):
+        raise error
+    assert raised.value is error
+    with (
+        pytest.raises(OSError, match="odd") as raised,
+        work_folder(tmp_path / "out", {}, resume=False, force=False),
+    ):
+        raise error
+    assert raised.value is error
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_removed_working_folder(tmp_path: Path, dataset: Path) -> None:

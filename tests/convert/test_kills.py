@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 
 from convert.dataset.compose import compose
 from convert.errors import DataError
-from convert.files import REPLACED
+from convert.files import REPLACED, remove_leftovers
 from convert.manifest import MANIFEST
 from convert.pack import PackConfig, pack
 from tests.kills import kill_at_each_call
@@ -89,6 +91,51 @@ def test_replacing_is_killed_at_each_call(tiny: Path, tmp_path: Path) -> None:
         shutil.rmtree(shards)
         assert {path.name for path in tmp_path.iterdir()} <= {"old", "new", ".shards.job"}
     assert states == {("old", False), ("none", True), ("new", True), ("new", False)}
+
+
+def test_compose_removes_what_killed_runs_have_left(tmp_path: Path) -> None:
+    target = tmp_path / "data"
+    options: dict[str, Any] = {"backgrounds": 1, "foregrounds": 1, "placements": 2, "size": 32}
+
+    def make() -> None:
+        compose(target, **options, workers=0, progress=False)
+
+    make()
+    truth = {path.relative_to(target) for path in target.rglob("*")}
+    shutil.rmtree(target)
+    left = []
+    for _ in kill_at_each_call(make, first=2, step=7):
+        left += [path.name for path in tmp_path.iterdir() if path != target]
+        if target.exists():
+            shutil.rmtree(target)
+            (tmp_path / left[-1]).mkdir(exist_ok=True)
+        make()
+        assert [path.name for path in tmp_path.iterdir()] == ["data"]
+        assert {path.relative_to(target) for path in target.rglob("*")} == truth
+        shutil.rmtree(target)
+    assert len(left) > 2
+
+
+def test_leftovers_of_others_stay(tmp_path: Path) -> None:
+    target, gone = tmp_path / "data", 2**22  # the largest number of a process is smaller
+    names = [f".data.partial-{n}" for n in (os.getpid(), os.getppid(), 1, gone, gone + 1, gone + 2)]
+    names += [".data.partial-x", f".data2.partial-{gone}", f"data.partial-{gone}"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    (tmp_path / f".data.partial-{gone + 3}").symlink_to(tmp_path / names[0])
+    (tmp_path / f".data.partial-{gone + 4}").write_text("a file")
+    locked = os.open(tmp_path / names[3], os.O_RDONLY)
+    fcntl.flock(locked, fcntl.LOCK_EX)
+    (tmp_path / names[4] / REPLACED).mkdir()
+    remove_leftovers(target)
+    os.close(locked)
+    assert target.is_dir()  # restored: its process was killed between two renames
+    kept = {*names} - {names[4], names[5]}
+    kept |= {f".data.partial-{gone + 3}", f".data.partial-{gone + 4}", "data"}
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    (tmp_path / names[5] / REPLACED).mkdir(parents=True)
+    remove_leftovers(target)
+    assert (tmp_path / names[5] / REPLACED).is_dir()  # not while there is another
 
 
 def test_force_restores_shards_that_were_being_replaced(tiny: Path, tmp_path: Path) -> None:

@@ -57,3 +57,20 @@ def test_only_regular_files_in_writable_folders(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=message):
             require_output(path, "show")
+
+
+def test_only_what_precedes_the_pixels_of_a_png_is_read(tmp_path: Path) -> None:
+    path, mark = tmp_path / "a.png", png_mark("show")
+    Image.new("L", (9, 7), 3).save(path, pnginfo=mark)
+    content = path.read_bytes()
+    assert is_output(path, "show")
+    for changed in (
+        content.replace(b"tEXt", b"IDAT", 1),
+        content[: content.index(b"tEXt") + 10],
+        content.replace(b"Software", b"Softwear"),
+        content[:8] + b"\xff" * 4 + content[12:],  # a chunk of 4 GiB
+        content[:8],
+        b"\xff\xd8\xff" + content,  # a photo, however large
+    ):
+        path.write_bytes(changed)
+        assert not is_output(path, "show")
