@@ -4,12 +4,12 @@
 
 A case fails if it ends with an exception other than the program's errors, if it takes longer than
 `LIMIT_S`, or if a changed file is read as something else than it says. Case N of a seed is always
-the same: `--first N --cases 1` repeats it.
+the same: `--first N --cases 1` repeats it. Each file is also read as it is, because a reader that
+refuses everything would pass.
 """
 
 from __future__ import annotations
 
-import copy
 import faulthandler
 import io
 import json
@@ -20,7 +20,7 @@ import time
 import tomllib
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +33,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import train
+from benchmarks.__main__ import main as benchmarks_main
+from benchmarks.harness.results import one_line, read_result
 from convert.__main__ import main as convert_main
 from convert.codecs import ENCODERS
 from convert.errors import DataError
@@ -57,7 +59,9 @@ from model.training.config import DataConfig, RunConfig, read_config, write_conf
 from model.training.progress import Elapsed
 from model.training.run import Run
 from model.training.trainer import StageTrainer
+from model.unet import original_name
 from tests.damage import signed_text
+from tests.mutations import Unchanged, damaged, mutated, overwritten, same, to_text
 from tests.pictures import jpeg_bytes
 from tests.tiny import make_dataset
 from tests.tiny_shards import write_tiny_shards
@@ -65,90 +69,11 @@ from tests.tiny_shards import write_tiny_shards
 LIMIT_S = 20
 """Of one case, many times what each takes."""
 
-HOSTILE: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 7, 2**31, 2**63, -(2**63) - 1, 10**400, 0.5, -0.5, 1e308, 1e-320,
-    float("nan"), float("inf"), "", "x", "../x", "/etc/passwd", "a\nb", "a\0", "\udcff", "$\\frac{",
-    "x" * 10_000, [], [0], [[]], {}, {"": 0}, {"__class__": "x"}, ["x"] * 1000, [5, 8, 12],
-)  # fmt: skip
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
 
 
 class Failure(Exception):
     """What a case found."""
-
-
-def mutated(rng: random.Random, value: Any) -> Any:
-    """A copy of nested tables and lists in which one to three entries are changed."""
-    value = copy.deepcopy(value)
-    for _ in range(rng.choice((1, 1, 2, 3))):
-        places = list(_places(value))
-        if places:
-            _change(rng, *rng.choice(places))
-    return value
-
-
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Each table or list with each of its keys or numbers."""
-    entries = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, entry in list(entries):
-        yield value, key
-        if isinstance(entry, dict | list):
-            yield from _places(entry)
-
-
-def _change(rng: random.Random, table: Any, key: Any) -> None:
-    found, kind = table[key], rng.randrange(8)
-    if kind == 0:
-        del table[key]
-    elif kind == 1 and isinstance(table, dict):
-        table[rng.choice(("extra", "", "../x", str(key) + "x"))] = found
-    elif kind == 1:
-        table.insert(key, copy.deepcopy(found))
-    elif kind == 2 and type(found) in (int, float):
-        table[key] = rng.choice((found + 1, -found, found * 2**40, float(found), str(found)))
-    elif kind == 3 and isinstance(found, list):
-        table[key] = rng.choice((found[::-1], found[:-1], found * 3, {"0": found}))
-    elif kind == 4 and isinstance(table, dict):
-        table[key], other = table[rng.choice(list(table))], found
-        table[rng.choice(list(table))] = other
-    elif kind == 5:
-        deep: Any = found
-        for _ in range(rng.choice((1, 3, 90, 150))):
-            deep = rng.choice(([deep], {"a": deep}))
-        table[key] = deep
-    else:
-        table[key] = copy.deepcopy(rng.choice(HOSTILE))
-
-
-def damaged(rng: random.Random, data: bytes) -> bytes:
-    """Bytes with a flipped bit, a cut end, a hole, a repeated or a random piece, or others."""
-    at, end = sorted(rng.randrange(len(data) + 1) for _ in range(2))
-    kind = rng.randrange(8)
-    if kind < 3:
-        at = min(at, len(data) - 1)
-        return data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :]
-    if kind == 3:
-        return data[:at]
-    if kind == 4:
-        return data[:at] + data[end:]
-    if kind == 5:
-        return data[:end] + data[at:]
-    if kind == 6:
-        return data[:at] + rng.randbytes(rng.randrange(1, 30)) + data[at:]
-    return rng.choice((b"", b"[" * 100_000, b'{"a":' * 100_000, b"\xff\xfe", data * 2))
-
-
-def same(given: Any, read: Any) -> bool:
-    """Whether plain values are equal; a table that was read may have more keys."""
-    if isinstance(given, Mapping) and isinstance(read, Mapping):
-        return all(key in read and same(given[key], read[key]) for key in given)
-    if isinstance(given, list | tuple) and isinstance(read, list | tuple):
-        return len(given) == len(read) and all(map(same, given, read))
-    if isinstance(given, torch.Tensor) and isinstance(read, torch.Tensor):
-        given, read = given.nan_to_num(), read.nan_to_num()
-        return torch.equal(given, read)
-    if given != given:  # NaN
-        return bool(read != read)
-    return isinstance(given, bool) == isinstance(read, bool) and bool(given == read)
 
 
 def require(value: bool, problem: str) -> None:
@@ -156,8 +81,13 @@ def require(value: bool, problem: str) -> None:
         raise Failure(problem)
 
 
-def to_text(value: Any) -> bytes:
-    return json.dumps(value).encode("utf-8", "surrogatepass")
+def one_lines(value: Any) -> Any:
+    """A result as it is read: text without control characters, and no number as null."""
+    if isinstance(value, dict):
+        return {one_line(key): one_lines(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [one_lines(entry) for entry in value]
+    return one_line(value) if isinstance(value, str) else value
 
 
 def run_command(main: click.Command, *arguments: object) -> None:
@@ -185,7 +115,7 @@ class Files:
         self.data = make_dataset(folder / "data")
         rng = np.random.default_rng(0)
         self.pixels = rng.integers(0, 256, (32, 40, 3), np.uint8)
-        self.jpeg = jpeg_bytes(self.pixels)
+        self.jpeg, self.gray = jpeg_bytes(self.pixels), jpeg_bytes(self.pixels[..., 0])
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.network = DualDecoderUNet(1)
@@ -205,6 +135,10 @@ class Files:
         self.checkpoint = folder / "best.safetensors"
         self._save_checkpoint(self.info.model_dump())
         self.weights = self.checkpoint.read_bytes()
+        theirs = io.BytesIO()
+        weights = self.network.state_dict()
+        torch.save({original_name(name): value for name, value in weights.items()}, theirs)
+        self.theirs = theirs.getvalue()
         self.run = folder / "run"
         self.run.mkdir()
         write_config(self.run / "config.json", self.config)
@@ -212,6 +146,7 @@ class Files:
         self.state = self._state()
         save_state(self.run / "last.pt", self.state)
         self.last = (self.run / "last.pt").read_bytes()
+        self.results = {path.stem: path.read_bytes() for path in RESULTS.glob("*.json")}
         self.parts = folder / "parts"
         self.parts.mkdir()
         self.part = Part(0, 0, 8)
@@ -265,8 +200,7 @@ class Files:
         name = rng.choice(("backgrounds.npy", "samples.beton.index.npy", "samples.beton"))
         path = self.shards / name
         data = path.read_bytes()
-        at = rng.randrange(min(len(data), 200))
-        path.write_bytes(data[:at] + rng.randbytes(rng.randrange(1, 9)) + data[at + 8 :])
+        path.write_bytes(overwritten(rng, data, 200))
         try:
             for index in range(len(opened := Shards(self.shards))):
                 opened.find_corruption(index)
@@ -343,7 +277,7 @@ class Files:
     def original_weights(self, rng: random.Random) -> None:
         """A `.pth` file."""
         path = self.folder / "theirs.pth"
-        path.write_bytes(damaged(rng, self.last))
+        path.write_bytes(damaged(rng, self.theirs))
         load_network(path)
 
     def last_state(self, rng: random.Random) -> None:
@@ -367,6 +301,26 @@ class Files:
         found |= {"best": run.best, "network": network.state_dict()}
         require(all(same(state[name], found[name]) for name in found), "another state was read")
 
+    def result(self, rng: random.Random) -> None:
+        """A result of the benchmarks, as `report` and `compare` read it."""
+        name = rng.choice(sorted(self.results))
+        value = json.loads(self.results[name])
+        text = to_text(mutated(rng, value))
+        text = damaged(rng, self.results[name]) if rng.random() < 0.2 else text
+        folder = self.folder / "results"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{value['benchmark']}.json"
+        path.write_bytes(text)
+        try:
+            found = json.loads(read_result(path).model_dump_json())
+            require(same(one_lines(json.loads(text)), found), "a result was read as something else")
+            if any(case["repeats"] for case in found["cases"].values()):
+                run_command(benchmarks_main, "compare", path, path)
+            if rng.random() < 0.1:
+                run_command(benchmarks_main, "report", folder)
+        finally:
+            shutil.rmtree(folder)
+
     def photo(self, rng: random.Random) -> None:
         """A photo, as `predict` and `compose` read it."""
         form = rng.choice(("JPEG", "PNG", "TIFF", "GIF", "WEBP", "BMP"))
@@ -378,8 +332,9 @@ class Files:
 
     def sample(self, rng: random.Random) -> None:
         """An image of a data set, as `pack` encodes it."""
-        data = damaged(rng, self.jpeg)
+        colour, gray = damaged(rng, self.jpeg), damaged(rng, self.gray)
         for codec, encode in ENCODERS.items():
+            data = colour if codec == "jpeg" else gray
             try:
                 encode(data, 32, 40)
             except ValueError as error:
@@ -427,6 +382,7 @@ TARGETS: dict[str, tuple[Target, int]] = {
     "checkpoint, .pth": (Files.original_weights, 1),
     "last.pt, values": (Files.last_state, 3),
     "last.pt, bytes": (Files.last_bytes, 2),
+    "result": (Files.result, 4),
     "photo": (Files.photo, 4),
     "image of a data set": (Files.sample, 3),
     "predict": (Files.predict, 1),
@@ -444,9 +400,11 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-def run_case(files: Files, seed: int, case: int, target: str | None = None) -> Outcome:
-    """Mutate and read one file."""
-    rng = random.Random(f"{seed} {case}")
+def run_case(
+    files: Files, seed: int, case: int, target: str | None = None, *, mutate: bool = True
+) -> Outcome:
+    """Mutate and read one file; mutate: or read it as it is."""
+    rng = (random.Random if mutate else Unchanged)(f"{seed} {case}")
     weights = [weight for _, weight in TARGETS.values()]
     name = target or rng.choices(list(TARGETS), weights)[0]
     refused, problem, start = False, None, time.perf_counter()
@@ -483,6 +441,10 @@ def main(cases: int, seed: int, first: int, target: str | None) -> None:
     torch.set_num_threads(1)
     read, refused, failed = Counter[str](), Counter[str](), 0
     with files() as made:
+        for name in TARGETS:
+            outcome = run_case(made, seed, first, name, mutate=False)
+            if outcome.refused or outcome.problem:
+                raise DataError(f"{name}: a file that is not mutated is refused; {outcome}")
         for case in range(first, first + cases):
             faulthandler.dump_traceback_later(3 * LIMIT_S, exit=True)  # a hang
             outcome = run_case(made, seed, case, target)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -15,7 +14,7 @@ import click
 
 from benchmarks.harness.load import watch_load
 from benchmarks.harness.nvml import before_use
-from benchmarks.harness.results import Result
+from benchmarks.harness.results import Result, read_benchmark
 from benchmarks.report import about
 from convert.errors import DataError
 from convert.outputs import require_free
@@ -57,7 +56,11 @@ def _check_json(context: click.Context, option: click.Parameter, path: Path | No
         return None
     require_free(path)
     name = str(context.command.name)
-    if path.exists() and path.stat().st_size and _benchmark_of(path) != _BENCHMARKS.get(name, name):
+    if (
+        path.exists()
+        and path.stat().st_size
+        and read_benchmark(path) != _BENCHMARKS.get(name, name)
+    ):
         raise DataError(
             f"{path}: exists and is no result of {name}; name another file, or move it away"
         )
@@ -66,15 +69,6 @@ def _check_json(context: click.Context, option: click.Parameter, path: Path | No
 
 _BENCHMARKS = {"simulate": "simulation"}
 """What the results of a command are called, where that is not its name."""
-
-
-def _benchmark_of(path: Path) -> str | None:
-    """Name of the benchmark whose result a file is, of any version; None if it is none."""
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return found.get("benchmark") if isinstance(found, dict) else None
 
 
 def _check_device(context: click.Context, option: click.Parameter, device: str) -> str:

@@ -1,10 +1,12 @@
 """A result: what was run, on what, with which versions, and every raw repeat.
 
-The models below are the schema of its JSON; `docs/benchmarks.md` describes it in words.
+The classes below are the schema of its JSON; `docs/benchmarks.md` describes it in words.
+Result files may come from anyone: `read_result` is the one place that reads them.
 """
 
 from __future__ import annotations
 
+import math
 import platform
 import statistics
 import subprocess
@@ -15,21 +17,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from benchmarks.harness import nvjpeg as nvjpeg_library
 from benchmarks.harness.nvml import Idle, Nvml, before_use, open_nvml
-from benchmarks.harness.timing import Repeat
+from benchmarks.harness.timing import AtLeast0, Repeat
 from convert.errors import DataError
 from convert.files import read_regular
+from convert.schema import Count, Items, Positive, Schema, parse_json, parse_table
 from convert.workers import available_cores
 
 SCHEMA = 3
@@ -64,17 +61,29 @@ Text = Annotated[str, AfterValidator(one_line)]
 """Of a result: it is printed in a terminal, and put into tables, documents and pictures."""
 
 
-Figure = Annotated[float, Field(allow_inf_nan=True)]
+_NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+"""As JSON, which has no such numbers, has them in a result."""
+
+
+def _plain(value: object) -> object:
+    """A number of NumPy or torch as Python's; other values as they are."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return _NOT_FINITE.get(value, value) if isinstance(value, str) else value
+
+
+Figure = Annotated[float, Field(allow_inf_nan=True), BeforeValidator(_plain)]
 """May be infinite or no number, as the score of a training that has diverged is."""
 
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, ser_json_inf_nan="strings"
-    )
+_MOST_CASES = 1000
+"""Of a result: a picture of more has no use."""
 
 
-class Accelerator(_Strict):
+class _Record(Schema, ser_json_inf_nan="strings"):
+    """A table of a result."""
+
+
+class Accelerator(_Record):
     """A GPU that was measured; None is what could not be read.
 
     cuda, cudnn: versions that torch uses. nvjpeg: version that DALI uses. Clocks: when the result
@@ -94,8 +103,8 @@ class Accelerator(_Strict):
     power_limit_w: float | None = None
     mig: bool | None = None
     memory_used_before_gib: float | None = None
-    processes_before: int | None = None
-    jpeg_engines: int | None = None
+    processes_before: Count | None = None
+    jpeg_engines: Count | None = None
     jpeg_engine: bool | None = None
 
     @classmethod
@@ -117,11 +126,11 @@ class Accelerator(_Strict):
         )
 
 
-class Machine(_Strict):
+class Machine(_Record):
     """Where a result was measured; gpu, driver and accelerator are None where device is "cpu"."""
 
     cpu: Text
-    cores: int
+    cores: Positive
     device: Text
     gpu: Text | None
     driver: Text | None
@@ -149,7 +158,7 @@ class Machine(_Strict):
         )
 
 
-class Spread(_Strict):
+class Spread(_Record):
     """Median and range of the repeats."""
 
     median: Figure
@@ -162,7 +171,7 @@ class Spread(_Strict):
         return cls(median=statistics.median(values), lowest=min(values), highest=max(values))
 
 
-class CaseResult(_Strict):
+class CaseResult(_Record):
     """One thing measured.
 
     parameters: those that vary between the cases of a result. repeats: the raw runs; empty where
@@ -171,8 +180,8 @@ class CaseResult(_Strict):
     figures: other numbers of the case, each with its unit in its name.
     """
 
-    parameters: dict[Text, Text | float] = {}
-    repeats: list[Repeat] = []
+    parameters: dict[Text, Text | float] = Field(default_factory=dict)
+    repeats: list[Repeat] = Field(default_factory=list)
     samples_per_s: Spread | None = Field(
         default_factory=lambda case: _spread(case["repeats"], "samples_per_s")
     )
@@ -182,7 +191,7 @@ class CaseResult(_Strict):
     thread_us_per_sample: Spread | None = Field(
         default_factory=lambda case: _spread(case["repeats"], "thread_us_per_sample")
     )
-    figures: dict[Text, Figure] = {}
+    figures: dict[Text, Figure] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _agrees(self) -> CaseResult:
@@ -208,17 +217,17 @@ _BUSY = 0.25
 """Share of the machine's cores above which the load of others is marked."""
 
 
-class Load(_Strict):
+class Load(_Record):
     """What the machine did beside the benchmark, in cores.
 
     before, after: the load average of one minute at the start and at the end, where the benchmark
     itself counts too. others: mean number of cores that other processes used in between.
     """
 
-    before: float
-    after: float
-    others: float
-    machine_cores: int
+    before: AtLeast0
+    after: AtLeast0
+    others: AtLeast0
+    machine_cores: Positive
 
     @property
     def is_busy(self) -> bool:
@@ -226,7 +235,7 @@ class Load(_Strict):
         return self.others > _BUSY * self.machine_cores
 
 
-class Result(_Strict):
+class Result(_Record):
     """One run of one benchmark.
 
     ours: the cases of this project; all cases are compared with the fastest of them.
@@ -242,10 +251,10 @@ class Result(_Strict):
     arguments: dict[Text, Text]
     machine: Machine
     versions: dict[Text, Text]
-    cases: dict[Text, CaseResult]
-    ours: tuple[Text, ...] = ()
-    skipped: dict[Text, Text] = {}
-    sizes: dict[Text, float] = {}
+    cases: Annotated[dict[Text, CaseResult], Field(max_length=_MOST_CASES)]
+    ours: Items[Text] = ()
+    skipped: dict[Text, Text] = Field(default_factory=dict)
+    sizes: dict[Text, float] = Field(default_factory=dict)
     load: Load | None = None
     unfinished: Text = ""
 
@@ -355,15 +364,22 @@ def _versions() -> dict[str, str]:
 def read_result(path: Path) -> Result:
     """Read a result from its file. Raises DataError where it is not valid."""
     try:
-        return Result.model_validate_json(read_regular(path))
+        return Result.from_json(parse_json(read_regular(path)))
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; expected a result of `benchmarks`") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
+    except ValueError as error:
         raise DataError(
-            f"{path}: not a result of schema {SCHEMA}: {where}: {first['msg']}; measure again"
+            f"{path}: not a result of schema {SCHEMA}: {error}; measure again"
         ) from None
+
+
+def read_benchmark(path: Path) -> str | None:
+    """Name of the benchmark whose result a file is, of any version; None if it is none."""
+    try:
+        found = parse_table(read_regular(path)).get("benchmark")
+    except (OSError, ValueError, DataError):
+        return None
+    return found if isinstance(found, str) else None
 
 
 def read_results(folder: Path) -> dict[str, Result]:

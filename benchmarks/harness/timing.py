@@ -10,7 +10,6 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import click
@@ -18,10 +17,12 @@ import torch
 from pydantic import Field
 
 from benchmarks.harness.resources import cpu_s, peak_memory
+from convert.schema import Positive, Schema
+
+AtLeast0 = Annotated[float, Field(ge=0)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Repeat:
+class Repeat(Schema):
     """One timed run.
 
     wall_s: by the monotonic clock. cpu_s: user and system time of this process and of all its
@@ -29,15 +30,15 @@ class Repeat:
     the work of the GPU; None in results of earlier versions. peak_gib: largest resident memory of
     this process and its children, which another process samples 50 times per second; pages that
     they share count once. peak_device_gib: largest memory that torch had allocated on the GPU,
-    None on a CPU. The ranges hold for what is read from a file.
+    None on a CPU.
     """
 
-    samples: Annotated[int, Field(gt=0, lt=2**63)]
-    wall_s: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    cpu_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    peak_gib: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    peak_device_gib: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    thread_cpu_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    samples: Positive
+    wall_s: Annotated[float, Field(gt=0)]
+    cpu_s: AtLeast0
+    peak_gib: AtLeast0
+    peak_device_gib: AtLeast0 | None = None
+    thread_cpu_s: AtLeast0 | None = None
 
     @property
     def samples_per_s(self) -> float:
@@ -65,7 +66,7 @@ def time_once(run: Callable[[], int], *, device: torch.device | str = "cpu") -> 
         torch.cuda.reset_peak_memory_stats(device)
     with peak_memory() as memory:
         cpu, wall, thread = cpu_s(memory.pid), time.perf_counter(), time.thread_time()
-        samples = run()
+        samples = int(run())  # may be of NumPy
         if on_gpu:
             torch.cuda.synchronize(device)
         thread = time.thread_time() - thread

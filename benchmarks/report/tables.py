@@ -75,7 +75,7 @@ def number(value: float | None) -> str:
     """Three significant figures, with thousands separators; empty for None."""
     if value is None:
         return ""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if 100 <= abs(value) < 1e15 else f"{value:.3g}"
 
 
 def timed(result: Result) -> Table:

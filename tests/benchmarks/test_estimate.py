@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,7 +67,7 @@ def test_measured_times_of_loaders_replace_ours(tmp_path: Path) -> None:
     assert measured["launches"] - by_default["launches"] == pytest.approx(26.0)
     assert measured["dali_launches"] == by_default["dali_launches"]
 
-    old = CaseResult(repeats=[replace(repeat, thread_cpu_s=None)])
+    old = CaseResult(repeats=[repeat.changed(thread_cpu_s=None)])
     path.write_text(make_result("loader", {}, {"ours, FFCV": old}).model_dump_json())
     with pytest.raises(DataError, match=r"loader\.json: found a result of `loader` without thread"):
         measured_host_us(path)

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -452,7 +451,7 @@ def test_the_cpu_time_of_the_consumer_is_a_part_of_all() -> None:
     case = CaseResult(repeats=[repeat])
     assert case.thread_us_per_sample == Spread.of([repeat.thread_cpu_s / 10 * 1e6])
     assert "consumer us/sample" in timed(result_of({"ours": case})).head
-    old = CaseResult(repeats=[replace(repeat, thread_cpu_s=None)])
+    old = CaseResult(repeats=[repeat.changed(thread_cpu_s=None)])
     assert old.thread_us_per_sample is None
     assert "consumer us/sample" not in timed(result_of({"ours": old})).head
 
