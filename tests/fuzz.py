@@ -82,11 +82,13 @@ def require(value: bool, problem: str) -> None:
 
 
 def one_lines(value: Any) -> Any:
-    """A result as it is read: text without control characters, and no number as null."""
+    """A result as it is read: text without control characters, large numbers as floats."""
     if isinstance(value, dict):
         return {one_line(key): one_lines(entry) for key, entry in value.items()}
     if isinstance(value, list):
         return [one_lines(entry) for entry in value]
+    if type(value) is int and abs(value) > 2**53:  # may be read as the next float
+        return float(value)
     return one_line(value) if isinstance(value, str) else value
 
 
@@ -313,7 +315,10 @@ class Files:
         path.write_bytes(text)
         try:
             found = json.loads(read_result(path).model_dump_json())
-            require(same(one_lines(json.loads(text)), found), "a result was read as something else")
+            require(
+                same(one_lines(json.loads(text)), one_lines(found)),
+                "a result was read as something else",
+            )
             if any(case["repeats"] for case in found["cases"].values()):
                 run_command(benchmarks_main, "compare", path, path)
             if rng.random() < 0.1:

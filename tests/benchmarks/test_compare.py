@@ -108,7 +108,6 @@ def test_what_is_on_one_side_only_is_listed(tmp_path: Path) -> None:
 
 
 def test_a_busy_machine_is_named(tmp_path: Path) -> None:
-    for load in ({"before": 1.0}, {"others": 0.6}):
-        busy = result(load=IDLE.model_copy(update=load))
-        done = compare(tmp_path, busy, result(500, 600, 700))
-        assert "40.0% worse (measured on a busy machine)" in done.output
+    busy = result(load=IDLE.model_copy(update={"others": 0.6}))
+    done = compare(tmp_path, busy, result(500, 600, 700))
+    assert "40.0% worse (measured on a busy machine)" in done.output
