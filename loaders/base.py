@@ -190,8 +190,7 @@ class ShardLoader(Loader):
         expect("workers", self.num_workers, 1)
         # Decoders differ in the corruption that they detect; checksums do not. So engines have to
         # check to skip the same records.
-        check = self._checks_by_default() if options.check is None else options.check
-        self._check = check or options.max_bad > 0
+        self._check = options.check is not False or options.max_bad > 0
         # Always: a wrong row of the index would show another sample's pixels with a valid checksum.
         shards.check_files(shards.shared)
         self.backgrounds = Backgrounds.from_numpy(shards.backgrounds, self.layout, self.device)
@@ -208,10 +207,6 @@ class ShardLoader(Loader):
     def _default_workers(self) -> int:
         """Decoding threads if the options give no number."""
         return default_threads()
-
-    def _checks_by_default(self) -> bool:
-        """Whether records are compared with their checksums if the options do not say."""
-        return False
 
     def _record_error(self, index: int) -> RecordError | None:
         return self.shards.find_corruption(index)

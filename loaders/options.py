@@ -39,8 +39,9 @@ class LoaderOptions:
     max_bad: int = 0
     """Corrupt records that may be skipped (see `loaders.corrupt`); above 0, ``check`` is on."""
     check: bool | None = None
-    """Whether each record is compared with its checksum before it is decoded. None: only for DALI
-    on a GPU, whose decoder can crash on corrupt bytes (`loaders.engines.dali`)."""
+    """Whether each record is compared with its checksum before it is decoded. None: wherever there
+    are checksums, that is, in shards. False decodes some corrupt records to wrong pixels, and
+    with DALI on a GPU some can end the process (`loaders.engines.dali`)."""
 
     hw_decoder_load: float | None = None
     """Share of a batch, 0 to 1, that the JPEG engine of an A100 or a newer GPU decodes; the rest is

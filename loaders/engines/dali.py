@@ -2,6 +2,10 @@
 
 The only module that imports `nvidia.dali`. Batches are fed to an external source, so the order,
 resuming and the last batch are ours; DALI works ``_AHEAD`` batches ahead.
+
+Corrupt bytes should not reach its decoder on a GPU: nvJPEG 13.4 Update 1 "fixed parsing issues that
+could cause crashes or hangs when decoding malformed JPEG bitstreams" (its release notes), and
+`constraints.txt` has 13.3. A crash or a hang cannot be turned into an error that names the record.
 """
 
 from __future__ import annotations
@@ -153,12 +157,6 @@ class DALILoader(ShardLoader):
     def _default_workers(self) -> int:
         on_gpu = self.device.type == "cuda"
         return min(default_threads(), DECODER_THREADS) if on_gpu else default_threads()
-
-    def _checks_by_default(self) -> bool:
-        # nvJPEG 13.4 Update 1 "fixed parsing issues that could cause crashes or hangs when decoding
-        # malformed JPEG bitstreams" (its release notes). `constraints.txt` has 13.3, and a
-        # crash or a hang cannot be turned into an error that names the record.
-        return self.device.type == "cuda"
 
     def _require_memory(self) -> None:
         needed = predict_memory(

@@ -106,8 +106,8 @@ def data_options(engines: Sequence[str]) -> Decorator:
         option("--max-bad", type=click.IntRange(min=0), default=0, help=MAX_BAD_HELP),
         option(
             "--check/--no-check", default=None, show_default=False,
-            help="Verify the checksum of every record before it is decoded. Default: for dali on a "
-            "GPU alone.",
+            help="Verify the checksum of every record of shards before it is decoded. Default: "
+            "--check.",
         ),
     )  # fmt: skip
 

@@ -171,15 +171,39 @@ def test_corruption_that_decodes_is_detected_by_the_checksum(
     options: dict[str, Any] = {"batch_size": 8, "shuffle": False}
     for engine in ("ffcv", "dali", "resident"):
         with (
-            build_loader(engine, packed, **options) as blind,
+            build_loader(engine, packed, check=False, **options) as blind,
             build_loader(engine, shards, **options) as truth,
-            build_loader(engine, packed, check=True, **options) as loader,
+            build_loader(engine, packed, **options) as loader,
         ):
             decoded: Batch = next(blind.epoch(0))
             expected: Batch = next(truth.epoch(0))
             assert not torch.equal(decoded.fg_bg[5], expected.fg_bg[5])
             with pytest.raises(RecordError, match=r"record 5, fg_bg .*checksum"):
                 next(loader.epoch(0))
+
+
+@pytest.mark.parametrize("engine", ["ffcv", "dali", "dali-stream", "resident"])
+@pytest.mark.parametrize(
+    ("check", "max_bad", "expected"),
+    [(None, 0, True), (True, 0, True), (False, 0, False), (False, 1, True)],
+)
+def test_records_are_checked_unless_the_options_say_no(
+    need_engine: Callable[[str], None], shards: Path, tmp_path: Path,
+    engine: str, check: bool | None, max_bad: int, expected: bool,
+) -> None:  # fmt: skip
+    need_engine(engine)
+    spoilt = Path(shutil.copytree(shards, tmp_path / "shards"))
+    Records(spoilt, "webdataset" if engine.startswith("dali") else "ffcv").spoil(
+        5, "fg_bg", bit_flipped(0)
+    )
+    options: dict[str, Any] = {"batch_size": 90, "shuffle": False, "num_workers": 1}
+    with build_loader(engine, spoilt, check=check, max_bad=max_bad, **options) as loader:
+        if expected and not max_bad:
+            with pytest.raises(RecordError, match=r"record 5, fg_bg .*checksum"):
+                next(loader.epoch(0))
+        else:
+            next(loader.epoch(0))
+            assert [error.index for error in loader.skipped] == ([5] if expected else [])
 
 
 @pytest.mark.parametrize("name", ["backgrounds.npy", "index"])

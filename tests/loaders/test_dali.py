@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from loaders import DataError, RecordError, build_loader
-from tests.damage import Records, bit_flipped
+from loaders import DataError, build_loader
 from tests.loaders.lazy_streams import LazyStreams
 
 MIB = b"\x80\x80\x40"
@@ -75,41 +73,6 @@ def test_graph_for_the_gpu_decodes_there(
             assert b"jpeg_fancy_upsampling" in arguments
         # Nothing comes back to the host: fg_bg, mask or its runs, depth.
         assert [output.device for output in pipeline._graph_outputs] == [where] * 3
-
-
-@pytest.mark.parametrize("engine", ["dali", "dali-stream"])
-@pytest.mark.parametrize(
-    ("device", "check", "max_bad", "expected"),
-    [
-        ("cuda", None, 0, True), ("cuda", False, 0, False), ("cuda", False, 1, True),
-        ("cpu", None, 0, False), ("cpu", True, 0, True),
-    ],
-)  # fmt: skip
-def test_corrupt_bytes_do_not_reach_a_decoder_on_a_gpu(
-    need_engine: Callable[[str], None], shards: Path, monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path, engine: str, device: str, check: bool | None, max_bad: int, expected: bool,
-) -> None:  # fmt: skip
-    """The loader decodes on the CPU here, but decides as on the device."""
-    need_engine(engine)
-    from loaders.engines.dali import DALILoader
-
-    decide = DALILoader._checks_by_default
-
-    def on_device(self: DALILoader) -> bool:
-        loader: Any = SimpleNamespace(device=torch.device(device))
-        return decide(loader)
-
-    monkeypatch.setattr(DALILoader, "_checks_by_default", on_device)
-    spoilt = Path(shutil.copytree(shards, tmp_path / "shards"))
-    Records(spoilt, "webdataset").spoil(5, "fg_bg", bit_flipped(0))
-    options: dict[str, Any] = {"batch_size": 90, "shuffle": False, "num_workers": 1}
-    with build_loader(engine, spoilt, check=check, max_bad=max_bad, **options) as loader:
-        if expected and not max_bad:
-            with pytest.raises(RecordError, match=r"record 5, fg_bg .*checksum"):
-                next(loader.epoch(0))
-        else:
-            next(loader.epoch(0))
-            assert [error.index for error in loader.skipped] == ([5] if expected else [])
 
 
 @pytest.mark.parametrize("load", [None, 0.12])
