@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import os
 
-from convert.interrupts import end_at_once
+from convert import program
 
 if __name__ == "__main__":
-    end_at_once()  # on Ctrl-C, while modules are imported
+    program.begin()
 
 # Before torch loads libgomp, whose waiting threads spin by default: next to other work on the
 # same cores, steps took up to 4.6 times as long (docs/guide.md, "Threads").

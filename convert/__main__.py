@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from convert.interrupts import end_at_once
+from convert import program
 
 if __name__ == "__main__":
-    end_at_once()  # on Ctrl-C, while modules are imported
+    program.begin()
 
 import io
 import json

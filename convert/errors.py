@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import sys
 from collections.abc import Iterator
@@ -104,10 +105,24 @@ def _system_error_in_one_line() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # At EPIPE, click ends silently, as `yes | head` does.
+        if error.errno == errno.EPIPE and not _reader_is_gone():
+            raise DataError(
+                "another process that this one needs has ended (killed, or out of memory); run "
+                "again"
+            ) from None
+        # At EPIPE of its own output, click ends silently, as `yes | head` does.
         if not is_users(error):
             raise
         raise DataError(_where_it_failed(error)) from None
+
+
+def _reader_is_gone() -> bool:
+    """Whether standard output or standard error is a pipe that no one reads any more."""
+    poll = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # it is no file, or closed
+            poll.register(stream.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _where_it_failed(error: OSError) -> str:

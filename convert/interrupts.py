@@ -69,7 +69,7 @@ def ignored_signals_repeated() -> Iterator[None]:
 
 
 def end_at_once() -> None:
-    """For the first line of a program: Ctrl-C ends it with one line, without cleaning up.
+    """From now on, Ctrl-C ends the program with one line, without cleaning up.
 
     While modules are imported, which takes seconds, there is nothing to clean up. `Commands` calls
     `ended_by_exception` when it runs a command. A Ctrl-C that is ignored stays ignored.

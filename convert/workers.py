@@ -38,7 +38,13 @@ def worker_pool(workers: int | None) -> Iterator[futures.Executor]:
     else:
         context = multiprocessing.get_context("spawn")
         cores = workers or available_cores()
-        pool = futures.ProcessPoolExecutor(cores, context, initializer=_end_with_parent)
+        try:
+            pool = futures.ProcessPoolExecutor(cores, context, initializer=_end_with_parent)
+        except OSError as error:
+            raise DataError(
+                f"worker processes: {error.strerror or error}: found no space or no permission for "
+                "their semaphores in /dev/shm; free some, or use --workers 0"
+            ) from None
     try:
         yield pool
     except BaseException:

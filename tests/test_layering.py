@@ -31,7 +31,7 @@ ALLOWED = {
         "convert.errors convert.files convert.images convert.interrupts convert.outputs "
         "convert.schema"
     ),
-    "train.py": "convert.interrupts convert.outputs",
+    "train.py": "convert.outputs convert.program",
     "loaders/": (
         "convert.codecs convert.errors convert.interrupts convert.jpeg.difference "
         "convert.jpeg.record convert.jpeg.streaming convert.layout convert.manifest "

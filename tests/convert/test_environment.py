@@ -168,6 +168,27 @@ def test_ctrl_c_that_has_ended_the_reader_of_a_pipe(monkeypatch: pytest.MonkeyPa
             broken.close()
 
 
+def test_a_broken_pipe_to_another_process_is_one_line() -> None:
+    """Only if a reader of this program's own output has ended, it ends silently."""
+    error = BrokenPipeError(errno.EPIPE, "Broken pipe")
+    result = CliRunner().invoke(failing(error), ["fail"])
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "another process that this one needs has ended" in result.stderr
+
+
+def test_a_full_dev_shm(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", full)
+    arguments = [str(dataset), str(tmp_path / "shards"), "--workers"]
+    result = CliRunner().invoke(main, ["pack", *arguments, "2"])
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "No space left on device: found no space or no permission" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert CliRunner().invoke(main, ["pack", *arguments, "0"]).exit_code == 0
+
+
 @pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize("number", ENDING)
 @pytest.mark.parametrize("started", [0, 1])

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,50 @@ def test_nothing_is_set_if_one_folder_can_be_made(
     monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
     kernel_cache.provide()
     assert "NUMBA_CACHE_DIR" not in os.environ
+
+
+@pytest.fixture
+def provide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """`provide` without any folder but one in the place of /dev/shm."""
+    (tmp_path / "file").touch()
+    (tmp_path / "shm").mkdir()
+    closed = str(tmp_path / "file" / "below")
+    for where in ("_folders_of_numba", "_folders_of_matplotlib"):
+        monkeypatch.setattr(kernel_cache, where, lambda: (closed, closed))
+    monkeypatch.setattr(kernel_cache, "_SHARED_MEMORY", str(tmp_path / "shm"))
+    for name in ("NUMBA_CACHE_DIR", "MPLCONFIGDIR"):
+        monkeypatch.setenv(name, "")  # restored, whatever `provide` sets
+
+    def none() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    def provide() -> None:
+        with monkeypatch.context() as patch:  # pytest needs some itself
+            patch.setattr(tempfile, "gettempdir", none)
+            kernel_cache.provide()
+
+    return provide
+
+
+def test_shared_memory_is_the_last_resort(tmp_path: Path, provide: Callable[[], None]) -> None:
+    provide()
+    folder = tmp_path / "shm" / f"maskdepth-kernels-{os.getuid()}"
+    assert os.environ["NUMBA_CACHE_DIR"] == str(folder)
+    assert os.environ["MPLCONFIGDIR"] == str(folder / "matplotlib")
+    kernel_cache.require_folder()
+
+
+@pytest.mark.parametrize("chosen", ["", "file/below"])
+def test_a_program_without_any_folder_ends_with_one_line(
+    tmp_path: Path, provide: Callable[[], None], monkeypatch: pytest.MonkeyPatch, chosen: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (tmp_path / "shm").rmdir()
+    if chosen:
+        monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / chosen))
+    provide()
+    with pytest.raises(SystemExit, match="2"):
+        kernel_cache.require_folder()
+    error = capfd.readouterr().err
+    assert error.count("\n") == 1
+    assert "set NUMBA_CACHE_DIR to a folder that is" in error
