@@ -26,7 +26,7 @@ import click
 import torch
 from click.core import ParameterSource
 
-from convert.outputs import require_output
+from convert.outputs import require_output, require_outside
 from loaders import ENGINES, Commands, distributed_rank, open_pair, possible_engines
 from loaders.augment import make_augment
 from loaders.preprocess import Preprocess
@@ -84,6 +84,7 @@ def fit(
     rank, world_size = distributed_rank()
     first = rank == 0
     config, given = read_options(context, options, world_size)
+    require_outside(run_dir, Path(config.data.shards))
     lock = locked(run_dir) if first else nullcontext()
     with lock, naming_resume(run_dir, first=first):
         config = config_to_run(config, given, run_dir, resume=resume, first=first)
@@ -172,6 +173,7 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Score CHECKPOINT on the validation split of SHARDS, next to trivial baselines."""
     if picture:
+        require_outside(picture, Path(str(data["shards"])))
         require_output(picture, "evaluate", [checkpoint])
     loaded = load_network(checkpoint)
     info = loaded.info

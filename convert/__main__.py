@@ -177,8 +177,10 @@ def inspect(shards: Path, as_json: bool) -> None:
 @click.option("--rows", type=click.IntRange(1), default=8)
 def show(shards: Path, out: Path, rows: int) -> None:
     """Draw a contact sheet of SHARDS into the PNG file OUT."""
+    from convert.outputs import require_outside
     from convert.show import contact_sheet, write_sheet
 
+    require_outside(out, shards)
     sheet = contact_sheet(shards, rows)
     write_sheet(sheet, out)
     click.echo(f"{out}: {sheet.width}x{sheet.height} pixels")

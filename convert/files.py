@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 import click
 
-from convert.errors import DataError, is_users, reading
+from convert.errors import DataError, is_users
 
 REPLACED = ".maskdepth-replaced"
 """In a published folder: what it has replaced, until that is removed. Hidden, as no background
@@ -41,17 +41,6 @@ def require_regular(path: str | Path) -> None:
     """
     if reason := why_irregular(os.stat(path).st_mode):
         raise DataError(f"{path}: {reason}; replace or remove it")
-
-
-def require_outside(output: Path, folder: Path) -> None:
-    """DataError if an output would be written into a folder that is read, through links or not."""
-    with reading(output):
-        found, read = output.resolve(), folder.resolve()
-    if found == read or read in found.parents:
-        raise DataError(
-            f"{output}: is inside {folder}, which is read and would be spoiled; name a folder "
-            "elsewhere"
-        )
 
 
 def read_file(path: str | Path) -> tuple[bytes, os.stat_result]:

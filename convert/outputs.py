@@ -45,6 +45,18 @@ def require_writable(path: Path) -> None:
         raise DataError(f"{path}: cannot be written, because {existing} is not a writable folder")
 
 
+def require_outside(output: Path, folder: Path) -> None:
+    """Raise DataError if an output would be in a folder that is read, through links or not."""
+    with reading(output):
+        found, read = output.resolve(), folder.resolve()
+    if found == read or read in found.parents:
+        where = "is" if found == read else "is inside"
+        raise DataError(
+            f"{output}: {where} {folder}, which is read and would be spoiled; name a place "
+            "elsewhere"
+        )
+
+
 def require_output(path: Path, command: str, inputs: Iterable[Path] = ()) -> None:
     """Raise DataError unless a command may write this file and replace what is there.
 

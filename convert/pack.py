@@ -26,7 +26,7 @@ from convert import beton, tarshards
 from convert.bases import open_bases
 from convert.codecs import encode_rgb
 from convert.errors import DataError, RecordError
-from convert.files import read_regular, require_outside, sync
+from convert.files import read_regular, sync
 from convert.manifest import (
     BACKGROUNDS,
     FORMATS,
@@ -40,6 +40,7 @@ from convert.manifest import (
     write_manifest,
 )
 from convert.moments import Accumulator, Moments
+from convert.outputs import require_outside
 from convert.parts import (
     SAMPLES_PER_PART,
     Part,

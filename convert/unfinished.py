@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,12 @@ from convert.files import REPLACED, publish_folder, remove_replaced, restore_rep
 from convert.manifest import MANIFEST
 
 _LONGEST_NAME = 220  # of 255 bytes; the names of the work folder and what it leaves are longer
+
+_WRITTEN = re.compile(
+    r"manifest\.json|(samples|bases|backgrounds)\b[\w.-]*\.(beton|npy|tar|idx)|"
+    + re.escape(REPLACED)
+)
+"""Names of the files of a shard folder, of any version."""
 
 
 def check_target(shards: Path, force: bool) -> None:
@@ -45,6 +52,11 @@ def check_target(shards: Path, force: bool) -> None:
     remove_replaced(shards)  # a run may have been killed while it did so
     if not force:
         raise DataError(f"{shards}: exists already; --force replaces it")
+    if foreign := sorted(p.name for p in shards.iterdir() if not _WRITTEN.fullmatch(p.name)):
+        raise DataError(
+            f"{shards}: found {foreign[0]}, which `pack` has not written; --force would remove it: "
+            "move it away, or choose another name"
+        )
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from benchmarks.harness.nvml import before_use
 from benchmarks.harness.results import Result, read_benchmark
 from benchmarks.report import about
 from convert.errors import DataError
-from convert.outputs import require_free
+from convert.outputs import require_free, require_outside
 from convert.workers import available_cores
 from model.files import make_folder, replace_bytes
 from model.precision import choose_device
@@ -149,6 +149,8 @@ def command(*options: Decorator) -> Callable[[Callable[..., Result]], click.Comm
     def make(run: Callable[..., Result]) -> click.Command:
         @wraps(run)
         def run_and_write(json_path: Path | None, **values: Any) -> None:
+            if json_path is not None and isinstance(shards := values.get("shards"), Path):
+                require_outside(json_path, shards)
             failure: FailedCheck | None = None
             load = watch_load()
 

@@ -21,7 +21,8 @@ from convert.dataset import photos, scenes
 from convert.dataset.canvas import DEPTH_QUALITY, Canvas, Cutout, encode_jpeg
 from convert.dataset.plan import Plan, choose_depth, choose_images, plan_metadata
 from convert.errors import DataError
-from convert.files import publish_folder, require_outside, temporary_folder
+from convert.files import publish_folder, temporary_folder
+from convert.outputs import require_outside
 from convert.source import FOLDERS
 from convert.workers import run_all, worker_pool
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from benchmarks.harness import load as watching
 from benchmarks.harness.load import watch_load
-from benchmarks.harness.options import REPEATS, command, keep
+from benchmarks.harness.options import REPEATS, SHARDS, command, keep
 from benchmarks.harness.results import CaseResult, Load, Result, make_result, read_result
 from benchmarks.harness.timing import Repeat
 from benchmarks.report import about
@@ -44,6 +44,18 @@ def test_a_command_that_is_stopped_leaves_its_rounds(tmp_path: Path) -> None:
     assert found.load is not None
     assert found.load.machine_cores >= 1
     keep(rounds(1))  # outside a command there is no file
+
+
+def test_a_result_is_not_written_into_the_shards(tmp_path: Path) -> None:
+    @command(SHARDS)
+    def loader(shards: Path) -> Result:
+        """Never begins."""
+        raise AssertionError(shards)
+
+    out = str(tmp_path / "loader.json")
+    done = CliRunner().invoke(loader, [str(tmp_path), "--json", out], prog_name="loader")
+    assert (done.exit_code, "loader.json: is inside" in done.output) == (2, True), done.output
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_few_repeats_and_a_busy_machine_are_marked() -> None:

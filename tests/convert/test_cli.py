@@ -132,6 +132,9 @@ def test_show_says_where_it_cannot_write(shards: Path, tmp_path: Path) -> None:
         ("sheet.jpg", "expected .png"),
     ):
         expect_one_line(run("show", shards, tmp_path / name, "--rows", 1), name, reason)
+    inside = run("show", shards, shards / "new/sheet.png", "--rows", 1)
+    expect_one_line(inside, "sheet.png: is inside", "which is read and would be spoiled")
+    assert not (shards / "new").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["file.png"]
     assert (tmp_path / "file.png").read_text() == "mine"
 
