@@ -36,7 +36,7 @@ from tests.composites import (
     with_zero_quantiser,
     write,
 )
-from tests.convert.test_pack import tree
+from tests.trees import tree
 
 Need = Callable[[str], None]
 FIELDS = ("fg_bg", "depth")

@@ -22,6 +22,7 @@ from convert.dataset.compose import compose, place
 from convert.dataset.photos import open_cutout, scale_cutout
 from convert.dataset.plan import Plan
 from convert.errors import DataError
+from tests.trees import tree
 
 SMALL: dict[str, Any] = {
     "backgrounds": 2,
@@ -31,12 +32,6 @@ SMALL: dict[str, Any] = {
     "progress": False,
 }
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """All files below a folder by relative name."""
-    files = (p for p in folder.rglob("*") if p.is_file())
-    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
 def save(path: Path, pixels: np.ndarray, mode: str | None = None) -> Path:

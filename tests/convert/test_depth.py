@@ -29,6 +29,7 @@ from convert.dataset.depth import (
 from convert.errors import DataError, RecordError
 from convert.source import read_source
 from tests.pictures import jpeg_bytes, smooth
+from tests.trees import tree
 
 HEIGHT, WIDTH = 48, 64
 
@@ -40,12 +41,6 @@ def red(images: list[np.ndarray]) -> list[np.ndarray]:
 
 def fake(predict=red, predicts: Predicts = "metric") -> DepthModel:
     return DepthModel(name="a/model", predict=predict, predicts=predicts, library="none 1.0")
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, hidden ones too."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def gray(data: bytes) -> np.ndarray:

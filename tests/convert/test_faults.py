@@ -30,14 +30,11 @@ from convert.layout import FIELDS
 from convert.pack import PackConfig, pack
 from convert.shards import Shards
 from convert.verify import verify
+from tests.trees import tree
 
 CONFIG = PackConfig(samples_per_shard=40)
 KILLS = 20
 DAMAGES = 200
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 # Forks a converter for each line it reads. It is warm, so that a kill can hit any moment of the

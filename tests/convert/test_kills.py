@@ -16,12 +16,9 @@ from convert.files import REPLACED, remove_leftovers
 from convert.manifest import MANIFEST
 from convert.pack import PackConfig, pack
 from tests.kills import kill_at_each_call
+from tests.trees import tree
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 @pytest.fixture(scope="module")

@@ -21,10 +21,7 @@ from convert.source import read_source
 from convert.verify import pillow_pixels, verify
 from tests.damage import sign
 from tests.pictures import jpeg_bytes
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+from tests.trees import tree
 
 
 @pytest.fixture
@@ -232,6 +229,21 @@ def test_finished_folder_is_kept_unless_forced(dataset: Path, shards: Path, tmp_
     pack(dataset, target, config=config, force=True, workers=0, progress=False)
     assert list(read_manifest(target).formats) == ["ffcv"]
     assert [p.name for p in tmp_path.iterdir()] == ["shards"]
+
+
+@pytest.mark.parametrize("name", ["run/last.pt", "data/bg/bg_001.jpg", "notes.txt", "samples.md"])
+def test_force_removes_only_what_pack_has_written(
+    name: str, dataset: Path, shards: Path, tmp_path: Path
+) -> None:
+    """A run or a data set in a folder of shards is not lost with the shards."""
+    target = Path(shutil.copytree(shards, tmp_path / "shards"))
+    (target / name).parent.mkdir(parents=True, exist_ok=True)
+    (target / name).write_text("mine")
+    before = tree(target)
+    expected = f"shards: found {name.split('/')[0]}, which `pack` has not written; --force would re"
+    with pytest.raises(DataError, match=expected):
+        pack(dataset, target, force=True, workers=0, progress=False)
+    assert tree(target) == before
 
 
 @pytest.mark.parametrize("force", [False, True])
