@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -230,6 +231,8 @@ def _load_plain(path: Path) -> object:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the type that torch raises depends on the bytes of the file
         reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch advises to run what is in the file
+            reason = "not readable without running code"
         raise ModelError(
             f"{path}: expected a file of tensors and plain values, found a corrupt file or one "
             f"that holds code ({reason}); files that hold code are refused"
