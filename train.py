@@ -32,6 +32,7 @@ from loaders.augment import make_augment
 from loaders.preprocess import Preprocess
 from loaders.split import SPLITS, split_indices
 from model.checkpoint import Checkpoint, load_network
+from model.contract import about_depth
 from model.distributed import from_first_rank, joined, local_device
 from model.errors import ModelError
 from model.files import locked, make_folder
@@ -246,6 +247,8 @@ def predict(
     """Write NAME_mask.png, NAME_depth.png and NAME_side_by_side.png of pairs, in their own size."""
     predictor = Predictor(*load_network(checkpoint)).to(choose_device(device))
     pairs = pair_images(bg, fg_bg)
+    if about := about_depth(predictor.depth_source):
+        click.echo(f"{checkpoint}: {about}: it has learnt a ground-plane prior", err=True)
     for done in predict_files(predictor, pairs, out_dir, threshold=threshold, align=align):
         click.echo(done.note, err=True)
         click.echo("\n".join(map(str, done.paths)))

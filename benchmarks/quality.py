@@ -15,13 +15,13 @@ from benchmarks.harness.timing import print_progress
 from convert.errors import DataError
 from convert.files import read_regular
 from model.checkpoint import load_network
+from model.contract import PRIOR
 from model.metrics import Scores
 from model.precision import choose_device
 from model.recipe import Recipe
 from model.training.config import read_config
 from model.training.folder import BEST, CONFIG, METRICS
 from model.training.options import camera_option, samples_option
-from model.training.report import PRIOR
 from train import evaluate_checkpoint
 
 SCORED = ("mask_bce", "mask_iou", "depth_l1", "depth_rmse")

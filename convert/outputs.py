@@ -28,10 +28,12 @@ def mark_of(command: str) -> str:
     return f"made by maskdepth {command}"
 
 
-def png_mark(command: str) -> PngInfo:
-    """The mark for `Image.save(..., pnginfo=)`."""
+def png_mark(command: str, description: str = "") -> PngInfo:
+    """The mark for `Image.save(..., pnginfo=)`, with a description of the picture if given."""
     about = PngInfo()
     about.add_text(PNG_KEY, mark_of(command))
+    if description:
+        about.add_text("Description", description)
     return about
 
 
@@ -58,28 +60,41 @@ def require_outside(output: Path, folder: Path) -> None:
 
 
 def require_output(path: Path, command: str, inputs: Iterable[Path] = ()) -> None:
-    """Raise DataError unless a command may write this file and replace what is there.
+    """`require_outputs` of one file."""
+    require_outputs([path], command, inputs)
 
-    It may replace an earlier output of its own, and an empty file. It may not replace anything
-    else, nor one of ``inputs``, by whatever name or link.
+
+def require_outputs(paths: Iterable[Path], command: str, inputs: Iterable[Path] = ()) -> None:
+    """Raise DataError unless a command may write these files and replace what is there.
+
+    It may replace earlier outputs of its own, and empty files. It may not replace anything else,
+    nor one of ``inputs``, by whatever name or link.
     """
-    require_free(path, inputs)
-    if path.exists() and path.stat().st_size and not is_output(path, command):
-        raise DataError(
-            f"{path}: exists and was not made by {command}; name another file, or move it away"
-        )
-
-
-def require_free(path: Path, inputs: Iterable[Path] = ()) -> None:
-    """Raise DataError unless a file can be written here that is none of ``inputs``."""
-    require_writable(path)
-    if not path.exists():
-        return
-    with reading(path):
-        require_regular(path)
-    for other in inputs:
-        if other.exists() and path.samefile(other):
+    known = {_identity(path): path for path in inputs if path.exists()}
+    for path in paths:
+        require_free(path)
+        if not path.exists():
+            continue
+        if other := known.get(_identity(path)):
             raise DataError(f"{path}: is an input of this command ({other}); name another file")
+        if path.stat().st_size and not is_output(path, command):
+            raise DataError(
+                f"{path}: exists and was not made by {command}; name another file, or move it away"
+            )
+
+
+def require_free(path: Path) -> None:
+    """Raise DataError unless a file can be written here."""
+    require_writable(path)
+    if path.exists():
+        with reading(path):
+            require_regular(path)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Device and inode: equal for all names of a file."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def is_output(path: Path, command: str) -> bool:

@@ -15,6 +15,7 @@ from convert.shards import Shards
 
 _GAP = 6
 _TITLE = 18
+_LEGEND = 14
 _TITLES = ("bg", *FIELDS)
 
 
@@ -26,7 +27,8 @@ def contact_sheet(shards: str | Path, rows: int = 8) -> Image.Image:
     middles = (np.arange(rows) + 0.5) * len(opened) / rows
     indices = np.unique(middles.astype(np.int64))
     wide, high = layout.width + _GAP, layout.height + _GAP + _TITLE
-    sheet = Image.new("RGB", (len(_TITLES) * wide + _GAP, len(indices) * high + _GAP), "white")
+    size = (len(_TITLES) * wide + _GAP, len(indices) * high + _LEGEND + 2 * _GAP)
+    sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     for row, index in enumerate(indices.tolist()):
         group = int(layout.background_of(np.asarray(index)))
@@ -41,8 +43,19 @@ def contact_sheet(shards: str | Path, rows: int = 8) -> Image.Image:
             scale = 255 if title == "mask" else 1
             picture = Image.fromarray(np.ascontiguousarray(pixels) * np.uint8(scale))
             sheet.paste(picture, (left, top + _TITLE))
+    sheet.paste(_depth_legend(layout.width), (left, len(indices) * high + _GAP))
     opened.require_complete(indices)
     return sheet
+
+
+def _depth_legend(width: int) -> Image.Image:
+    """A bar from black, near, to white, far, which stands below the depth maps."""
+    ramp = np.linspace(0, 255, width).astype(np.uint8)
+    legend = Image.fromarray(np.broadcast_to(ramp, (_LEGEND, width)).copy())
+    draw, middle = ImageDraw.Draw(legend), _LEGEND // 2
+    draw.text((3, middle), "near", fill=255, anchor="lm")
+    draw.text((width - 3, middle), "far", fill=0, anchor="rm")
+    return legend
 
 
 def write_sheet(sheet: Image.Image, path: Path) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from convert.files import require_regular
 from convert.schema import Items, Schema, one_of, parse_table, shown
-from model.contract import Moments
+from model.contract import DEPTH_SOURCES, Moments
 from model.errors import ModelError
 from model.files import replace_bytes
 from model.losses import DEPTH_LOSSES
@@ -79,6 +79,8 @@ class NetworkInfo(Schema):
     """The split into training and validation, as in `model.training.config.DataConfig`."""
     data: str = ""
     """Fingerprint of the data set (`model.training.provenance`); empty if it is not known."""
+    depth_source: Annotated[str, one_of(DEPTH_SOURCES)] = ""
+    """Where the depth maps of training come from; empty if it is not known."""
     scores: dict[str, float | None] | None = None
     """Validation scores of these weights."""
 

@@ -9,6 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+PRIOR = "prior"
+"""The `Loader.depth_source` of data whose depth maps are a ground-plane prior."""
+DEPTH_SOURCES = ("", "true", "given", "estimated", PRIOR)
+"""All of them, as the manifest has them; empty where it is not known."""
+
+
+def about_depth(depth_source: str) -> str:
+    """What stands beside depth that is, or has learnt from, a prior; empty otherwise."""
+    return "depth: a prior, not measured" if depth_source == PRIOR else ""
+
 
 class Batch(Protocol):
     """One batch on the loader's device.

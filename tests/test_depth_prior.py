@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 import train
 from benchmarks.__main__ import main as benchmarks
@@ -16,10 +19,15 @@ from benchmarks.harness.results import read_result
 from benchmarks.report import tables
 from convert.__main__ import main as convert
 from convert.dataset.compose import compose
-from convert.manifest import read_manifest
+from convert.manifest import DEPTH_SOURCES, read_manifest
 from convert.pack import PackConfig, pack
+from convert.show import contact_sheet
 from loaders import build_loader
 from loaders.folder import read_depth_source
+from model.checkpoint import load_network
+from model.contract import DEPTH_SOURCES as model_sources
+from model.inference.export import metadata_of
+from model.inference.predictor import Predictor
 from model.training.report import PRIOR_NOTE
 from tests.tiny import leave_out_pictures
 
@@ -69,14 +77,66 @@ def test_unknown_words_are_no_source(shards: Path) -> None:
         assert manifest.depth_source == ""
 
 
+def check_board(folder: Path) -> None:
+    """Of TensorBoard: tags of depth say that it is a prior, and so does a text."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tags = EventAccumulator(str(folder)).Reload().Tags()
+    scalars = [tag for tag in tags["scalars"] if "depth" in tag]
+    assert scalars
+    assert all(tag.endswith("_prior") for tag in scalars)
+    assert "epoch/mask_iou" in tags["scalars"]
+    assert tags["images"] == ["validation_depth_prior"]
+    assert tags["tensors"] == ["about/text_summary"]
+
+
+def check_predictions(
+    checkpoint: Path, dataset: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of `predict` and `export`: the metadata of the checkpoint, and of all that is made of it."""
+    network, info = load_network(checkpoint)
+    assert info.depth_source == "prior"
+    titles: list[str] = []
+    monkeypatch.setattr(
+        "model.inference.predictor.draw_predictions",
+        lambda path, examples, command, title="": titles.append(title),
+    )
+    photo = next((dataset / "fg_bg").glob("*/*.jpg"))
+    photos = ("--bg", dataset / "bg" / f"{photo.parent.name}.jpg", "--fg-bg", photo)
+    arguments = [str(one) for one in ("predict", checkpoint, *photos, out)]
+    done = CliRunner().invoke(train.main, arguments)
+    assert done.exit_code == 0, done.output
+    assert f"{checkpoint}: depth: a prior, not measured" in done.stderr
+    assert titles == ["depth: a prior, not measured"]
+    with Image.open(out / f"{photo.stem}_depth.png") as image:
+        assert image.info["Description"].endswith("255 far; depth: a prior, not measured")
+    assert metadata_of(Predictor(network, info))["depth_source"] == "prior"
+    estimated = info.changed(depth_source="estimated")
+    assert metadata_of(Predictor(network, estimated))["depth_source"] == "estimated"
+    with pytest.raises(ValueError, match="depth_source: expected one of"):
+        info.changed(depth_source="guessed")
+
+
+def test_the_sources_of_both_layers_agree() -> None:
+    assert set(model_sources) == {"", *DEPTH_SOURCES}
+
+
+def test_the_contact_sheet_says_which_depth_is_near(shards: Path) -> None:
+    sheet = np.asarray(contact_sheet(shards, rows=2).convert("L"))
+    legend = sheet[-20, -(6 + 32) : -6].astype(int)  # its first row, above the text
+    assert (legend[0], legend[-1]) == (0, 255)
+    assert (np.diff(legend) > 0).all()
+
+
 def test_scores_of_a_run_are_marked(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leave_out_pictures(monkeypatch)
+    board = ["--tensorboard"] if find_spec("tensorboard") else []
     recipe, folder, out = tmp_path / "one.json", tmp_path / "run", tmp_path / "quality.json"
     recipe.write_text(json.dumps(RECIPE))
     text = invoke(train.main, "fit", dataset, folder, "--recipe", recipe, "--amp", "off",
-                  "--loader", "reference")  # fmt: skip
+                  "--loader", "reference", *board)  # fmt: skip
     (epoch,) = (line for line in text.splitlines() if line.startswith("stage 1 epoch 1:"))
     assert epoch.count("(prior)") == 2  # depth_l1 and depth_rmse
     (head,) = (line for line in text.splitlines() if "mask IoU " in line and "SILog" in line)
@@ -87,7 +147,11 @@ def test_scores_of_a_run_are_marked(
     assert "depth RMSE* over 2 backgrounds" in text
     with (folder / "metrics.csv").open() as file:
         assert [row["depth_source"] for row in csv.DictReader(file)] == ["prior"]
-    found = invoke(train.main, "evaluate", dataset, folder / "best.safetensors", "--json")
+    best = folder / "best.safetensors"
+    if board:
+        check_board(folder / "tensorboard")
+    check_predictions(best, dataset, tmp_path / "predictions", monkeypatch)
+    found = invoke(train.main, "evaluate", dataset, best, "--json")
     assert json.loads(found)["depth_source"] == "prior"
     text = invoke(benchmarks, "quality", folder, "--camera", "none", "--json", out)
     figures = [line for line in text.splitlines() if "depth" in line.partition(": ")[2]]

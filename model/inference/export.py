@@ -73,6 +73,7 @@ def metadata_of(predictor: Predictor) -> dict[str, str]:
         "normalisation": "inside the model",
         "outputs": f"mask: probability; depth: 0 near, 1 far; float32 (batch, 1, {size}, {size})",
         "threshold": str(THRESHOLD),
+        "depth_source": predictor.depth_source or "not known",
     }
 
 

@@ -15,8 +15,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from convert.images import SUFFIXES, read_rgb
-from convert.outputs import is_output, png_mark, require_output
+from convert.outputs import is_output, png_mark, require_outputs
 from model.checkpoint import NetworkInfo
+from model.contract import about_depth
 from model.errors import ModelError
 from model.files import make_folder, replace_file
 from model.inference.registration import SAME_PLACE, Registration, register
@@ -47,7 +48,7 @@ class Predictor(nn.Module):
         super().__init__()
         self.network = network.eval()
         self.size = info.size
-        self.depth_loss = info.depth_loss
+        self.depth_loss, self.depth_source = info.depth_loss, info.depth_source
         for name in ("bg", "fg_bg"):
             statistics = info.statistics[name]
             std = torch.tensor(statistics.std, dtype=torch.float64)
@@ -127,7 +128,9 @@ def predict_files(
 ) -> Iterator[Predicted]:
     """Write NAME_mask.png (0 or 255), NAME_depth.png (8 bit gray) and NAME_side_by_side.png.
 
-    The files go to ``out``, at the size of each pair; yields each pair once it is written.
+    The files go to ``out``, at the size of each pair; yields each pair once it is written. Where
+    the network has learnt depth from a prior, the metadata of NAME_depth.png and the picture say
+    so.
 
     align: move bg onto fg_bg and give it its exposure first (`registration.register`), unless no
         movement is found.
@@ -136,9 +139,8 @@ def predict_files(
     folder that cannot be written, or a result that would replace another file than an earlier one.
     """
     inputs = [path for pair in pairs for path in (pair.bg, pair.fg_bg)]
-    for pair in pairs:
-        for path in pair.results(out):
-            require_output(path, COMMAND, inputs)
+    require_outputs((path for pair in pairs for path in pair.results(out)), COMMAND, inputs)
+    about = about_depth(predictor.depth_source)
     for pair in pairs:
         bg, fg_bg = pair.read()
         paths = pair.results(out)
@@ -150,8 +152,10 @@ def predict_files(
         make_folder(out)
         inside = mask > threshold
         _write_png(paths[0], inside * np.uint8(255))
-        _write_png(paths[1], np.round(depth * 255).astype(np.uint8))
-        draw_predictions(paths[2], [Example(bg=bg, fg_bg=fg_bg, mask=inside, depth=depth)], COMMAND)
+        description = "; ".join(filter(None, ("depth: 0 near, 255 far", about)))
+        _write_png(paths[1], np.round(depth * 255).astype(np.uint8), description)
+        example = Example(bg=bg, fg_bg=fg_bg, mask=inside, depth=depth)
+        draw_predictions(paths[2], [example], COMMAND, about)
         note = f"{pair.fg_bg}: {found.describe(*bg.shape[:2])}"
         note += ("; aligned" if is_aligned else "; bg is used as it is") + _warning(
             found, bg, align
@@ -173,11 +177,10 @@ def _warning(found: Registration, bg: np.ndarray, align: bool) -> str:
     return ""
 
 
-def _write_png(path: Path, pixels: np.ndarray) -> None:
+def _write_png(path: Path, pixels: np.ndarray, description: str = "") -> None:
     """Write uint8 (H, W) as a gray PNG."""
-    replace_file(
-        path, partial(Image.fromarray(pixels).save, format="PNG", pnginfo=png_mark(COMMAND))
-    )
+    mark = png_mark(COMMAND, description)
+    replace_file(path, partial(Image.fromarray(pixels).save, format="PNG", pnginfo=mark))
 
 
 class Pair(NamedTuple):

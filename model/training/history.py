@@ -7,8 +7,9 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from model.contract import PRIOR
 from model.files import replace_bytes
-from model.training.report import DEPTH_FIGURES, PRIOR
+from model.training.report import DEPTH_FIGURES
 
 EpochRow = dict[str, float | None]
 """One row of metrics.csv."""

@@ -56,6 +56,7 @@ def _begin(run: Run, network: DualDecoderUNet, data: StageData, reporter: Report
     config = run.config
     run.record(fingerprint=require_fingerprint(config.data, config.fingerprint, data.training))
     run.depth_source = data.training.depth_source
+    reporter.depth_source = run.depth_source
     run.begin(network)
     plan = Plan(
         recipe=config.recipe, training=data.training.order.samples,

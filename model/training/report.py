@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from model.checkpoint import NetworkInfo
-from model.contract import Loader
+from model.contract import PRIOR, Loader, about_depth
 from model.metrics import DIFFERENCE_LEVELS, VALID_DEPTH, GroupSpread, Scores, group_spread
 from model.pictures import Example, draw_predictions
 from model.training.disturbance import load_disturbance
@@ -38,8 +38,6 @@ ROWS = {
 }
 """The network and the baselines: name -> title, and the figures that are defined for it."""
 GROUPS = {"bg": "backgrounds", "fg": "foregrounds"}
-PRIOR = "prior"
-"""The `depth_source` of a loader whose depth maps are a ground-plane prior."""
 PRIOR_NOTE = "* depth here is a ground-plane prior, not measured: how well that is repeated"
 NOTE = f"delta1, SILog: pixels with a target depth of at least {VALID_DEPTH:g}; SILog x 100"
 
@@ -120,7 +118,8 @@ class Report(NamedTuple):
         """Write the examples as a PNG of a command: all of one camera, or some of each."""
         share = -(-EXAMPLES // len(self.evaluations))
         examples = [example for e in self.evaluations for example in e.examples[:share]]
-        draw_predictions(path, examples, command, self.title + about_depth(self.depth_source))
+        title = "; ".join(filter(None, (self.title, about_depth(self.depth_source))))
+        draw_predictions(path, examples, command, title)
 
 
 def _about(camera: str | None) -> str:
@@ -128,11 +127,6 @@ def _about(camera: str | None) -> str:
     if camera is None:
         return ""
     return f"-- camera {camera}: {load_disturbance(camera)}"
-
-
-def about_depth(depth_source: str) -> str:
-    """What the title of a picture says about the depth maps of a loader; empty if measured."""
-    return "; depth: a prior, not measured" if depth_source == PRIOR else ""
 
 
 def defined_figures(rows: Mapping[str, Scores]) -> dict[str, dict[str, float | None]]:

@@ -17,10 +17,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model.checkpoint import Position
-from model.contract import Inputs, Loader
+from model.contract import PRIOR, Inputs, Loader, about_depth
 from model.errors import ModelError
 from model.training.evaluation import Prediction
 from model.training.pace import Pace, Plan, duration
+from model.training.report import DEPTH_FIGURES
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -43,6 +44,8 @@ class Reporter:
         self.shown, self.step = shown, step
         self.pace: Pace | None = None
         self.board = board if shown else None
+        self.depth_source = ""
+        """Of the loader. Where depth is a prior, the names of figures of depth say so."""
         self.cost_s = 0.0
         """Time spent on TensorBoard so far, in seconds."""
         if self.board and not find_spec("tensorboard"):
@@ -56,7 +59,15 @@ class Reporter:
         # Opened with the first value: a run that fails earlier leaves no folder.
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(str(self.board), purge_step=self.step)
+        writer = SummaryWriter(str(self.board), purge_step=self.step)
+        if about := about_depth(self.depth_source):
+            writer.add_text("about", about, self.step)
+        return writer
+
+    @property
+    def _mark(self) -> str:
+        """Ends the name of what is of depth, where that is a prior; TensorBoard allows no space."""
+        return "_prior" if self.depth_source == PRIOR else ""
 
     def line(self, text: str) -> None:
         """Print a line."""
@@ -92,7 +103,8 @@ class Reporter:
             with self._writing():
                 for name, value in values.items():
                     if isinstance(value, int | float):
-                        self._writer.add_scalar(f"{group}/{name}", value, step)
+                        mark = self._mark if name in DEPTH_FIGURES else ""
+                        self._writer.add_scalar(f"{group}/{name}{mark}", value, step)
 
     def picture(
         self, step: int, bg: Tensor, fg_bg: Tensor, prediction: Prediction, inputs: Inputs
@@ -100,7 +112,9 @@ class Reporter:
         """Write the first samples of a batch to TensorBoard, see `grid`: a host sync."""
         if self.board:
             with self._writing():
-                self._writer.add_image("validation", grid(bg, fg_bg, prediction, inputs), step)
+                mark = self._mark and f"_depth{self._mark}"
+                image = grid(bg, fg_bg, prediction, inputs)
+                self._writer.add_image(f"validation{mark}", image, step)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

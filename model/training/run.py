@@ -24,6 +24,7 @@ from model.checkpoint import (
     save_weights,
     set_generators,
 )
+from model.contract import about_depth
 from model.errors import ModelError
 from model.metrics import Scores
 from model.pictures import draw_curves
@@ -32,7 +33,6 @@ from model.training.config import RunConfig, write_config
 from model.training.folder import BEST, CONFIG, CURVES, LAST, METRICS, say_that_it_starts
 from model.training.history import EpochRow, write_history
 from model.training.progress import Elapsed, not_finite
-from model.training.report import about_depth
 from model.training.saving import BackgroundWriter, copy_to_host
 from model.training.state import RunState, StageState
 from model.unet import DualDecoderUNet
@@ -229,6 +229,7 @@ class Run:
                 statistics=statistics, recipe=config.recipe.name, split=data.split,
                 split_seed=data.split_seed, validation=data.validation,
                 scores=asdict(scores), data=config.fingerprint,
+                depth_source=self.depth_source,
             )  # fmt: skip
         self.elapsed = Elapsed()
         finished = epoch + 1 == stage.epochs
@@ -250,6 +251,7 @@ class Run:
             self.recorded = True
 
     def _write_reports(self, history: list[EpochRow]) -> None:
-        title = f"recipe {self.config.recipe.name}{about_depth(self.depth_source)}"
+        about = about_depth(self.depth_source)
+        title = "; ".join(filter(None, (f"recipe {self.config.recipe.name}", about)))
         write_history(self.folder / METRICS, history, self.depth_source)
         draw_curves(self.folder / CURVES, history, title)

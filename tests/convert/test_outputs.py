@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from convert.errors import DataError
-from convert.outputs import is_output, mark_of, png_mark, require_output, require_writable
+from convert.outputs import (
+    is_output,
+    mark_of,
+    png_mark,
+    require_output,
+    require_outputs,
+    require_writable,
+)
 
 
 def test_an_earlier_output_of_the_same_command_is_replaced(tmp_path: Path) -> None:
@@ -57,6 +65,30 @@ def test_only_regular_files_in_writable_folders(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=message):
             require_output(path, "show")
+
+
+def test_inputs_are_looked_at_once_for_all_outputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, results = ([tmp_path / f"{n}{kind}.png" for n in range(40)] for kind in ("", "_mask"))
+    for path in photos:
+        path.touch()
+    for path in results:
+        Image.new("L", (2, 2)).save(path, pnginfo=png_mark("predict"))
+    seen = Counter[Path]()
+
+    def identity(path: Path) -> tuple[int, int]:
+        seen[path] += 1
+        return path.stat().st_dev, path.stat().st_ino
+
+    monkeypatch.setattr("convert.outputs._identity", identity)
+    require_outputs(results, "predict", photos)
+    assert seen == Counter([*photos, *results])
+    (tmp_path / "other_mask.png").symlink_to(photos[7])
+    with pytest.raises(
+        DataError, match=r"other_mask\.png: is an input of this command \(.*/7\.png"
+    ):
+        require_outputs([*results, tmp_path / "other_mask.png"], "predict", photos)
 
 
 def test_only_what_precedes_the_pixels_of_a_png_is_read(tmp_path: Path) -> None:
