@@ -30,6 +30,7 @@ from model.training.progress import RunningLoss
 from model.training.provenance import fingerprint
 from model.training.run import Run
 from model.training.trainer import StageTrainer
+from tests.kills import kill_at_each_call
 from tests.tiny import (
     BACKGROUNDS,
     RECIPE,
@@ -259,6 +260,31 @@ def test_resume_gives_the_same_weights_bit_for_bit(
     ours, theirs = (load_file(f / "best.safetensors") for f in (tmp_path / "run", finished))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert figures(tmp_path / "run") == figures(finished)
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Python 3.12 on fork
+def test_a_run_is_killed_again_and_again_and_resumed(
+    finished: Path, dataset: Path, recipe: str, tmp_path: Path
+) -> None:
+    """Each process resumes, and is killed at a later one of its calls that change files."""
+    folder, left, minutes = tmp_path / "run", set(), 5
+
+    def resume() -> None:
+        result = fit(dataset, folder, recipe, "--save-minutes", minutes, "--resume")
+        assert result.exit_code == 0, result.output
+
+    for call in kill_at_each_call(resume, first=2, step=5):
+        left |= {path.name for path in folder.iterdir()}
+        minutes = 0 if call % 4 == 3 else 5  # after each step, or at the ends of epochs alone
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"best.safetensors", "config.json", "last.pt", "metrics.csv"}
+    assert {".config.json.tmp", ".last.pt.tmp", ".best.safetensors.tmp"} < left  # torn writes
+    best, truth = (load_file(f / "best.safetensors") for f in (folder, finished))
+    assert all(torch.equal(best[name], truth[name]) for name in truth)
+    last, truth = (torch.load(f / "last.pt", weights_only=True) for f in (folder, finished))
+    assert all(torch.equal(last["network"][n], value) for n, value in truth["network"].items())
+    assert figures(folder) == figures(finished)
 
 
 def test_resume_of_a_finished_run_only_reports(finished: Path, dataset: Path) -> None:
