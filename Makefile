@@ -84,6 +84,7 @@ bench: install $(BENCH_SHARDS)/manifest.json $(BENCH_DIR)/data20k/dataset.json
 	$(BENCH) scaling $(BENCH_SHARDS) --samples 400 --repeats 2 --json $(RESULTS_DIR)/scaling.json
 	$(BENCH) convert $(BENCH_DIR)/data20k --repeats 2 --json $(RESULTS_DIR)/convert.json
 	$(BENCH) encode $(BENCH_DIR)/data20k --json $(RESULTS_DIR)/encode.json
+	$(BENCH) batch $(BENCH_SHARDS) --json $(RESULTS_DIR)/batch.json
 	$(BENCH) codecs $(BENCH_SHARDS) --json $(RESULTS_DIR)/codecs.json
 	$(BENCH) decode $(BENCH_SHARDS) --json $(RESULTS_DIR)/decode.json
 	$(BENCH) luma $(BENCH_DIR)/data20k --json $(RESULTS_DIR)/luma.json

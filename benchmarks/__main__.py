@@ -14,7 +14,7 @@ import click
 from convert import errors
 
 COMMANDS = (
-    "codecs", "compare", "convert", "decode", "encode", "epoch", "estimate", "gpu-check",
+    "batch", "codecs", "compare", "convert", "decode", "encode", "epoch", "estimate", "gpu-check",
     "hardware", "loader", "luma", "parity", "peers", "quality", "recipes", "report", "scaling",
     "simulate", "speedrun", "step", "storage",
 )  # fmt: skip

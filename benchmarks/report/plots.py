@@ -257,8 +257,8 @@ def quality(result: Result) -> Canvas:
     return canvas
 
 
-def encode(result: Result) -> Canvas:
-    """One horizontal bar per step, in the order of the work."""
+def steps(result: Result) -> Canvas:
+    """One horizontal bar per step, in the order of the work; the last is all of them."""
     names = list(reversed(result.cases))
     cpu_us = [result.cases[name].figures["median_cpu_us"] for name in names]
     canvas, axes = pyplot.subplots(figsize=(_WIDTH, 0.6 + 0.24 * len(names)))

@@ -1,0 +1,151 @@
+"""Where the time of loading goes: each step of making batches with the engine `ffcv`."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+
+from benchmarks.harness.options import REPEATS, SHARDS, at_least_1, command
+from benchmarks.harness.results import CaseResult, Result, make_result, summarize
+from convert.codecs import unpack_runs
+from convert.errors import DataError
+from convert.jpeg.difference import Decoding, apply_record
+from convert.jpeg.record import is_record
+from convert.jpeg.streaming import stream_copy
+from convert.layout import CHANNELS, FIELDS
+from convert.shards import Shards
+from loaders import build_loader
+
+ALL_STEPS = "all of it, as `ffcv` does it"
+FLOOR = "floor: write as many bytes to memory"
+BATCH_SIZE = 64
+_BUFFERS = 6  # as many as the engine has while one batch is used and four are decoded
+
+
+@command(SHARDS, at_least_1("--batches", default=60, help="Of 64 samples each."), REPEATS)
+def batch(shards: Path, batches: int, repeats: int) -> Result:
+    """CPU time of each step of loading batches of SHARDS as uint8, in one thread.
+
+    A first round is not counted.
+    """
+    opened = Shards(shards, "ffcv")
+    if set(opened.bases) != {"fg_bg", "depth"} or opened.codecs["mask"] != "runs":
+        raise DataError(
+            f"{shards}: found images stored as JPEGs, expected differences and masks as runs; "
+            "pack again with --codec difference"
+        )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        steps = _Steps(opened)
+        rounds = [steps.time(batches, seed) for seed in range(repeats + 1)][1:]
+    finally:
+        torch.set_num_threads(threads)
+    cases = {
+        step: CaseResult(figures=summarize([one[step] for one in rounds], "cpu_us"))
+        for step in rounds[0]
+    }
+    arguments = {"shards": shards.name, "batches": batches, "repeats": repeats}
+    return make_result("batch", arguments, cases)
+
+
+class _Steps:
+    """The steps of the engine, one at a time, on batches of random samples."""
+
+    def __init__(self, shards: Shards) -> None:
+        self._shards, layout = shards, shards.manifest.layout
+        self._file = np.asarray(shards.files[0])
+        self._decodings = {name: bases.decoding() for name, bases in shards.bases.items()}
+        self._sizes = {n: layout.height * layout.width * c for n, c in CHANNELS.items()}
+        self._buffers = cycle(
+            {name: np.zeros((BATCH_SIZE, size), np.uint8) for name, size in self._sizes.items()}
+            for _ in range(_BUFFERS)
+        )
+        self._loader = build_loader(
+            "ffcv", shards.folder, batch_size=BATCH_SIZE, num_workers=1, drop_last=True
+        )
+
+    def time(self, batches: int, seed: int) -> dict[str, float]:
+        """CPU microseconds per sample of each step."""
+        seconds: dict[str, float] = defaultdict(float)
+
+        def clock(step: str, work: Callable[..., Any], *arguments: Any) -> Any:
+            before = time.thread_time()
+            result = work(*arguments)
+            seconds[step] += time.thread_time() - before
+            return result
+
+        rng = np.random.default_rng(seed)
+        backgrounds = self._loader.backgrounds
+        for _ in range(batches):
+            indices = rng.integers(0, len(self._shards), BATCH_SIZE)
+            out = next(self._buffers)
+            offsets, ends, numbers = clock("look up the records", self._look_up, indices)
+            clock("checksums", self._shards.all_intact, indices)
+            for name, decoding in self._decodings.items():
+                clock(f"copy the base of {name}", _copy, decoding.pixels, numbers, out[name])
+                spans = offsets[name], ends[name]
+                step = f"apply the record of {name}"
+                clock(step, _apply, decoding, numbers, self._file, *spans, out[name])
+            clock("mask from runs", _unpack, self._file, offsets["mask"], ends["mask"], out["mask"])
+            clock("copy the background", backgrounds.gather, torch.from_numpy(indices))
+        for _ in range(batches):
+            clock(FLOOR, _write, next(self._buffers))
+            clock(FLOOR, backgrounds.gather, torch.zeros(BATCH_SIZE, dtype=torch.int64))
+        found = {step: total / batches / BATCH_SIZE * 1e6 for step, total in seconds.items()}
+        return found | {ALL_STEPS: self._epoch(batches, seed)}
+
+    def _look_up(
+        self, indices: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]:
+        """Where the records of each field begin and end, and the background of each sample."""
+        records = self._shards.records[indices]
+        offsets = {name: records[name]["offset"].astype(np.int64) for name in FIELDS}
+        ends = {name: offsets[name] + records[name]["size"] for name in FIELDS}
+        return offsets, ends, self._shards.manifest.layout.background_of(indices)
+
+    def _epoch(self, batches: int, seed: int) -> float:
+        """CPU microseconds per sample of all threads of the engine."""
+        before, samples = time.process_time(), 0
+        for one in islice(self._loader.epoch(seed), batches):
+            self._loader.backgrounds.gather(one.index)
+            samples += len(one.index)
+        return (time.process_time() - before) / samples * 1e6
+
+
+@numba.njit(cache=True, nogil=True)
+def _copy(pixels: np.ndarray, numbers: np.ndarray, out: np.ndarray) -> None:
+    for i, number in enumerate(numbers):
+        stream_copy(out[i], pixels[number])
+
+
+@numba.njit(cache=True, nogil=True)
+def _apply(
+    decoding: Decoding, numbers: np.ndarray, file: np.ndarray, offsets: np.ndarray,
+    ends: np.ndarray, out: np.ndarray,
+) -> None:  # fmt: skip
+    """JPEGs that are stored beside records are passed over."""
+    for i, number in enumerate(numbers):
+        stored = file[offsets[i] : ends[i]]
+        if is_record(stored):
+            apply_record(stored, decoding.planes[number], decoding.decoder, out[i])
+
+
+@numba.njit(cache=True, nogil=True)
+def _unpack(file: np.ndarray, offsets: np.ndarray, ends: np.ndarray, out: np.ndarray) -> None:
+    for i in range(len(out)):
+        unpack_runs(file[offsets[i] : ends[i]], out[i])
+
+
+def _write(out: dict[str, np.ndarray]) -> None:
+    """Copy one row, which stays in the cache, to all rows."""
+    for rows in out.values():
+        _copy(rows[:1].copy(), np.zeros(len(rows), np.int64), rows)
