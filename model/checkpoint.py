@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import pickle
@@ -33,7 +34,7 @@ from model.unet import DOWNSAMPLING, DualDecoderUNet, rename_original
 FORMAT = "maskdepth-network"
 VERSION = 2
 METADATA_KEY = "maskdepth"
-"""Key of the safetensors metadata that holds JSON with format, version and info."""
+"""Key of the safetensors metadata that holds JSON with format, version, info and sha256."""
 
 
 Channels = Items[Annotated[float, Field(ge=0, le=1)]]
@@ -90,10 +91,20 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], info: NetworkInfo) -
     # safetensors rejects channels_last tensors.
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     about = {"format": FORMAT, "version": VERSION, "info": info.model_dump()}
+    about["sha256"] = _checksum(about, tensors)
     # In one entry, because safetensors writes several in an order that varies between runs.
     metadata = {METADATA_KEY: json.dumps(about)}
     # save_file would make the file readable by its owner only, regardless of the umask.
     replace_bytes(path, save(tensors, metadata))
+
+
+def _checksum(about: Mapping[str, object], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256, in hex, of the metadata and of the name, type, shape and bytes of each tensor."""
+    digest = hashlib.sha256(json.dumps(about).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 class Checkpoint(NamedTuple):
@@ -106,7 +117,8 @@ class Checkpoint(NamedTuple):
 def load_network(path: str | Path) -> Checkpoint:
     """Load a network in eval mode on the CPU, from `.safetensors` or the original's `.pth`.
 
-    The original's file has neither size nor statistics; they are 224 and ORIGINAL_STATISTICS.
+    Every bit of a `.safetensors` file is checked, unless a version before 0.2 has written it. The
+    original's file has neither size nor statistics; they are 224 and ORIGINAL_STATISTICS.
     Raises ModelError for a missing or corrupt file, foreign weights, weights that are not finite,
     or another version.
     """
@@ -166,12 +178,12 @@ def _require_usable(network: DualDecoderUNet, path: Path) -> None:
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], NetworkInfo]:
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = (file.metadata() or {}).get(METADATA_KEY, "{}")
+            text = (file.metadata() or {}).get(METADATA_KEY, "{}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ModelError(f"checkpoint {path}: not a readable safetensors file: {error}") from None
     try:
-        about = parse_table(metadata)
+        about = parse_table(text)
     except ValueError as error:
         raise ModelError(f"checkpoint {path}: invalid metadata: {error}") from None
     form, version = about.get("format"), about.get("version")
@@ -180,6 +192,16 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], NetworkInfo]:
             f"checkpoint {path}: found format {shown(form)} version {shown(version)} in its "
             f"metadata, expected {FORMAT!r} version {VERSION}, as `train.py fit` writes it"
         )
+    found = about.pop("sha256", None)
+    if found is not None and (
+        found != _checksum(about, tensors) or text != json.dumps({**about, "sha256": found})
+    ):
+        raise ModelError(
+            f"checkpoint {path}: its checksum differs: it was changed or damaged after it was "
+            "written; use another copy, or train again"
+        )
+    if unknown := about.keys() - {"format", "version", "info"}:
+        raise ModelError(f"checkpoint {path}: unknown key {shown(min(unknown))} in its metadata")
     return tensors, _info(path, about.get("info"))
 
 

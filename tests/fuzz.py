@@ -51,6 +51,7 @@ from model.checkpoint import (
     generator_states,
     load_network,
     save_state,
+    save_weights,
 )
 from model.errors import ModelError
 from model.precision import Precision
@@ -135,7 +136,7 @@ class Files:
             precision=Precision(dtype=None, scale=False),
         )  # fmt: skip
         self.checkpoint = folder / "best.safetensors"
-        self._save_checkpoint(self.info.model_dump())
+        save_weights(self.checkpoint, self.network.state_dict(), self.info)
         self.weights = self.checkpoint.read_bytes()
         theirs = io.BytesIO()
         weights = self.network.state_dict()
@@ -274,7 +275,10 @@ class Files:
     def weights_file(self, rng: random.Random) -> None:
         """The bytes of a checkpoint."""
         self.checkpoint.write_bytes(damaged(rng, self.weights))
-        load_network(self.checkpoint)
+        found = load_network(self.checkpoint)
+        own = self.network.state_dict()
+        equal = all(torch.equal(own[name], t) for name, t in found.network.state_dict().items())
+        require(equal and found.info == self.info, "other weights or metadata")
 
     def original_weights(self, rng: random.Random) -> None:
         """A `.pth` file."""

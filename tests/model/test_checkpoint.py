@@ -190,6 +190,33 @@ def with_metadata(folder: Path, text: str) -> Path:
     return folder / "best.safetensors"
 
 
+def test_a_changed_bit_of_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    """Wherever it is: in the header, in the metadata or in a tensor."""
+    path = tmp_path / "best.safetensors"
+    network = DualDecoderUNet(1)
+    save_weights(path, network.state_dict(), INFO.changed(width=1))
+    assert load_network(path).info.width == 1
+    content = path.read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    places = [*range(0, header, 211), *range(header, len(content), len(content) // 25)]
+    metadata = content.index(b"maskdepth") - 2, content.index(b"sha256") + 80
+    for number, place in enumerate([*places, *range(*metadata, 13), len(content) - 1]):
+        changed = bytearray(content)
+        changed[place] ^= 1 << number % 8
+        path.write_bytes(changed)
+        with pytest.raises(ModelError, match=r"best\.safetensors: ") as caught:
+            load_network(path)
+        assert place < header or "its checksum differs" in caught.value.message
+
+
+def test_a_checkpoint_without_checksum_is_read(tmp_path: Path) -> None:
+    """Of version 0.1; nothing is known about its bits."""
+    about = {"format": "maskdepth-network", "version": 2, "info": INFO.model_dump()}
+    assert load_network(with_metadata(tmp_path, json.dumps(about))).info == INFO
+    with pytest.raises(ModelError, match="unknown key 'sha25' in its metadata"):
+        load_network(with_metadata(tmp_path, json.dumps(about | {"sha25": "ab"})))
+
+
 def test_a_changed_bit_of_a_state_is_refused(tmp_path: Path) -> None:
     """`torch.load` reads it as another number."""
     path, values = tmp_path / "last.pt", torch.arange(100.0)
