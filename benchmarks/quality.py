@@ -166,6 +166,13 @@ def _training(recipe: Recipe, epochs: list[_Epoch]) -> dict[str, float]:
     }
 
 
+def _samples(row: dict[str, str]) -> int:
+    """Training samples of an epoch."""
+    if found := row.get("train_samples"):
+        return int(found)
+    return round(float(row["samples_per_s"]) * float(row["epoch_s"]))  # of earlier versions
+
+
 def _read_epochs(path: Path) -> list[_Epoch]:
     """Every finished epoch, of metrics.csv."""
     try:
@@ -173,13 +180,12 @@ def _read_epochs(path: Path) -> list[_Epoch]:
         return [
             _Epoch(
                 stage=int(row["stage"]),
-                samples=round(float(row["samples_per_s"]) * float(row["epoch_s"])),
+                samples=_samples(row),
                 cpu_s=float(row["epoch_cpu_s"]),
             )
             for row in csv.DictReader(lines)
         ]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(
-            f"{path}: {error}; expected stage, samples_per_s, epoch_s and epoch_cpu_s of every "
-            "epoch"
+            f"{path}: {error}; expected stage, train_samples and epoch_cpu_s of every epoch"
         ) from None

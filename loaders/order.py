@@ -69,7 +69,11 @@ class Order:
 
     def __len__(self) -> int:
         """Steps of an epoch; the same on every rank."""
-        step = self.options.batch_size * self.options.world_size
+        return self.steps(self.options.batch_size)
+
+    def steps(self, batch_size: int) -> int:
+        """Steps of an epoch with this batch size."""
+        step = batch_size * self.options.world_size
         return self.samples // step if self.options.drop_last else -(-self.samples // step)
 
     def batch(self, epoch: int, k: int, corrupt: Collection[int] = ()) -> np.ndarray:

@@ -122,10 +122,11 @@ class SkippedRecord(Protocol):
 
 
 class Order(Protocol):
-    """The samples that a loader visits in an epoch."""
+    """The samples that a loader visits in an epoch, and the steps of one for any batch size."""
 
     @property
     def samples(self) -> int: ...
+    def steps(self, batch_size: int) -> int: ...
 
 
 class Loader(DataSummary, Protocol):

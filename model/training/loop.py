@@ -59,7 +59,7 @@ def _begin(run: Run, network: DualDecoderUNet, data: StageData, reporter: Report
     reporter.depth_source = run.depth_source
     run.begin(network)
     plan = Plan(
-        recipe=config.recipe, training=data.training.order.samples,
+        recipe=config.recipe, training=data.training.order,
         validation=data.validation.order.samples, ranks=config.world_size,
     )  # fmt: skip
     reporter.begin(plan)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from model.checkpoint import Position
+from model.contract import Order
 from model.recipe import Recipe, Stage
 
 MEASURED_S = 5.0
@@ -20,20 +21,18 @@ about twice as long as a forward."""
 class Plan:
     """Samples and steps of a run. Its work is counted in pixels of network input.
 
-    training, validation: samples of the split. ranks: processes that train together.
+    training: the order of an epoch. validation: samples of the split. ranks: processes that train
+        together.
     """
 
     recipe: Recipe
-    training: int
+    training: Order
     validation: int
     ranks: int = 1
 
     def batches(self, stage: Stage) -> int:
         """Steps of an epoch of a stage."""
-        together = stage.batch_size * self.ranks
-        # Several ranks leave out an incomplete last step.
-        available = self.training // together if self.ranks > 1 else -(-self.training // together)
-        return stage.batches(available, self.ranks)
+        return stage.batches(self.training.steps(stage.batch_size), self.ranks)
 
     @property
     def steps(self) -> int:
@@ -64,7 +63,7 @@ class Plan:
     def __str__(self) -> str:
         epochs = sum(stage.epochs for stage in self.recipe.stages)
         return (
-            f"{self.training:,} samples for training, {self.validation:,} for validation; "
+            f"{self.training.samples:,} samples for training, {self.validation:,} for validation; "
             f"{_count(len(self.recipe.stages), 'stage')}, {_count(epochs, 'epoch')}, "
             f"{_count(self.steps, 'step')}"
         )

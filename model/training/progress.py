@@ -208,6 +208,6 @@ class EpochMeter:
         """As in metrics.csv: `elapsed`, samples of all ranks per second, share of time waited."""
         wall_s, cpu_s, wait_s, samples = self.elapsed
         return {
-            "epoch_s": wall_s, "epoch_cpu_s": cpu_s,
+            "epoch_s": wall_s, "epoch_cpu_s": cpu_s, "train_samples": samples,
             "samples_per_s": samples / max(wall_s, 1e-9), "data_wait": wait_s / max(wall_s, 1e-9),
         }  # fmt: skip

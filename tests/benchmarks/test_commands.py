@@ -227,7 +227,7 @@ def test_quality_equals_evaluate(shards: Path, tmp_path: Path) -> None:
     assert scored["arguments"] == {"samples": "all", "shards": "packed", "device": "cpu"}
     about = scored["cases"]["run"]["parameters"]
     assert (about["split"], about["validation_samples"]) == ("random", 12)
-    broken = {"stage\n": "found 0 epochs of 1", "stage\n1\n": "expected stage, samples_per_s"}
+    broken = {"stage\n": "found 0 epochs of 1", "stage\n1\n": "expected stage, train_samples"}
     for text, reason in broken.items():
         (folder / "metrics.csv").write_text(text)
         refused = CliRunner().invoke(main, ["quality", str(folder)])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from loaders.options import LoaderOptions
+from loaders.order import Order
 from model.checkpoint import Position
 from model.recipe import Recipe, Stage
 from model.training.pace import Pace, Plan, duration
@@ -14,7 +16,12 @@ RECIPE = Recipe(name="two", stages=(SMALL, LARGE))
 
 
 def plan(training: int = 18, validation: int = 12, ranks: int = 1) -> Plan:
-    return Plan(recipe=RECIPE, training=training, validation=validation, ranks=ranks)
+    return Plan(recipe=RECIPE, training=order(training, ranks), validation=validation, ranks=ranks)
+
+
+def order(samples: int, ranks: int = 1) -> Order:
+    """As the loaders of training have it."""
+    return Order(samples, LoaderOptions(rank=0, world_size=ranks, drop_last=ranks > 1))
 
 
 def test_steps_are_those_that_loaders_give() -> None:
@@ -26,7 +33,7 @@ def test_steps_are_those_that_loaders_give() -> None:
     assert str(plan(1_400)) == (
         "1,400 samples for training, 12 for validation; 2 stages, 3 epochs, 1,050 steps"
     )
-    one = Plan(recipe=Recipe(name="one", stages=(LARGE,)), training=2, validation=1)
+    one = Plan(recipe=Recipe(name="one", stages=(LARGE,)), training=order(2), validation=1)
     assert str(one).endswith("; 1 stage, 1 epoch, 1 step")
 
 
