@@ -39,11 +39,11 @@ def png_mark(command: str, description: str = "") -> PngInfo:
 
 def require_writable(path: Path) -> None:
     """Raise DataError unless a file can be created at this path, missing folders included."""
-    if path.is_dir():
+    # os.path treats what is in a folder without permission to search it as missing.
+    if os.path.isdir(path):
         raise DataError(f"{path}: found a folder, expected the name of a file to write")
-    # os.path.exists treats a folder without permission to search it as missing.
     existing = next(parent for parent in path.absolute().parents if os.path.exists(parent))
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
+    if not existing.is_dir() or not os.access(existing, os.W_OK, effective_ids=True):
         raise DataError(f"{path}: cannot be written, because {existing} is not a writable folder")
 
 

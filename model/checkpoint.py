@@ -177,6 +177,8 @@ def _require_usable(network: DualDecoderUNet, path: Path) -> None:
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], NetworkInfo]:
     try:
+        with open(path, "rb"):  # safetensors calls any file missing that cannot be opened
+            pass
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(METADATA_KEY, "{}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
