@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import click
@@ -22,7 +23,7 @@ from benchmarks.harness.results import CaseResult, Result, make_result, read_res
 from benchmarks.report.figures import figures_of
 from benchmarks.report.page import PAGE, drawn_figures, write_page
 from convert.errors import DataError
-from convert.workers import worker_pool
+from convert.workers import run_all, worker_pool
 from model.files import make_folder
 from model.precision import choose_device
 
@@ -97,7 +98,8 @@ def gpu_check(
     # In a process of its own: asking torch for the name of a GPU takes memory on it, and the checks
     # would list this process as another user of the GPU.
     with worker_pool(1) as pool:
-        base = pool.submit(make_result, NAME, arguments, {}, device=device).result()
+        make = partial(make_result, device=device)
+        (base,) = run_all(pool, make, [(NAME, arguments, {})])
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = {"PYTHONPATH": paths, "GPU": device}
     outcomes: dict[str, Outcome] = {}

@@ -23,7 +23,7 @@ from benchmarks.harness.timing import print_progress
 from convert.dataset.compose import compose
 from convert.pack import pack
 from convert.shards import Shards
-from convert.workers import worker_pool
+from convert.workers import run_all, worker_pool
 from loaders import build_loader
 
 BATCH_SIZES = (16, 64, 256)
@@ -110,7 +110,7 @@ def _open_records(
     for contender in our_contenders(shards, loading, engines=DECODING):
         name, engine = contender.name, contender.options["engine"]
         with worker_pool(1) as pool:
-            figures = pool.submit(_open, engine, shards, folder, loading).result()
+            (figures,) = run_all(pool, _open, [(engine, shards, folder, loading)])
         first = figures["first_batch_s"]
         print_progress(f"{name}, {samples} records: first batch after {first:.2f} s")
         found[f"{name}, records {samples}"] = CaseResult(

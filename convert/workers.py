@@ -94,6 +94,20 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
 
 
+@contextmanager
+def signals_left_to_parent() -> Iterator[None]:
+    """Processes that are started in this block leave Ctrl-C and a closed terminal to this one.
+
+    This one handles them, and SIGTERM, after the block: a process half started would complain.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})  # inherited
+    try:
+        with interrupt_later():
+            yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def run_all(
     executor: futures.Executor, fn: Callable[..., T], tasks: Iterable[tuple]
 ) -> Iterator[T]:
@@ -107,14 +121,8 @@ def run_all(
     try:
         while True:
             for task in islice(remaining, limit - len(waiting)):
-                # A process started here inherits the mask: the parent alone handles Ctrl-C and a
-                # closed terminal. It does so later, as a process half started would complain.
-                before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
-                try:
-                    with interrupt_later():
-                        waiting.add(executor.submit(fn, *task))
-                finally:
-                    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+                with signals_left_to_parent():
+                    waiting.add(executor.submit(fn, *task))
             if not waiting:
                 return
             done, waiting = futures.wait(waiting, return_when=futures.FIRST_COMPLETED)

@@ -27,6 +27,7 @@ from benchmarks.harness.options import Loading
 from benchmarks.harness.results import CaseResult
 from benchmarks.harness.timing import Found, Repeat, interleave, print_progress, time_once
 from convert.errors import DataError
+from convert.workers import signals_left_to_parent
 
 Epochs = Callable[[int], Iterable[Images | int]]
 """Number of an epoch -> its batches; an int is the size of a batch whose images are not kept."""
@@ -149,7 +150,8 @@ class Isolated:
     def __init__(self, contender: Contender) -> None:
         self._pipe, theirs = _CONTEXT.Pipe()
         self._process = _CONTEXT.Process(target=_serve, args=(theirs, contender))
-        self._process.start()
+        with signals_left_to_parent():
+            self._process.start()
         theirs.close()
         try:
             self.opened: dict[str, float] = self._answer()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -153,8 +154,9 @@ def test_repeated_records_show_the_same_images(
 def test_a_process_that_is_interrupted_while_it_opens_is_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    context = Mock()
+    context, blocked = Mock(), set[int]()
     pipe, process = Mock(), context.Process.return_value
+    process.start.side_effect = lambda: blocked.update(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
     pipe.poll.side_effect = SystemExit(143)
     process.is_alive.return_value = True
     context.Pipe.return_value = (pipe, Mock())
@@ -163,3 +165,4 @@ def test_a_process_that_is_interrupted_while_it_opens_is_ended(
         Isolated(Mock())
     pipe.close.assert_called_once_with()
     process.kill.assert_called_once_with()
+    assert signal.SIGINT in blocked  # which the process inherits: the parent alone handles Ctrl-C
