@@ -25,6 +25,8 @@ from convert.errors import DataError, reading
 from convert.files import require_regular
 
 _MAP_FIXED, _MAP_FAILED = 0x10, ctypes.c_void_p(-1).value
+_MAP_NORESERVE = 0x4000
+"""Of Linux: without it, a writable map that is larger than the memory of the machine fails."""
 _SA_SIGINFO, _SI_ADDR = 4, 16
 """Of Linux: a flag of sigaction(2), and where in siginfo_t the address of a fault is (64 bit)."""
 
@@ -124,7 +126,7 @@ def require_complete(array: np.ndarray) -> None:
 def _map(address: int | None, size: int, flags: int, descriptor: int) -> int:
     """mmap(2); OSError if it fails."""
     protection = mmap.PROT_READ | mmap.PROT_WRITE
-    start: int = _libc.mmap(address, size, protection, flags, descriptor, 0)
+    start: int = _libc.mmap(address, size, protection, flags | _MAP_NORESERVE, descriptor, 0)
     if start == _MAP_FAILED:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return start

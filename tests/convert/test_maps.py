@@ -73,6 +73,14 @@ def test_a_map_ends_with_its_last_array(tmp_path: Path) -> None:
     assert map_file(path).shape == (0,)
 
 
+def test_files_larger_than_memory(tmp_path: Path) -> None:
+    path = tmp_path / "sparse"
+    path.touch()
+    os.truncate(path, 1 << 40)
+    mapped = map_file(path)
+    assert (len(mapped), mapped[-1]) == (1 << 40, 0)
+
+
 @pytest.mark.parametrize("size", [2 * PAGE, 2 * PAGE + 1, 5 * PAGE - 1, 0])
 def test_what_a_truncated_file_lacks_is_zero_and_an_error(tmp_path: Path, size: int) -> None:
     path = tmp_path / "file"
