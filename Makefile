@@ -89,7 +89,8 @@ bench: install $(BENCH_SHARDS)/manifest.json $(BENCH_DIR)/data20k/dataset.json
 	$(BENCH) decode $(BENCH_SHARDS) --json $(RESULTS_DIR)/decode.json
 	$(BENCH) luma $(BENCH_DIR)/data20k --json $(RESULTS_DIR)/luma.json
 	$(BENCH) simulate $(BENCH_SHARDS) --json $(RESULTS_DIR)/simulation.json
-	$(BENCH) estimate --json $(RESULTS_DIR)/estimate.json
+	$(BENCH) storage $(BENCH_SHARDS) --json $(RESULTS_DIR)/storage.json
+	$(BENCH) estimate --loader $(RESULTS_DIR)/loader.json --json $(RESULTS_DIR)/estimate.json
 	$(BENCH) report $(RESULTS_DIR)
 
 $(BENCH_SHARDS)/manifest.json: $(BENCH_DATA)/dataset.json

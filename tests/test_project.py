@@ -46,6 +46,7 @@ def test_packages_are_marked_as_typed(package: str) -> None:
 def test_figures_at_the_top_of_the_readme_are_in_its_tables() -> None:
     lines = (ROOT / "README.md").read_text().splitlines()
     cells = {cell.strip() for line in lines if line.startswith("|") for cell in line.split("|")}
+    cells |= {cell.removesuffix(" slower") for cell in cells}  # "5.47 x slower": ours is 5.47 x it
     figures = re.findall(r"\*\*(\d[^*]*)\*\*", "\n".join(lines))
     assert len(figures) >= 5
     assert [figure for figure in figures if figure not in cells] == []
