@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import re
 import resource
@@ -598,6 +599,24 @@ def test_a_full_disk_is_one_line(
         assert resumed.exit_code == 0, resumed.output
         assert "stopped before it saved a step; it starts from the beginning" in resumed.stderr
         assert load_file(tmp_path / "run/best.safetensors")["encoder.inc.0.weight"].shape[0] == 2
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_disk_that_is_full_for_tensorboard_is_one_line(
+    dataset: Path, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed (its extra)")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    record_writer = "tensorboard.summary.writer.record_writer.RecordWriter"
+    monkeypatch.setattr(f"{record_writer}.write", full)
+    result = fit(dataset, tmp_path / "run", recipe, "--tensorboard")
+    expected = f"Error: {tmp_path}/run/tensorboard: cannot be written: No space left on device\n"
+    assert (result.exit_code, result.stderr) == (2, expected)
+    assert capsys.readouterr().err == ""
 
 
 def test_the_seed_decides_the_augmentation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -122,7 +123,8 @@ class Reporter:
         try:
             yield
         except OSError as error:
-            raise ModelError(f"{self.board}: cannot be written: {error}") from None
+            reason = error.strerror or error
+            raise ModelError(f"{self.board}: cannot be written: {reason}") from None
         finally:
             self.cost_s += time.perf_counter() - started
 
@@ -130,15 +132,32 @@ class Reporter:
     def reporting(self) -> Iterator[None]:
         """At the end of the block, close TensorBoard's files and report what they cost."""
         started = time.perf_counter()
-        try:
-            yield
-        finally:
-            if "_writer" in vars(self):
-                with self._writing():
-                    self._writer.close()
+        with _no_traceback_of_writer():
+            try:
+                yield
+            finally:
+                if "_writer" in vars(self):
+                    with self._writing():
+                        self._writer.close()
         if self.board:
             share = self.cost_s / (time.perf_counter() - started)
             self.line(f"TensorBoard: {self.cost_s:.2f} s, {share:.2%} of the time of training")
+
+
+@contextmanager
+def _no_traceback_of_writer() -> Iterator[None]:
+    """Do not print what TensorBoard's thread raises: the next call of its writer raises it too."""
+    before = threading.excepthook
+
+    def hook(raised: threading.ExceptHookArgs) -> None:
+        if not type(raised.thread).__module__.startswith("tensorboard."):
+            before(raised)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 @contextmanager

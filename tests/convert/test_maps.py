@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from convert.__main__ import main
 from convert.errors import DataError
 from convert.maps import load_array, map_file, require_complete
 from convert.shards import Shards
-from convert.show import contact_sheet
 from convert.verify import verify
 from tests.tiny_shards import write_tiny_shards
 
@@ -140,8 +141,10 @@ def test_shards_that_are_truncated_while_they_are_shown(
 
     path = many / "samples-00007.tar"
     monkeypatch.setattr(Shards, "decode", truncate_first)
-    with pytest.raises(DataError, match=f"{path}: was truncated while it was open"):
-        contact_sheet(many, rows=2 * SHARDS)
+    command = ["show", str(many), str(tmp_path / "out.png"), "--rows", str(2 * SHARDS)]
+    result = CliRunner().invoke(main, command)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert result.stderr.startswith(f"Error: {path}: was truncated while it was open: found ")
 
 
 def test_arrays_are_read_as_numpy_writes_them(tmp_path: Path) -> None:
