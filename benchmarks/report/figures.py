@@ -11,7 +11,7 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure as Canvas
 
 from benchmarks.harness.results import Benchmark, Result
-from benchmarks.report import about, plots, tables
+from benchmarks.report import about, plots, summary, tables
 from benchmarks.report.tables import Table
 from convert.outputs import PNG_KEY, mark_of
 
@@ -85,7 +85,7 @@ class Figure:
     """A picture with its tables; it is drawn when ``images`` is first read.
 
     name: of files and of marks in documents. file: of the result, without suffix. alt: what the
-    picture shows, in words.
+    picture shows, in words. line: of the summary.
     """
 
     def __init__(self, name: str, kind: _Kind, result: Result) -> None:
@@ -95,6 +95,7 @@ class Figure:
         made = (make(result) for make in kind.tables)
         self.tables: list[Table] = [table for table in made if table.rows]
         self.result, self.file = result, name
+        self.line = summary.line(self.title, self.name, result)
         self.where = about.where(result)
         self.notes = about.notes(result)
         self.notes += [f"Not measured: {case}: {why}" for case, why in result.skipped.items()]

@@ -18,7 +18,7 @@ import click
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from benchmarks.harness.options import PATH
-from benchmarks.harness.results import Benchmark, Result, read_result, read_results
+from benchmarks.harness.results import Benchmark, Result, one_line, read_result, read_results
 from benchmarks.report import markdown, summary
 from benchmarks.report.figures import COMMAND, Figure, figures_of
 from convert.errors import DataError
@@ -72,7 +72,7 @@ def write_page(folder: Path, figures: Sequence[Figure], pictures: Path) -> int:
         require_output(path, COMMAND)
     page = template.render(
         title="maskdepth: measured", figures=figures, made_by=mark_of(COMMAND),
-        summary=[summary.line(one.title, one.name, one.result) for one in first.values()],
+        summary=[one.line for one in first.values()],
         warnings=summary.warnings({name: one.result for name, one in first.items()}),
     )  # fmt: skip
     (folder / PAGE).write_text(page)
@@ -91,6 +91,11 @@ def all_figures(folder: Path) -> list[Figure]:
     return found
 
 
+def reason(error: Exception) -> str:
+    """An exception as a short line: it may have a value of the result in it."""
+    return f"{type(error).__name__}: {one_line(str(error))[:200]}"
+
+
 @contextmanager
 def _showing(what: str) -> Iterator[None]:
     """Turn whatever goes wrong with valid but unusual figures into a DataError."""
@@ -98,7 +103,7 @@ def _showing(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise DataError(
-            f"{what}: cannot be shown: {type(error).__name__}: {error}; measure again, or remove it"
+            f"{what}: cannot be shown: {reason(error)}; measure again, or remove it"
         ) from None
 
 
@@ -118,7 +123,7 @@ def drawn_figures(folder: Path, without: str) -> tuple[list[Figure], dict[str, s
             _ = [figure.images for figure in figures[name]]  # draws them
         except Exception as error:  # a result without its figures must not cost the others
             results.pop(name, None)
-            wrong[name] = f"its result cannot be shown: {type(error).__name__}: {error}"
+            wrong[name] = f"its result cannot be shown: {reason(error)}"
     return [figure for name in _ordered(results) for figure in figures[name]], wrong
 
 

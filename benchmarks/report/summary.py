@@ -99,6 +99,8 @@ def _finding_of_epochs(result: Result) -> str:
 
 def _finding_of_scores(result: Result) -> str:
     cases = [case for case in result.cases.values() if "camera" not in case.parameters]
+    if not cases:
+        return _finding_of_many(result)
     runs = f"{len(cases)} run{'s' * (len(cases) > 1)}"
     ious = _range(case.figures["mask_iou"] for case in cases)
     rule = _range(case.figures["rule_mask_iou"] for case in cases)

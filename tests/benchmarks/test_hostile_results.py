@@ -151,6 +151,40 @@ def test_what_a_figure_needs_is_named(tmp_path: Path) -> None:
         assert not (path.parent / PAGE).exists()
 
 
+def test_no_summary_costs_the_page(tmp_path: Path) -> None:
+    """A valid result without what its summary would name."""
+    cameras = CaseResult(
+        parameters={"run": "a", "camera": "none"},
+        figures=dict.fromkeys(
+            ("mask_iou", "aligned_mask_iou", "rule_mask_iou", "aligned_rule_mask_iou",
+             "depth_rmse"), 0.5,
+        ),
+    )  # fmt: skip
+    (tmp_path / "quality.json").write_text(
+        make_result("quality", {}, {"a, camera none": cameras}).model_dump_json()
+    )
+    for benchmark in ("loader", "peers", "epoch", "gpu-check", "codecs"):
+        path = tmp_path / f"{benchmark}.json"
+        path.write_text(make_result(benchmark, {}, {}).model_dump_json())
+    done = invoke("report", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert "0 cases" in (tmp_path / PAGE).read_text()
+
+
+def test_a_value_in_an_error_is_cut(tmp_path: Path) -> None:
+    case = CaseResult(
+        parameters={"recipe": "a", "seed": 0, "samples": 1, "pflop": "x" * 10_000, "seconds": 1,
+                    "reached": 1},
+        figures={"mask_iou": 0.5, "depth_rmse": 0.5},
+    )  # fmt: skip
+    path = tmp_path / "speedrun.json"
+    path.write_text(make_result("speedrun", {}, {"a": case}).model_dump_json())
+    done = invoke("report", tmp_path)
+    assert done.exit_code == 2
+    assert "cannot be shown: ValueError: could not convert" in done.output
+    assert len(done.output) < 1000
+
+
 def test_nesting_without_end_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "loader.json"
     path.write_text("[" * 100_000)
