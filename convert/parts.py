@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -47,7 +48,7 @@ Codecs = Mapping[str, Mapping[str, str]]
 """Codec of each field, for each format."""
 
 _WRITE_BYTES = 1 << 20  # a buffer; each field of some kilobytes would otherwise be a system call
-_OPEN_FILES = 256  # parts kept open per process; the usual limit is 1,024 files
+_OPEN_FILES = 256  # parts kept open per process, at most; the usual limit is 1,024 files
 
 
 @dataclass(frozen=True)
@@ -295,6 +296,9 @@ class PartFiles:
     def __init__(self, parts: list[Part], form: str, folder: Path) -> None:
         self._paths = [part.path(folder, f"{form}.bin") for part in parts]
         self._descriptors: dict[int, int] = {}
+        # A quarter of what is allowed, as workers have pipes and libraries open, too; -1: no limit.
+        allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._most = min(_OPEN_FILES, allowed // 4) if allowed > 3 else _OPEN_FILES
 
     def __enter__(self) -> PartFiles:
         return self
@@ -317,7 +321,7 @@ class PartFiles:
 
     def _open(self, number: int) -> int:
         if number not in self._descriptors:
-            if len(self._descriptors) == _OPEN_FILES:
+            if len(self._descriptors) == self._most:
                 os.close(self._descriptors.pop(next(iter(self._descriptors))))
             self._descriptors[number] = os.open(self._paths[number], os.O_RDONLY)
         return self._descriptors[number]

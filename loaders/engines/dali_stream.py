@@ -124,11 +124,12 @@ class DALIStreamLoader(DALILoader):
     def _open(self, epoch: int) -> Pipeline:
         """DALI's reader of this rank's part of an epoch."""
         order, parts = self.order.options, self._stream.parts(epoch)
-        if len(parts) > (limit := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) - _OTHER_FILES:
+        needed, limit = len(parts) + _OTHER_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if 0 <= limit < needed:
             raise DataError(
                 f"{self.shards.folder}: DALI opens its {len(parts)} tar shards at once, found "
-                f"`ulimit -n` {limit}, expected {len(parts) + _OTHER_FILES} or more; raise it, "
-                "pack again with a larger --samples-per-shard, or use --loader dali"
+                f"`ulimit -n` {limit}, expected {needed} or more; raise it, pack again with a "
+                "larger --samples-per-shard, or use --loader dali"
             )
         entropy = np.random.SeedSequence(order.seed, spawn_key=(epoch, order.rank))
         # Index files with the lines of this rank alone restrict the reader to its samples.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import mmap
 import os
 import resource
@@ -121,7 +122,7 @@ def test_a_bus_error_of_another_map_ends_the_process(tmp_path: Path) -> None:
     child = os.fork()
     if not child:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # pytest's handler prints the stacks
+        faulthandler.enable(open(os.devnull, "w"))  # noqa: SIM115  # pytest's handler prints stacks
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE) as other:
             os.truncate(path, 0)
             print(other[0])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from convert import parts
 from convert.dataset.depth import list_composites
 from convert.errors import DataError, RecordError
 from convert.layout import FIELDS
@@ -45,7 +45,7 @@ def test_part_size_does_not_show(dataset: Path, shards: Path, tmp_path: Path) ->
 def test_more_parts_than_files_may_be_open(
     dataset: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts, "_OPEN_FILES", 2)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (8, 8))  # two parts at a time
     config = PackConfig(samples_per_shard=40)
     before = len(os.listdir("/proc/self/fd"))
     pack(dataset, tmp_path / "small", config=config, workers=0, progress=False, part_size=7)
