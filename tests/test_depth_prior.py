@@ -16,7 +16,7 @@ from PIL import Image
 import train
 from benchmarks.__main__ import main as benchmarks
 from benchmarks.harness.results import read_result
-from benchmarks.report import tables
+from benchmarks.report import scores
 from convert.__main__ import main as convert
 from convert.dataset.compose import compose
 from convert.manifest import DEPTH_SOURCES, read_manifest
@@ -160,8 +160,8 @@ def test_scores_of_a_run_are_marked(
     results = json.loads(out.read_text())["cases"].values()
     assert {case["parameters"]["depth"] for case in results} == {"prior"}
     result = read_result(out)
-    (scores,), (cameras,) = (
-        tables.quality(result, ("random",)).rows,
-        tables.cameras(result).rows,
+    (scored,), (disturbed,) = (
+        scores.quality(result, ("random",)).rows,
+        scores.cameras(result).rows,
     )
-    assert [" ".join(row).count("(prior)") for row in (scores, cameras)] == [3, 1]
+    assert [" ".join(row).count("(prior)") for row in (scored, disturbed)] == [3, 1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.harness.results import FEW_REPEATS, Accelerator, Result
-from benchmarks.report import tables
+from benchmarks.report import scores, tables
 
 _FLOORS = {
     "floor: libjpeg-turbo alone": "decodes the JPEGs of the same samples on as many CPU threads, "
@@ -26,7 +26,7 @@ def text(result: Result) -> str:
     lines = [f"{result.benchmark}: {where(result)}", *(table.aligned() if table.rows else ())]
     for name, case in result.cases.items():
         lines += [
-            f"{name}: {what} {value:,.6g}" + tables.prior_mark(result, case) * ("depth" in what)
+            f"{name}: {what} {value:,.6g}" + scores.prior_mark(result, case) * ("depth" in what)
             for what, value in case.figures.items()
         ]
     lines += notes(result)

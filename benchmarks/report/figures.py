@@ -11,7 +11,7 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure as Canvas
 
 from benchmarks.harness.results import Benchmark, Result
-from benchmarks.report import about, plots, summary, tables
+from benchmarks.report import about, plots, scores, summary, tables
 from benchmarks.report.tables import Table
 from convert.outputs import PNG_KEY, mark_of
 
@@ -35,8 +35,8 @@ class _Kind(NamedTuple):
 
 
 # Validation has no new backgrounds and foregrounds, or new ones of at least one kind.
-_RANDOM = partial(tables.quality, splits=("random",))
-_HELD_OUT = partial(tables.quality, splits=("bg", "fg", "both"))
+_RANDOM = partial(scores.quality, splits=("random",))
+_HELD_OUT = partial(scores.quality, splits=("bg", "fg", "both"))
 _KINDS = (
     _Kind("gpu-check", "Checks of the GPU: which ran, and which failed", (tables.checks,)),
     _Kind("convert", "Conversion: from files to shards", (tables.timed,), plots.bars,
@@ -62,14 +62,14 @@ _KINDS = (
     _Kind("scaling", "How cost grows", (tables.scaling,), plots.scaling,
           "Lines: rate and CPU time against threads, batch size, image size and records"),
     _Kind("recipes", "Recipes at equal CPU time",
-          (tables.recipes_at_the_end, tables.recipes_over_time), plots.recipes,
+          (scores.recipes_at_the_end, scores.recipes_over_time), plots.recipes,
           "Lines: mask IoU and depth RMSE over CPU minutes, one for each recipe"),
     _Kind("speedrun", "Training until it reaches the original work's scores",
-          (tables.speedrun,), plots.speedrun,
+          (scores.speedrun,), plots.speedrun,
           "Lines: mask IoU and depth RMSE over PFLOP of training, one for each run"),
     _Kind("quality",
           "What training reaches, beside baselines: difference above 40, mean map of the bg",
-          (_RANDOM, _HELD_OUT, tables.cameras), plots.quality,
+          (_RANDOM, _HELD_OUT, scores.cameras), plots.quality,
           "Bars: mask IoU and depth RMSE of runs, beside the baselines without a network"),
     _Kind("storage", "Reading a folder that is not in memory", (tables.storage,)),
     _Kind("simulation", "Millions and billions of samples (arithmetic and simulation)",

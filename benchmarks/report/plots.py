@@ -18,7 +18,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from benchmarks.harness.results import NO_NETWORK, Result
-from benchmarks.report import tables
+from benchmarks.report import scores, tables
 
 _WIDTH = 4.4
 _OURS, _OTHERS, _FLOOR = "#1b6ca8", "#b9bec6", "#e0a030"
@@ -185,13 +185,13 @@ def _lines(axes: Any, result: Result, axis: str, what: str) -> None:
 def speedrun(result: Result) -> Canvas:
     """Both scores over PFLOP: a line for each run, a colour for each recipe, dashes: the target."""
     canvas, panels = pyplot.subplots(1, 2, figsize=(_WIDTH, 2.6))
-    runs = tables.runs_of(result)
+    runs = scores.runs_of(result)
     colours = {name: f"C{at}" for at, name in enumerate(dict.fromkeys(name for name, _ in runs))}
     arguments = {"mask_iou": "target_iou", "depth_rmse": "target_rmse"}
     goals = {what: float(str(result.arguments[name])) for what, name in arguments.items()}
     target = "target: " + " and ".join(f"{goal:g}" for goal in goals.values())
     spent = [float(case.parameters["pflop"]) for cases in runs.values() for case in cases]
-    for axes, (figure, title) in zip(panels, tables.scores(result).items(), strict=True):
+    for axes, (figure, title) in zip(panels, scores.titles(result).items(), strict=True):
         labelled: set[str] = set()
         for (recipe, _), cases in runs.items():
             points = [(float(c.parameters["pflop"]), c.figures[figure]) for c in cases]
@@ -215,7 +215,7 @@ def recipes(result: Result) -> Canvas:
     names = dict.fromkeys(
         str(case.parameters["recipe"]) for case in result.cases.values() if case.parameters
     )
-    for axes, (figure, title) in zip(panels, tables.scores(result).items(), strict=True):
+    for axes, (figure, title) in zip(panels, scores.titles(result).items(), strict=True):
         for recipe in names:
             points = [
                 (float(case.parameters["cpu_min"]), case.figures[figure])
@@ -241,12 +241,12 @@ def quality(result: Result) -> Canvas:
     names = [name for name, case in result.cases.items() if "camera" not in case.parameters][::-1]
     canvas, panels = pyplot.subplots(1, 2, figsize=(_WIDTH, 1.1 + 0.42 * len(names)), sharey=True)
     bars_of = {"": ("network", _OURS, 0.2), "rule_": ("rule, no network", _OTHERS, -0.2)}
-    for axes, (figure, title) in zip(panels, tables.scores(result).items(), strict=True):
+    for axes, (figure, title) in zip(panels, scores.titles(result).items(), strict=True):
         for before, (label, colour, shift) in bars_of.items():
             for at, name in enumerate(names):
                 case = result.cases[name]
                 value = case.figures[before + figure]
-                prior = tables.prior_mark(result, case) * ("depth" in figure)
+                prior = scores.prior_mark(result, case) * ("depth" in figure)
                 axes.barh(at + shift, value, 0.38, color=colour, label="" if at else label)
                 axes.text(value, at + shift, f" {value:.3f}{prior}", va="center")
         axes.set_yticks(range(len(names)), names)

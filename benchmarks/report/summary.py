@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from benchmarks.harness.results import Benchmark, Result
-from benchmarks.report import about, tables
+from benchmarks.report import about, scores, tables
 from benchmarks.report.tables import number
 
 
@@ -114,7 +114,7 @@ def _range(values: Iterable[float]) -> str:
 
 
 def _finding_of_speedruns(result: Result) -> str:
-    table = tables.speedrun(result)
+    table = scores.speedrun(result)
     at = [table.head.index(title) for title in ("runs that reached it", "work, PFLOP")]
     return "; ".join(
         f"{row[0]}: {row[at[0]]} runs reached the target, median (range) {row[at[1]]} PFLOP"

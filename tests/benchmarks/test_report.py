@@ -21,7 +21,7 @@ from PIL import Image
 from benchmarks.__main__ import main
 from benchmarks.harness.results import Accelerator, CaseResult, Result, make_result, read_result
 from benchmarks.harness.timing import Repeat
-from benchmarks.report import about, plots, tables
+from benchmarks.report import about, plots, scores, tables
 from benchmarks.report.figures import Figure, figures_of
 from benchmarks.report.page import PAGE, all_figures
 from convert.errors import DataError
@@ -228,7 +228,7 @@ def test_speedrun_marks_what_runs_needed_at_least(reached: tuple[int, ...], expe
         )
         for seed, pflop in enumerate((0.1, 0.2, 0.5))
     }  # fmt: skip
-    table = tables.speedrun(make_result("speedrun", {}, cases))
+    table = scores.speedrun(make_result("speedrun", {}, cases))
     (row,) = (dict(zip(table.head, row, strict=True)) for row in table.rows)
     assert row["work, PFLOP"] == expected
     assert row["runs that reached it"] == f"{sum(reached)} of 3"
