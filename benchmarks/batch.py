@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from itertools import cycle, islice
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from convert.jpeg.record import is_record
 from convert.jpeg.streaming import stream_copy
 from convert.layout import CHANNELS, FIELDS
 from convert.shards import Shards
-from loaders import build_loader
+from loaders import Loader, build_loader
+from loaders.backgrounds import Backgrounds
 
 ALL_STEPS = "all of it, as `ffcv` does it"
 FLOOR = "floor: write as many bytes to memory"
@@ -45,8 +46,12 @@ def batch(shards: Path, batches: int, repeats: int) -> Result:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        steps = _Steps(opened)
-        rounds = [steps.time(batches, seed) for seed in range(repeats + 1)][1:]
+        visited = np.random.default_rng(0).permutation(len(opened))[: batches * BATCH_SIZE]
+        with build_loader(
+            "ffcv", shards, indices=visited, batch_size=BATCH_SIZE, num_workers=1
+        ) as loader:
+            steps = Steps(opened, loader.backgrounds)
+            rounds = [_round(steps, loader, batches, seed) for seed in range(repeats + 1)][1:]
     finally:
         torch.set_num_threads(threads)
     cases = {
@@ -57,51 +62,65 @@ def batch(shards: Path, batches: int, repeats: int) -> Result:
     return make_result("batch", arguments, cases)
 
 
-class _Steps:
-    """The steps of the engine, one at a time, on batches of random samples."""
+def _round(steps: Steps, loader: Loader, batches: int, seed: int) -> dict[str, float]:
+    """CPU microseconds per sample of each step, on batches of random samples."""
+    seconds: dict[str, float] = defaultdict(float)
 
-    def __init__(self, shards: Shards) -> None:
-        self._shards, layout = shards, shards.manifest.layout
+    def clock(step: str, work: Callable[..., Any], *arguments: Any) -> Any:
+        before = time.thread_time()
+        result = work(*arguments)
+        seconds[step] += time.thread_time() - before
+        return result
+
+    rng = np.random.default_rng(seed)
+    for _ in range(batches):
+        steps.load(rng.integers(0, loader.layout.samples, BATCH_SIZE), clock)
+    for _ in range(batches):
+        steps.write(clock)
+    found = {step: total / batches / BATCH_SIZE * 1e6 for step, total in seconds.items()}
+    before, samples = time.process_time(), 0
+    for one in loader.epoch(seed):
+        loader.backgrounds.gather(one.index)
+        samples += len(one.index)
+    return found | {ALL_STEPS: (time.process_time() - before) / samples * 1e6}
+
+
+class Steps:
+    """The steps in which the engine `ffcv` makes a batch of `BATCH_SIZE`, one at a time."""
+
+    def __init__(self, shards: Shards, backgrounds: Backgrounds) -> None:
+        self._shards, self._backgrounds, layout = shards, backgrounds, shards.manifest.layout
         self._file = np.asarray(shards.files[0])
         self._decodings = {name: bases.decoding() for name, bases in shards.bases.items()}
-        self._sizes = {n: layout.height * layout.width * c for n, c in CHANNELS.items()}
+        sizes = {n: layout.height * layout.width * c for n, c in CHANNELS.items()}
         self._buffers = cycle(
-            {name: np.zeros((BATCH_SIZE, size), np.uint8) for name, size in self._sizes.items()}
+            {name: np.zeros((BATCH_SIZE, size), np.uint8) for name, size in sizes.items()}
             for _ in range(_BUFFERS)
         )
-        self._loader = build_loader(
-            "ffcv", shards.folder, batch_size=BATCH_SIZE, num_workers=1, drop_last=True
-        )
 
-    def time(self, batches: int, seed: int) -> dict[str, float]:
-        """CPU microseconds per sample of each step."""
-        seconds: dict[str, float] = defaultdict(float)
+    def load(
+        self, indices: np.ndarray, clock: Callable[..., Any]
+    ) -> tuple[dict[str, np.ndarray], torch.Tensor]:
+        """Make a batch: the fields, uint8 (BATCH_SIZE, H * W * C) each, and the backgrounds.
 
-        def clock(step: str, work: Callable[..., Any], *arguments: Any) -> Any:
-            before = time.thread_time()
-            result = work(*arguments)
-            seconds[step] += time.thread_time() - before
-            return result
+        clock: calls its second argument with those that follow; the first is the step's name.
+        """
+        out = next(self._buffers)
+        offsets, ends, numbers = clock("look up the records", self._look_up, indices)
+        clock("checksums", self._shards.all_intact, indices)
+        for name, decoding in self._decodings.items():
+            clock(f"copy the base of {name}", _copy, decoding.pixels, numbers, out[name])
+            places = offsets[name], ends[name]
+            step = f"apply the record of {name}"
+            clock(step, _apply, decoding, numbers, self._file, *places, out[name])
+        clock("mask from runs", _unpack, self._file, offsets["mask"], ends["mask"], out["mask"])
+        gathered = clock("copy the background", self._backgrounds.gather, torch.from_numpy(indices))
+        return out, gathered
 
-        rng = np.random.default_rng(seed)
-        backgrounds = self._loader.backgrounds
-        for _ in range(batches):
-            indices = rng.integers(0, len(self._shards), BATCH_SIZE)
-            out = next(self._buffers)
-            offsets, ends, numbers = clock("look up the records", self._look_up, indices)
-            clock("checksums", self._shards.all_intact, indices)
-            for name, decoding in self._decodings.items():
-                clock(f"copy the base of {name}", _copy, decoding.pixels, numbers, out[name])
-                spans = offsets[name], ends[name]
-                step = f"apply the record of {name}"
-                clock(step, _apply, decoding, numbers, self._file, *spans, out[name])
-            clock("mask from runs", _unpack, self._file, offsets["mask"], ends["mask"], out["mask"])
-            clock("copy the background", backgrounds.gather, torch.from_numpy(indices))
-        for _ in range(batches):
-            clock(FLOOR, _write, next(self._buffers))
-            clock(FLOOR, backgrounds.gather, torch.zeros(BATCH_SIZE, dtype=torch.int64))
-        found = {step: total / batches / BATCH_SIZE * 1e6 for step, total in seconds.items()}
-        return found | {ALL_STEPS: self._epoch(batches, seed)}
+    def write(self, clock: Callable[..., Any]) -> None:
+        """Write as many bytes, without reading other memory than the caches."""
+        clock(FLOOR, _write, next(self._buffers))
+        clock(FLOOR, self._backgrounds.gather, torch.zeros(BATCH_SIZE, dtype=torch.int64))
 
     def _look_up(
         self, indices: np.ndarray
@@ -111,14 +130,6 @@ class _Steps:
         offsets = {name: records[name]["offset"].astype(np.int64) for name in FIELDS}
         ends = {name: offsets[name] + records[name]["size"] for name in FIELDS}
         return offsets, ends, self._shards.manifest.layout.background_of(indices)
-
-    def _epoch(self, batches: int, seed: int) -> float:
-        """CPU microseconds per sample of all threads of the engine."""
-        before, samples = time.process_time(), 0
-        for one in islice(self._loader.epoch(seed), batches):
-            self._loader.backgrounds.gather(one.index)
-            samples += len(one.index)
-        return (time.process_time() - before) / samples * 1e6
 
 
 @numba.njit(cache=True, nogil=True)

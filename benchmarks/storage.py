@@ -9,8 +9,10 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from statistics import fmean
+from threading import Event
 from typing import NamedTuple
 
 import click
@@ -147,30 +149,28 @@ def read_rate(chosen: Sequence[Piece], threads: int, seconds: float) -> float:
         [chosen[at] for at in part.tolist()]
         for part in np.array_split(np.arange(len(chosen)), threads)
     ]
-    began = time.perf_counter()
+    began, stopped = time.perf_counter(), Event()
     with ThreadPoolExecutor(threads) as pool:
-        done = sum(pool.map(partial(_read, end=began + seconds), shares))
+        try:
+            done = sum(pool.map(partial(_read, end=began + seconds, stopped=stopped), shares))
+        finally:
+            stopped.set()  # after an error or Ctrl-C, the other threads need not go on
     return done / (time.perf_counter() - began) / 1e6
 
 
-def _read(share: Sequence[Piece], end: float) -> int:
+def _read(share: Sequence[Piece], end: float, stopped: Event) -> int:
     """Bytes that were read. A file is opened again when the thread comes from another."""
-    buffer, done, at = bytearray(max(WAYS.values())), 0, -1
-    path: Path | None = None
-    try:
-        for piece in share:
-            if piece.path != path:
-                if at >= 0:
-                    os.close(at)
-                at, path = os.open(piece.path, os.O_RDONLY), piece.path
-            done += os.preadv(at, [memoryview(buffer)[: piece.size]], piece.offset)
-            if time.perf_counter() > end:
-                break
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; expected a file that can be read") from None
-    finally:
-        if at >= 0:
-            os.close(at)
+    buffer, done = bytearray(max(WAYS.values())), 0
+    for path, pieces_of_file in groupby(share, key=lambda piece: piece.path):
+        try:
+            with open(path, "rb", buffering=0) as file:
+                for piece in pieces_of_file:
+                    if time.perf_counter() > end or stopped.is_set():
+                        return done
+                    memory = memoryview(buffer)[: piece.size]
+                    done += os.preadv(file.fileno(), [memory], piece.offset)
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror}; expected a file that can be read") from None
     return done
 
 
@@ -178,8 +178,10 @@ def cached_share(files: dict[Path, int]) -> float | None:
     """Share of the pages that are in the page cache although it was asked to drop them.
 
     Above 0 for a file system in memory, files that are mapped, and some network file systems.
-    None where the kernel cannot say.
+    None where the kernel, or the C library that Python was built with, cannot say.
     """
+    if not hasattr(os, "RWF_NOWAIT"):
+        return None
     found = []
     for seed in range(3):  # pages that are being read or written are dropped at the next request
         drop_cache(files)

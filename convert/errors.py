@@ -43,8 +43,10 @@ USERS_ERRORS = frozenset({
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG,
     errno.ELOOP, errno.EBUSY, errno.ETXTBSY,
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN,
-    errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.EHOSTDOWN, errno.EHOSTUNREACH,
-    errno.ETIMEDOUT, errno.EOPNOTSUPP, errno.ENOLCK,
+    errno.EXDEV, errno.EMLINK,
+    errno.EIO, errno.EREMOTEIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.EHOSTDOWN,
+    errno.EHOSTUNREACH, errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNRESET, errno.ECONNABORTED,
+    errno.ESHUTDOWN, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK,
 })  # fmt: skip
 """Permissions, names, space and limits, disks and network file systems. Other errors of the
 operating system are mistakes of the program, and keep their traceback."""
@@ -119,7 +121,7 @@ def _system_error_in_one_line() -> Iterator[None]:
 def _reader_is_gone() -> bool:
     """Whether standard output or standard error is a pipe that no one reads any more."""
     poll = select.poll()
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed when Python started
         with suppress(OSError, ValueError):  # it is no file, or closed
             poll.register(stream.fileno(), 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
@@ -127,7 +129,8 @@ def _reader_is_gone() -> bool:
 
 def _where_it_failed(error: OSError) -> str:
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except OSError as failure:
         # What is buffered would be written again, and fail again, when the interpreter exits.
         with open(os.devnull, "w") as null:

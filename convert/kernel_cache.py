@@ -64,7 +64,8 @@ def _user_cache() -> str:
 
 def _is_writable(folder: str) -> bool:
     """Whether this process may write to a folder, or create it."""
-    while not os.path.lexists(folder) and os.path.dirname(folder):
+    folder = os.path.abspath(folder)
+    while not os.path.lexists(folder):
         folder = os.path.dirname(folder)
     return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK, effective_ids=True)
 

@@ -30,7 +30,7 @@ _MAP_NORESERVE = 0x4000
 _SA_SIGINFO, _SI_ADDR = 4, 16
 """Of Linux: a flag of sigaction(2), and where in siginfo_t the address of a fault is (64 bit)."""
 
-_LARGEST_HEADER = 1 << 12  # of an `.npy` file; those of `pack` have 128 to 256 bytes
+_LARGEST_HEADER = 1 << 11  # of an `.npy` file; those of `pack` have 128 to 256 bytes
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -155,6 +155,7 @@ def _handle_bus_errors() -> None:
 
     `signal.signal` cannot: its handlers run after the instruction that failed, which repeats for
     ever. This one is called at once, in the thread that reads, whether that holds the GIL or not.
+    It takes the GIL, so that no code may wait for a thread that reads maps while it holds the GIL.
     """
     handler = ctypes.cast(_fill_with_zeros, ctypes.c_void_p).value
     action = _Action(handler=handler, flags=_SA_SIGINFO)

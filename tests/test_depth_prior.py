@@ -147,6 +147,10 @@ def test_scores_of_a_run_are_marked(
     assert "depth RMSE* over 2 backgrounds" in text
     with (folder / "metrics.csv").open() as file:
         assert [row["depth_source"] for row in csv.DictReader(file)] == ["prior"]
+    (folder / "metrics.csv").unlink()
+    invoke(train.main, "fit", dataset, folder, "--resume")
+    with (folder / "metrics.csv").open() as file:
+        assert [row["depth_source"] for row in csv.DictReader(file)] == ["prior"]
     best = folder / "best.safetensors"
     if board:
         check_board(folder / "tensorboard")

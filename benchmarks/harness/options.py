@@ -149,8 +149,9 @@ def command(*options: Decorator) -> Callable[[Callable[..., Result]], click.Comm
     def make(run: Callable[..., Result]) -> click.Command:
         @wraps(run)
         def run_and_write(json_path: Path | None, **values: Any) -> None:
-            if json_path is not None and isinstance(shards := values.get("shards"), Path):
-                require_outside(json_path, shards)
+            for name in ("shards", "dataset", "folder"):
+                if json_path is not None and isinstance(read := values.get(name), Path):
+                    require_outside(json_path, read)
             failure: FailedCheck | None = None
             load = watch_load()
 

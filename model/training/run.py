@@ -18,6 +18,7 @@ from model.checkpoint import (
     NetworkInfo,
     Position,
     generator_states,
+    load_network,
     load_state,
     load_weights,
     save_state,
@@ -108,6 +109,7 @@ class Run:
             say_that_it_starts(self.folder)
         if self.first and self.finished:
             # The process may have been killed between state and reports.
+            self.depth_source = load_network(self.folder / BEST).info.depth_source
             self._write_reports(self.history)
 
     def record(self, **choices: object) -> None:

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import torch
 from click.testing import CliRunner
 
 from benchmarks.__main__ import main
-from benchmarks.batch import ALL_STEPS, FLOOR
+from benchmarks.batch import ALL_STEPS, BATCH_SIZE, FLOOR, Steps
 from benchmarks.harness.results import read_result
+from convert.layout import FIELDS
 from convert.pack import PackConfig, pack
+from convert.shards import Shards
+from loaders import build_loader
 
 
 def test_every_step_is_timed(
@@ -26,6 +31,20 @@ def test_every_step_is_timed(
     assert [*found][-2:] == [FLOOR, ALL_STEPS]
     assert len(found) == 10
     assert all(us > 0 for us in found.values())
+
+
+def test_the_steps_make_the_batch_of_the_engine(
+    need_engine: Callable[[str], None], shards: Path
+) -> None:
+    need_engine("ffcv")
+    with build_loader("ffcv", shards, batch_size=BATCH_SIZE, shuffle=False) as loader:
+        expected = next(loader.epoch(0))
+        steps = Steps(Shards(shards, "ffcv"), loader.backgrounds)
+        found, backgrounds = steps.load(expected.index.numpy(), lambda _, work, *args: work(*args))
+        for name in FIELDS:
+            pixels = getattr(expected, name).permute(0, 2, 3, 1).reshape(BATCH_SIZE, -1)
+            assert np.array_equal(found[name], pixels.numpy()), name
+        assert torch.equal(backgrounds, loader.backgrounds.gather(expected.index))
 
 
 def test_files_of_jpegs_have_no_such_steps(dataset: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from benchmarks.harness import load as watching
 from benchmarks.harness.load import watch_load
-from benchmarks.harness.options import REPEATS, SHARDS, command, keep
+from benchmarks.harness.options import DATASET, REPEATS, SHARDS, Decorator, command, keep
 from benchmarks.harness.results import CaseResult, Load, Result, make_result, read_result
 from benchmarks.harness.timing import Repeat
 from benchmarks.report import about
@@ -46,11 +46,12 @@ def test_a_command_that_is_stopped_leaves_its_rounds(tmp_path: Path) -> None:
     keep(rounds(1))  # outside a command there is no file
 
 
-def test_a_result_is_not_written_into_the_shards(tmp_path: Path) -> None:
-    @command(SHARDS)
-    def loader(shards: Path) -> Result:
+@pytest.mark.parametrize("read", [SHARDS, DATASET])
+def test_a_result_is_not_written_into_what_is_read(tmp_path: Path, read: Decorator) -> None:
+    @command(read)
+    def loader(**folders: Path) -> Result:
         """Never begins."""
-        raise AssertionError(shards)
+        raise AssertionError(folders)
 
     out = str(tmp_path / "loader.json")
     done = CliRunner().invoke(loader, [str(tmp_path), "--json", out], prog_name="loader")

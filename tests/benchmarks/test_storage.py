@@ -12,6 +12,7 @@ from benchmarks.__main__ import main
 from benchmarks.harness.results import read_result
 from benchmarks.report import about, tables
 from benchmarks.storage import cached_share, list_files, pieces, read_rate
+from convert.errors import DataError
 
 
 @pytest.fixture
@@ -70,6 +71,14 @@ def test_files_in_memory_are_called_that() -> None:
     finally:
         path.unlink(missing_ok=True)
     assert share in (None, 1.0)
+
+
+def test_a_file_that_was_removed_is_named(folder: Path) -> None:
+    chosen = pieces(list_files(folder), 1000, 10**9, None)
+    gone = folder / "below" / "b.bin"
+    gone.unlink()
+    with pytest.raises(DataError, match=f"{gone}: No such file"):
+        read_rate(chosen, 2, 10)
 
 
 def test_nothing_to_read_is_one_line(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from click.testing import CliRunner
 
 from convert.__main__ import main
 from convert.dataset.compose import compose
-from convert.errors import Commands, DataError
+from convert.errors import Commands, DataError, _system_error_in_one_line
 from convert.files import temporary_folder
 from convert.interrupts import end_at_once, ended_by_exception
 from convert.pack import pack
@@ -66,6 +66,11 @@ def test_an_unexpected_error_of_the_operating_system_is_one_line() -> None:
     for error, message in [
         (PermissionError(errno.EACCES, "Permission denied", "a/b"), "a/b: Permission denied; fix"),
         (OSError(errno.EMFILE, "Too many open files"), "Error: Too many open files"),
+        (
+            OSError(errno.EXDEV, "Invalid cross-device link", "a/b"),
+            "a/b: Invalid cross-device link",
+        ),
+        (OSError(errno.ENOTCONN, "Transport endpoint is not connected"), "is not connected"),
         (OSError("5 requested and 0 written"), "Error: 5 requested and 0 written"),  # by NumPy
     ]:
         result = CliRunner().invoke(failing(error), ["fail"])
@@ -153,6 +158,14 @@ def test_an_ignored_signal_stays_ignored(number: signal.Signals) -> None:
 def test_other_threads_set_no_handlers() -> None:
     with ThreadPoolExecutor(1) as threads, ended_by_exception():
         threads.submit(CliRunner().invoke, failing(None), ["fail"]).result()
+
+
+def test_an_error_without_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in `python -m convert pack ... >&-`."""
+    monkeypatch.setattr(sys, "stdout", None)
+    for number in (errno.EPIPE, errno.EACCES):
+        with pytest.raises(DataError), _system_error_in_one_line():
+            raise OSError(number, "odd")
 
 
 def test_ctrl_c_that_has_ended_the_reader_of_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:

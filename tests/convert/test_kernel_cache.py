@@ -74,11 +74,13 @@ def test_nothing_is_set_if_one_folder_can_be_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
-    folders = (str(tmp_path / "file" / "below"), str(tmp_path / "not" / "there"))
-    monkeypatch.setattr(kernel_cache, "_folders_of_numba", lambda: folders)
-    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
-    kernel_cache.provide()
-    assert "NUMBA_CACHE_DIR" not in os.environ
+    monkeypatch.chdir(tmp_path)
+    for possible in (str(tmp_path / "not" / "there"), "relative"):
+        folders = (str(tmp_path / "file" / "below"), possible)
+        monkeypatch.setattr(kernel_cache, "_folders_of_numba", lambda folders=folders: folders)
+        monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+        kernel_cache.provide()
+        assert "NUMBA_CACHE_DIR" not in os.environ
 
 
 @pytest.fixture
