@@ -77,7 +77,8 @@ def open_pair(
     if train_limit is not None:
         train = np.sort(np.random.default_rng(0).permutation(train)[:train_limit])
     if validation_limit is not None:
-        val = np.sort(val)[np.unique(np.linspace(0, len(val) - 1, validation_limit).astype(int))]
+        count = min(validation_limit, len(val))
+        val = np.sort(val)[np.unique(np.linspace(0, len(val) - 1, count).astype(int))]
     validating = LoaderOptions(
         batch_size=batch_size, indices=val, shuffle=False, seed=source.seed, device=device,
         num_workers=source.workers, rank=distributed_rank()[0] if world_size > 1 else 0,

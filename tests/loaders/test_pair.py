@@ -57,7 +57,7 @@ def test_a_limit_takes_the_same_samples_in_ascending_order(source: Source) -> No
     assert shown.tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize(("limit", "kept"), [(1, 1), (5, 5), (1000, 27)])
+@pytest.mark.parametrize(("limit", "kept"), [(1, 1), (5, 5), (1000, 27), (10**30, 27)])
 def test_validation_can_be_limited_to_samples_spread_evenly(
     source: Source, limit: int, kept: int
 ) -> None:
