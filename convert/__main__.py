@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 
 from convert.errors import Commands
+from convert.limits import MOST_WORKERS
 from convert.storage import DEPTH_CODECS, MASK_CODECS
 
 # Commands import their work when they run, so that `--help` and usage errors answer at once.
@@ -22,8 +23,9 @@ from convert.storage import DEPTH_CODECS, MASK_CODECS
 _SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
 _FOLDER = click.Path(path_type=Path)
 _WORKERS = click.option(
-    "--workers", type=click.IntRange(0), help="Worker processes; default: one per core; 0: none."
-)
+    "--workers", type=click.IntRange(0, MOST_WORKERS),
+    help="Worker processes; default: one per core; 0: none.",
+)  # fmt: skip
 
 
 @click.group(cls=Commands, context_settings=_SETTINGS)

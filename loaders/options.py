@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from convert.errors import DataError
+from convert.limits import LARGEST_BATCH, MOST_WORKERS
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,11 +49,11 @@ class LoaderOptions:
     decoded by its cores. DALI on a GPU alone; None leaves it to DALI (0.65)."""
 
     def __post_init__(self) -> None:
-        expect("batch size", self.batch_size, 1, 2**16)
+        expect("batch size", self.batch_size, 1, LARGEST_BATCH)
         expect("seed", self.seed, 0)
         expect("world size", self.world_size, 1)
         expect("rank", self.rank, 0, self.world_size - 1)
-        expect("workers", 0 if self.num_workers is None else self.num_workers, 0, 4096)
+        expect("workers", 0 if self.num_workers is None else self.num_workers, 0, MOST_WORKERS)
         expect("corrupt records to skip", self.max_bad, 0)
         if self.hw_decoder_load is not None:
             expect("hw_decoder_load", self.hw_decoder_load, 0, 1)

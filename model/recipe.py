@@ -11,6 +11,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from convert.files import read_regular
+from convert.limits import LARGEST_BATCH
 from convert.schema import Items, Positive, Schema, one_of, parse_json
 from model.errors import ModelError
 from model.losses import DEPTH_LOSSES, LOGIT_DEPTH, MASK_LOSSES
@@ -43,7 +44,7 @@ class Stage(Schema):
 
     size: Annotated[int, Field(ge=DOWNSAMPLING, le=8192, multiple_of=DOWNSAMPLING)]
     """Height and width in pixels of the network's input; a multiple of 8."""
-    batch_size: Annotated[int, Field(ge=1, le=2**16)]
+    batch_size: Annotated[int, Field(ge=1, le=LARGEST_BATCH)]
     """Samples per optimiser step, on each rank."""
     lr: Annotated[float, Field(gt=0)]
     """Learning rate; with the one-cycle schedule, its maximum."""

@@ -28,14 +28,14 @@ FORBIDDEN = {
 # Exceptions to FORBIDDEN.
 ALLOWED = {
     "model/": (
-        "convert.errors convert.files convert.images convert.interrupts convert.outputs "
-        "convert.schema"
+        "convert.errors convert.files convert.images convert.interrupts convert.limits "
+        "convert.outputs convert.schema"
     ),
     "train.py": "convert.outputs convert.program",
     "loaders/": (
         "convert.codecs convert.errors convert.interrupts convert.jpeg.difference "
-        "convert.jpeg.record convert.jpeg.streaming convert.layout convert.manifest "
-        "convert.moments convert.shards convert.storage convert.workers"
+        "convert.jpeg.record convert.jpeg.streaming convert.layout convert.limits "
+        "convert.manifest convert.moments convert.shards convert.storage convert.workers"
     ),
     "loaders/folder.py": "convert.source",
     "loaders/engines/reference.py": "convert.files convert.source",

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 
 from convert.files import read_regular
+from convert.limits import MOST_WORKERS
 from convert.schema import Count, Positive, Schema, one_of, parse_table
 from model.errors import ModelError
 from model.files import replace_bytes
@@ -29,9 +30,6 @@ rounding, not its results. The folder of the data may move or hold another forma
 
 OWN_ORDER = "dali-stream"
 """The engine whose epochs have another order than those of all other engines."""
-
-
-MOST_WORKERS = 4096
 
 
 class DataConfig(Schema):

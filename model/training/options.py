@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import click
 
+from convert.limits import MOST_WORKERS
 from model.precision import AMP, COMPILE
 from model.recipe import RECIPES, WIDEST
-from model.training.config import MOST_WORKERS
 from model.training.disturbance import load_disturbance
 
 Command = TypeVar("Command", bound=Callable[..., object])

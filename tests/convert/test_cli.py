@@ -70,7 +70,7 @@ def test_missing_data_set(tmp_path: Path) -> None:
         (["unpack"], "No such command 'unpack'."),
         (["pack"], "Missing argument 'DATASET'."),
         (["pack", "data", "shards", "--format", "zip"], "'zip' is not one of 'ffcv', 'webdataset'"),
-        (["verify", "shards", "--workers", "-1"], "-1 is not in the range x>=0."),
+        (["verify", "shards", "--workers", "-1"], "-1 is not in the range 0<=x<=4096."),
     ],
 )
 def test_usage_error(arguments: list[str], message: str) -> None:
@@ -122,6 +122,13 @@ def test_unfinished_shard_folder(shards: Path, tmp_path: Path, command: str) -> 
     target = Path(shutil.copytree(shards, tmp_path / "shards"))
     (target / "manifest.json").unlink()
     expect_one_line(run(command, target), "not a finished shard folder", "run `python -m convert")
+
+
+@pytest.mark.parametrize("command", ["compose", "pack", "verify"])
+def test_too_many_workers_are_a_slip(command: str, tmp_path: Path) -> None:
+    folders = [tmp_path / "in", *([tmp_path / "out"] if command == "pack" else [])]
+    expect_one_line(run(command, *folders, "--workers", 10**9), "--workers", "0<=x<=4096")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_show_says_where_it_cannot_write(shards: Path, tmp_path: Path) -> None:

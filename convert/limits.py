@@ -1,0 +1,9 @@
+"""Limits of options that several layers check: far above what is useful, and below what is harmful.
+
+They turn a slip of the keyboard into a message, before memory or threads are taken for it.
+"""
+
+LARGEST_BATCH = 2**16
+"""Samples of a batch: at 224 pixels their fg_bg alone are 10 GB."""
+MOST_WORKERS = 4096
+"""Threads or processes: more than any machine has cores, and Linux allows a process some 32,000."""
