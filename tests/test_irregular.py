@@ -68,7 +68,8 @@ def test_fit_names_it_in_one_line(name: str, tmp_path: Path) -> None:
     path = folder / name
     os.mkfifo(path)
     recipe = str(path) if path.suffix == ".toml" else "small"
-    arguments = ["fit", str(tmp_path), str(folder), "--resume", "--recipe", recipe]
+    shards = str(tmp_path / "shards")
+    arguments = ["fit", shards, str(folder), "--resume", "--recipe", recipe]
     result = CliRunner().invoke(train.main, arguments)
     assert result.exit_code == 2
     assert result.stderr == (
