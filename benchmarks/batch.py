@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 
 from benchmarks.harness.options import REPEATS, SHARDS, at_least_1, command
 from benchmarks.harness.results import CaseResult, Result, make_result, summarize
+from benchmarks.harness.timing import StepClock
 from convert.codecs import unpack_runs
 from convert.errors import DataError
 from convert.jpeg.difference import Decoding, apply_record
@@ -64,20 +64,13 @@ def batch(shards: Path, batches: int, repeats: int) -> Result:
 
 def _round(steps: Steps, loader: Loader, batches: int, seed: int) -> dict[str, float]:
     """CPU microseconds per sample of each step, on batches of random samples."""
-    seconds: dict[str, float] = defaultdict(float)
-
-    def clock(step: str, work: Callable[..., Any], *arguments: Any) -> Any:
-        before = time.thread_time()
-        result = work(*arguments)
-        seconds[step] += time.thread_time() - before
-        return result
-
+    clock = StepClock()
     rng = np.random.default_rng(seed)
     for _ in range(batches):
         steps.load(rng.integers(0, loader.layout.samples, BATCH_SIZE), clock)
     for _ in range(batches):
         steps.write(clock)
-    found = {step: total / batches / BATCH_SIZE * 1e6 for step, total in seconds.items()}
+    found = clock.us_per_sample(batches * BATCH_SIZE)
     before, samples = time.process_time(), 0
     for one in loader.epoch(seed):
         loader.backgrounds.gather(one.index)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-import time
-from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import crc32c
 import numpy as np
 
 from benchmarks.harness.options import DATASET, REPEATS, at_least_1, command
 from benchmarks.harness.results import CaseResult, Result, make_result, summarize
+from benchmarks.harness.timing import StepClock
 from convert import jpeg
 from convert.bases import RecordWriter, open_bases
 from convert.codecs import Encoded, pack_runs, threshold_mask
@@ -53,15 +50,8 @@ def encode(dataset: Path, samples: int, repeats: int) -> Result:
 def _round(
     source: Source, samples: int, bases: dict[str, BaseFile], work: Path
 ) -> dict[str, float]:
-    """CPU microseconds per sample of each step; other work on the machine is not counted."""
-    seconds: dict[str, float] = defaultdict(float)
-
-    def clock(step: str, work: Callable[..., Any], *arguments: Any) -> Any:
-        before = time.thread_time()
-        result = work(*arguments)
-        seconds[step] += time.thread_time() - before
-        return result
-
+    """CPU microseconds per sample of each step."""
+    clock = StepClock()
     sums = new_accumulators()
     height, width = source.layout.height, source.layout.width
     writers = {
@@ -90,7 +80,7 @@ def _round(
     part = Part(number=0, start=0, stop=samples)
     (work / "parts").mkdir(exist_ok=True)
     clock(ALL_STEPS, write_part, source, PackConfig().codecs, bases, part, work / "parts")
-    return {step: total / samples * 1e6 for step, total in seconds.items()}
+    return clock.us_per_sample(samples)
 
 
 def _read_luma(source: bytes) -> Luma:

@@ -154,7 +154,7 @@ def read_rate(chosen: Sequence[Piece], threads: int, seconds: float) -> float:
         try:
             done = sum(pool.map(partial(_read, end=began + seconds, stopped=stopped), shares))
         finally:
-            stopped.set()  # after an error or Ctrl-C, the other threads need not go on
+            stopped.set()  # after an error or Ctrl-C, the other threads stop too
     return done / (time.perf_counter() - began) / 1e6
 
 

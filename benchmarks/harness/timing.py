@@ -138,6 +138,24 @@ def time_cpu(
     return times
 
 
+class StepClock:
+    """CPU time of this thread, by the name of a step; other work on the machine is not counted."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = defaultdict(float)
+
+    def __call__(self, step: str, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Call ``work`` and add its time to that of the step; returns what it returns."""
+        before = time.thread_time()
+        result = work(*arguments)
+        self._seconds[step] += time.thread_time() - before
+        return result
+
+    def us_per_sample(self, samples: int) -> dict[str, float]:
+        """CPU microseconds per sample of each step."""
+        return {step: total / samples * 1e6 for step, total in self._seconds.items()}
+
+
 class Phases:
     """Adds up the time that one device spends in named phases.
 
