@@ -41,7 +41,10 @@ def main() -> None:
 @click.option("--backgrounds", type=click.IntRange(1), help="Default: 100 drawn, or all of --bg.")
 @click.option("--foregrounds", type=click.IntRange(1), help="Default: 100 drawn, or all of --fg.")
 @click.option(
-    "--placements", type=click.IntRange(2), default=40, help="Composites of a pair, half flipped."
+    "--placements",
+    type=click.IntRange(2),
+    default=40,
+    help="Composites of a pair, half of them flipped; an even number.",
 )
 @click.option("--size", type=click.IntRange(32), default=224)
 @click.option("--seed", type=click.IntRange(0), default=0)

@@ -180,20 +180,29 @@ def temporary_folder(target: Path) -> Iterator[Path]:
 def remove_leftovers(target: Path) -> None:
     """Remove the folders of killed processes that `temporary_folder` has made for ``target``.
 
-    A folder of a process that runs, or that is locked, as by one on another machine, stays. What
-    such a process was replacing is restored first.
+    What such a process was replacing is restored first. A folder of a process that runs stays.
+    DataError if one is locked: another process, perhaps on another machine, is writing ``target``.
     """
     if not target.parent.is_dir():
         return
+    is_busy = False
     name = re.compile(re.escape(f".{target.name}.partial-") + r"(\d{1,10})")
     for folder in target.parent.iterdir():
         found = name.fullmatch(folder.name)
-        if not found or folder.is_symlink() or not folder.is_dir() or _is_running(int(found[1])):
+        if not found or folder.is_symlink() or not folder.is_dir():
             continue
-        with suppress(OSError), _locked(folder):
-            restore_replaced(folder, target)
-            if not os.path.lexists(folder / REPLACED):
-                shutil.rmtree(folder, ignore_errors=True)
+        try:
+            with _locked(folder):
+                if not _is_running(int(found[1])):
+                    restore_replaced(folder, target)
+                    if not os.path.lexists(folder / REPLACED):
+                        shutil.rmtree(folder, ignore_errors=True)
+        except BlockingIOError:
+            is_busy = True
+        except OSError:  # removed meanwhile, or of a file system that does not lock folders
+            pass
+    if is_busy:
+        raise DataError(f"{target}: another process is writing it; wait for it")
 
 
 def _is_running(process: int) -> bool:
@@ -218,6 +227,13 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def publish_folder(work: Path, target: Path) -> None:
+    """Rename a finished folder to ``target``. OSError unless that is missing or an empty folder."""
+    work.rename(target)
+    sync(target.absolute().parent)
+    remove_replaced(target)  # an earlier run may have been killed in `replace_folder`
+
+
+def replace_folder(work: Path, target: Path) -> None:
     """Rename a finished folder to ``target``: in one step if that is missing or an empty folder.
 
     Anything else is first moved into ``work`` (as `REPLACED`), so that it is inside ``work`` or
@@ -229,16 +245,14 @@ def publish_folder(work: Path, target: Path) -> None:
     try:
         if is_replacing:
             target.rename(work / REPLACED)
-        work.rename(target)
+        publish_folder(work, target)
     except BaseException:
         restore_replaced(work, target)
         raise
-    sync(target.absolute().parent)
-    remove_replaced(target)  # also what an earlier run, killed between the two, had moved into work
 
 
 def restore_replaced(work: Path, target: Path) -> None:
-    """Move back what `publish_folder` has moved to ``work``, if there is such a thing."""
+    """Move back what `replace_folder` has moved to ``work``, if there is such a thing."""
     if os.path.lexists(work / REPLACED) and not os.path.lexists(target):
         (work / REPLACED).rename(target)
 

@@ -42,6 +42,10 @@ def opened(path: Path) -> Iterator[Image.Image]:
         raise DataError(f"{path}: found no readable image, expected a photo or cut-out") from None
     except DataError:
         raise
+    except Image.DecompressionBombError:
+        raise DataError(
+            f"{path}: found an image of more than 179 million pixels; make it smaller"
+        ) from None
     # Pillow's decoders raise almost any exception on corrupt bytes.
     except Exception as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or "damaged"

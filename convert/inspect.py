@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from convert import beton
 from convert.manifest import DEPTH_SOURCES, Manifest
 
 
@@ -42,6 +43,8 @@ def count_lines(manifest: Manifest) -> list[str]:
         lines.append(
             f"{name}: {stored:,} bytes, {100 * stored / source:.1f} % of the source's {source:,}"
         )
+    if manifest.files.get(beton.NAME) and manifest.files[beton.NAME].bytes < 4 * beton.PAGE:
+        lines.append(f"an FFCV file is padded to pages of {beton.PAGE >> 20} MiB")
     pixels = manifest.statistics["mask"].values
     unclear = manifest.counts.get("mask_ambiguous_pixels", 0)
     lines.append(

@@ -20,7 +20,13 @@ from typing import BinaryIO
 import click
 
 from convert.errors import DataError, RecordError, is_users
-from convert.files import REPLACED, publish_folder, remove_replaced, restore_replaced
+from convert.files import (
+    REPLACED,
+    publish_folder,
+    remove_replaced,
+    replace_folder,
+    restore_replaced,
+)
 from convert.manifest import MANIFEST
 
 _LONGEST_NAME = 220  # of 255 bytes; the names of the work folder and what it leaves are longer
@@ -47,7 +53,8 @@ def check_target(shards: Path, force: bool) -> None:
         return
     if not (shards / MANIFEST).exists():
         raise DataError(
-            f"{shards}: exists and is not a finished shard folder; choose another name or remove it"
+            f"{shards}: found a folder or file that is no finished shard folder; choose another "
+            "name (the order is DATASET SHARDS)"
         )
     remove_replaced(shards)  # a run may have been killed while it did so
     if not force:
@@ -83,7 +90,7 @@ def work_folder(
                 elif isinstance(error, KeyboardInterrupt | SystemExit):
                     click.echo(f"{work}: unfinished; --resume continues it", err=True)
                 raise
-            publish_folder(work, shards)
+            _publish(work, shards, force=force)
     except OSError as error:
         if not is_users(error):
             raise
@@ -91,6 +98,20 @@ def work_folder(
         if os.path.lexists(work / REPLACED):
             raise DataError(f"{reason} --resume; the old folder is {work / REPLACED}") from None
         raise DataError(f"{reason} --resume, or delete {work}") from None
+
+
+def _publish(work: Path, shards: Path, *, force: bool) -> None:
+    """Give finished shards their name, unless something is there now that must not be replaced."""
+    try:
+        check_target(shards, force)
+    except DataError as error:
+        raise DataError(
+            f"{error.message}; the finished shards are in {work}: --resume renames them"
+        ) from None
+    if force:
+        replace_folder(work, shards)
+    else:
+        publish_folder(work, shards)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from contextlib import contextmanager
 from itertools import islice
+from multiprocessing import resource_tracker
 from typing import TypeVar
 
 from convert.errors import DataError
@@ -38,6 +39,7 @@ def worker_pool(workers: int | None) -> Iterator[futures.Executor]:
     else:
         context = multiprocessing.get_context("spawn")
         cores = workers or available_cores()
+        _start_tracker()
         try:
             pool = futures.ProcessPoolExecutor(cores, context, initializer=_end_with_parent)
         except OSError as error:
@@ -54,6 +56,21 @@ def worker_pool(workers: int | None) -> Iterator[futures.Executor]:
         pool.shutdown(wait=True, cancel_futures=True)
         raise
     pool.shutdown(wait=True)
+
+
+def _start_tracker() -> None:
+    """Start multiprocessing's tracker of semaphores with SIGHUP ignored, as it ignores SIGINT.
+
+    A closed terminal sends SIGHUP to all processes. Without its tracker, this one would print
+    tracebacks while it cleans up.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @contextmanager

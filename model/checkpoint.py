@@ -125,6 +125,8 @@ def load_network(path: str | Path) -> Checkpoint:
     path = Path(path)
     if not path.exists():
         raise ModelError(f"checkpoint {path}: no such file; expected RUN_DIR/best.safetensors")
+    if path.is_dir():
+        raise ModelError(f"checkpoint {path}: found a folder; expected {path}/best.safetensors")
     require_regular(path)
     if path.suffix == ".safetensors":
         tensors, info = _read_safetensors(path)
@@ -230,6 +232,10 @@ def _width(tensors: Mapping[str, Tensor]) -> int:
 
 def _read_state_dict(path: Path) -> Mapping[str, Tensor]:
     value = _load_plain(path)
+    if isinstance(value, Mapping) and "position" in value:
+        raise ModelError(
+            f"checkpoint {path}: found the state of a run; expected best.safetensors, beside it"
+        )
     # Also accept {"state_dict": ...} and {"model_state_dict": ...}.
     for key in ("state_dict", "model_state_dict"):
         if isinstance(value, Mapping) and isinstance(value.get(key), Mapping):

@@ -340,7 +340,9 @@ MISTAKES = {
     "fit {data} {tmp}/new --loader dali": "manifest",
     "evaluate {data} {tmp}/none.safetensors": "no such file",
     "evaluate {data} {tmp}/used/notes.txt": "notes.txt: expected a file of tensors",
+    "evaluate {data} {tmp}/used": "used: found a folder; expected .*used/best.safetensors",
     "predict {best} --bg {tmp}/x.jpg --fg-bg {tmp}/x.jpg {tmp}/new": "no such file",
+    "predict {best} --bg {image} --fg-bg {image} --fg-bg {image} {tmp}/new": "is given twice",
     "export {best} {tmp}/new.pt2 --bg {image}": "found one of them",
     "fit {data} {tmp}/new --device cpu --amp tf32": "needs a GPU of compute",
     "fit {data} {tmp}/new --device cpu --compile reduce-overhead": "graphs need a GPU",
@@ -480,6 +482,14 @@ def test_resume_without_a_run_says_that_it_starts_one(
     monkeypatch.setattr(train, "fit_run", ended)
     result = fit(dataset, tmp_path / "run", recipe, "--resume")
     assert "no run to resume yet; starting it" in result.stderr
+    mistyped = CliRunner().invoke(
+        train.main, ["fit", str(dataset), str(tmp_path / "runn"), "--resume"]
+    )
+    assert mistyped.exit_code == 2
+    assert (
+        "runn: found no run to resume; name the folder of one, or add --recipe" in mistyped.stderr
+    )
+    assert not (tmp_path / "runn").exists()
 
 
 @pytest.mark.parametrize(

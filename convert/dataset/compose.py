@@ -72,10 +72,7 @@ def compose(
     )  # fmt: skip
     for folder_of_user in filter(None, (bg, fg, bg_depth)):
         require_outside(dataset, folder_of_user)
-    if dataset.exists() and (not dataset.is_dir() or any(dataset.iterdir())):
-        raise DataError(
-            f"{dataset} exists and is not an empty folder: name a new folder, or remove it first."
-        )
+    _require_new(dataset)
     metadata = plan_metadata(plan)
     with temporary_folder(dataset) as folder:
         # Made here at once, so that workers only write files.
@@ -96,8 +93,17 @@ def compose(
                     bar.update(written)
         shutil.rmtree(folder / WORK)
         (folder / "dataset.json").write_text(json.dumps(metadata, indent=2) + "\n")
+        _require_new(dataset)  # something may have appeared meanwhile
         publish_folder(folder, dataset)
     return metadata
+
+
+def _require_new(dataset: Path) -> None:
+    """DataError unless a folder is missing or empty."""
+    if dataset.exists() and (not dataset.is_dir() or any(dataset.iterdir())):
+        raise DataError(
+            f"{dataset} exists and is not an empty folder: name a new folder, or remove it first."
+        )
 
 
 def place(

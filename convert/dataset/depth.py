@@ -26,6 +26,7 @@ from convert.files import (
     publish_folder,
     read_file,
     remove_leftovers,
+    replace_folder,
     temporary_folder,
     write_json,
 )
@@ -142,7 +143,10 @@ def write_depth(
         write_json(work / DATASET, metadata)
         if os.path.lexists(target) and not composites.replace:
             raise DataError(f"{target}: written meanwhile and kept; add --force to replace it")
-        publish_folder(work, target)
+        if composites.replace:
+            replace_folder(work, target)
+        else:
+            publish_folder(work, target)
         # A run killed right here leaves dataset.json among the maps, and `pack` refuses that.
         (target / DATASET).replace(composites.folder / DATASET)
     return metadata

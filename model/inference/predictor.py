@@ -165,6 +165,11 @@ def predict_files(
 
 def _warning(found: Registration, bg: np.ndarray, align: bool) -> str:
     """A line on a pair whose images differ too much; empty if they do not."""
+    if found.similarity is None:
+        return (
+            "\nWarning: bg shows no details that fg_bg could be compared with; make sure that it "
+            "is the same place"
+        )
     if found.similarity < SAME_PLACE:
         return (
             f"\nWarning: the two photos may not show the same place: {found.similarity:.0%} of "

@@ -36,7 +36,7 @@ class Registration(NamedTuple):
     matrix: float64 (2, 3), pixels of fg_bg -> pixels of bg.
     gain, offset: float64 (3,), in levels of 0..255: aligned bg * gain + offset is like fg_bg.
     found: whether a movement was found; if not, ``matrix`` moves nothing.
-    similarity: share of the blocks of bg with structure that correlate with fg_bg, 0..1; 1 if no
+    similarity: share of the blocks of bg with structure that correlate with fg_bg, 0..1; None if no
         block has structure. The blocks that a foreground covers do not correlate.
     brightness: of aligned bg with its new exposure, relative to its old one.
     """
@@ -45,7 +45,7 @@ class Registration(NamedTuple):
     gain: np.ndarray
     offset: np.ndarray
     found: bool
-    similarity: float
+    similarity: float | None
     brightness: float
 
     def align(self, bg: np.ndarray) -> np.ndarray:
@@ -183,7 +183,7 @@ def _exposure(bg: np.ndarray, fg_bg: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return gain, offset
 
 
-def _similarity(bg: np.ndarray, fg_bg: np.ndarray) -> float:
+def _similarity(bg: np.ndarray, fg_bg: np.ndarray) -> float | None:
     """Share of the blocks of bg with structure that correlate with fg_bg; gray images."""
     rows, columns = bg.shape[0] // _BLOCK, bg.shape[1] // _BLOCK
     blocks = []
@@ -195,7 +195,7 @@ def _similarity(bg: np.ndarray, fg_bg: np.ndarray) -> float:
     deviations = one.std(axis=1) * other.std(axis=1)
     correlation = (one * other).mean(axis=1) / np.maximum(deviations, 1e-9)
     structured = one.std(axis=1) > _TEXTURE
-    return float((correlation[structured] > _CORRELATED).mean()) if structured.any() else 1.0
+    return float((correlation[structured] > _CORRELATED).mean()) if structured.any() else None
 
 
 def _warp(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:

@@ -39,6 +39,11 @@ def config_to_run(
         start = f"resume its run with --resume, or {start}" if CONFIG in found else start
         raise ModelError(f"{listed}; {start}")
     if first and resume:
+        if "recipe" not in given:  # a mistyped name would start the default recipe
+            raise ModelError(
+                f"{folder}: found no run to resume; name the folder of one, or add --recipe to "
+                "start it"
+            )
         click.echo(f"{folder}: no run to resume yet; starting it", err=True)
     return config
 

@@ -22,6 +22,7 @@ from convert.dataset.compose import compose, place
 from convert.dataset.photos import open_cutout, scale_cutout
 from convert.dataset.plan import Plan
 from convert.errors import DataError
+from convert.files import temporary_folder
 from tests.trees import tree
 
 SMALL: dict[str, Any] = {
@@ -349,6 +350,27 @@ def test_existing_data_is_never_touched(tmp_path: Path) -> None:
     (tmp_path / "out" / "precious").unlink()
     compose(tmp_path / "out", **SMALL, workers=0)
     assert (tmp_path / "out" / "dataset.json").exists()
+
+
+def test_a_folder_that_appears_meanwhile_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def appear(*_: object) -> dict[str, object]:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "precious").write_text("!")
+        return {}
+
+    monkeypatch.setattr("convert.dataset.compose.plan_metadata", appear)
+    with pytest.raises(DataError, match="out exists and is not an empty folder"):
+        compose(tmp_path / "out", **SMALL, workers=0)
+    assert tree(tmp_path) == {"out/precious": b"!"}
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with temporary_folder(target), pytest.raises(DataError, match="out: another process is writ"):
+        compose(target, **SMALL, workers=0)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_transparent_pixels_of_a_cutout_never_show(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from convert.dataset.depth import list_composites
 from convert.errors import DataError, RecordError
 from convert.layout import FIELDS
-from convert.manifest import read_manifest
+from convert.manifest import read_manifest, write_manifest
 from convert.pack import PackConfig, pack
 from convert.shards import Shards
 from convert.source import read_source
@@ -219,6 +220,30 @@ def test_two_backgrounds_of_one_name_are_refused(copy: Path, tmp_path: Path) -> 
     assert [p.name for p in tmp_path.iterdir()] == ["dataset"]
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_a_folder_that_appears_meanwhile_is_kept(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    target = tmp_path / "shards"
+    write = write_manifest
+
+    def appear(*arguments: Any) -> None:
+        write(*arguments)
+        target.mkdir()
+        (target / "precious").write_text("!")
+
+    monkeypatch.setattr("convert.pack.write_manifest", appear)
+    config = PackConfig(formats=("webdataset",))
+    options: dict[str, Any] = {"config": config, "workers": 0, "progress": False}
+    message = "no finished shard folder; .*; the finished shards are in .*: --resume renames them"
+    with pytest.raises(DataError, match=message):
+        pack(dataset, target, force=force, **options)
+    assert [path.name for path in target.iterdir()] == ["precious"]
+    shutil.rmtree(target)
+    pack(dataset, target, resume=True, **options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["shards"]
+
+
 def test_finished_folder_is_kept_unless_forced(dataset: Path, shards: Path, tmp_path: Path) -> None:
     target = Path(shutil.copytree(shards, tmp_path / "shards"))
     before = tree(target)
@@ -266,7 +291,7 @@ def test_mount_point_is_refused_before_any_work(dataset: Path, force: bool) -> N
 def test_foreign_folder_is_never_replaced(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
-    with pytest.raises(DataError, match="not a finished shard folder"):
+    with pytest.raises(DataError, match="no finished shard folder"):
         pack(dataset, tmp_path / "mine", force=True, workers=0, progress=False)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
 
