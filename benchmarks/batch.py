@@ -17,7 +17,7 @@ from benchmarks.harness.results import CaseResult, Result, make_result, summariz
 from benchmarks.harness.timing import StepClock
 from convert.codecs import unpack_runs
 from convert.errors import DataError
-from convert.jpeg.difference import Decoding, apply_record
+from convert.jpeg.difference import Decoding, decode_record
 from convert.jpeg.record import is_record
 from convert.jpeg.streaming import stream_copy
 from convert.layout import CHANNELS, FIELDS
@@ -102,10 +102,9 @@ class Steps:
         offsets, ends, numbers = clock("look up the records", self._look_up, indices)
         clock("checksums", self._shards.all_intact, indices)
         for name, decoding in self._decodings.items():
-            clock(f"copy the base of {name}", _copy, decoding.pixels, numbers, out[name])
             places = offsets[name], ends[name]
-            step = f"apply the record of {name}"
-            clock(step, _apply, decoding, numbers, self._file, *places, out[name])
+            step = f"{name} from its base and record"
+            clock(step, _decode, decoding, numbers, self._file, *places, out[name])
         clock("mask from runs", _unpack, self._file, offsets["mask"], ends["mask"], out["mask"])
         gathered = clock("copy the background", self._backgrounds.gather, torch.from_numpy(indices))
         return out, gathered
@@ -132,7 +131,7 @@ def _copy(pixels: np.ndarray, numbers: np.ndarray, out: np.ndarray) -> None:
 
 
 @numba.njit(cache=True, nogil=True)
-def _apply(
+def _decode(
     decoding: Decoding, numbers: np.ndarray, file: np.ndarray, offsets: np.ndarray,
     ends: np.ndarray, out: np.ndarray,
 ) -> None:  # fmt: skip
@@ -140,7 +139,8 @@ def _apply(
     for i, number in enumerate(numbers):
         stored = file[offsets[i] : ends[i]]
         if is_record(stored):
-            apply_record(stored, decoding.planes[number], decoding.decoder, out[i])
+            base, planes = decoding.pixels[number], decoding.planes[number]
+            decode_record(stored, base, planes, decoding.decoder, out[i])
 
 
 @numba.njit(cache=True, nogil=True)

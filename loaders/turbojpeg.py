@@ -12,9 +12,8 @@ from numba import types
 
 from convert.codecs import unpack_runs
 from convert.errors import DataError
-from convert.jpeg.difference import Decoding, apply_record
+from convert.jpeg.difference import Decoding, decode_record
 from convert.jpeg.record import is_record
-from convert.jpeg.streaming import stream_copy
 from convert.layout import MASK_THRESHOLD
 
 LIBRARY = "libturbojpeg.so.0"
@@ -104,12 +103,8 @@ def decode_image(
 ) -> bool:  # fmt: skip
     """Decode a record of differences or a JPEG, as `decode_jpeg`."""
     if len(decoding.pixels) and is_record(stored):
-        base, pixels = decoding.pixels[background], out.reshape(out.size)
-        if base.size != pixels.size:  # of another number of channels
-            return False
-        stream_copy(pixels, base)
-        planes = decoding.planes[background]
-        return bool(apply_record(stored, planes, decoding.decoder, pixels))
+        base, planes = decoding.pixels[background], decoding.planes[background]
+        return bool(decode_record(stored, base, planes, decoding.decoder, out.reshape(out.size)))
     return bool(decode_jpeg(handle, stored, shape[0], shape[1], out))
 
 

@@ -15,6 +15,7 @@ from convert.jpeg.idct import CROSS, inverse_dct, inverse_dct_of_cross
 from convert.jpeg.memory import copy
 from convert.jpeg.planes import BOTH, MARGIN, Geometry
 from convert.jpeg.record import DIFFERENCE, END, ESCAPE, STEP, VALUE, write_record
+from convert.jpeg.streaming import stream_copy
 from convert.jpeg.zigzag import ZIGZAG
 
 _ADDRESS = np.uintp
@@ -43,6 +44,7 @@ class Decoder(NamedTuple):
     subsampled: int
     quantisers: np.ndarray
     planes: np.ndarray
+    pixels: np.ndarray
     slots: np.ndarray
     spans: np.ndarray
     places: np.ndarray
@@ -62,7 +64,7 @@ class Decoding(NamedTuple):
 
     def of_thread(self) -> Decoding:
         """The same bases with a decoder of its own."""
-        names = ("planes", "slots", "spans", "places", "group")
+        names = ("planes", "pixels", "slots", "spans", "places", "group")
         own = {name: np.zeros_like(getattr(self.decoder, name)) for name in names}
         return self._replace(decoder=self.decoder._replace(**own))
 
@@ -89,7 +91,9 @@ def new_decoder(geometry: Geometry, quantisers: np.ndarray) -> Decoder:
     slots = geometry.mcus[1] * len(geometry.blocks)
     return Decoder(
         geometry.mcus, geometry.blocks, geometry.planes, geometry.subsampled, quantisers.ravel(),
-        np.zeros(geometry.bytes, np.uint8), np.zeros(slots * 64, np.int16),
+        np.zeros(geometry.bytes, np.uint8),
+        np.zeros(geometry.height * geometry.width * len(geometry.samplings), np.uint8),
+        np.zeros(slots * 64, np.int16),
         np.zeros((geometry.mcus[0] + 1, 2), np.int64),
         np.zeros((slots, 3), np.int64), np.zeros(3 * GROUP, np.uint8),
     )  # fmt: skip
@@ -253,14 +257,15 @@ def _convert_row(
 
 
 @numba.njit(cache=True, nogil=True)
-def _convert_spans(first: int, stop: int, decoder: Decoder, out: np.ndarray) -> None:
-    """Convert all pixels that blocks of the spans reach: one more on each side."""
+def _convert_spans(top: int, bottom: int, decoder: Decoder) -> None:
+    """Convert all pixels of rows ``top`` to ``bottom - 1`` that blocks of the spans reach."""
     table, spans, halved = decoder.table, decoder.spans, decoder.subsampled
-    planes, pixels, spare = decoder.planes.ctypes.data, out.ctypes.data, decoder.group.ctypes.data
-    height, width = table[0, 2], table[0, 3]
+    planes, pixels = decoder.planes.ctypes.data, decoder.pixels.ctypes.data
+    spare = decoder.group.ctypes.data
+    width = table[0, 3]
     down, across = 8 * table[0, 4], 8 * table[0, 5]
     stride = table[1, 1]
-    for y in range(max(0, first * down - 1), min(height, stop * down + 1)):
+    for y in range(top, bottom):
         left, right = width, 0
         for row in (max(0, (y - 1) // down), min((y + 1) // down, decoder.mcus[0] - 1)):
             if spans[row, 1]:
@@ -277,14 +282,35 @@ def _convert_spans(first: int, stop: int, decoder: Decoder, out: np.ndarray) -> 
 
 
 @numba.njit(cache=True, nogil=True)
-def _copy_gray(first: int, stop: int, decoder: Decoder, out: np.ndarray) -> None:
-    """Copy the sample rows of MCU rows ``first`` to ``stop - 1`` from the plane."""
-    at, stride, height, width, down, _ = decoder.table[0]
-    for y in range(8 * first * down, min(8 * stop * down, height)):
+def _reached_rows(first: int, stop: int, decoder: Decoder) -> tuple[int, int]:
+    """First and last + 1 row of pixels that MCU rows ``first`` to ``stop - 1`` change.
+
+    Smooth upsampling takes chroma of the rows next to a block.
+    """
+    _, _, height, _, down, _ = decoder.table[0]
+    more = 1 if decoder.subsampled == BOTH else 0
+    return max(0, 8 * first * down - more), min(height, 8 * stop * down + more)
+
+
+@numba.njit(cache=True, nogil=True)
+def _copy_gray(top: int, bottom: int, decoder: Decoder) -> None:
+    """Copy rows ``top`` to ``bottom - 1`` from the plane."""
+    at, stride, _, width, _, _ = decoder.table[0]
+    for y in range(top, bottom):
         copy(
-            _ADDRESS(out.ctypes.data + y * width),
+            _ADDRESS(decoder.pixels.ctypes.data + y * width),
             _ADDRESS(decoder.planes.ctypes.data + at + y * stride), _ADDRESS(width),
         )  # fmt: skip
+
+
+@numba.njit(cache=True, nogil=True)
+def _listed_rows(decoder: Decoder) -> tuple[int, int]:
+    """First and last + 1 row of MCUs with blocks; (0, 0) if no row has any."""
+    first, stop = 0, 0
+    for row in range(decoder.mcus[0]):
+        if decoder.spans[row, 1]:
+            first, stop = (first if stop else row), row + 1
+    return first, stop
 
 
 @numba.njit(cache=True, nogil=True)
@@ -292,33 +318,35 @@ def decode_record(
     record: np.ndarray, base_pixels: np.ndarray, base_planes: np.ndarray, decoder: Decoder,
     out: np.ndarray,
 ) -> bool:  # fmt: skip
-    """Pixels of a record into ``out`` (uint8, flat); False if it is corrupt."""
+    """Write the pixels of a record to ``out`` (uint8, flat), past the caches.
+
+    False if the record is corrupt; then nothing is written.
+    """
     if out.size != base_pixels.size:  # of another number of channels
         return False
-    copy(_ADDRESS(out.ctypes.data), _ADDRESS(base_pixels.ctypes.data), _ADDRESS(out.size))
-    return bool(apply_record(record, base_planes, decoder, out))
-
-
-@numba.njit(cache=True, nogil=True)
-def apply_record(
-    record: np.ndarray, base_planes: np.ndarray, decoder: Decoder, out: np.ndarray
-) -> bool:
-    """Change the pixels of the base, uint8 and flat, to those of a record; False if corrupt."""
     listed = _find_spans(record, decoder)
     if listed < 0:
         return False
-    first, stop = decoder.mcus[0], 0
-    for row in range(decoder.mcus[0]):
-        if decoder.spans[row, 1]:
-            first, stop = min(first, row), row + 1
-    if stop == 0:
-        return len(record) == 1 + decoder.mcus[0] * (-(-decoder.mcus[1] // 8))
-    _copy_planes(base_planes, first, stop, decoder)
+    first, stop = _listed_rows(decoder)
+    if listed:
+        _copy_planes(base_planes, first, stop, decoder)
     if not _decode_blocks(record, listed, decoder):
         return False
+    top, bottom = _reached_rows(first, stop, decoder) if listed else (0, 0)
+    row_bytes = out.size // decoder.table[0, 2]
+    start, end = top * row_bytes, bottom * row_bytes
+    # These rows are made in memory that stays in the cache, because each is written several times.
+    reached = decoder.pixels[start:end]
     if len(decoder.table) == 1:
-        _copy_gray(first, stop, decoder, out)
+        _copy_gray(top, bottom, decoder)
     else:
+        copy(
+            _ADDRESS(reached.ctypes.data), _ADDRESS(base_pixels.ctypes.data + start),
+            _ADDRESS(end - start),
+        )  # fmt: skip
         _extend_chroma(first, stop, decoder)
-        _convert_spans(first, stop, decoder, out)
+        _convert_spans(top, bottom, decoder)
+    stream_copy(out[:start], base_pixels[:start])
+    stream_copy(out[start:end], reached)
+    stream_copy(out[end:], base_pixels[end:])
     return True
