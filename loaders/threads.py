@@ -44,23 +44,24 @@ class Pending:
     def __init__(self, work: Work, pieces: int) -> None:
         self.work = work
         self._left = pieces
-        self._lock = Lock()
-        self._done = Event()
+        self._counting = Lock()
+        self._running = Lock()  # held until the last piece is done; an Event costs several locks
         self._error: BaseException | None = None
-        if not pieces:
-            self._done.set()
+        if pieces:
+            self._running.acquire()
 
     def finish_piece(self, error: BaseException | None) -> None:
         """Record that a piece is done, or has failed with an error."""
-        with self._lock:
+        with self._counting:
             self._left -= 1
             self._error = self._error or error
             if not self._left:
-                self._done.set()
+                self._running.release()
 
     def wait(self) -> None:
         """Wait for all pieces; raises what one of them raised."""
-        self._done.wait()
+        with self._running:
+            pass
         if self._error is not None:
             raise self._error
 

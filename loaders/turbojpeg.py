@@ -109,29 +109,35 @@ def decode_image(
 
 
 @numba.njit(cache=True, nogil=True)
+def _stored(file: np.ndarray, offset: int, size: int) -> np.ndarray:
+    """Bytes of a file, which end with the file at the latest."""
+    return file[np.int64(offset) : np.int64(offset) + np.int64(size)]
+
+
+@numba.njit(cache=True, nogil=True)
 def decode_samples(
-    handle: int, decodings: tuple[Decoding, Decoding], file: np.ndarray, offsets: np.ndarray,
-    sizes: np.ndarray, backgrounds: np.ndarray, first: int, last: int, shape: tuple[int, int],
+    handle: int, decodings: tuple[Decoding, Decoding], file: np.ndarray, records: np.ndarray,
+    indices: np.ndarray, backgrounds: np.ndarray, first: int, last: int, shape: tuple[int, int],
     mask_is_jpeg: bool, out: tuple[np.ndarray, np.ndarray, np.ndarray], valid: np.ndarray,
 ) -> None:  # fmt: skip
     """Decode all fields of samples ``first`` to ``last - 1`` of a batch.
 
     handle: from `new_handles`; no two calls may use the same one at a time.
     decodings: how records of fg_bg and of depth are decoded; the same holds for them.
-    file: uint8, flat. offsets, sizes: int64 (B, 3), where fg_bg, mask and depth are in it.
-    backgrounds: int64 (B,). shape: (height, width) of the stored images.
+    file: uint8, flat. records: the index of all samples, `convert.layout.RECORD`.
+    indices, backgrounds: int64 (B,). shape: (height, width) of the stored images.
     mask_is_jpeg: whether masks are JPEGs, 1 where luma is at least 128, or run lengths.
     out: uint8 fg_bg (B, H, W, 3), mask (B, H, W, 1), 0 or 1, and depth (B, H, W, 1).
     valid: bool (B, 3), set to whether each field has that size and decodes without a warning.
     """
     fg_bg, mask, depth = out
+    of_fg_bg, of_depth = decodings
     height, width = shape
     for i in range(first, last):
-        starts, ends = offsets[i], offsets[i] + sizes[i]
-        of_fg_bg, of_depth = decodings
-        stored = file[starts[0] : ends[0]]
+        record = records[indices[i]]
+        stored = _stored(file, record.fg_bg.offset, record.fg_bg.size)
         valid[i, 0] = decode_image(handle, of_fg_bg, stored, backgrounds[i], shape, fg_bg[i])
-        stored_mask = file[starts[1] : ends[1]]
+        stored_mask = _stored(file, record.mask.offset, record.mask.size)
         if mask_is_jpeg:
             valid[i, 1] = decode_jpeg(handle, stored_mask, height, width, mask[i])
             for row in range(height):
@@ -139,5 +145,5 @@ def decode_samples(
                     mask[i, row, column, 0] = mask[i, row, column, 0] >= MASK_THRESHOLD
         else:
             valid[i, 1] = unpack_runs(stored_mask, mask[i].reshape(height * width))
-        stored = file[starts[2] : ends[2]]
+        stored = _stored(file, record.depth.offset, record.depth.size)
         valid[i, 2] = decode_image(handle, of_depth, stored, backgrounds[i], shape, depth[i])

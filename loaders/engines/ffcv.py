@@ -100,19 +100,15 @@ class _DecodeSamples(SimpleRGBImageDecoder):
         def decode(
             indices: np.ndarray, out: tuple[np.ndarray, ...], metadata: np.ndarray, state: None
         ) -> _Decoding:
-            file, records = np.asarray(self._shards.files[0]), self._shards.records[indices]
-            offsets, sizes = (
-                np.stack([records[name][what].astype(np.int64) for name in FIELDS], 1)
-                for what in ("offset", "size")
-            )
+            file, records = np.asarray(self._shards.files[0]), self._shards.records
             backgrounds = self._shards.manifest.layout.background_of(indices)
-            valid = np.zeros(offsets.shape, np.bool_)
+            valid = np.zeros((len(indices), len(FIELDS)), np.bool_)
 
             def work(thread: int, first: int, last: int) -> None:
                 if self._fails_check(indices[first:last]):
                     return
                 decode_samples(
-                    self._handles[thread], self._decodings[thread], file, offsets, sizes,
+                    self._handles[thread], self._decodings[thread], file, records, indices,
                     backgrounds, first, last, self._shape, self._mask_is_jpeg, out, valid,
                 )  # fmt: skip
 
