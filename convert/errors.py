@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import select
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,15 @@ from typing import Any
 import click
 
 from convert.interrupts import ended_by_exception, ignored_signals_repeated
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""What begins a line or means something to a terminal, and what Python makes of bytes that are not
+UTF-8. Names of files may have all of it."""
+
+
+def one_line(text: str) -> str:
+    """A text in which control characters are escaped, as in Python's string literals."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class DataError(click.ClickException):
@@ -25,6 +35,32 @@ class DataError(click.ClickException):
     """
 
     exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+class Problems(DataError):
+    """Several problems of the user's files, one line each, after a line with their number."""
+
+    def __init__(self, problems: Sequence[str], consequence: str) -> None:
+        lines = [f"{len(problems)} problems; {consequence}", *map(one_line, problems)]
+        click.ClickException.__init__(self, "\n".join(lines))
+        self.problems, self.consequence = tuple(problems), consequence
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.problems, self.consequence)
+
+
+def raise_all(problems: Sequence[str], consequence: str) -> None:
+    """Raise a DataError that has all problems, if there are any.
+
+    problems: a line for each. consequence: what did not happen because of them.
+    """
+    if len(problems) == 1:
+        raise DataError(problems[0])
+    if problems:
+        raise Problems(problems, consequence)
 
 
 class RecordError(DataError):

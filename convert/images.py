@@ -5,32 +5,40 @@ The images of a data set or of shards are read by `convert.jpeg`, which knows th
 
 from __future__ import annotations
 
+import functools
+import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from convert.errors import DataError
 from convert.files import require_regular
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Of files that are taken for images where a user names a folder, in lower case."""
 
-_EXPECTED = "expected a complete, readable image"
+_EXPECTED = "expected a complete, readable image; copy or save it again"
+_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
+"""Mode of an image by the colour space of its profile, as ICC.1:2022, table 19, spells it."""
+_NEARLY = 2
+"""Levels of 255 by which a profile may differ from sRGB and count as sRGB."""
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
-    """Decode an image completely, as it is stored.
+    """Decode an image completely, as it is stored; of several in one file, the first.
 
     Raises DataError that names the file: for one that is missing, irregular, damaged or no image,
     and for one of more than twice `PIL.Image.MAX_IMAGE_PIXELS` pixels, about 179 million.
     """
     try:
         require_regular(path)
+        if not path.stat().st_size:
+            raise DataError(f"{path}: found an empty file; {_EXPECTED}")
         with warnings.catch_warnings():
             # Of half as many pixels as are refused: some cameras make such photos.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -39,7 +47,9 @@ def opened(path: Path) -> Iterator[Image.Image]:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; expected an image") from None
     except UnidentifiedImageError:
-        raise DataError(f"{path}: found no readable image, expected a photo or cut-out") from None
+        raise DataError(
+            f"{path}: found no readable image, expected a photo or cut-out; save it as PNG or JPEG"
+        ) from None
     except DataError:
         raise
     except Image.DecompressionBombError:
@@ -48,10 +58,17 @@ def opened(path: Path) -> Iterator[Image.Image]:
         ) from None
     # Pillow's decoders raise almost any exception on corrupt bytes.
     except Exception as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or "damaged"
-        raise DataError(f"{path}: {reason[:200]}; {_EXPECTED}") from None
+        raise DataError(f"{path}: {_reason(error)}; {_EXPECTED}") from None
     with image:
         yield image
+
+
+def _reason(error: Exception) -> str:
+    """What an exception of Pillow says, in one line."""
+    if isinstance(error, MemoryError):
+        return "does not fit in memory"
+    text = getattr(error, "strerror", None) or " ".join(str(error).split()) or "damaged"
+    return str(text)[:200]
 
 
 def upright(image: Image.Image, path: Path) -> Image.Image:
@@ -63,25 +80,99 @@ def upright(image: Image.Image, path: Path) -> Image.Image:
 
 
 def read_rgb(path: Path) -> np.ndarray:
-    """An upright photo, uint8 (H, W, 3), RGB; modes as in `to_rgb`. Raises DataError."""
+    """An upright photo, uint8 (H, W, 3), sRGB; modes as in `to_rgb`. Raises DataError."""
     with opened(path) as image:
         return np.array(to_rgb(upright(image, path), path))
 
 
 def to_rgb(image: Image.Image, path: Path) -> Image.Image:
-    """Convert any mode to 8 bit RGB.
+    """Convert any mode to RGB as `to_rgba` does; transparency becomes white."""
+    colours, alpha = _split(image, path)
+    if alpha is None:
+        return colours
+    colours.putalpha(alpha)
+    white = Image.new("RGBA", colours.size, "white")
+    return Image.alpha_composite(white, colours).convert("RGB")
 
-    Transparency becomes white. Gray of more than 8 bits is scaled by what its largest value says
-    of its range: 0..1 (floats), 0..255 or 0..65535. Raises DataError for other values.
+
+def to_rgba(image: Image.Image, path: Path) -> Image.Image:
+    """Convert any mode to 8 bit RGBA; opaque without transparency, and not multiplied by alpha.
+
+    Colours are converted to sRGB by the image's profile; without a profile they count as sRGB.
+    Gray of more than 8 bits is scaled by what its largest value says of its range: 0..1 (floats),
+    0..255 or 0..65535. Raises DataError for other values, and for a profile that cannot be used.
     """
+    colours, alpha = _split(image, path)
+    colours.putalpha(255 if alpha is None else alpha)
+    return colours
+
+
+def _split(image: Image.Image, path: Path) -> tuple[Image.Image, Image.Image | None]:
+    """New sRGB colours, and alpha if there is any."""
+    try:
+        colours, alpha = _without_alpha(image, path)
+    except (OSError, ValueError, MemoryError) as error:
+        raise DataError(f"{path}: {_reason(error)}; {_EXPECTED}") from None
+    return _to_srgb(colours, image.info.get("icc_profile"), path), alpha
+
+
+def _without_alpha(image: Image.Image, path: Path) -> tuple[Image.Image, Image.Image | None]:
+    """Colours, of mode L, RGB or CMYK, and alpha, of mode L."""
     if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(
-            _eight_bits(np.asarray(image, np.float64), image.mode, path)
-        ).convert("RGB")
-    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+        pixels = np.asarray(image, np.float64)
+        colours = Image.fromarray(_eight_bits(pixels, image.mode, path))
+        if "transparency" not in image.info:
+            return colours, None
+        # The one transparent value; in 8 bits, others would be equal to it.
+        opaque = pixels != image.info["transparency"]
+        return colours, Image.fromarray(opaque.astype(np.uint8) * 255)
+    if not image.has_transparency_data:
+        return image.convert(image.mode if image.mode in ("L", "CMYK") else "RGB"), None
+    rgba = image.convert("RGBA")
+    is_gray = image.mode in ("1", "L", "LA", "La")
+    return rgba.getchannel("R") if is_gray else rgba.convert("RGB"), rgba.getchannel("A")
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None, path: Path) -> Image.Image:
+    """RGB of an image of mode L, RGB or CMYK with this ICC profile, if it has one."""
+    if not profile:
+        return image.convert("RGB")
+    try:
+        mode, transform = _transform(profile)
+    except Exception as error:  # lcms raises OSError, ValueError and PyCMSError
+        reason = f"cannot be used ({_reason(error)})"
+    else:
+        if mode is not None and (mode == "CMYK") == (image.mode == "CMYK"):
+            return transform.apply(image.convert(mode)) if transform else image.convert("RGB")
+        reason = f"is not for {image.mode} images"
+    raise DataError(
+        f"{path}: its colour profile {reason}; convert it to sRGB, or save it without a profile"
+    )
+
+
+@functools.lru_cache(maxsize=8)  # the photos of a camera have the same
+def _transform(profile: bytes) -> tuple[str | None, ImageCms.ImageCmsTransform | None]:
+    """Mode of the images of an ICC profile, and how to convert them; None if they are sRGB."""
+    opened_profile = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    mode = _MODES.get(opened_profile.profile.xcolor_space)
+    if mode is None:
+        return None, None
+    transform = ImageCms.ImageCmsTransform(
+        opened_profile, ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")), mode, "RGB",
+        ImageCms.Intent.RELATIVE_COLORIMETRIC, flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+    )  # fmt: skip
+    # Profiles of sRGB have many names. Converting by one changes some colours by a level.
+    is_srgb = mode != "CMYK" and _largest_change(mode, transform) <= _NEARLY
+    return mode, None if is_srgb else transform
+
+
+def _largest_change(mode: str, transform: ImageCms.ImageCmsTransform) -> int:
+    """Of a channel, in levels of 255, over a grid of colours."""
+    steps = range(0, 256, 17)
+    grid = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(1, -1, 3).astype(np.uint8)
+    image = Image.fromarray(grid).convert(mode)
+    before, after = image.convert("RGB"), transform.apply(image)
+    return int(np.abs(np.asarray(after, np.int16) - np.asarray(before, np.int16)).max())
 
 
 def _eight_bits(pixels: np.ndarray, mode: str, path: Path) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +24,10 @@ FOLDERS = {"fg_bg": "fg_bg", "mask": "fg_bg_mask", "depth": "fg_bg_depth"}
 
 DATASET = "dataset.json"
 _JPEG_SUFFIXES = (".jpg", ".jpeg")
-_IGNORED = ("Thumbs.db", "desktop.ini")
+_IGNORED = frozenset({
+    "thumbs.db", "ehthumbs.db", "desktop.ini", "picasa.ini", "icon\r", "__macosx", "@eadir",
+})  # fmt: skip
+"""Files and folders that file managers, archives and network disks add, in lower case."""
 _EXPECTED = "bg/, fg_bg/, fg_bg_mask/ and fg_bg_depth/ as in docs/format.md"
 
 
@@ -102,8 +106,13 @@ def list_backgrounds(folder: Path) -> tuple[Path, ...]:
     return found
 
 
+def visible(names: Iterable[str]) -> list[str]:
+    """Sorted names, without hidden files and those that no person has put into a folder."""
+    return sorted(n for n in names if n[0] != "." and n.casefold() not in _IGNORED)
+
+
 def _list_visible(folder: Path) -> list[str]:
-    """Sorted entries of a folder, without hidden files and those of file managers."""
+    """The `visible` entries of a folder."""
     try:
         names = os.listdir(folder)
     except FileNotFoundError:
@@ -111,7 +120,7 @@ def _list_visible(folder: Path) -> list[str]:
     except OSError as error:
         reason = f"cannot be read ({error.strerror}); expected a folder of images"
         raise DataError(f"{folder}: {reason}") from None
-    return sorted(name for name in names if name[0] != "." and name not in _IGNORED)
+    return visible(names)
 
 
 def read_source(dataset: str | Path, *, samples_per_fg: int | None = None) -> Source:

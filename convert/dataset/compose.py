@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from convert.dataset import photos, scenes
 from convert.dataset.canvas import DEPTH_QUALITY, Canvas, Cutout, encode_jpeg
+from convert.dataset.inputs import require_usable
 from convert.dataset.plan import Plan, choose_depth, choose_images, plan_metadata
 from convert.errors import DataError
 from convert.files import publish_folder, temporary_folder
@@ -62,17 +63,22 @@ def compose(
     of the scene. Each depth map is stretched so that its minimum is 0 and its maximum 255. The
     folder appears only when it is complete.
 
-    Raises DataError for anything wrong with the arguments or the user's files.
+    Raises DataError for anything wrong with the arguments or the user's files; it has a line for
+    each problem of the images.
     """
+    for folder_of_user in filter(None, (bg, fg, bg_depth)):
+        require_outside(dataset, folder_of_user)
+    _require_new(dataset)
+    require_usable(
+        bg, fg, bg_depth, backgrounds=backgrounds, foregrounds=foregrounds, size=size,
+        height=round(size * FG_SHARE), workers=workers,
+    )  # fmt: skip
     bg_images, bg_count = choose_images(bg, "backgrounds", backgrounds)
     fg_images, fg_count = choose_images(fg, "foregrounds", foregrounds)
     plan = Plan(
         bg=bg_images, fg=fg_images, bg_depth=choose_depth(bg_depth, bg_images),
         backgrounds=bg_count, foregrounds=fg_count, placements=placements, size=size, seed=seed,
     )  # fmt: skip
-    for folder_of_user in filter(None, (bg, fg, bg_depth)):
-        require_outside(dataset, folder_of_user)
-    _require_new(dataset)
     metadata = plan_metadata(plan)
     with temporary_folder(dataset) as folder:
         # Made here at once, so that workers only write files.

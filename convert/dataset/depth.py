@@ -30,7 +30,7 @@ from convert.files import (
     temporary_folder,
     write_json,
 )
-from convert.source import DATASET, FOLDERS, list_backgrounds, list_jpegs, read_metadata
+from convert.source import DATASET, FOLDERS, list_backgrounds, list_jpegs, read_metadata, visible
 
 _METRIC_TYPES = ("depth_pro", "glpn", "zoedepth")  # a ``config.model_type`` that means metres
 
@@ -103,7 +103,7 @@ def list_composites(dataset: str | Path, *, force: bool = False) -> Composites:
         if not group:
             raise DataError(f"{groups / stem}: found no images, expected at least 1")
         names += (f"{stem}/{name}" for name in group)
-    found = {path.name for path in groups.iterdir() if path.is_dir() and path.name[0] != "."}
+    found = {name for name in visible(os.listdir(groups)) if (groups / name).is_dir()}
     for name in sorted(found - set(stems)):
         raise DataError(
             f"{groups / name}: found a folder without a background, expected "

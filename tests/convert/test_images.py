@@ -88,7 +88,7 @@ def png_bytes(pixels: np.ndarray = RGB) -> bytes:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "found no readable image"),
+        (b"", "found an empty file"),
         (b"text", "found no readable image"),
         (png_bytes()[:200], "expected a complete, readable image"),
         (png_header(20_000, 20_000), "more than 179 million pixels; make it smaller"),

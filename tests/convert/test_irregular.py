@@ -139,7 +139,7 @@ def test_photos_and_cutouts(tmp_path: Path) -> None:
     options: dict[str, Any] = {"placements": 2, "size": 32, "workers": 0, "progress": False}
     for folder in ("bg", "fg"):
         images: dict[str, Any] = {folder: tmp_path / folder}
-        with pytest.raises(DataError, match=r"a\.jpg: found no image"):
+        with pytest.raises(DataError, match=r"a\.jpg: found a named pipe"):
             compose(tmp_path / "data", **images, **options)
 
 

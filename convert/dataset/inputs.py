@@ -1,0 +1,67 @@
+"""Checks all images that a user gives to `compose`, before anything is written.
+
+Each is read here and once more when it is used: seconds, against the minutes that composing takes,
+and a folder with ten unusable images needs one run, not ten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from convert.dataset.photos import (
+    find_depth,
+    find_images,
+    open_cutout,
+    open_depth,
+    open_photo,
+    scale_cutout,
+)
+from convert.errors import DataError, raise_all
+from convert.workers import run_all, worker_pool
+
+
+def require_usable(
+    bg: Path | None,
+    fg: Path | None,
+    bg_depth: Path | None,
+    *,
+    backgrounds: int | None,
+    foregrounds: int | None,
+    size: int,
+    height: int,
+    workers: int | None,
+) -> None:
+    """Raise one DataError with all problems of the folders and of the images that are used.
+
+    ``backgrounds``, ``foregrounds``: how many are used, the first by name; None: all. ``size``: of
+    the composites. ``height``: of a scaled foreground. ``workers``: processes, as of `compose`.
+    """
+    photos, of_bg = find_images(bg) if bg else ((), [])
+    cutouts, of_fg = find_images(fg) if fg else ((), [])
+    photos, cutouts = photos[:backgrounds], cutouts[:foregrounds]
+    maps, of_depth = find_depth(photos, bg_depth) if bg_depth and photos else ({}, [])
+    reads: list[tuple] = [(open_photo, photo) for photo in photos]
+    reads += [(_open_scaled, cutout, height, size) for cutout in cutouts]
+    reads += [(open_depth, path, photo, size) for photo, path in maps.items()]
+    problems = of_bg + of_fg + of_depth
+    if reads:
+        with worker_pool(workers) as executor:
+            tasks = ((number, *read) for number, read in enumerate(reads))
+            found = sorted(run_all(executor, _why_unusable, tasks))
+        problems += [reason for _, reason in found if reason]
+    # An unreadable photo is reported once, though its depth map cannot be compared either.
+    raise_all(list(dict.fromkeys(problems)), "nothing was written")
+
+
+def _open_scaled(path: Path, height: int, size: int) -> None:
+    scale_cutout(open_cutout(path), height, size, path)
+
+
+def _why_unusable(number: int, read: Callable[..., object], *arguments: object) -> tuple[int, str]:
+    """The number, and why an image cannot be used; an empty reason if it can."""
+    try:
+        read(*arguments)
+    except DataError as error:
+        return number, error.message
+    return number, ""
