@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
 from convert.errors import DataError
+from convert.placements import read_placements
 
 FIELDS = ("fg_bg", "mask", "depth")
 CHANNELS = {"fg_bg": 3, "mask": 1, "depth": 1}
@@ -30,12 +32,15 @@ class Layout:
 
     ``group_starts`` is int64 (n_bg + 1): samples ``group_starts[b]`` to ``group_starts[b + 1] - 1``
     show background ``b``. ``samples_per_fg`` neighbours show one foreground; None: not known.
+    ``table`` is the file of the table of samples (`convert.placements`), which then says which
+    foreground each one shows; None: there is none.
     """
 
     height: int
     width: int
     group_starts: np.ndarray
     samples_per_fg: int | None
+    table: Path | None = None
 
     @property
     def samples(self) -> int:
@@ -51,11 +56,26 @@ class Layout:
         """Background of each sample; int64, same shape as ``index``."""
         return np.searchsorted(self.group_starts, index, side="right") - 1
 
+    @property
+    def has_foregrounds(self) -> bool:
+        """Whether it is known which samples show the same foreground."""
+        return self.table is not None or self.samples_per_fg is not None
+
+    @cached_property
+    def placements(self) -> np.ndarray | None:
+        """The table of samples, `PLACEMENT`, mapped; None without one. Raises DataError."""
+        if self.table is None:
+            return None
+        return read_placements(self.table, self.group_starts, (self.height, self.width))
+
     def foreground_of(self, index: np.ndarray) -> np.ndarray:
         """Foreground of each sample, the same when flipped; int64, same shape as ``index``.
 
-        Raises DataError if the data set does not say how many samples show one foreground.
+        Raises DataError if the data set does not say which samples show one foreground, or its
+        table is not valid.
         """
+        if self.placements is not None:
+            return np.asarray(self.placements["fg"][index], np.int64)
         if self.samples_per_fg is None:
             raise DataError(
                 "this data set does not say which samples show the same foreground: "

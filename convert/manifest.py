@@ -188,6 +188,7 @@ class Manifest:
             "samples_per_bg": layout.samples_per_bg,
             "group_starts": starts,
             "samples_per_fg": layout.samples_per_fg,
+            "placements": None if layout.table is None else layout.table.name,
             "backgrounds": list(self.backgrounds),
             "codecs": self.codecs,
             "bases": {name: base.model_dump() for name, base in self.bases.items()},
@@ -217,6 +218,7 @@ class _Content(Schema):
     samples_per_bg: Positive | None
     group_starts: Items[Count] | None
     samples_per_fg: Positive | None
+    placements: Literal["placements.npy"] | None = None
     backgrounds: Annotated[Items[PhotoName], Field(min_length=1)]
     codecs: dict[FormatName, dict[FieldName, str]]
     bases: dict[FieldName, BaseFile] = Field(default_factory=dict)
@@ -287,6 +289,7 @@ class _Content(Schema):
         formats = self.formats.values()
         used = [BACKGROUNDS, *(base.file for base in self.bases.values())]
         used += chain.from_iterable((*form.files, form.index) for form in formats)
+        used += [self.placements] if self.placements else []
         for name in used:
             if name not in self.files:
                 raise ValueError(f"{name!r} is not one of the files")
@@ -295,8 +298,8 @@ class _Content(Schema):
         if "ffcv" in self.formats and len(self.formats["ffcv"].files) > 1:
             raise ValueError("the format ffcv has more than one file")
 
-    def manifest(self) -> Manifest:
-        """What the file says, in the types of the program."""
+    def manifest(self, folder: Path) -> Manifest:
+        """What the file of a folder says, in the types of the program."""
         height, width = self.image_size
         starts = np.array(self.starts, np.int64)
         return Manifest(
@@ -305,6 +308,7 @@ class _Content(Schema):
                 width=width,
                 group_starts=starts,
                 samples_per_fg=self.samples_per_fg,
+                table=folder / self.placements if self.placements else None,
             ),
             backgrounds=self.backgrounds,
             codecs=self.codecs,
@@ -350,6 +354,6 @@ def read_manifest(shards: str | Path) -> Manifest:
     except ValueError as error:
         raise DataError(f"{path}: {error}; pack again") from None
     try:
-        return _Content.from_json(values).manifest()
+        return _Content.from_json(values).manifest(folder)
     except ValueError as error:
         raise DataError(f"{path}: corrupt manifest ({error}); pack again") from None

@@ -12,7 +12,7 @@ import platform
 import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import metadata
 from itertools import chain
@@ -27,6 +27,7 @@ from convert.bases import open_bases
 from convert.codecs import encode_rgb
 from convert.errors import DataError, RecordError
 from convert.files import read_regular, sync
+from convert.layout import Layout
 from convert.manifest import (
     BACKGROUNDS,
     FORMATS,
@@ -51,7 +52,8 @@ from convert.parts import (
     split_parts,
     write_part,
 )
-from convert.source import Source, read_source
+from convert.placements import PLACEMENTS
+from convert.source import Source, read_source, require_placements
 from convert.storage import CODECS, DEPTH_CODECS, DIFFERENCE_CODECS, MASK_CODECS
 from convert.unfinished import check_target, work_folder
 from convert.vote import write_bases
@@ -135,6 +137,7 @@ def pack(
     check_target(shards, force)
     require_outside(shards, dataset)
     source = read_source(dataset, samples_per_fg=config.samples_per_fg)
+    require_placements(source)
     job = _job(source, config)
     pool = worker_pool(workers) if scheduler is None else cluster_pool(scheduler)
     with work_folder(shards, job, resume=resume, force=force) as work, pool as executor:
@@ -194,14 +197,15 @@ class _Conversion:
         bases = self.write_bases()
         summary = self.write_parts(bases)
         formats = self.assemble()
+        layout = replace(self.source.layout, table=self.copy_placements())
         manifest = Manifest(
-            layout=self.source.layout,
+            layout=layout,
             backgrounds=tuple(path.name for path in self.source.bg),
             codecs=self.config.codecs,
             bases=bases,
             statistics={"bg": background_moments, **summary.statistics},
             formats=formats,
-            files=self.hash_files(formats, bases),
+            files=self.hash_files(formats, bases, layout),
             counts=dict(sorted(summary.counts.items())),
             provenance=_provenance(self.source, self.config),
         )
@@ -223,6 +227,11 @@ class _Conversion:
             sums.add(encoded.pixels, times=stop - start)
         backgrounds.flush()
         return sums.moments
+
+    def copy_placements(self) -> Path | None:
+        """Copy the table of samples, if there is one; returns the copy."""
+        table = self.source.layout.table
+        return None if table is None else Path(shutil.copyfile(table, self.work / PLACEMENTS))
 
     def write_bases(self) -> dict[str, BaseFile]:
         """Find and write the bases of each field that is stored as differences from them."""
@@ -285,10 +294,11 @@ class _Conversion:
         return formats
 
     def hash_files(
-        self, formats: dict[str, Format], bases: dict[str, BaseFile]
+        self, formats: dict[str, Format], bases: dict[str, BaseFile], layout: Layout
     ) -> dict[str, ShardFile]:
         """Write all files of the folder through to the disk, and measure and hash them."""
         names = [BACKGROUNDS, *(base.file for base in bases.values())]
+        names += [layout.table.name] if layout.table else []
         for name, form in formats.items():
             names += [*form.files, form.index]
             if name == "webdataset":

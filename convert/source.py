@@ -6,23 +6,29 @@ import functools
 import os
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, Literal, Self
 
 import numpy as np
+from pydantic import model_validator
 
 from convert import jpeg
 from convert.errors import DataError
 from convert.files import read_regular
 from convert.layout import Layout
-from convert.manifest import MANIFEST
-from convert.schema import Positive, Schema, parse_table
+from convert.manifest import MANIFEST, ShardFile
+from convert.placements import read_placements
+from convert.schema import Positive, Schema, parse_table, shown
 
 FOLDERS = {"fg_bg": "fg_bg", "mask": "fg_bg_mask", "depth": "fg_bg_depth"}
 """Folder of each field."""
 
 DATASET = "dataset.json"
+DATASET_FORMAT, DATASET_VERSION = "maskdepth-dataset", 2
+"""What `compose` writes; version 1 has no table of samples."""
+
 _JPEG_SUFFIXES = (".jpg", ".jpeg")
 _IGNORED = frozenset({
     "thumbs.db", "ehthumbs.db", "desktop.ini", "picasa.ini", "icon\r", "__macosx", "@eadir",
@@ -31,10 +37,35 @@ _IGNORED = frozenset({
 _EXPECTED = "bg/, fg_bg/, fg_bg_mask/ and fg_bg_depth/ as in docs/format.md"
 
 
+class PlacementsFile(ShardFile):
+    """Name, size and SHA-256 of the table of samples in a data set."""
+
+    file: Literal["placements.npy"]
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """Measure and hash a file."""
+        return cls(file="placements.npy", **ShardFile.of(path).model_dump())
+
+
 class Metadata(Schema, extra="allow"):
     """What is used of `dataset.json`; a user's own keys are kept."""
 
     samples_per_fg: Positive | None = None
+    placements_table: PlacementsFile | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_known(cls, value: Any) -> Any:
+        """Refuse what a newer `compose` wrote; a file of a user has no format."""
+        if isinstance(value, dict) and value.get("format") == DATASET_FORMAT:
+            version = value.get("version")
+            if type(version) is not int or not 1 <= version <= DATASET_VERSION:
+                raise ValueError(
+                    f"found {DATASET_FORMAT!r} version {shown(version)}, expected version 1 to "
+                    f"{DATASET_VERSION}"
+                )
+        return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,13 +176,38 @@ def read_source(dataset: str | Path, *, samples_per_fg: int | None = None) -> So
         first = jpeg.read_header(read_regular(bg[0]))
     except (OSError, ValueError) as error:
         raise DataError(f"{bg[0]}: {error}; expected a JPEG image") from None
+    table = Metadata.from_json(metadata).placements_table
     layout = Layout(
         height=first.height,
         width=first.width,
         group_starts=np.cumsum([0, *counts.values()], dtype=np.int64),
         samples_per_fg=_samples_per_fg(folder, samples_per_fg, metadata, counts),
+        table=folder / table.file if table else None,
     )
     return Source(folder=folder, bg=bg, layout=layout, metadata=metadata)
+
+
+def require_placements(source: Source) -> None:
+    """DataError unless the table of samples, if there is one, is that of these samples."""
+    layout, described = source.layout, Metadata.from_json(source.metadata).placements_table
+    if described is None or layout.table is None:
+        return
+    fix = f"compose again, or delete placements_table in {DATASET} if files were added or removed"
+    if problem := described.problem(layout.table):
+        raise DataError(f"{problem}; {fix}")
+    try:
+        rows = read_placements(layout.table, layout.group_starts, (layout.height, layout.width))
+    except DataError as error:
+        raise DataError(f"{error.message.rpartition('; ')[0]}; {fix}") from None
+    per_fg = layout.samples_per_fg
+    if per_fg is None:
+        return
+    counted = replace(layout, table=None).foreground_of(np.arange(layout.samples))
+    if not np.array_equal(counted, rows["fg"]):
+        raise DataError(
+            f"{layout.table}: the foregrounds of samples are not those of {per_fg} neighbours each, "
+            f"as --samples-per-fg or samples_per_fg in {DATASET} says; leave that out"
+        )
 
 
 def _samples_per_fg(

@@ -32,7 +32,7 @@ from convert.manifest import MANIFEST
 _LONGEST_NAME = 220  # of 255 bytes; the names of the work folder and what it leaves are longer
 
 _WRITTEN = re.compile(
-    r"manifest\.json|(samples|bases|backgrounds)\b[\w.-]*\.(beton|npy|tar|idx)|"
+    r"manifest\.json|(samples|bases|backgrounds|placements)\b[\w.-]*\.(beton|npy|tar|idx)|"
     + re.escape(REPLACED)
 )
 """Names of the files of a shard folder, of any version."""

@@ -41,6 +41,7 @@ from convert.errors import DataError
 from convert.images import read_rgb
 from convert.manifest import MANIFEST, read_manifest
 from convert.parts import Part, read_summary, write_part
+from convert.placements import PLACEMENT, read_placements, write_placements
 from convert.shards import Shards
 from convert.source import read_metadata, read_source
 from convert.verify import verify
@@ -213,6 +214,8 @@ class Files:
     def dataset(self, rng: random.Random) -> None:
         """dataset.json."""
         value = {"samples_per_fg": 4, "depth": "estimated", "about": {"license": "x", "seed": [1]}}
+        value |= {"format": "maskdepth-dataset", "version": 2}
+        value["placements_table"] = {"file": "placements.npy", "bytes": 9, "sha256": "0" * 64}
         changed = mutated(rng, value)
         text = damaged(rng, to_text(value)) if rng.random() < 0.3 else to_text(changed)
         (self.data / "dataset.json").write_bytes(text)
@@ -222,6 +225,16 @@ class Files:
             read_source(self.data)
         finally:
             (self.data / "dataset.json").unlink()
+
+    def table(self, rng: random.Random) -> None:
+        """The table of samples of a data set."""
+        starts, path = np.array([0, 8, 16, 24]), self.folder / "placements.npy"
+        rows = np.zeros(24, PLACEMENT)
+        rows["bg"], rows["scale"] = np.arange(24) // 8, 0.5
+        write_placements(path, rows)
+        path.write_bytes(overwritten(rng, path.read_bytes(), 128 + rows.nbytes))
+        found = read_placements(path, starts, (32, 40))
+        require(len(found) == 24 and bool((found["bg"] == rows["bg"]).all()), "another table")
 
     def part_of_pack(self, rng: random.Random) -> None:
         """The record of a part of an unfinished pack."""
@@ -383,6 +396,7 @@ TARGETS: dict[str, tuple[Target, int]] = {
     "manifest, bytes": (Files.damaged_manifest, 3),
     "arrays of shards": (Files.array, 2),
     "dataset.json": (Files.dataset, 2),
+    "table of samples": (Files.table, 2),
     "part of a pack": (Files.part_of_pack, 2),
     "recipe": (Files.recipe, 4),
     "config.json": (Files.configuration, 3),

@@ -20,6 +20,20 @@ class Cutout:
         self.stencil = Image.fromarray(self.inside.astype(np.uint8) * 255)
 
 
+def paste(
+    image: Image.Image, cutout: Cutout, x: int, y: int
+) -> tuple[Image.Image, Image.Image]:
+    """Paste a foreground into a copy of ``image``, its top-left corner at column ``x``, row ``y``.
+
+    Returns fg_bg RGB and mask L of 0 and 255.
+    """
+    fg_bg = image.copy()
+    fg_bg.paste(cutout.colour, (x, y), cutout.stencil)
+    mask = Image.new("L", fg_bg.size)
+    mask.paste(cutout.stencil, (x, y))
+    return fg_bg, mask
+
+
 class Canvas:
     """One background and its depth, prepared for pasting many foregrounds.
 
@@ -40,11 +54,7 @@ class Canvas:
         Returns new images: fg_bg RGB, mask L of 0 and 255, and depth RGB with three equal
         channels, 0 nearest and 255 farthest.
         """
-        fg_bg = self._image.copy()
-        fg_bg.paste(cutout.colour, (x, y), cutout.stencil)
-        mask = Image.new("L", fg_bg.size)
-        mask.paste(cutout.stencil, (x, y))
-        return fg_bg, mask, self._paste_depth(cutout, x, y)
+        return *paste(self._image, cutout, x, y), self._paste_depth(cutout, x, y)
 
     def _paste_depth(self, cutout: Cutout, x: int, y: int) -> Image.Image:
         """Depth with the foreground at the nearest depth that it covers, or at FARTHEST_SHARE.

@@ -9,9 +9,8 @@ from PIL import features
 
 from convert.dataset import photos
 from convert.errors import DataError
+from convert.source import DATASET_FORMAT, DATASET_VERSION
 
-FORMAT = "maskdepth-dataset"
-VERSION = 1
 DRAWN = 100  # default number of built-in backgrounds, and of built-in foregrounds
 
 
@@ -91,13 +90,13 @@ def choose_depth(folder: Path | None, bg: ImageFolder | None) -> ImageFolder | N
 
 
 def plan_metadata(plan: Plan) -> dict[str, object]:
-    """What `dataset.json` says: all that decides the bytes, and nothing else (no time, no host)."""
+    """What `dataset.json` says of a plan: all that decides the bytes, no time and no host."""
     folders = {"bg": plan.bg, "fg": plan.fg, "bg_depth": plan.bg_depth}
     counts = ("backgrounds", "foregrounds", "placements", "size", "seed")
     user_depth = "prior" if plan.bg_depth is None else "given"
     return {
-        "format": FORMAT,
-        "version": VERSION,
+        "format": DATASET_FORMAT,
+        "version": DATASET_VERSION,
         "arguments": {k: None if v is None else str(v.path) for k, v in folders.items()}
         | {name: getattr(plan, name) for name in counts},
         "seed": plan.seed,

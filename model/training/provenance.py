@@ -23,8 +23,8 @@ def fingerprint(data: DataSummary, split: str) -> str:
     """Identifies a data set by its content: 64 hex digits, the same with every engine.
 
     Covers the image size, the number of samples of each background, and the exact sums of all
-    pixels of bg, fg_bg, mask and depth. The number of samples per foreground counts only if
-    the split holds out foregrounds: packing again may set it later.
+    pixels of bg, fg_bg, mask and depth. Which samples show one foreground counts only if the split
+    holds out foregrounds: packing again may set it later.
     """
     layout = data.layout
     content: dict[str, object] = {
@@ -37,6 +37,9 @@ def fingerprint(data: DataSummary, split: str) -> str:
     }
     if split in HOLD_OUT_FOREGROUNDS:
         content["samples_per_fg"] = layout.samples_per_fg
+        if layout.samples_per_fg is None and layout.has_foregrounds:
+            foregrounds = layout.foreground_of(np.arange(layout.samples))
+            content["foregrounds"] = hashlib.sha256(foregrounds.astype("<i8").tobytes()).hexdigest()
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -48,7 +51,7 @@ def count_seen(layout: Layout, train: np.ndarray, validation: np.ndarray) -> dic
     """
     groups = {"samples": (train, validation)}
     groups["backgrounds"] = layout.background_of(train), layout.background_of(validation)
-    if layout.samples_per_fg is not None:
+    if layout.has_foregrounds:
         groups["foregrounds"] = layout.foreground_of(train), layout.foreground_of(validation)
     return {name: len(np.intersect1d(*both)) for name, both in groups.items()}
 

@@ -81,7 +81,7 @@ class Report(NamedTuple):
         """
         evaluation, layout = evaluations[0], data.layout
         groups = {"bg": layout.background_of}
-        if layout.samples_per_fg is not None:
+        if layout.has_foregrounds:
             groups["fg"] = layout.foreground_of
         every = np.arange(layout.samples)
         spread = {

@@ -18,7 +18,8 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from convert.dataset.canvas import Canvas, Cutout
-from convert.dataset.compose import compose, place
+from convert.dataset.compose import compose
+from convert.dataset.composed import place
 from convert.dataset.photos import open_cutout, scale_cutout
 from convert.dataset.plan import Plan
 from convert.errors import DataError
@@ -59,7 +60,7 @@ def built_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_folder_layout(built_in: Path) -> None:
-    names = sorted(n for n in tree(built_in) if n != "dataset.json")
+    names = sorted(n for n in tree(built_in) if n not in ("dataset.json", "placements.npy"))
     samples = [f"bg_{b:03d}/img_{i:04d}.jpg" for b in (1, 2) for i in range(1, 9)]
     expected = [f"{k}/{s}" for k in ("fg_bg", "fg_bg_mask", "fg_bg_depth") for s in samples]
     expected += [f"bg/bg_00{i}.jpg" for i in (1, 2)] + [f"fg/fg_00{i}.png" for i in (1, 2)]
@@ -75,6 +76,7 @@ def test_dataset_json(built_in: Path) -> None:
     assert metadata["image_size"] == 64
     assert metadata["depth"] == "true"
     assert metadata["seed"] == 0
+    assert metadata["version"] == 2
 
 
 def test_image_modes_and_binary_masks(built_in: Path) -> None:
@@ -112,7 +114,7 @@ def test_same_bytes_with_two_workers(built_in: Path, tmp_path: Path) -> None:
 def test_a_smaller_run_is_a_part_of_a_larger(built_in: Path, tmp_path: Path) -> None:
     compose(tmp_path / "one", workers=0, **(SMALL | {"backgrounds": 1, "foregrounds": 1}))
     small, large = tree(tmp_path / "one"), tree(built_in)
-    del small["dataset.json"]
+    del small["dataset.json"], small["placements.npy"]
     assert small.items() <= large.items()
 
 
@@ -360,7 +362,7 @@ def test_a_folder_that_appears_meanwhile_is_kept(
         (tmp_path / "out" / "precious").write_text("!")
         return {}
 
-    monkeypatch.setattr("convert.dataset.compose.plan_metadata", appear)
+    monkeypatch.setattr("convert.dataset.composed.plan_metadata", appear)
     with pytest.raises(DataError, match="out exists and is not an empty folder"):
         compose(tmp_path / "out", **SMALL, workers=0)
     assert tree(tmp_path) == {"out/precious": b"!"}

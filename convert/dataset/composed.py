@@ -1,0 +1,179 @@
+"""Composites that are made when they are needed, each from its row of the table of samples.
+
+`prepare` writes what they are made from: backgrounds with their depth, scaled cut-outs and the
+table. After that, samples can be made in any order and by any process, with the same bytes.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from convert.dataset import photos, scenes
+from convert.dataset.canvas import DEPTH_QUALITY, Canvas, Cutout, encode_jpeg
+from convert.dataset.plan import Plan, plan_metadata
+from convert.layout import Layout
+from convert.maps import load_array
+from convert.placements import PLACEMENT, PLACEMENTS, write_placements
+from convert.source import PlacementsFile
+from convert.workers import run_all
+
+FG_SHARE = 105 / 224  # height of a pasted foreground as a share of the image's
+FG_BG_QUALITY = MASK_QUALITY = 65
+BG_QUALITY = 95  # composites are pasted on the decoded file, so its artefacts are in both
+PREPARED = "prepared"  # depth of backgrounds and scaled cut-outs; not a part of the data set
+STREAM_PLACES = 3  # random stream of a seed; scenes.draw uses 1, scenes.people 2
+
+
+class Size(NamedTuple):
+    """Of a scaled foreground: its scale (see `PLACEMENT`), and its pixels."""
+
+    scale: float
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composed:
+    """The samples of a plan whose backgrounds, cut-outs and table are in ``folder``.
+
+    ``metadata``: what `dataset.json` says.
+    """
+
+    plan: Plan
+    folder: Path
+    layout: Layout
+    metadata: dict[str, object]
+
+    def rows(self, indices: Sequence[int]) -> np.ndarray:
+        """Rows of the table, `PLACEMENT`."""
+        table = load_array(self.folder / PLACEMENTS, PLACEMENT, (self.layout.samples,))
+        return table[np.asarray(indices)]
+
+    def name(self, index: int) -> str:
+        """Path of a sample in each of the folders of images."""
+        bg, sample = divmod(index, self.plan.samples_per_bg)
+        return f"{self.plan.bg_name(bg)}/{self.plan.sample_name(sample)}.jpg"
+
+    def compose(self, indices: Sequence[int]) -> Iterator[tuple[bytes, bytes, bytes]]:
+        """The JPEGs of fg_bg, mask and depth of samples of one background."""
+        rows = self.rows(indices)
+        name = self.plan.bg_name(int(rows["bg"][0]))
+        # Decoded from its file, so that composites equal it outside the foreground.
+        canvas = Canvas(
+            open_rgb(self.folder / "bg" / f"{name}.jpg"),
+            np.load(self.folder / PREPARED / f"{name}.npy"),
+        )
+        cutouts: dict[tuple[int, int], Cutout] = {}
+        for _, fg, flipped, x, y, _ in rows.tolist():
+            if (fg, flipped) not in cutouts:
+                scaled = np.load(self.folder / PREPARED / f"{self.plan.fg_name(fg)}.npy")
+                cutouts[fg, flipped] = Cutout(scaled[:, ::-1] if flipped else scaled)
+            fg_bg, mask, depth = canvas.paste(cutouts[fg, flipped], x, y)
+            # As in the original data set, only fg_bg has optimised Huffman tables.
+            yield (
+                encode_jpeg(fg_bg, FG_BG_QUALITY, optimize=True),
+                encode_jpeg(mask, MASK_QUALITY),
+                encode_jpeg(depth, DEPTH_QUALITY),
+            )
+
+
+def prepare(plan: Plan, folder: Path, executor: Executor, hidden: bool | None) -> Composed:
+    """Write backgrounds, cut-outs and the table of samples to ``folder``.
+
+    hidden: as `disable` of a tqdm bar. Raises DataError for a file that cannot be used.
+    """
+    for name in ("bg", "fg", PREPARED):
+        (folder / name).mkdir(exist_ok=True)
+    tasks: list[tuple[Any, ...]] = [(_write_background, plan, folder, bg) for bg in range(plan.backgrounds)]
+    tasks += [(_write_foreground, plan, folder, fg) for fg in range(plan.foregrounds)]
+    sizes: dict[int, Size] = {}
+    written = run_all(executor, operator.call, tasks)
+    for size in tqdm(written, total=len(tasks), unit=" images", disable=hidden):
+        sizes |= size
+    write_placements(folder / PLACEMENTS, draw_placements(plan, sizes))
+    table = PlacementsFile.of(folder / PLACEMENTS).model_dump()
+    layout = Layout(
+        height=plan.size,
+        width=plan.size,
+        group_starts=np.arange(plan.backgrounds + 1, dtype=np.int64) * plan.samples_per_bg,
+        samples_per_fg=plan.placements,
+        table=folder / PLACEMENTS,
+    )
+    metadata = plan_metadata(plan) | {"placements_table": table}
+    return Composed(plan=plan, folder=folder, layout=layout, metadata=metadata)
+
+
+def place(
+    seed: int, bg: int, fg: int, count: int, room: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw top-left corners for foreground ``fg`` on background ``bg``, unflipped and flipped.
+
+    ``room``: exclusive upper bounds of (x, y). Returns two int64 arrays (count, 2) of x, y. The
+    first n places are the same for every count of at least n.
+    """
+    streams = np.random.SeedSequence([seed, STREAM_PLACES, bg, fg]).spawn(2)
+    unflipped, flipped = (np.random.default_rng(s).integers(0, room, (count, 2)) for s in streams)
+    return unflipped, flipped
+
+
+def draw_placements(plan: Plan, sizes: Mapping[int, Size]) -> np.ndarray:
+    """The table of a plan's samples, `PLACEMENT`, from the size of each foreground."""
+    rows = np.zeros((plan.backgrounds, plan.foregrounds, plan.placements), PLACEMENT)
+    rows["bg"] = np.arange(plan.backgrounds)[:, None, None]
+    rows["fg"] = np.arange(plan.foregrounds)[:, None]
+    half = plan.placements // 2
+    rows["flipped"][..., half:] = 1
+    for fg, size in sizes.items():
+        rows["scale"][:, fg] = size.scale
+        room = (plan.size - size.width, plan.size - size.height)
+        for bg in range(plan.backgrounds):
+            corners = np.concatenate(place(plan.seed, bg, fg, half, room))
+            rows["x"][bg, fg], rows["y"][bg, fg] = corners.T
+    return rows.reshape(-1)
+
+
+def open_rgb(path: Path) -> np.ndarray:
+    """Pixels of a background that `prepare` wrote, uint8 (H, W, 3)."""
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def _write_background(plan: Plan, folder: Path, bg: int) -> dict[int, Size]:
+    """Write bg/bg_NNN.jpg, and its depth; returns the sizes of no foregrounds."""
+    path = folder / "bg" / f"{plan.bg_name(bg)}.jpg"
+    if plan.bg is None:
+        scene = scenes.draw_background(plan.seed, bg, plan.size)
+        path.write_bytes(encode_jpeg(Image.fromarray(scene.image), BG_QUALITY))
+        depth = scene.depth
+    else:
+        photo = plan.bg.files[bg]
+        path.write_bytes(photos.background_jpeg(photo, plan.size, BG_QUALITY))
+        if plan.bg_depth is None:
+            depth = scenes.ground_depth(plan.size, horizon=plan.size / 2)
+        else:
+            depth = photos.open_depth(plan.bg_depth.files[bg], photo, plan.size)
+    np.save(folder / PREPARED / f"{plan.bg_name(bg)}.npy", depth)
+    return {}
+
+
+def _write_foreground(plan: Plan, folder: Path, fg: int) -> dict[int, Size]:
+    """Write fg/fg_NNN.png in its own size, and scaled; returns the latter's size."""
+    name = plan.fg_name(fg)
+    if plan.fg is None:
+        cutout, source = scenes.draw_person(plan.seed, fg), Path(name)
+    else:
+        cutout, source = photos.open_cutout(plan.fg.files[fg]), plan.fg.files[fg]
+    scaled = photos.scale_cutout(cutout, round(plan.size * FG_SHARE), plan.size, source)
+    Image.fromarray(cutout).save(folder / "fg" / f"{name}.png")
+    np.save(folder / PREPARED / f"{name}.npy", scaled)
+    height, width = scaled.shape[:2]
+    return {fg: Size(height / cutout.shape[0], width, height)}

@@ -1,0 +1,41 @@
+"""Makes single samples of a composed data set again, from its bg/, fg/ and table of samples."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from convert.dataset.canvas import Cutout, paste
+from convert.dataset.composed import open_rgb
+from convert.dataset.photos import list_images, open_cutout, scale_cutout
+from convert.errors import DataError
+from convert.source import Source
+
+
+def remake(source: Source, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sample ``index`` as it was before it became JPEG files.
+
+    Returns fg_bg, uint8 (H, W, 3), and mask, uint8 (H, W) of 0 and 1. Outside the mask, fg_bg
+    equals the decoded background.
+
+    Raises DataError if there is no valid table of samples, or not the foreground of the sample.
+    """
+    placements = source.layout.placements
+    if placements is None:
+        raise DataError(
+            f"{source.folder}: found no table of samples, expected a data set that `compose` of "
+            "this version wrote; compose again"
+        )
+    bg, fg, flipped, x, y, scale = placements[index].item()
+    files = list_images(source.folder / "fg")
+    if fg >= len(files):
+        raise DataError(
+            f"{source.folder / 'fg'}: found {len(files)} files, but sample {index} shows number "
+            f"{fg + 1}; restore them, or compose again"
+        )
+    cutout = open_cutout(files[fg])
+    scaled = scale_cutout(cutout, round(cutout.shape[0] * scale), source.layout.width, files[fg])
+    background = Image.fromarray(open_rgb(source.bg[bg]))
+    images = paste(background, Cutout(scaled[:, ::-1] if flipped else scaled), x, y)
+    fg_bg, mask = map(np.asarray, images)
+    return fg_bg, (mask != 0).view(np.uint8)

@@ -1,0 +1,277 @@
+"""The table of samples: what it says is what was composed, and what is wrong with it is named."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from convert.dataset.canvas import encode_jpeg
+from convert.dataset.compose import compose
+from convert.dataset.composed import FG_BG_QUALITY
+from convert.dataset.remake import remake
+from convert.errors import DataError
+from convert.manifest import read_manifest
+from convert.pack import PackConfig, pack
+from convert.placements import PLACEMENT, read_placements, write_placements
+from convert.source import PlacementsFile, read_source
+from convert.verify import verify
+from loaders import read_layout, split_indices
+from tests.damage import sign
+from tests.pictures import texture
+
+FORMAT: dict[str, Any] = {
+    "config": PackConfig(formats=("webdataset",)),
+    "workers": 0,
+    "progress": False,
+}
+
+
+@pytest.fixture
+def copy(dataset: Path, tmp_path: Path) -> Path:
+    """A copy of the data set whose metadata a test may change; images are links."""
+    copied = Path(shutil.copytree(dataset, tmp_path / "data", copy_function=os.link))
+    for name in ("dataset.json", "placements.npy"):
+        content = (copied / name).read_bytes()
+        (copied / name).unlink()
+        (copied / name).write_bytes(content)
+    return copied
+
+
+def change_metadata(dataset: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = dataset / "dataset.json"
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def test_rows_are_those_of_the_documented_order(dataset: Path) -> None:
+    """Sample i shows background i // 18 and foreground i % 18 // 6, three of six flipped."""
+    rows = np.load(dataset / "placements.npy")
+    assert rows.dtype == PLACEMENT
+    number = np.arange(90)
+    np.testing.assert_array_equal(rows["bg"], number // 18)
+    np.testing.assert_array_equal(rows["fg"], number % 18 // 6)
+    np.testing.assert_array_equal(rows["flipped"], number % 6 // 3)
+    for row in rows[::7]:
+        with Image.open(dataset / f"fg/fg_{row['fg'] + 1:03d}.png") as image:
+            assert image.height * row["scale"] == pytest.approx(45)
+
+
+def check_remade(dataset: Path) -> None:
+    """Each sample of a data set is made again from its row, to the byte."""
+    source = read_source(dataset)
+    for index in range(source.layout.samples):
+        fg_bg, mask = remake(source, index)
+        paths = source.paths(index)
+        assert encode_jpeg(Image.fromarray(fg_bg), FG_BG_QUALITY, optimize=True) == (
+            paths[0].read_bytes()
+        )
+        with Image.open(paths[1]) as image:
+            np.testing.assert_array_equal(mask, np.asarray(image) >= 128)
+        bg = source.bg[int(source.layout.background_of(np.asarray(index)))]
+        with Image.open(io.BytesIO(bg.read_bytes())) as image:
+            outside = np.asarray(image) == fg_bg
+        assert outside[mask == 0].all()
+        assert 0 < mask.mean() < 0.5
+
+
+def test_every_sample_can_be_made_again(dataset: Path) -> None:
+    check_remade(dataset)
+
+
+def test_samples_of_photos_and_cutouts_of_any_size_can_be_made_again(tmp_path: Path) -> None:
+    (tmp_path / "bg").mkdir()
+    (tmp_path / "fg").mkdir()
+    for number, size in enumerate([(64, 80), (50, 50)]):
+        Image.fromarray(texture(*size)).save(tmp_path / f"bg/{number}.png")
+    for number, (height, width) in enumerate([(301, 97), (33, 20), (7, 9)]):
+        rgba = np.dstack([texture(height, width), np.zeros((height, width), np.uint8)])
+        rgba[2:-1, 1:-3, 3] = np.linspace(1, 255, width - 4).astype(np.uint8)  # a soft edge
+        Image.fromarray(rgba).save(tmp_path / f"fg/{number}.png")
+    folders: dict[str, Any] = {"bg": tmp_path / "bg", "fg": tmp_path / "fg"}
+    compose(tmp_path / "out", **folders, placements=4, size=64, workers=0, progress=False)
+    check_remade(tmp_path / "out")
+
+
+def test_a_data_set_without_a_table_cannot_be_made_again(copy: Path) -> None:
+    (copy / "dataset.json").unlink()
+    with pytest.raises(DataError, match="data: found no table of samples, expected a data set th"):
+        remake(read_source(copy), 0)
+
+
+def test_a_missing_cutout_is_named(copy: Path) -> None:
+    (copy / "fg" / "fg_003.png").unlink()
+    with pytest.raises(DataError, match="fg: found 2 files, but sample 12 shows number 3"):
+        remake(read_source(copy), 12)
+
+
+def test_shards_have_the_table_of_the_data_set(dataset: Path, shards: Path) -> None:
+    table = (dataset / "placements.npy").read_bytes()
+    assert (shards / "placements.npy").read_bytes() == table
+    manifest = read_manifest(shards)
+    assert manifest.files["placements.npy"].bytes == len(table)
+    np.testing.assert_array_equal(manifest.layout.placements, np.load(dataset / "placements.npy"))
+
+
+@pytest.mark.parametrize("split", ["fg", "both"])
+def test_splits_by_the_table_equal_those_by_counting(shards: Path, split: str) -> None:
+    layout = read_layout(shards)
+    by_counting = replace(layout, table=None)
+    by_table = replace(layout, samples_per_fg=None)
+    assert by_table.has_foregrounds
+    for found, expected in zip(
+        split_indices(by_table, split), split_indices(by_counting, split), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_splits_follow_the_table_where_counting_cannot(copy: Path, tmp_path: Path) -> None:
+    """Samples of one foreground need not be neighbours."""
+    rows = np.load(copy / "placements.npy")
+    rows["fg"] = (rows["bg"] + rows["x"]) % 3
+    rewrite_table(copy, rows)
+    change_metadata(copy, lambda value: value.pop("samples_per_fg"))
+    pack(copy, tmp_path / "shards", **FORMAT)
+    for folder in (copy, tmp_path / "shards"):
+        train, val = split_indices(read_layout(folder), "fg")
+        assert set(rows["fg"][train]) | set(rows["fg"][val]) == {0, 1, 2}
+        assert not set(rows["fg"][train]) & set(rows["fg"][val])
+
+
+def rewrite_table(dataset: Path, rows: np.ndarray) -> None:
+    """Replace the table by another one, and say so in dataset.json."""
+    path = dataset / "placements.npy"
+    write_placements(path, rows)
+    described = PlacementsFile.of(path).model_dump()
+    change_metadata(dataset, lambda value: value.update(placements_table=described))
+
+
+def spoil(name: str, value: float) -> Callable[[np.ndarray], None]:
+    def change(rows: np.ndarray) -> None:
+        rows[name][40] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (spoil("bg", 4), "row 40: the background is not that of the sample"),
+        (spoil("flipped", 2), "row 40: flipped is neither 0 nor 1"),
+        (spoil("x", -1), "row 40: x is not in 0..95"),
+        (spoil("y", 96), "row 40: y is not in 0..95"),
+        (spoil("scale", 0), "row 40: scale is not a number above 0"),
+        (spoil("scale", np.nan), "row 40: scale is not a number above 0"),
+        (spoil("scale", np.inf), "row 40: scale is not a number above 0"),
+        (spoil("fg", 2), "the foregrounds of samples are not those of 6 neighbours each"),
+    ],
+)
+def test_an_impossible_row_is_named(
+    copy: Path, tmp_path: Path, change: Callable[[np.ndarray], None], problem: str
+) -> None:
+    rows = np.load(copy / "placements.npy")
+    change(rows)
+    rewrite_table(copy, rows)
+    with pytest.raises(DataError, match=f"placements.npy: {problem}") as caught:
+        pack(copy, tmp_path / "shards", **FORMAT)
+    assert "dataset.json" in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (lambda path: path.unlink(), "placements.npy: is missing"),
+        (lambda path: path.write_bytes(b""), "placements.npy: has 0 bytes, expected .*"),
+        (lambda path: os.truncate(path, 300), "placements.npy: has 300 bytes, expected .*"),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\1"),
+            "placements.npy: SHA-256 .*: corrupted after it was written",
+        ),
+    ],
+)
+def test_a_damaged_table_is_refused(
+    copy: Path, tmp_path: Path, spoil: Callable[[Path], object], problem: str
+) -> None:
+    spoil(copy / "placements.npy")
+    fix = "; compose again, or delete placements_table in dataset.json if files were added or rem"
+    with pytest.raises(DataError, match=problem + fix):
+        pack(copy, tmp_path / "shards", **FORMAT)
+    change_metadata(copy, lambda value: value.pop("placements_table"))
+    pack(copy, tmp_path / "shards", **FORMAT)
+    assert read_manifest(tmp_path / "shards").layout.table is None
+
+
+def test_samples_that_were_removed_are_noticed(copy: Path, tmp_path: Path) -> None:
+    for folder in ("fg_bg", "fg_bg_mask", "fg_bg_depth"):
+        shutil.rmtree(copy / folder / "bg_005")
+    (copy / "bg/bg_005.jpg").unlink()
+    with pytest.raises(
+        DataError, match=r"found .* \(90,\), expected .* \(72,\); compose again, or"
+    ):
+        pack(copy, tmp_path / "shards", **FORMAT)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda v: v.update(version=3), "'maskdepth-dataset' version 3, expected version 1 to 2"),
+        (lambda v: v.update(version="2"), "version '2', expected version 1 to 2"),
+        (lambda v: v.pop("version"), "version None, expected version 1 to 2"),
+        (lambda v: v.update(placements_table=[]), "placements_table must be a table"),
+        (lambda v: v["placements_table"].update(file="../x"), "file must be 'placements.npy'"),
+        (lambda v: v["placements_table"].update(bytes=-1), "bytes must be at least 0"),
+        (lambda v: v["placements_table"].pop("sha256"), "missing key 'sha256'"),
+    ],
+)
+def test_what_dataset_json_may_not_say(
+    copy: Path, change: Callable[[dict[str, Any]], object], problem: str
+) -> None:
+    change_metadata(copy, change)
+    with pytest.raises(DataError, match=f"dataset.json: .*{problem}.*; fix or delete it"):
+        read_source(copy)
+
+
+def test_a_data_set_of_version_1_is_read(copy: Path, tmp_path: Path, shards: Path) -> None:
+    change_metadata(copy, lambda value: (value.update(version=1), value.pop("placements_table")))
+    (copy / "placements.npy").unlink()
+    pack(copy, tmp_path / "shards", **FORMAT)
+    manifest = read_manifest(tmp_path / "shards")
+    assert manifest.layout.table is None
+    assert manifest.layout.samples_per_fg == 6
+    assert verify(tmp_path / "shards", source=copy, workers=0, progress=False) == []
+
+
+def test_shards_without_a_table_are_read(shards: Path, tmp_path: Path) -> None:
+    """As `pack` wrote them before there was one."""
+    old = Path(shutil.copytree(shards, tmp_path / "shards", copy_function=os.link))
+    text = (old / "manifest.json").read_bytes()
+    (old / "manifest.json").unlink()
+    (old / "manifest.json").write_bytes(text)
+    sign(old, lambda value: (value.pop("placements"), value["files"].pop("placements.npy")))
+    assert read_manifest(old).layout.placements is None
+    assert len(split_indices(read_layout(old), "fg")[1]) == 30
+    sign(old, lambda value: value.update(placements="placements.npy"))
+    with pytest.raises(DataError, match=r"'placements.npy' is not one of the files"):
+        read_manifest(old)
+
+
+def test_rows_of_shards_are_checked_when_they_are_used(shards: Path, tmp_path: Path) -> None:
+    rows = np.load(shards / "placements.npy")
+    rows["flipped"][3] = 7
+    write_placements(tmp_path / "placements.npy", rows)
+    layout = replace(read_layout(shards), table=tmp_path / "placements.npy")
+    with pytest.raises(DataError, match=r"placements.npy: row 3: flipped is neither 0 nor 1"):
+        split_indices(layout, "fg")
+    with pytest.raises(DataError, match=r"found .* \(90,\), expected .* \(1,\)"):
+        read_placements(tmp_path / "placements.npy", np.array([0, 1]), (96, 96))
