@@ -98,12 +98,12 @@ $(BENCH_SHARDS)/manifest.json: $(BENCH_DATA)/dataset.json
 
 $(BENCH_DATA)/dataset.json: | .venv/.installed
 	@$(MAKE_BENCH)
-	$(RUN) -m convert compose $(BENCH_DATA) --backgrounds 20 --foregrounds 10 --placements 20
+	$(RUN) -m convert compose $(BENCH_DATA) --backgrounds 20 --foregrounds 10 --placements 20 --resume
 
 # Packing needs more samples, because starting its workers takes a second.
 $(BENCH_DIR)/data20k/dataset.json: | .venv/.installed
 	@$(MAKE_BENCH)
-	$(RUN) -m convert compose $(BENCH_DIR)/data20k --backgrounds 20 --foregrounds 25
+	$(RUN) -m convert compose $(BENCH_DIR)/data20k --backgrounds 20 --foregrounds 25 --resume
 
 # Checks correctness and speed on a GPU. GPU=cuda:1 selects the second one. It runs without .venv
 # too: python -m benchmarks gpu-check.

@@ -26,6 +26,10 @@ _WORKERS = click.option(
     "--workers", type=click.IntRange(0, MOST_WORKERS),
     help="Worker processes; default: one per core; 0: none.",
 )  # fmt: skip
+_SCHEDULER = click.option(
+    "--scheduler", metavar="ADDRESS", help="Use the workers of a Dask cluster."
+)
+_RESUME = click.option("--resume", is_flag=True, help="Continue a killed or interrupted run.")
 
 
 @click.group(cls=Commands, context_settings=_SETTINGS)
@@ -48,6 +52,11 @@ def main() -> None:
 )
 @click.option("--size", type=click.IntRange(32), default=224)
 @click.option("--seed", type=click.IntRange(0), default=0)
+@_RESUME
+@click.option(
+    "--force", is_flag=True, help="Replace DATASET of compose, or what an unfinished run left."
+)
+@_SCHEDULER
 @_WORKERS
 def compose(dataset: Path, **options: object) -> None:
     """Paste foregrounds on backgrounds: writes images, masks and depth to DATASET."""
@@ -109,9 +118,9 @@ def depth(dataset: Path, model: str, **options: object) -> None:
     "--samples-per-fg", type=click.IntRange(1), help="Neighbouring samples of one foreground."
 )
 @click.option("--seed", type=click.IntRange(0), default=0, help="Order of the tar shards.")
-@click.option("--resume", is_flag=True, help="Continue a killed or interrupted run.")
+@_RESUME
 @click.option("--force", is_flag=True, help="Replace SHARDS, or what an unfinished run left.")
-@click.option("--scheduler", metavar="ADDRESS", help="Use the workers of a Dask cluster.")
+@_SCHEDULER
 @_WORKERS
 def pack(
     dataset: Path,

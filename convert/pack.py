@@ -18,7 +18,6 @@ from importlib import metadata
 from itertools import chain
 from pathlib import Path
 
-import click
 import numpy as np
 from tqdm import tqdm
 
@@ -55,11 +54,9 @@ from convert.parts import (
 from convert.placements import PLACEMENTS
 from convert.source import Source, read_source, require_placements
 from convert.storage import CODECS, DEPTH_CODECS, DIFFERENCE_CODECS, MASK_CODECS
-from convert.unfinished import check_target, work_folder
+from convert.unfinished import PARTS, SHARD_FOLDER, check_target, work_folder
 from convert.vote import write_bases
-from convert.workers import cluster_pool, run_all, worker_pool
-
-_PARTS = "parts"
+from convert.workers import open_pool, run_all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,21 +131,19 @@ def pack(
     dataset, shards = Path(dataset), Path(shards)
     if scheduler is not None:  # its workers may run in other folders
         dataset, shards = dataset.absolute(), shards.absolute()
-    check_target(shards, force)
+    check_target(shards, SHARD_FOLDER, force=force)
     require_outside(shards, dataset)
     source = read_source(dataset, samples_per_fg=config.samples_per_fg)
     require_placements(source)
     job = _job(source, config)
-    pool = worker_pool(workers) if scheduler is None else cluster_pool(scheduler)
-    with work_folder(shards, job, resume=resume, force=force) as work, pool as executor:
+    with (
+        work_folder(shards, SHARD_FOLDER, job, resume=resume, force=force) as work,
+        open_pool(workers, scheduler) as executor,
+    ):
         if not (work / MANIFEST).exists():  # otherwise an earlier run finished all but the cleanup
             parts = split_parts(source.layout, part_size)
             hidden = None if progress else True  # None: shown on a terminal only
-            _Conversion(source, config, parts, work, work / _PARTS, executor, hidden).run()
-        # A failed cleanup must not fail a finished conversion.
-        shutil.rmtree(work / _PARTS, ignore_errors=True)
-    if (shards / _PARTS).exists():
-        click.echo(f"{shards / _PARTS}: could not be removed; delete it", err=True)
+            _Conversion(source, config, parts, work, work / PARTS, executor, hidden).run()
     return read_manifest(shards)
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import crc32c
 import numpy as np
+from pydantic import Field
 
 from convert.bases import Bases, RecordWriter, open_bases
 from convert.codecs import ENCODERS, Encoded
@@ -63,17 +64,18 @@ class Part:
         return folder / f"part-{self.number:06d}.{suffix}"
 
 
-class _PartRecord(Schema):
+class PartRecord(Schema):
     """`part-N.json`. stamps: hash of what the part was made from. crc32c: of each format's `.bin`.
 
-    records_crc32c: of the rows of each format's `.npy`.
+    records_crc32c: of the rows of each format's `.npy`. A part of `compose` has stamps and the
+    crc32c of its "images" alone.
     """
 
     stamps: str
     crc32c: dict[str, Count]
-    records_crc32c: dict[str, Count]
-    statistics: dict[str, Moments]
-    counts: dict[str, Count]
+    records_crc32c: dict[str, Count] = Field(default_factory=dict)
+    statistics: dict[str, Moments] = Field(default_factory=dict)
+    counts: dict[str, Count] = Field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -200,7 +202,7 @@ def write_part(
         "statistics": {name: a.moments.to_json() for name, a in accumulators.items()},
         "counts": counts,
     }
-    write_json(part.path(folder, "json"), signed(summary))
+    write_record(part, folder, summary)
     return len(names)
 
 
@@ -209,7 +211,7 @@ def is_finished(
 ) -> bool:
     """Whether a part was written from these bases and from files of the same size and time."""
     try:
-        recorded = _read_record(part, folder)
+        recorded = read_record(part, folder)
         for form in codecs:
             records = read_records(part, form, folder)
             path = part.path(folder, f"{form}.npy")
@@ -260,20 +262,25 @@ def _read(path: str) -> tuple[bytes, bytes]:
     return data, _stamp(status)
 
 
-def _read_record(part: Part, folder: Path) -> _PartRecord:
-    """DataError if it is missing or no longer what was written."""
+def write_record(part: Part, folder: Path, record: Mapping[str, object]) -> None:
+    """Record, durably, that a part is finished; record: the keys of `PartRecord`."""
+    write_json(part.path(folder, "json"), signed(record))
+
+
+def read_record(part: Part, folder: Path) -> PartRecord:
+    """Record of a finished part; DataError if it is missing or no longer what was written."""
     path = part.path(folder, "json")
     try:
         with reading(path):
             text = read_regular(path)
-        return _PartRecord.from_json(check_signature(parse_table(text), text))
+        return PartRecord.from_json(check_signature(parse_table(text), text))
     except ValueError as error:
         raise _lost(path, str(error)) from None
 
 
 def read_summary(part: Part, folder: Path) -> PartSummary:
     """Statistics and counts of a finished part."""
-    record = _read_record(part, folder)
+    record = read_record(part, folder)
     return PartSummary(statistics=record.statistics, counts=Counter(record.counts))
 
 
@@ -286,7 +293,7 @@ def read_data(part: Part, form: str, folder: Path) -> bytes:
     """The stored fields of a finished part, checked; DataError if the disk lost some."""
     path = part.path(folder, f"{form}.bin")
     data = path.read_bytes()
-    check_crc(data, _read_record(part, folder).crc32c.get(form), path)
+    check_crc(data, read_record(part, folder).crc32c.get(form), path)
     return data
 
 

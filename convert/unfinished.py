@@ -1,8 +1,9 @@
-"""The work folder of a conversion, so that it can be killed and resumed at any time.
+"""The work folder of `pack` and `compose`, so that they can be killed and resumed at any time.
 
-The shard folder `SHARDS` is written in `SHARDS.partial` and published by one rename. The file
-`.SHARDS.job` beside it records the job of that work, and is locked while a converter runs. It
-exists at least as long as the work folder: one without belongs to someone else and is not touched.
+A folder `OUT` is written in `OUT.partial` and published by one rename. The file `.OUT.job` beside
+it records the job of that work, and is locked while a converter runs. It exists at least as long
+as the work folder: one without belongs to someone else and is not touched. What is only needed
+until the end is in `OUT.partial/parts`, and finished parts have a JSON file there.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,68 +31,98 @@ from convert.files import (
 )
 from convert.manifest import MANIFEST
 
+PARTS = "parts"
 _LONGEST_NAME = 220  # of 255 bytes; the names of the work folder and what it leaves are longer
 
-_WRITTEN = re.compile(
-    r"manifest\.json|(samples|bases|backgrounds|placements)\b[\w.-]*\.(beton|npy|tar|idx)|"
-    + re.escape(REPLACED)
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """A kind of folder that a command writes.
+
+    last: the file that is written last, so that a work folder with it is complete.
+    names: of all that the command writes in it, in any version.
+    is_finished: whether an existing folder is of this kind, and complete.
+    """
+
+    name: str
+    command: str
+    last: str
+    names: re.Pattern[str]
+    is_finished: Callable[[Path], bool]
+    hint: str = ""
+
+
+SHARD_FOLDER = Output(
+    name="shard folder",
+    command="pack",
+    last=MANIFEST,
+    names=re.compile(
+        r"manifest\.json|(samples|bases|backgrounds|placements)\b[\w.-]*\.(beton|npy|tar|idx)"
+    ),
+    is_finished=lambda folder: (folder / MANIFEST).exists(),
+    hint=" (the order is DATASET SHARDS)",
 )
-"""Names of the files of a shard folder, of any version."""
 
 
-def check_target(shards: Path, force: bool) -> None:
-    """DataError unless a shard folder may be written under this name."""
-    if not shards.name or not shards.absolute().parent.is_dir():
-        raise DataError(f"{shards}: not a new folder in an existing one; choose another name")
-    if (length := len(os.fsencode(shards.name))) > _LONGEST_NAME:
-        raise DataError(f"{shards}: found a name of {length} bytes, expected {_LONGEST_NAME}")
+def check_target(target: Path, kind: Output, *, force: bool) -> None:
+    """DataError unless a folder of this kind may be written under this name."""
+    if not target.name or not target.absolute().parent.is_dir():
+        raise DataError(f"{target}: not a new folder in an existing one; choose another name")
+    if (length := len(os.fsencode(target.name))) > _LONGEST_NAME:
+        raise DataError(f"{target}: found a name of {length} bytes, expected {_LONGEST_NAME}")
     # A rename can replace neither of these with a folder.
-    if shards.is_symlink():
-        raise DataError(f"{shards}: is a link; give the name of the folder itself")
-    if shards.is_mount():
-        raise DataError(f"{shards}: is a mount point; give the name of a folder inside it")
-    if not shards.exists() or (shards.is_dir() and not any(shards.iterdir())):
+    if target.is_symlink():
+        raise DataError(f"{target}: is a link; give the name of the folder itself")
+    if target.is_mount():
+        raise DataError(f"{target}: is a mount point; give the name of a folder inside it")
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
-    if not (shards / MANIFEST).exists():
+    if not kind.is_finished(target):
         raise DataError(
-            f"{shards}: found a folder or file that is no finished shard folder; choose another "
-            "name (the order is DATASET SHARDS)"
+            f"{target}: found a folder or file that is no finished {kind.name}; choose another "
+            f"name{kind.hint}"
         )
-    remove_replaced(shards)  # a run may have been killed while it did so
+    remove_replaced(target)  # a run may have been killed while it did so
     if not force:
-        raise DataError(f"{shards}: exists already; --force replaces it")
-    if foreign := sorted(p.name for p in shards.iterdir() if not _WRITTEN.fullmatch(p.name)):
+        raise DataError(f"{target}: exists already; --force replaces it")
+    others = (path.name for path in target.iterdir() if not kind.names.fullmatch(path.name))
+    if foreign := sorted(name for name in others if name != REPLACED):
         raise DataError(
-            f"{shards}: found {foreign[0]}, which `pack` has not written; --force would remove it: "
-            "move it away, or choose another name"
+            f"{target}: found {foreign[0]}, which `{kind.command}` has not written; --force would "
+            "remove it: move it away, or choose another name"
         )
 
 
 @contextmanager
 def work_folder(
-    shards: Path, job: dict[str, object], *, resume: bool, force: bool
+    target: Path, kind: Output, job: dict[str, object], *, resume: bool, force: bool
 ) -> Iterator[Path]:
-    """The locked work folder of ``shards``; ``resume`` keeps what an earlier run of ``job`` left.
+    """The locked work folder of ``target``; ``resume`` keeps what an earlier run of ``job`` left.
 
-    A block that succeeds publishes the folder. After corrupt input the work is removed, unless
-    ``resume`` asks to keep what is done; after any other error, and if it is complete, it stays.
-    Raises DataError if another converter is running or the work belongs to another job.
+    A block that succeeds publishes the folder, without `PARTS`. After corrupt input the work is
+    removed, unless ``resume`` asks to keep what is done; after any other error, and if it is
+    complete, it stays. Raises DataError if another converter is running or the work belongs to
+    another job.
     """
-    work = shards.with_name(f"{shards.name}.partial")
+    work = target.with_name(f"{target.name}.partial")
     try:
-        with _locked_job_file(shards, work) as file:
-            _claim(work, file, job, shards, resume=resume, force=force)
+        with _locked_job_file(target, work) as file:
+            _claim(work, file, job, target, resume=resume, force=force)
             try:
                 yield work
+                # A failed cleanup must not fail finished work.
+                shutil.rmtree(work / PARTS, ignore_errors=True)
             except BaseException as error:
                 is_corrupt = isinstance(error, RecordError) and not resume
-                is_complete = (work / MANIFEST).exists()  # its parts may be removed already
-                if not is_complete and (is_corrupt or not any(work.glob("*/*.json"))):
+                is_complete = (work / kind.last).exists()  # its parts may be removed already
+                if not is_complete and (is_corrupt or not any(work.glob(f"{PARTS}/*.json"))):
                     _remove(work)
                 elif isinstance(error, KeyboardInterrupt | SystemExit):
                     click.echo(f"{work}: unfinished; --resume continues it", err=True)
                 raise
-            _publish(work, shards, force=force)
+            _publish(work, target, kind, force=force)
+            if (target / PARTS).exists():
+                click.echo(f"{target / PARTS}: could not be removed; delete it", err=True)
     except OSError as error:
         if not is_users(error):
             raise
@@ -100,24 +132,24 @@ def work_folder(
         raise DataError(f"{reason} --resume, or delete {work}") from None
 
 
-def _publish(work: Path, shards: Path, *, force: bool) -> None:
-    """Give finished shards their name, unless something is there now that must not be replaced."""
+def _publish(work: Path, target: Path, kind: Output, *, force: bool) -> None:
+    """Give a finished folder its name, unless something is there now that must not be replaced."""
     try:
-        check_target(shards, force)
+        check_target(target, kind, force=force)
     except DataError as error:
         raise DataError(
-            f"{error.message}; the finished shards are in {work}: --resume renames them"
+            f"{error.message}; the finished {kind.name} is {work}: --resume renames it"
         ) from None
     if force:
-        replace_folder(work, shards)
+        replace_folder(work, target)
     else:
-        publish_folder(work, shards)
+        publish_folder(work, target)
 
 
 @contextmanager
-def _locked_job_file(shards: Path, work: Path) -> Iterator[BinaryIO]:
+def _locked_job_file(target: Path, work: Path) -> Iterator[BinaryIO]:
     """Open and lock the job file, created if missing; remove it at the end if no work is left."""
-    path = shards.with_name(f".{shards.name}.job")
+    path = target.with_name(f".{target.name}.job")
     with open(path, "a+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -125,7 +157,7 @@ def _locked_job_file(shards: Path, work: Path) -> Iterator[BinaryIO]:
         except (BlockingIOError, FileNotFoundError):
             is_ours = False
         if not is_ours:  # locked, or removed by the previous holder after it was opened here
-            raise DataError(f"{shards}: another converter is writing it; wait for it")
+            raise DataError(f"{target}: another converter is writing it; wait for it")
         try:
             yield file
         finally:
@@ -134,11 +166,11 @@ def _locked_job_file(shards: Path, work: Path) -> Iterator[BinaryIO]:
 
 
 def _claim(
-    work: Path, file: BinaryIO, job: dict[str, object], shards: Path, *, resume: bool, force: bool
+    work: Path, file: BinaryIO, job: dict[str, object], target: Path, *, resume: bool, force: bool
 ) -> None:
     """Take the work folder: a new one, or that of an earlier run of the same job.
 
-    Starting over restores the shards that an earlier run was killed in the middle of replacing.
+    Starting over restores the folder that an earlier run was killed in the middle of replacing.
     """
     file.seek(0)
     text, own = file.read(), json.dumps(job).encode()
@@ -153,9 +185,9 @@ def _claim(
             return
         if not force:
             raise DataError(
-                f"{work}: was begun with other arguments or another data set; --force starts over"
+                f"{work}: was begun with other arguments or other files; --force starts over"
             )
-        restore_replaced(work, shards)
+        restore_replaced(work, target)
         _remove(work)
     file.truncate(0)
     file.write(own)

@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from multiprocessing import resource_tracker
 from typing import TypeVar
@@ -71,6 +71,13 @@ def _start_tracker() -> None:
         resource_tracker.ensure_running()
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def open_pool(
+    workers: int | None, scheduler: str | None
+) -> AbstractContextManager[futures.Executor]:
+    """`cluster_pool`, given the address of a ``scheduler``, else `worker_pool`."""
+    return worker_pool(workers) if scheduler is None else cluster_pool(scheduler)
 
 
 @contextmanager
@@ -147,7 +154,7 @@ def run_all(
     except futures.BrokenExecutor:
         raise DataError(
             "a worker process died (killed, or out of memory); run again, possibly with "
-            "fewer --workers; `pack --resume` continues where it stopped"
+            "fewer --workers; `--resume` of `pack` and `compose` continues where it stopped"
         ) from None
     finally:
         for future in waiting:

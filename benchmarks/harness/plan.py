@@ -47,7 +47,14 @@ class Drawn:
         foregrounds = ceil(self.samples / (backgrounds * _PLACEMENTS))
         counts = ("--backgrounds", backgrounds, "--foregrounds", foregrounds)
         draw = _python(
-            "-m", "convert", "compose", self.folder, *counts, "--placements", _PLACEMENTS
+            "-m",
+            "convert",
+            "compose",
+            self.folder,
+            *counts,
+            "--placements",
+            _PLACEMENTS,
+            "--resume",
         )
         pack = _python("-m", "convert", "pack", self.folder, self.shards, "--resume")
         return [

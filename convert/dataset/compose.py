@@ -8,99 +8,182 @@ at ``placements / 2`` random places, then flipped left-right and pasted at as ma
 pixels replace those of the background wherever its scaled alpha is not 0.
 """
 
-import itertools
-import shutil
-from pathlib import Path
+from __future__ import annotations
 
+import hashlib
+import itertools
+import re
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Unpack
+
+import crc32c
 from tqdm import tqdm
 
-from convert.dataset.composed import FG_SHARE, PREPARED, Composed, prepare
+from convert.dataset.composed import FG_SHARE, Composed, prepare
 from convert.dataset.inputs import require_usable
-from convert.dataset.plan import Plan, choose_depth, choose_images
+from convert.dataset.plan import DEFAULT_SIZE, Plan, PlanOptions, make_plan, plan_metadata
 from convert.errors import DataError
-from convert.files import publish_folder, temporary_folder, write_json
+from convert.files import read_file, write_json
 from convert.outputs import require_outside
-from convert.parts import split_parts
-from convert.source import DATASET, FOLDERS
-from convert.workers import run_all, worker_pool
+from convert.parts import Part, read_record, split_parts, write_record
+from convert.placements import PLACEMENTS
+from convert.source import DATASET, DATASET_FORMAT, FOLDERS, read_metadata
+from convert.unfinished import PARTS, Output, check_target, work_folder
+from convert.workers import open_pool, run_all
 
-SAMPLES_PER_TASK = 400  # about half a second: Ctrl-C is answered within that time
+SAMPLES_PER_PART = 400
+"""About half a second: Ctrl-C is answered within that time."""
+
+
+def is_composed(folder: Path) -> bool:
+    """Whether a folder is a complete data set that `compose` wrote, of any version."""
+    try:
+        return read_metadata(folder).get("format") == DATASET_FORMAT
+    except DataError:
+        return False
+
+
+DATASET_FOLDER = Output(
+    name="data set of `compose`",
+    command="compose",
+    last=DATASET,
+    names=re.compile("|".join(map(re.escape, ("bg", "fg", *FOLDERS.values(), DATASET, PLACEMENTS)))),
+    is_finished=is_composed,
+)
 
 
 def compose(
     dataset: Path,
     *,
-    bg: Path | None = None,
-    fg: Path | None = None,
-    bg_depth: Path | None = None,
-    backgrounds: int | None = None,
-    foregrounds: int | None = None,
-    placements: int = 40,
-    size: int = 224,
-    seed: int = 0,
     workers: int | None = None,
+    scheduler: str | None = None,
+    resume: bool = False,
+    force: bool = False,
     progress: bool = True,
+    part_size: int = SAMPLES_PER_PART,
+    **options: Unpack[PlanOptions],
 ) -> dict[str, object]:
     """Write the data set folder ``dataset`` and return what its ``dataset.json`` says.
 
-    Without ``bg`` and ``fg``, built-in streets with their true depth and built-in people are
-    drawn. ``bg``: folder of photos of any size (centre square cropped, then resized). ``fg``:
-    folder of RGBA cut-outs. ``backgrounds``, ``foregrounds``: how many to use, the first by name;
-    by default all files, or 100 drawn ones. ``bg_depth``: folder with a depth image for each
-    photo, of the same name apart from the suffix, dark near and bright far; without it, the depth
-    of flat ground is assumed for photos. ``size``: height and width in pixels. ``workers``:
-    processes, by default one per core; 0 for none.
+    options: as of `make_plan`. The others are those of `convert.pack.pack`: ``workers`` and
+    ``scheduler`` do not change a byte, ``resume`` continues an interrupted run of the same
+    options, ``force`` replaces a finished data set of `compose` or what an unfinished run left.
 
     The depth of a foreground is the smallest depth that it covers, and never in the farther half
-    of the scene. Each depth map is stretched so that its minimum is 0 and its maximum 255. The
-    folder appears only when it is complete.
+    of the scene. Each depth map is stretched so that its minimum is 0 and its maximum 255.
 
-    Raises DataError for anything wrong with the arguments or the user's files; it has a line for
-    each problem of the images.
+    After a kill, Ctrl-C, a full disk or a dead worker, finished parts stay in `DATASET.partial`
+    for ``resume``. Raises DataError as `checked_plan` does.
     """
-    for folder_of_user in filter(None, (bg, fg, bg_depth)):
-        require_outside(dataset, folder_of_user)
-    _require_new(dataset)
+    plan = checked_plan(dataset, DATASET_FOLDER, options, workers=workers, force=force)
+    if scheduler is not None:  # its workers may run in other folders
+        dataset, plan = dataset.absolute(), plan.absolute()
+    hidden = None if progress else True  # None: shown on a terminal only
+    with (
+        work_folder(dataset, DATASET_FOLDER, plan_job(plan), resume=resume, force=force) as work,
+        open_pool(workers, scheduler) as executor,
+    ):
+        if not (work / DATASET).exists():  # otherwise an earlier run finished all but the cleanup
+            _write_dataset(plan, work, part_size, executor, hidden)
+    return read_metadata(dataset)
+
+
+def checked_plan(
+    target: Path, kind: Output, options: PlanOptions, *, workers: int | None, force: bool
+) -> Plan:
+    """The plan of an output; makes missing parent folders of it.
+
+    ``workers``: processes that read all images of the user. Raises DataError for anything wrong
+    with the arguments or the user's files; it has a line for each problem of the images.
+    """
+    require_target(target, kind, options, force=force)
+    size = options.get("size", DEFAULT_SIZE)
     require_usable(
-        bg, fg, bg_depth, backgrounds=backgrounds, foregrounds=foregrounds, size=size,
+        options.get("bg"), options.get("fg"), options.get("bg_depth"), size=size,
+        backgrounds=options.get("backgrounds"), foregrounds=options.get("foregrounds"),
         height=round(size * FG_SHARE), workers=workers,
     )  # fmt: skip
-    bg_images, bg_count = choose_images(bg, "backgrounds", backgrounds)
-    fg_images, fg_count = choose_images(fg, "foregrounds", foregrounds)
-    plan = Plan(
-        bg=bg_images, fg=fg_images, bg_depth=choose_depth(bg_depth, bg_images),
-        backgrounds=bg_count, foregrounds=fg_count, placements=placements, size=size, seed=seed,
-    )  # fmt: skip
-    hidden = None if progress else True  # None: hidden unless the output is a terminal
-    with temporary_folder(dataset) as folder:
-        # Made here at once, so that workers only write files.
-        for name, number in itertools.product(FOLDERS.values(), range(bg_count)):
-            (folder / name / plan.bg_name(number)).mkdir(parents=True)
-        with worker_pool(workers) as executor:
-            composed = prepare(plan, folder, executor, hidden)
-            parts = split_parts(composed.layout, SAMPLES_PER_TASK)
-            tasks = ((composed, range(part.start, part.stop)) for part in parts)
-            with tqdm(total=composed.layout.samples, unit=" samples", disable=hidden) as bar:
-                for written in run_all(executor, _write_samples, tasks):
-                    bar.update(written)
-        shutil.rmtree(folder / PREPARED)
-        write_json(folder / DATASET, composed.metadata)
-        _require_new(dataset)  # something may have appeared meanwhile
-        publish_folder(folder, dataset)
-    return composed.metadata
-
-
-def _require_new(dataset: Path) -> None:
-    """DataError unless a folder is missing or empty."""
-    if dataset.exists() and (not dataset.is_dir() or any(dataset.iterdir())):
+    plan = make_plan(**options)
+    try:
+        target.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
         raise DataError(
-            f"{dataset} exists and is not an empty folder: name a new folder, or remove it first."
-        )
+            f"{error.filename}: cannot be created ({error.strerror}); choose another folder"
+        ) from None
+    check_target(target, kind, force=force)
+    return plan
 
 
-def _write_samples(composed: Composed, indices: range) -> int:
-    """Write the files of samples of one background; returns their number."""
-    for index, images in zip(indices, composed.compose(indices), strict=True):
-        for name, data in zip(FOLDERS.values(), images, strict=True):
-            (composed.folder / name / composed.name(index)).write_bytes(data)
+def require_target(target: Path, kind: Output, options: PlanOptions, *, force: bool) -> None:
+    """DataError unless an output may be written here, if its parent folder exists."""
+    for folder in (options.get("bg"), options.get("fg"), options.get("bg_depth")):
+        if folder is not None:
+            require_outside(target, folder)
+    if target.absolute().parent.is_dir():
+        check_target(target, kind, force=force)
+
+
+def plan_job(plan: Plan) -> dict[str, object]:
+    """What must be equal for a run to continue an interrupted one.
+
+    It has the names of the files; whether their contents changed is checked for each part.
+    """
+    folders = {name: str(folder.path.absolute()) for name, folder in plan.folders.items()}
+    return {"folders": folders, "made": plan_metadata(plan)}
+
+
+def _write_dataset(
+    plan: Plan, work: Path, part_size: int, executor: Executor, hidden: bool | None
+) -> None:
+    """Write what is missing of a data set; last `dataset.json`."""
+    # Made here at once, so that workers only write files.
+    (work / PARTS).mkdir(exist_ok=True)
+    for name, number in itertools.product(FOLDERS.values(), range(plan.backgrounds)):
+        (work / name / plan.bg_name(number)).mkdir(parents=True, exist_ok=True)
+    composed = prepare(plan, work, executor, hidden)
+    tasks = ((composed, part) for part in split_parts(composed.layout, part_size))
+    with tqdm(total=composed.layout.samples, unit=" samples", disable=hidden) as bar:
+        for written in run_all(executor, _write_part, tasks):
+            bar.update(written)
+    write_json(work / DATASET, composed.metadata)
+
+
+def _write_part(composed: Composed, part: Part) -> int:
+    """Write the images of a part's samples, unless they are there already; returns their number."""
+    folder, indices = composed.folder / PARTS, range(part.start, part.stop)
+    stamps = hashlib.sha256(b"".join(composed.stamps(indices))).hexdigest()
+    if not _is_finished(composed, part, stamps):
+        crc = 0
+        images = itertools.chain.from_iterable(composed.compose(indices))
+        for path, data in zip(_paths(composed, indices), images, strict=True):
+            path.write_bytes(data)
+            crc = crc32c.crc32c(data, crc)
+        write_record(part, folder, {"stamps": stamps, "crc32c": {"images": crc}})
     return len(indices)
+
+
+def _paths(composed: Composed, indices: range) -> Iterator[Path]:
+    """The files of some samples, in the order in which they are composed."""
+    for index in indices:
+        for folder in FOLDERS.values():
+            yield composed.folder / folder / composed.name(index)
+
+
+def _is_finished(composed: Composed, part: Part, stamps: str) -> bool:
+    """Whether a part was made from the same and its files are on the disk.
+
+    They are read, because they are not synchronised one by one: that would take longer than to
+    compose them again.
+    """
+    crc = 0
+    try:
+        recorded = read_record(part, composed.folder / PARTS)
+        if recorded.stamps != stamps:
+            return False
+        for path in _paths(composed, range(part.start, part.stop)):
+            crc = crc32c.crc32c(read_file(path)[0], crc)
+    except (DataError, OSError, ValueError):  # missing, or the disk lost some of it
+        return False
+    return crc == recorded.crc32c.get("images")

@@ -6,6 +6,7 @@ table. After that, samples can be made in any order and by any process, with the
 
 from __future__ import annotations
 
+import hashlib
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
@@ -24,12 +25,12 @@ from convert.layout import Layout
 from convert.maps import load_array
 from convert.placements import PLACEMENT, PLACEMENTS, write_placements
 from convert.source import PlacementsFile
+from convert.unfinished import PARTS
 from convert.workers import run_all
 
 FG_SHARE = 105 / 224  # height of a pasted foreground as a share of the image's
 FG_BG_QUALITY = MASK_QUALITY = 65
 BG_QUALITY = 95  # composites are pasted on the decoded file, so its artefacts are in both
-PREPARED = "prepared"  # depth of backgrounds and scaled cut-outs; not a part of the data set
 STREAM_PLACES = 3  # random stream of a seed; scenes.draw uses 1, scenes.people 2
 
 
@@ -58,6 +59,18 @@ class Composed:
         table = load_array(self.folder / PLACEMENTS, PLACEMENT, (self.layout.samples,))
         return table[np.asarray(indices)]
 
+    def stamps(self, indices: Sequence[int]) -> Iterator[bytes]:
+        """What each of some samples of one background is made from, hashed."""
+        rows = self.rows(indices)
+        name = self.plan.bg_name(int(rows["bg"][0]))
+        bg = _hash(self.folder / "bg" / f"{name}.jpg", self.folder / PARTS / f"{name}.npy")
+        fgs: dict[int, bytes] = {}
+        for row in rows:
+            fg = int(row["fg"])
+            if fg not in fgs:
+                fgs[fg] = _hash(self.folder / PARTS / f"{self.plan.fg_name(fg)}.npy")
+            yield bg + fgs[fg] + row.tobytes()
+
     def name(self, index: int) -> str:
         """Path of a sample in each of the folders of images."""
         bg, sample = divmod(index, self.plan.samples_per_bg)
@@ -70,12 +83,12 @@ class Composed:
         # Decoded from its file, so that composites equal it outside the foreground.
         canvas = Canvas(
             open_rgb(self.folder / "bg" / f"{name}.jpg"),
-            np.load(self.folder / PREPARED / f"{name}.npy"),
+            np.load(self.folder / PARTS / f"{name}.npy"),
         )
         cutouts: dict[tuple[int, int], Cutout] = {}
         for _, fg, flipped, x, y, _ in rows.tolist():
             if (fg, flipped) not in cutouts:
-                scaled = np.load(self.folder / PREPARED / f"{self.plan.fg_name(fg)}.npy")
+                scaled = np.load(self.folder / PARTS / f"{self.plan.fg_name(fg)}.npy")
                 cutouts[fg, flipped] = Cutout(scaled[:, ::-1] if flipped else scaled)
             fg_bg, mask, depth = canvas.paste(cutouts[fg, flipped], x, y)
             # As in the original data set, only fg_bg has optimised Huffman tables.
@@ -89,9 +102,11 @@ class Composed:
 def prepare(plan: Plan, folder: Path, executor: Executor, hidden: bool | None) -> Composed:
     """Write backgrounds, cut-outs and the table of samples to ``folder``.
 
+    Depth of the backgrounds and scaled cut-outs are in `PARTS`: they are no part of a data set.
+
     hidden: as `disable` of a tqdm bar. Raises DataError for a file that cannot be used.
     """
-    for name in ("bg", "fg", PREPARED):
+    for name in ("bg", "fg", PARTS):
         (folder / name).mkdir(exist_ok=True)
     tasks: list[tuple[Any, ...]] = [(_write_background, plan, folder, bg) for bg in range(plan.backgrounds)]
     tasks += [(_write_foreground, plan, folder, fg) for fg in range(plan.foregrounds)]
@@ -110,6 +125,14 @@ def prepare(plan: Plan, folder: Path, executor: Executor, hidden: bool | None) -
     )
     metadata = plan_metadata(plan) | {"placements_table": table}
     return Composed(plan=plan, folder=folder, layout=layout, metadata=metadata)
+
+
+def _hash(*paths: Path) -> bytes:
+    """SHA-256 of the bytes of some files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.digest()
 
 
 def place(
@@ -161,7 +184,7 @@ def _write_background(plan: Plan, folder: Path, bg: int) -> dict[int, Size]:
             depth = scenes.ground_depth(plan.size, horizon=plan.size / 2)
         else:
             depth = photos.open_depth(plan.bg_depth.files[bg], photo, plan.size)
-    np.save(folder / PREPARED / f"{plan.bg_name(bg)}.npy", depth)
+    np.save(folder / PARTS / f"{plan.bg_name(bg)}.npy", depth)
     return {}
 
 
@@ -174,6 +197,6 @@ def _write_foreground(plan: Plan, folder: Path, fg: int) -> dict[int, Size]:
         cutout, source = photos.open_cutout(plan.fg.files[fg]), plan.fg.files[fg]
     scaled = photos.scale_cutout(cutout, round(plan.size * FG_SHARE), plan.size, source)
     Image.fromarray(cutout).save(folder / "fg" / f"{name}.png")
-    np.save(folder / PREPARED / f"{name}.npy", scaled)
+    np.save(folder / PARTS / f"{name}.npy", scaled)
     height, width = scaled.shape[:2]
     return {fg: Size(height / cutout.shape[0], width, height)}

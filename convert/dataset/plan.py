@@ -1,7 +1,10 @@
 """What a data set consists of: counts, names and source files, and the metadata of them."""
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import PIL
@@ -11,6 +14,7 @@ from convert.dataset import photos
 from convert.errors import DataError
 from convert.source import DATASET_FORMAT, DATASET_VERSION
 
+DEFAULT_SIZE = 224
 DRAWN = 100  # default number of built-in backgrounds, and of built-in foregrounds
 
 
@@ -20,6 +24,10 @@ class ImageFolder:
 
     path: Path
     files: tuple[Path, ...]  # the images that are used, in order
+
+    def absolute(self) -> ImageFolder:
+        """The same files, for processes that may run in another folder."""
+        return ImageFolder(self.path, tuple(path.absolute() for path in self.files))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +56,19 @@ class Plan:
             )
 
     @property
+    def folders(self) -> dict[str, ImageFolder]:
+        """The folders of the user by their name among the arguments."""
+        found = {"bg": self.bg, "fg": self.fg, "bg_depth": self.bg_depth}
+        return {name: folder for name, folder in found.items() if folder is not None}
+
+    def absolute(self) -> Plan:
+        """The same plan with absolute paths of files; dataset.json says the same."""
+        bg, fg, bg_depth = (
+            folder and folder.absolute() for folder in (self.bg, self.fg, self.bg_depth)
+        )
+        return replace(self, bg=bg, fg=fg, bg_depth=bg_depth)
+
+    @property
     def samples_per_bg(self) -> int:
         """Composites of one background."""
         return self.foregrounds * self.placements
@@ -63,6 +84,50 @@ class Plan:
     def sample_name(self, sample: int) -> str:
         """Name of sample ``sample`` (from 0) of a background, zero-padded likewise."""
         return f"img_{sample + 1:0{max(4, len(str(self.samples_per_bg)))}d}"
+
+
+class PlanOptions(TypedDict, total=False):
+    """The arguments of `make_plan`."""
+
+    bg: Path | None
+    fg: Path | None
+    bg_depth: Path | None
+    backgrounds: int | None
+    foregrounds: int | None
+    placements: int
+    size: int
+    seed: int
+
+
+def make_plan(
+    *,
+    bg: Path | None = None,
+    fg: Path | None = None,
+    bg_depth: Path | None = None,
+    backgrounds: int | None = None,
+    foregrounds: int | None = None,
+    placements: int = 40,
+    size: int = DEFAULT_SIZE,
+    seed: int = 0,
+) -> Plan:
+    """List and count the images of a data set.
+
+    Without ``bg`` and ``fg``, built-in streets with their true depth and built-in people are
+    drawn. ``bg``: folder of photos of any size (centre square cropped, then resized). ``fg``:
+    folder of RGBA cut-outs. ``backgrounds``, ``foregrounds``: how many to use, the first by name;
+    by default all files, or 100 drawn ones. ``bg_depth``: folder with a depth image for each
+    photo, of the same name apart from the suffix, dark near and bright far; without it, the depth
+    of flat ground is assumed for photos. ``placements``: composites of each pair. ``size``: height
+    and width in pixels.
+
+    Raises DataError for a number out of range, and for folders without the images.
+    """
+    bg_images, bg_count = choose_images(bg, "backgrounds", backgrounds)
+    fg_images, fg_count = choose_images(fg, "foregrounds", foregrounds)
+    return Plan(
+        bg=bg_images, fg=fg_images, bg_depth=choose_depth(bg_depth, bg_images),
+        backgrounds=bg_count, foregrounds=fg_count, placements=placements, size=size, seed=seed,
+    )  # fmt: skip
 
 
 def choose_images(
@@ -91,7 +156,7 @@ def choose_depth(folder: Path | None, bg: ImageFolder | None) -> ImageFolder | N
 
 def plan_metadata(plan: Plan) -> dict[str, object]:
     """What `dataset.json` says of a plan: all that decides the bytes, no time and no host."""
-    folders = {"bg": plan.bg, "fg": plan.fg, "bg_depth": plan.bg_depth}
+    folders = {name: plan.folders.get(name) for name in ("bg", "fg", "bg_depth")}
     counts = ("backgrounds", "foregrounds", "placements", "size", "seed")
     user_depth = "prior" if plan.bg_depth is None else "given"
     return {

@@ -20,6 +20,7 @@ from PIL import Image
 from convert.__main__ import main
 from convert.shards import Shards
 from tests.pictures import jpeg_bytes
+from tests.trees import tree
 
 
 def run(*arguments: object) -> Result:
@@ -55,6 +56,16 @@ def test_compose_pack_verify_inspect_show(tmp_path: Path) -> None:
     with Image.open(sheet) as image:
         assert image.width > 4 * 64
         assert len(np.unique(np.asarray(image))) > 50
+
+
+def test_compose_is_resumed_and_replaced(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    size = ["--backgrounds", 1, "--foregrounds", 1, "--placements", 2, "--size", 32]
+    assert run("compose", data, *size, "--workers", 0, "--resume").exit_code == 0
+    before = tree(data)
+    expect_one_line(run("compose", data, *size, "--workers", 0), "exists already; --force")
+    assert run("compose", data, *size, "--workers", 0, "--force").exit_code == 0
+    assert tree(data) == before
 
 
 def test_missing_data_set(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """The data set composer: its rule, the same bytes for any number of workers, clear errors."""
 
+import errno
+import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +26,8 @@ from convert.dataset.composed import place
 from convert.dataset.photos import open_cutout, scale_cutout
 from convert.dataset.plan import Plan
 from convert.errors import DataError
-from convert.files import temporary_folder
+from convert.files import write_json
+from convert.parts import Part, write_record
 from tests.trees import tree
 
 SMALL: dict[str, Any] = {
@@ -65,7 +69,8 @@ def test_folder_layout(built_in: Path) -> None:
     expected = [f"{k}/{s}" for k in ("fg_bg", "fg_bg_mask", "fg_bg_depth") for s in samples]
     expected += [f"bg/bg_00{i}.jpg" for i in (1, 2)] + [f"fg/fg_00{i}.png" for i in (1, 2)]
     assert names == sorted(expected)
-    assert sorted(p.name for p in built_in.iterdir())[-1] == "fg_bg_mask"
+    top = {"bg", "fg", "fg_bg", "fg_bg_mask", "fg_bg_depth", "dataset.json", "placements.npy"}
+    assert {path.name for path in built_in.iterdir()} == top
 
 
 def test_dataset_json(built_in: Path) -> None:
@@ -347,7 +352,8 @@ def test_numbers_out_of_range_are_refused(tmp_path: Path) -> None:
 def test_existing_data_is_never_touched(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").write_text("!")
-    refused(tmp_path, "not an empty folder")
+    for force in (False, True):
+        refused(tmp_path, "is no finished data set of `compose`; choose another name", force=force)
     assert tree(tmp_path / "out") == {"precious": b"!"}
     (tmp_path / "out" / "precious").unlink()
     compose(tmp_path / "out", **SMALL, workers=0)
@@ -355,24 +361,176 @@ def test_existing_data_is_never_touched(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_appears_meanwhile_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    built_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def appear(*_: object) -> dict[str, object]:
+    def appear(path: Path, value: dict[str, object]) -> None:
+        write_json(path, value)
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "precious").write_text("!")
-        return {}
 
-    monkeypatch.setattr("convert.dataset.composed.plan_metadata", appear)
-    with pytest.raises(DataError, match="out exists and is not an empty folder"):
+    monkeypatch.setattr("convert.dataset.compose.write_json", appear)
+    message = (
+        "out: found a folder .*; the finished data set of `compose` is .*out.partial: --resume"
+    )
+    with pytest.raises(DataError, match=message):
         compose(tmp_path / "out", **SMALL, workers=0)
-    assert tree(tmp_path) == {"out/precious": b"!"}
+    assert tree(tmp_path / "out") == {"precious": b"!"}
+    shutil.rmtree(tmp_path / "out")
+    compose(tmp_path / "out", **SMALL, workers=0, resume=True)
+    assert tree(tmp_path / "out") == tree(built_in)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    with open(tmp_path / ".out.job", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match="out: another converter is writing it; wait for it"):
+            compose(tmp_path / "out", **SMALL, workers=0)
+    assert [path.name for path in tmp_path.iterdir()] == [".out.job"]
+
+
+def test_missing_folders_are_made(built_in: Path, tmp_path: Path) -> None:
+    compose(tmp_path / "a" / "b", **SMALL, workers=0)
+    assert tree(tmp_path / "a" / "b") == tree(built_in)
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"file: cannot be created .*; choose another folder"):
+        compose(tmp_path / "file" / "out", **SMALL, workers=0)
+
+
+def test_force_replaces_what_compose_has_written(built_in: Path, tmp_path: Path) -> None:
     target = tmp_path / "out"
-    with temporary_folder(target), pytest.raises(DataError, match="out: another process is writ"):
-        compose(target, **SMALL, workers=0)
-    assert list(tmp_path.iterdir()) == []
+    compose(target, workers=0, seed=1, **SMALL)
+    with pytest.raises(DataError, match="out: exists already; --force replaces it"):
+        compose(target, workers=0, **SMALL)
+    compose(target, workers=0, force=True, **SMALL)
+    assert tree(target) == tree(built_in)
+    (target / "mine.txt").write_text("!")
+    with pytest.raises(DataError, match=r"found mine.txt, which `compose` has not written"):
+        compose(target, workers=0, force=True, **SMALL)
+    (target / "mine.txt").unlink()
+    (target / "dataset.json").write_text('{"samples_per_fg": 4}')  # a data set of a user
+    with pytest.raises(DataError, match="is no finished data set of `compose`"):
+        compose(target, workers=0, force=True, **SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+FEW: dict[str, Any] = {"part_size": 3, "workers": 0}
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What a run left that ended after its fourth part; `OUT.partial` is `interrupted`."""
+    written: list[object] = []
+
+    def fail(*arguments: Any) -> None:
+        if len(written) == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(arguments)
+        write_record(*arguments)
+
+    monkeypatch.setattr("convert.dataset.compose.write_record", fail)
+    with pytest.raises(DataError, match="No space left on device; fix that and run again w"):
+        compose(tmp_path / "out", **SMALL, **FEW)
+    monkeypatch.undo()
+    assert not (tmp_path / "out").exists()
+    return tmp_path / "out.partial"
+
+
+def composed_again(monkeypatch: pytest.MonkeyPatch, target: Path, **options: Any) -> list[Part]:
+    """Compose with ``options``; returns the parts that were not there."""
+    parts: list[Part] = []
+
+    def note(part: Part, *others: Any) -> None:
+        parts.append(part)
+        write_record(part, *others)
+
+    monkeypatch.setattr("convert.dataset.compose.write_record", note)
+    compose(target, **(SMALL | FEW | options))
+    return parts
+
+
+def test_a_resumed_run_makes_what_is_missing(
+    built_in: Path, interrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DataError, match="an unfinished run left this; --resume continues it, --f"):
+        compose(tmp_path / "out", **SMALL, **FEW)
+    with pytest.raises(DataError, match="was begun with other arguments or other files"):
+        compose(tmp_path / "out", **SMALL, **FEW, seed=3, resume=True)
+    again = composed_again(monkeypatch, tmp_path / "out", resume=True)
+    assert [part.number for part in again] == [4, 5]
+    assert tree(tmp_path / "out") == tree(built_in)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+LOST = {
+    "removed": lambda path: path.unlink(),
+    "empty": lambda path: path.write_bytes(b""),
+    "a bit": lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\0"),
+    "half": lambda path: os.truncate(path, path.stat().st_size // 2),
+}
+
+
+@pytest.mark.parametrize("lost", LOST)
+def test_what_the_disk_lost_is_made_again(
+    built_in: Path, interrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    LOST[lost](interrupted / "fg_bg_mask/bg_001/img_0002.jpg")  # of the first part
+    LOST[lost](interrupted / "parts/part-000002.json")
+    LOST[lost](interrupted / "bg/bg_002.jpg")
+    again = composed_again(monkeypatch, tmp_path / "out", resume=True)
+    assert [part.number for part in again] == [0, 2, 4, 5]
+    assert tree(tmp_path / "out") == tree(built_in)
+
+
+def test_starting_over(
+    built_in: Path, interrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(composed_again(monkeypatch, tmp_path / "out", force=True)) == 6
+    assert tree(tmp_path / "out") == tree(built_in)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_photo_that_changed_meanwhile(
+    people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its composites are made again, and only those."""
+    place = tmp_path / "here"
+    for name in ("a", "b"):
+        save(tmp_path / f"bg/{name}.png", np.random.default_rng(1).integers(0, 256, (64, 64, 3)))
+    options: dict[str, Any] = {"bg": tmp_path / "bg", "fg": people, "placements": 2, "size": 64}
+    options |= {"progress": False, "workers": 0, "part_size": 4}
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("convert.dataset.compose.write_json", fail)
+    with pytest.raises(DataError, match="No space"):
+        compose(place / "out", **options)
+    monkeypatch.undo()
+    save(tmp_path / "bg/b.png", np.random.default_rng(2).integers(0, 256, (64, 64, 3)))
+    parts: list[int] = []
+
+    def note(part: Part, *others: Any) -> None:
+        parts.append(part.number)
+        write_record(part, *others)
+
+    monkeypatch.setattr("convert.dataset.compose.write_record", note)
+    compose(place / "out", **options, resume=True)
+    assert parts == [2, 3]
+    compose(place / "new", **options)
+    assert tree(place / "out") == tree(place / "new")
+
+
+def test_a_dask_cluster_writes_the_same_bytes(
+    built_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distributed = pytest.importorskip("distributed", reason="Dask is not installed")
+    monkeypatch.chdir(tmp_path)
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+    ) as cluster:
+        compose(Path("out"), scheduler=cluster.scheduler_address, **SMALL)
+    assert tree(tmp_path / "out") == tree(built_in)
 
 
 def test_transparent_pixels_of_a_cutout_never_show(tmp_path: Path) -> None:
@@ -384,7 +542,10 @@ def test_transparent_pixels_of_a_cutout_never_show(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("event", ["interrupt", "kill a worker", "kill the parent"])
 def test_nothing_is_left_after_a_sudden_end(event: str, tmp_path: Path) -> None:
-    """Ctrl-C or a dead worker leaves no folder and no process, a killed parent no process."""
+    """Before the first part, Ctrl-C or a dead worker leaves no folder and no process.
+
+    A killed parent leaves no process.
+    """
     script = tmp_path / "run.py"
     script.write_text(
         textwrap.dedent("""
@@ -401,7 +562,7 @@ def test_nothing_is_left_after_a_sudden_end(event: str, tmp_path: Path) -> None:
         env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
-    wait_for(lambda: any((tmp_path / "work").glob(".out.partial-*/bg/*.jpg")))
+    wait_for(lambda: any((tmp_path / "work").glob("out.partial/bg/*.jpg")))
     if event == "interrupt":
         os.killpg(process.pid, signal.SIGINT)
     else:
@@ -421,7 +582,7 @@ def test_sigterm_leaves_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "convert", "compose", str(tmp_path / "out"), "--workers", "1"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True,
                                start_new_session=True)  # fmt: skip
-    wait_for(lambda: any(tmp_path.glob(".out.partial-*/bg/*.jpg")))
+    wait_for(lambda: any(tmp_path.glob("out.partial/bg/*.jpg")))
     process.terminate()
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (128 + signal.SIGTERM, "")

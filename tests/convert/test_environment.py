@@ -27,7 +27,7 @@ from convert.errors import Commands, DataError, _system_error_in_one_line
 from convert.files import temporary_folder
 from convert.interrupts import end_at_once, ended_by_exception
 from convert.pack import pack
-from convert.unfinished import work_folder
+from convert.unfinished import SHARD_FOLDER, work_folder
 from convert.verify import verify
 from convert.workers import run_all, worker_pool
 
@@ -87,7 +87,7 @@ def test_a_mistake_of_the_program_keeps_its_traceback(number: int | None, tmp_pa
     assert raised.value is error
     with (
         pytest.raises(OSError, match="odd") as raised,
-        work_folder(tmp_path / "out", {}, resume=False, force=False),
+        work_folder(tmp_path / "out", SHARD_FOLDER, {}, resume=False, force=False),
     ):
         raise error
     assert raised.value is error

@@ -352,7 +352,7 @@ def test_what_was_done_is_kept_for_resume(dataset: Path, tmp_path: Path) -> None
     last.write_bytes(good)
     with pytest.raises(DataError, match="--resume continues it"):
         pack(copy, tmp_path / "shards", workers=0, progress=False)
-    with pytest.raises(DataError, match="begun with other arguments or another data set"):
+    with pytest.raises(DataError, match="begun with other arguments or other files"):
         pack(dataset, tmp_path / "shards", workers=0, resume=True, progress=False)
     pack(copy, tmp_path / "shards", workers=0, resume=True, progress=False)
     assert verify(tmp_path / "shards", source=copy, workers=0, progress=False) == []

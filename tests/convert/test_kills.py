@@ -15,6 +15,7 @@ from convert.errors import DataError
 from convert.files import REPLACED, remove_leftovers
 from convert.manifest import MANIFEST
 from convert.pack import PackConfig, pack
+from convert.source import DATASET
 from tests.kills import kill_at_each_call
 from tests.trees import tree
 
@@ -90,27 +91,24 @@ def test_replacing_is_killed_at_each_call(tiny: Path, tmp_path: Path) -> None:
     assert states == {("old", False), ("none", True), ("new", True), ("new", False)}
 
 
-def test_compose_removes_what_killed_runs_have_left(tmp_path: Path) -> None:
+def test_compose_is_killed(tiny: Path, tmp_path: Path) -> None:
     target = tmp_path / "data"
-    options: dict[str, Any] = {"backgrounds": 1, "foregrounds": 1, "placements": 2, "size": 32}
+    options: dict[str, Any] = {"backgrounds": 2, "foregrounds": 1, "placements": 2, "size": 32}
 
     def make() -> None:
-        compose(target, **options, workers=0, progress=False)
+        compose(target, **options, workers=0, progress=False, part_size=1, resume=True)
 
-    make()
-    truth = {path.relative_to(target) for path in target.rglob("*")}
-    shutil.rmtree(target)
-    left = []
-    for _ in kill_at_each_call(make, first=2, step=7):
-        left += [path.name for path in tmp_path.iterdir() if path != target]
-        if target.exists():
-            shutil.rmtree(target)
-            (tmp_path / left[-1]).mkdir(exist_ok=True)
-        make()
-        assert [path.name for path in tmp_path.iterdir()] == ["data"]
-        assert {path.relative_to(target) for path in target.rglob("*")} == truth
+    truth = tree(tiny)
+    states = []
+    for _ in kill_at_each_call(make, first=9, step=31):
+        states.append((target.exists(), (tmp_path / "data.partial" / DATASET).exists()))
+        if not target.exists():
+            make()
+        assert tree(target) == truth
         shutil.rmtree(target)
-    assert len(left) > 2
+        assert {path.name for path in tmp_path.iterdir()} <= {".data.job"}
+    assert states[0] == (False, False)
+    assert len(states) > 3
 
 
 def test_leftovers_of_others_stay(tmp_path: Path) -> None:

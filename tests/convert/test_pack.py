@@ -235,7 +235,7 @@ def test_a_folder_that_appears_meanwhile_is_kept(
     monkeypatch.setattr("convert.pack.write_manifest", appear)
     config = PackConfig(formats=("webdataset",))
     options: dict[str, Any] = {"config": config, "workers": 0, "progress": False}
-    message = "no finished shard folder; .*; the finished shards are in .*: --resume renames them"
+    message = "no finished shard folder; .*; the finished shard folder is .*: --resume renames it"
     with pytest.raises(DataError, match=message):
         pack(dataset, target, force=force, **options)
     assert [path.name for path in target.iterdir()] == ["precious"]

@@ -11,7 +11,7 @@ import pytest
 from convert.errors import DataError
 from convert.parts import Part, is_finished, read_data, read_summary, split_parts, write_part
 from convert.source import Source, read_source
-from convert.unfinished import work_folder
+from convert.unfinished import SHARD_FOLDER, work_folder
 
 CODECS = {"ffcv": {"fg_bg": "jpeg", "mask": "runs", "depth": "jpeg-luma"}}
 
@@ -73,6 +73,6 @@ def test_a_damaged_job_is_another_job(tmp_path: Path, text: str) -> None:
     (tmp_path / "s.partial").mkdir()
     with (
         pytest.raises(DataError, match="was begun with other arguments"),
-        work_folder(tmp_path / "s", {"a": 1}, resume=True, force=False),
+        work_folder(tmp_path / "s", SHARD_FOLDER, {"a": 1}, resume=True, force=False),
     ):
         pass
