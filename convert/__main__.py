@@ -11,12 +11,16 @@ import io
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from convert.errors import Commands
 from convert.limits import MOST_WORKERS
 from convert.storage import DEPTH_CODECS, MASK_CODECS
+
+if TYPE_CHECKING:
+    from convert.manifest import Manifest
 
 # Commands import their work when they run, so that `--help` and usage errors answer at once.
 
@@ -29,6 +33,13 @@ _WORKERS = click.option(
 _SCHEDULER = click.option(
     "--scheduler", metavar="ADDRESS", help="Use the workers of a Dask cluster."
 )
+_FORMAT = click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    type=click.Choice(["ffcv", "webdataset", "dali"]),
+    help="Of the shards. May be repeated; default: both. dali is an alias of webdataset.",
+)
 _RESUME = click.option("--resume", is_flag=True, help="Continue a killed or interrupted run.")
 
 
@@ -38,7 +49,7 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("dataset", type=_FOLDER)
+@click.argument("dataset", type=_FOLDER, required=False)
 @click.option("--bg", type=_FOLDER, help="Folder of background photos; default: drawn scenes.")
 @click.option("--fg", type=_FOLDER, help="Folder of RGBA cut-outs; default: drawn people.")
 @click.option("--bg-depth", type=_FOLDER, help="Folder of depth maps named like the photos.")
@@ -52,18 +63,49 @@ def main() -> None:
 )
 @click.option("--size", type=click.IntRange(32), default=224)
 @click.option("--seed", type=click.IntRange(0), default=0)
-@_RESUME
 @click.option(
-    "--force", is_flag=True, help="Replace DATASET of compose, or what an unfinished run left."
+    "--pack",
+    "shards",
+    type=_FOLDER,
+    help="Write SHARDS, with the bytes of `pack`, instead of DATASET and its many files.",
 )
+@click.option("--keep-images", is_flag=True, help="With --pack: write DATASET too.")
+@_FORMAT
+@_RESUME
+@click.option("--force", is_flag=True, help="Replace the output, or what an unfinished run left.")
 @_SCHEDULER
 @_WORKERS
-def compose(dataset: Path, **options: object) -> None:
+def compose(
+    dataset: Path | None,
+    shards: Path | None,
+    keep_images: bool,
+    formats: tuple[str, ...],
+    **options: object,
+) -> None:
     """Paste foregrounds on backgrounds: writes images, masks and depth to DATASET."""
+    if shards is None:
+        if keep_images or formats:
+            raise click.UsageError("--keep-images and --format are for --pack SHARDS.")
+        if dataset is None:
+            raise click.UsageError("Missing argument 'DATASET'.")
+    elif keep_images != (dataset is not None):
+        raise click.UsageError(
+            "--pack writes DATASET with --keep-images only: give both, or neither."
+        )
     from convert.dataset.compose import compose as run
+    from convert.dataset.compose_shards import compose_both, compose_shards
+    from convert.manifest import FORMATS
+    from convert.pack import PackConfig
 
-    metadata = run(dataset, **options)  # type: ignore[arg-type]
-    click.echo(f"{dataset}: {metadata['samples']} composites, depth: {metadata['depth']}")
+    if shards is None:
+        metadata = run(dataset, **options)  # type: ignore[arg-type]
+        click.echo(f"{dataset}: {metadata['samples']} composites, depth: {metadata['depth']}")
+        return
+    config = PackConfig(formats=formats or FORMATS)
+    if dataset is None:
+        _print_shards(shards, compose_shards(shards, config=config, **options))  # type: ignore[arg-type]
+    else:
+        _print_shards(shards, compose_both(dataset, shards, config=config, **options))  # type: ignore[arg-type]
 
 
 @main.command()
@@ -91,13 +133,7 @@ def depth(dataset: Path, model: str, **options: object) -> None:
 @main.command()
 @click.argument("dataset", type=_FOLDER)
 @click.argument("shards", type=_FOLDER)
-@click.option(
-    "--format",
-    "formats",
-    multiple=True,
-    type=click.Choice(["ffcv", "webdataset", "dali"]),
-    help="May be repeated; default: both. dali is an alias of webdataset.",
-)
+@_FORMAT
 @click.option(
     "--codec",
     type=click.Choice(["difference", "jpeg"]),
@@ -133,7 +169,6 @@ def pack(
     **options: object,
 ) -> None:
     """Convert DATASET to SHARDS."""
-    from convert.inspect import count_lines
     from convert.manifest import FORMATS
     from convert.pack import PackConfig
     from convert.pack import pack as run
@@ -148,6 +183,13 @@ def pack(
         resume=resume,
         force=force,
     )
+    _print_shards(shards, manifest)
+
+
+def _print_shards(shards: Path, manifest: Manifest) -> None:
+    """What was written, in a few lines."""
+    from convert.inspect import count_lines
+
     click.echo(f"{shards}: {manifest.layout.samples} samples")
     for name, file in manifest.files.items():
         click.echo(f"  {name:28} {file.bytes:>15,} bytes")

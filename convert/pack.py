@@ -1,6 +1,7 @@
-"""Converts a folder of images to a shard folder in one pass: read, check, encode, count, write.
+"""Converts images to a shard folder in one pass: read, check, encode, count, write.
 
-All work is done in `SHARDS.partial`, which is published by one rename.
+`pack` reads them from a folder; `write_shards` takes any `Samples`, such as composites that no
+file holds. All work is done in `SHARDS.partial`, which is published by one rename.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ from convert.parts import (
     write_part,
 )
 from convert.placements import PLACEMENTS
-from convert.source import Source, read_source, require_placements
+from convert.source import Samples, Source, read_source, require_placements
 from convert.storage import CODECS, DEPTH_CODECS, DIFFERENCE_CODECS, MASK_CODECS
 from convert.unfinished import PARTS, SHARD_FOLDER, check_target, work_folder
 from convert.vote import write_bases
@@ -135,12 +136,38 @@ def pack(
     require_outside(shards, dataset)
     source = read_source(dataset, samples_per_fg=config.samples_per_fg)
     require_placements(source)
-    job = _job(source, config)
+    return write_shards(
+        shards, lambda *_: source, _job(source, config), config, workers=workers,
+        scheduler=scheduler, resume=resume, force=force, progress=progress, part_size=part_size,
+    )  # fmt: skip
+
+
+def write_shards(
+    shards: Path,
+    open_source: Callable[[Path, Executor], Samples],
+    job: dict[str, object],
+    config: PackConfig,
+    *,
+    workers: int | None,
+    scheduler: str | None,
+    resume: bool,
+    force: bool,
+    progress: bool,
+    part_size: int,
+) -> Manifest:
+    """Convert samples from any source to the folder ``shards``, which `check_target` has checked.
+
+    open_source: gives the samples; it may write to the folder that it is given, which is removed at
+        the end, and use the workers. job: what must be equal for a run to continue another one. The
+        others are those of `pack`.
+    """
     with (
         work_folder(shards, SHARD_FOLDER, job, resume=resume, force=force) as work,
         open_pool(workers, scheduler) as executor,
     ):
         if not (work / MANIFEST).exists():  # otherwise an earlier run finished all but the cleanup
+            (work / PARTS).mkdir(exist_ok=True)
+            source = open_source(work / PARTS, executor)
             parts = split_parts(source.layout, part_size)
             hidden = None if progress else True  # None: shown on a terminal only
             _Conversion(source, config, parts, work, work / PARTS, executor, hidden).run()
@@ -158,17 +185,17 @@ def _job(source: Source, config: PackConfig) -> dict[str, object]:
     return {
         "source": str(source.folder.absolute()),
         "names_sha256": names.hexdigest(),
-        "made": _provenance(source, config),
+        "made": provenance(source.metadata, config),
     }
 
 
-def _provenance(source: Source, config: PackConfig) -> dict[str, object]:
-    """How the shards are made, as it is stored in the job file and the manifest."""
+def provenance(metadata_of_dataset: dict[str, object], config: PackConfig) -> dict[str, object]:
+    """How shards are made, as it is stored in the job file and the manifest."""
     libraries = ("numpy", "pillow", "simplejpeg", "crc32c")
     versions = {name: metadata.version(name) for name in libraries}
     return {
         "arguments": {**asdict(config), "formats": list(config.formats)},
-        "dataset": source.metadata,
+        "dataset": metadata_of_dataset,
         "versions": {"python": platform.python_version(), **versions},
     }
 
@@ -177,7 +204,7 @@ def _provenance(source: Source, config: PackConfig) -> dict[str, object]:
 class _Conversion:
     """One run of `pack` in its work folder."""
 
-    source: Source
+    source: Samples
     config: PackConfig
     parts: list[Part]
     work: Path
@@ -187,7 +214,6 @@ class _Conversion:
 
     def run(self) -> None:
         """Write backgrounds and parts, assemble the formats, hash all files; last the manifest."""
-        self.parts_folder.mkdir(exist_ok=True)
         background_moments = self.write_backgrounds()
         bases = self.write_bases()
         summary = self.write_parts(bases)
@@ -202,7 +228,7 @@ class _Conversion:
             formats=formats,
             files=self.hash_files(formats, bases, layout),
             counts=dict(sorted(summary.counts.items())),
-            provenance=_provenance(self.source, self.config),
+            provenance=provenance(self.source.metadata, self.config),
         )
         write_manifest(self.work, manifest)
 

@@ -28,7 +28,6 @@ from convert.codecs import ENCODERS, Encoded
 from convert.errors import DataError, RecordError, reading
 from convert.files import (
     check_signature,
-    read_file,
     read_regular,
     replace_file,
     signed,
@@ -39,7 +38,7 @@ from convert.manifest import BaseFile
 from convert.maps import load_array
 from convert.moments import Accumulator, Moments, Statistics
 from convert.schema import Count, Schema, parse_table
-from convert.source import Source
+from convert.source import Samples
 from convert.storage import CODECS
 
 SAMPLES_PER_PART = 1000
@@ -59,6 +58,10 @@ class Part:
     number: int
     start: int
     stop: int
+
+    @property
+    def indices(self) -> range:
+        return range(self.start, self.stop)
 
     def path(self, folder: Path, suffix: str) -> Path:
         return folder / f"part-{self.number:06d}.{suffix}"
@@ -157,7 +160,7 @@ class _PartFile:
 
 
 def write_part(
-    source: Source, codecs: Codecs, bases: Mapping[str, BaseFile], part: Part, folder: Path
+    source: Samples, codecs: Codecs, bases: Mapping[str, BaseFile], part: Part, folder: Path
 ) -> int:
     """Encode one part's samples into ``folder``, which is beside the bases; returns their number.
 
@@ -166,27 +169,21 @@ def write_part(
     counts: Counter[str] = Counter()
     accumulators = new_accumulators()
     layout = source.layout
-    group, names = _names_of(part, source)
-    folders = [str(path) for path in source.folders(group)]
+    group = int(layout.background_of(np.asarray(part.start)))
     opened = {name: open_bases(folder.parent, b, layout) for name, b in bases.items()}
     encoder = _Encoder(layout, opened, group)
     needed = {name: {codecs[form][name] for form in codecs} for name in FIELDS}
     stamps = _stamps_of(opened, group)
     with ExitStack() as stack:
         files = {form: stack.enter_context(_PartFile(part, form, folder)) for form in codecs}
-        for index, file_name in enumerate(names, part.start):
-            for name, parent in zip(FIELDS, folders, strict=True):
-                path = f"{parent}/{file_name}"
+        for index, sample in enumerate(source.read(part.indices), part.start):
+            stamps.update(sample.stamp)
+            for name, raw, path in zip(FIELDS, sample.images, sample.paths, strict=True):
                 try:
-                    raw, stamp = _read(path)
                     encoded = encoder.encode(name, raw, needed[name])
-                except OSError as error:
-                    reason = f"cannot be read ({error.strerror})"
-                    raise RecordError(index, name, path, reason) from None
                 except ValueError as error:
                     reason = f"{error}; fix or replace the file"
                     raise RecordError(index, name, path, reason) from None
-                stamps.update(stamp)
                 for form, file in files.items():
                     file.add(name, encoded[codecs[form][name]].data)
                 counts["source_bytes"] += len(raw)
@@ -203,11 +200,11 @@ def write_part(
         "counts": counts,
     }
     write_record(part, folder, summary)
-    return len(names)
+    return len(part.indices)
 
 
 def is_finished(
-    part: Part, source: Source, codecs: Codecs, bases: Mapping[str, Bases], folder: Path
+    part: Part, source: Samples, codecs: Codecs, bases: Mapping[str, Bases], folder: Path
 ) -> bool:
     """Whether a part was written from these bases and from files of the same size and time."""
     try:
@@ -221,24 +218,10 @@ def is_finished(
                 return False
     except DataError:  # a file is missing, or the disk lost some of it
         return False
-    group, names = _names_of(part, source)
-    folders = source.folders(group)
-    stamps = _stamps_of(bases, group)
-    for index, file_name in enumerate(names, part.start):
-        for name, parent in zip(FIELDS, folders, strict=True):
-            try:
-                stamps.update(_stamp(os.stat(parent / file_name)))
-            except OSError as error:
-                reason = f"cannot be read ({error.strerror})"
-                raise RecordError(index, name, str(parent / file_name), reason) from None
+    stamps = _stamps_of(bases, int(source.layout.background_of(np.asarray(part.start))))
+    for stamp in source.stamps(part.indices):
+        stamps.update(stamp)
     return recorded.stamps == stamps.hexdigest()
-
-
-def _names_of(part: Part, source: Source) -> tuple[int, list[str]]:
-    """The background of a part, and the names of its files."""
-    group = int(source.layout.background_of(np.asarray(part.start)))
-    first = int(source.layout.group_starts[group])
-    return group, source.names(group)[part.start - first : part.stop - first]
 
 
 def _stamps_of(bases: Mapping[str, Bases], group: int) -> hashlib._Hash:
@@ -250,16 +233,6 @@ def _stamps_of(bases: Mapping[str, Bases], group: int) -> hashlib._Hash:
         stamps.update(repr(found.geometry.samplings).encode() + found.quantisers.tobytes())
         stamps.update(found.coefficients[group].tobytes())
     return stamps
-
-
-def _stamp(status: os.stat_result) -> bytes:
-    return f"{status.st_size} {status.st_mtime_ns}\n".encode()
-
-
-def _read(path: str) -> tuple[bytes, bytes]:
-    """A file's bytes and its stamp; ValueError unless it is regular."""
-    data, status = read_file(path)
-    return data, _stamp(status)
 
 
 def write_record(part: Part, folder: Path, record: Mapping[str, object]) -> None:

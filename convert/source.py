@@ -1,23 +1,26 @@
-"""Reads and checks the folders of a data set, which docs/format.md describes."""
+"""What `pack` converts: samples of encoded images. Reads and checks the folders of a data set.
+
+docs/format.md describes these folders.
+"""
 
 from __future__ import annotations
 
 import functools
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 from pydantic import model_validator
 
 from convert import jpeg
-from convert.errors import DataError
-from convert.files import read_regular
-from convert.layout import Layout
+from convert.errors import DataError, RecordError
+from convert.files import read_file, read_regular
+from convert.layout import FIELDS, Layout
 from convert.manifest import MANIFEST, ShardFile
 from convert.placements import read_placements
 from convert.schema import Positive, Schema, parse_table, shown
@@ -68,13 +71,41 @@ class Metadata(Schema, extra="allow"):
         return value
 
 
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """A checked data set folder.
+class Sample(NamedTuple):
+    """The images of one sample, encoded, in the order of `FIELDS`.
+
+    paths: their files, for messages. stamp: changes with what the sample is made from.
+    """
+
+    images: tuple[bytes, ...]
+    paths: tuple[str, ...]
+    stamp: bytes
+
+
+class Samples(Protocol):
+    """Samples that `pack` converts: of a folder (`Source`), or composed as they are needed.
 
     bg: the background files in order; each sample of the layout belongs to one of them.
-    metadata: what `dataset.json` says, empty if there is none.
+    metadata: what `dataset.json` says.
     """
+
+    @property
+    def bg(self) -> tuple[Path, ...]: ...
+    @property
+    def layout(self) -> Layout: ...
+    @property
+    def metadata(self) -> dict[str, object]: ...
+
+    def read(self, indices: Sequence[int]) -> Iterator[Sample]:
+        """Some samples of one background; RecordError for one that cannot be read."""
+
+    def stamps(self, indices: Sequence[int]) -> Iterator[bytes]:
+        """The stamps of some samples of one background, without reading their images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A checked data set folder; see `Samples`."""
 
     folder: Path
     bg: tuple[Path, ...]
@@ -92,6 +123,39 @@ class Source:
         name = self.names(group)[index - int(self.layout.group_starts[group])]
         return tuple(folder / name for folder in self.folders(group))
 
+    def read(self, indices: Sequence[int]) -> Iterator[Sample]:
+        """Some samples of one background; RecordError for one that cannot be read."""
+        for index, paths in zip(indices, self._paths(indices), strict=True):
+            images, stamps = [], []
+            for name, path in zip(FIELDS, paths, strict=True):
+                try:
+                    data, status = read_file(path)
+                except OSError as error:
+                    raise _unreadable(index, name, path, error) from None
+                except ValueError as error:
+                    reason = f"{error}; fix or replace the file"
+                    raise RecordError(index, name, path, reason) from None
+                images.append(data)
+                stamps.append(_stamp(status))
+            yield Sample(tuple(images), paths, b"".join(stamps))
+
+    def stamps(self, indices: Sequence[int]) -> Iterator[bytes]:
+        """Size and time of change of the files of some samples of one background."""
+        for index, paths in zip(indices, self._paths(indices), strict=True):
+            for name, path in zip(FIELDS, paths, strict=True):
+                try:
+                    yield _stamp(os.stat(path))
+                except OSError as error:
+                    raise _unreadable(index, name, path, error) from None
+
+    def _paths(self, indices: Sequence[int]) -> Iterator[tuple[str, ...]]:
+        """Files of some samples of one background."""
+        group = int(self.layout.background_of(np.asarray(indices[0])))
+        first = int(self.layout.group_starts[group])
+        names, folders = self.names(group), [str(path) for path in self.folders(group)]
+        for index in indices:
+            yield tuple(f"{folder}/{names[index - first]}" for folder in folders)
+
     def names(self, group: int) -> list[str]:
         """Sorted file names of one background's samples; DataError if their number changed."""
         folder = self.folder / FOLDERS["fg_bg"] / self.bg[group].stem
@@ -103,6 +167,14 @@ class Source:
                 "data set alone while it is read"
             )
         return names
+
+
+def _stamp(status: os.stat_result) -> bytes:
+    return f"{status.st_size} {status.st_mtime_ns}\n".encode()
+
+
+def _unreadable(index: int, name: str, path: str, error: OSError) -> RecordError:
+    return RecordError(index, name, path, f"cannot be read ({error.strerror})")
 
 
 @functools.lru_cache(maxsize=4)
@@ -205,8 +277,8 @@ def require_placements(source: Source) -> None:
     counted = replace(layout, table=None).foreground_of(np.arange(layout.samples))
     if not np.array_equal(counted, rows["fg"]):
         raise DataError(
-            f"{layout.table}: the foregrounds of samples are not those of {per_fg} neighbours each, "
-            f"as --samples-per-fg or samples_per_fg in {DATASET} says; leave that out"
+            f"{layout.table}: the foregrounds of samples are not those of {per_fg} neighbours "
+            f"each, as --samples-per-fg or samples_per_fg in {DATASET} says; leave that out"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from convert.jpeg.luma import Luma, luma_of
 from convert.layout import CHANNELS, FIELDS
 from convert.manifest import BaseFile
 from convert.parts import create_array
-from convert.source import Source
+from convert.source import Samples
 from convert.workers import run_all
 
 _VOTERS = 9
@@ -28,7 +29,7 @@ _Kind = tuple[tuple[tuple[int, int], ...], tuple[tuple[int, ...], ...]]
 
 
 def write_bases(
-    source: Source, fields: Iterable[str], folder: Path, executor: Executor, hidden: bool | None
+    source: Samples, fields: Iterable[str], folder: Path, executor: Executor, hidden: bool | None
 ) -> dict[str, BaseFile]:
     """Find the bases of some fields and write them to ``folder``; returns their descriptions.
 
@@ -62,7 +63,7 @@ def write_bases(
     return written
 
 
-def _kinds_of(source: Source, name: str, group: int) -> Counter[_Kind]:
+def _kinds_of(source: Samples, name: str, group: int) -> Counter[_Kind]:
     """How often each sampling with its quantisers occurs among the voters of a background."""
     return Counter(
         (found.geometry.samplings, tuple(map(tuple, found.quantisers.tolist())))
@@ -73,26 +74,33 @@ def _kinds_of(source: Source, name: str, group: int) -> Counter[_Kind]:
     )
 
 
-def _voters(source: Source, name: str, group: int) -> Iterator[Coefficients | Luma]:
+def _voters(source: Samples, name: str, group: int) -> Iterator[Coefficients | Luma]:
     """Coefficients of a background's own file, and of some of its composites."""
     layout = source.layout
-    names = source.names(group)
-    rows = np.unique(np.linspace(0, len(names) - 1, _VOTERS).astype(int)).tolist()
-    folder = dict(zip(FIELDS, source.folders(group), strict=True))[name]
-    paths = [folder / names[row] for row in rows]
-    if name == "fg_bg":
-        paths.insert(0, source.bg[group])
-    for path in paths:
+    for data in _images(source, name, group):
         try:
-            read = read_coefficients(read_regular(path))
+            read = read_coefficients(data)
             found = luma_of(read) if name == "depth" else read
-        except (OSError, DataError, NotBaseline):
+        except NotBaseline:
             continue
         if (found.geometry.height, found.geometry.width) == (layout.height, layout.width):
             yield found
 
 
-def _vote(source: Source, name: str, group: int, described: BaseFile) -> tuple[int, np.ndarray]:
+def _images(source: Samples, name: str, group: int) -> Iterator[bytes]:
+    """The voters, encoded; those that can be read."""
+    if name == "fg_bg":
+        with suppress(OSError, DataError):
+            yield read_regular(source.bg[group])
+    start, stop = source.layout.group_starts[group : group + 2].tolist()
+    rows = start + np.unique(np.linspace(0, stop - start - 1, _VOTERS).astype(int))
+    for row in rows.tolist():
+        with suppress(DataError):
+            for sample in source.read([row]):
+                yield sample.images[FIELDS.index(name)]
+
+
+def _vote(source: Samples, name: str, group: int, described: BaseFile) -> tuple[int, np.ndarray]:
     """A background and its base: each block as most voters have it, of equals the first."""
     quantisers = np.array(described.quantisers, np.uint8)
     voters = [

@@ -28,9 +28,7 @@ def write_repeated(shards: Path, folder: Path, samples: int) -> int:
     backgrounds = len(opened.manifest.backgrounds)
     samples -= samples % backgrounds
     starts = np.arange(backgrounds + 1, dtype=np.int64) * (samples // backgrounds)
-    layout = replace(
-        opened.manifest.layout, group_starts=starts, samples_per_fg=None, table=None
-    )
+    layout = replace(opened.manifest.layout, group_starts=starts, samples_per_fg=None, table=None)
     folder.mkdir(parents=True)
     first = min(int(opened.records[name]["offset"].min()) for name in FIELDS)
     last = opened.records[FIELDS[-1]][-1]

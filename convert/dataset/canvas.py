@@ -20,9 +20,7 @@ class Cutout:
         self.stencil = Image.fromarray(self.inside.astype(np.uint8) * 255)
 
 
-def paste(
-    image: Image.Image, cutout: Cutout, x: int, y: int
-) -> tuple[Image.Image, Image.Image]:
+def paste(image: Image.Image, cutout: Cutout, x: int, y: int) -> tuple[Image.Image, Image.Image]:
     """Paste a foreground into a copy of ``image``, its top-left corner at column ``x``, row ``y``.
 
     Returns fg_bg RGB and mask L of 0 and 255.

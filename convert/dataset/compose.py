@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Iterator
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Unpack
@@ -49,7 +48,9 @@ DATASET_FOLDER = Output(
     name="data set of `compose`",
     command="compose",
     last=DATASET,
-    names=re.compile("|".join(map(re.escape, ("bg", "fg", *FOLDERS.values(), DATASET, PLACEMENTS)))),
+    names=re.compile(
+        "|".join(map(re.escape, ("bg", "fg", *FOLDERS.values(), DATASET, PLACEMENTS)))
+    ),
     is_finished=is_composed,
 )
 
@@ -106,14 +107,19 @@ def checked_plan(
         height=round(size * FG_SHARE), workers=workers,
     )  # fmt: skip
     plan = make_plan(**options)
+    make_parent(target)
+    check_target(target, kind, force=force)
+    return plan
+
+
+def make_parent(target: Path) -> None:
+    """Make the missing folders above an output; DataError if that is not possible."""
     try:
         target.absolute().parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(
             f"{error.filename}: cannot be created ({error.strerror}); choose another folder"
         ) from None
-    check_target(target, kind, force=force)
-    return plan
 
 
 def require_target(target: Path, kind: Output, options: PlanOptions, *, force: bool) -> None:
@@ -152,26 +158,19 @@ def _write_dataset(
 
 def _write_part(composed: Composed, part: Part) -> int:
     """Write the images of a part's samples, unless they are there already; returns their number."""
-    folder, indices = composed.folder / PARTS, range(part.start, part.stop)
-    stamps = hashlib.sha256(b"".join(composed.stamps(indices))).hexdigest()
-    if not _is_finished(composed, part, stamps):
-        crc = 0
-        images = itertools.chain.from_iterable(composed.compose(indices))
-        for path, data in zip(_paths(composed, indices), images, strict=True):
-            path.write_bytes(data)
-            crc = crc32c.crc32c(data, crc)
-        write_record(part, folder, {"stamps": stamps, "crc32c": {"images": crc}})
-    return len(indices)
+    if not _is_finished(composed, part):
+        crc, stamps = 0, hashlib.sha256()
+        for sample in composed.read(part.indices):
+            stamps.update(sample.stamp)
+            for path, data in zip(sample.paths, sample.images, strict=True):
+                Path(path).write_bytes(data)
+                crc = crc32c.crc32c(data, crc)
+        record = {"stamps": stamps.hexdigest(), "crc32c": {"images": crc}}
+        write_record(part, composed.folder / PARTS, record)
+    return len(part.indices)
 
 
-def _paths(composed: Composed, indices: range) -> Iterator[Path]:
-    """The files of some samples, in the order in which they are composed."""
-    for index in indices:
-        for folder in FOLDERS.values():
-            yield composed.folder / folder / composed.name(index)
-
-
-def _is_finished(composed: Composed, part: Part, stamps: str) -> bool:
+def _is_finished(composed: Composed, part: Part) -> bool:
     """Whether a part was made from the same and its files are on the disk.
 
     They are read, because they are not synchronised one by one: that would take longer than to
@@ -180,9 +179,10 @@ def _is_finished(composed: Composed, part: Part, stamps: str) -> bool:
     crc = 0
     try:
         recorded = read_record(part, composed.folder / PARTS)
-        if recorded.stamps != stamps:
+        stamps = hashlib.sha256(b"".join(composed.stamps(part.indices)))
+        if recorded.stamps != stamps.hexdigest():
             return False
-        for path in _paths(composed, range(part.start, part.stop)):
+        for path in itertools.chain.from_iterable(map(composed.paths, part.indices)):
             crc = crc32c.crc32c(read_file(path)[0], crc)
     except (DataError, OSError, ValueError):  # missing, or the disk lost some of it
         return False

@@ -24,7 +24,7 @@ from convert.dataset.plan import Plan, plan_metadata
 from convert.layout import Layout
 from convert.maps import load_array
 from convert.placements import PLACEMENT, PLACEMENTS, write_placements
-from convert.source import PlacementsFile
+from convert.source import FOLDERS, PlacementsFile, Sample
 from convert.unfinished import PARTS
 from convert.workers import run_all
 
@@ -44,7 +44,7 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Composed:
-    """The samples of a plan whose backgrounds, cut-outs and table are in ``folder``.
+    """The samples of a plan whose backgrounds, cut-outs and table are in ``folder``; a `Samples`.
 
     ``metadata``: what `dataset.json` says.
     """
@@ -54,10 +54,16 @@ class Composed:
     layout: Layout
     metadata: dict[str, object]
 
+    @property
+    def bg(self) -> tuple[Path, ...]:
+        """The background files in order."""
+        names = map(self.plan.bg_name, range(self.plan.backgrounds))
+        return tuple(self.folder / "bg" / f"{name}.jpg" for name in names)
+
     def rows(self, indices: Sequence[int]) -> np.ndarray:
         """Rows of the table, `PLACEMENT`."""
         table = load_array(self.folder / PLACEMENTS, PLACEMENT, (self.layout.samples,))
-        return table[np.asarray(indices)]
+        return np.asarray(table[np.asarray(indices)])
 
     def stamps(self, indices: Sequence[int]) -> Iterator[bytes]:
         """What each of some samples of one background is made from, hashed."""
@@ -71,12 +77,19 @@ class Composed:
                 fgs[fg] = _hash(self.folder / PARTS / f"{self.plan.fg_name(fg)}.npy")
             yield bg + fgs[fg] + row.tobytes()
 
-    def name(self, index: int) -> str:
-        """Path of a sample in each of the folders of images."""
+    def paths(self, index: int) -> tuple[str, ...]:
+        """Where the files of a sample are if it is written, in the order of `FIELDS`."""
         bg, sample = divmod(index, self.plan.samples_per_bg)
-        return f"{self.plan.bg_name(bg)}/{self.plan.sample_name(sample)}.jpg"
+        name = f"{self.plan.bg_name(bg)}/{self.plan.sample_name(sample)}.jpg"
+        return tuple(f"{self.folder}/{folder}/{name}" for folder in FOLDERS.values())
 
-    def compose(self, indices: Sequence[int]) -> Iterator[tuple[bytes, bytes, bytes]]:
+    def read(self, indices: Sequence[int]) -> Iterator[Sample]:
+        """Compose and encode some samples of one background."""
+        made = zip(indices, self._compose(indices), self.stamps(indices), strict=True)
+        for index, images, stamp in made:
+            yield Sample(images, self.paths(index), stamp)
+
+    def _compose(self, indices: Sequence[int]) -> Iterator[tuple[bytes, ...]]:
         """The JPEGs of fg_bg, mask and depth of samples of one background."""
         rows = self.rows(indices)
         name = self.plan.bg_name(int(rows["bg"][0]))
@@ -108,7 +121,9 @@ def prepare(plan: Plan, folder: Path, executor: Executor, hidden: bool | None) -
     """
     for name in ("bg", "fg", PARTS):
         (folder / name).mkdir(exist_ok=True)
-    tasks: list[tuple[Any, ...]] = [(_write_background, plan, folder, bg) for bg in range(plan.backgrounds)]
+    tasks: list[tuple[Any, ...]] = [
+        (_write_background, plan, folder, bg) for bg in range(plan.backgrounds)
+    ]
     tasks += [(_write_foreground, plan, folder, fg) for fg in range(plan.foregrounds)]
     sizes: dict[int, Size] = {}
     written = run_all(executor, operator.call, tasks)
