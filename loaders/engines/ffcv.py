@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
+import numba.typed
 import numpy as np
 import torch
 
@@ -34,7 +35,10 @@ from loaders.threads import Pending, ThreadTeam
 from loaders.transfer import CudaStreams, transfer
 from loaders.turbojpeg import decode_samples, free_handles, new_handles
 
-_torch_threads = torch.get_num_threads()
+_torch_threads, _TypedDict = torch.get_num_threads(), numba.typed.Dict
+# `import ffcv` fills a typed dictionary of two entries, which FFCV reads in Python alone. Numba
+# would compile it in each process: 5 s of CPU time.
+numba.typed.Dict = dict
 try:
     from ffcv.fields.rgb_image import SimpleRGBImageDecoder
     from ffcv.loader.epoch_iterator import IS_CUDA, EpochIterator
@@ -49,6 +53,7 @@ except ImportError as error:
         "or use another --loader"
     ) from None
 finally:
+    numba.typed.Dict = _TypedDict
     torch.set_num_threads(_torch_threads)  # `import ffcv` sets it to 1
 
 _AHEAD = 4  # batches that are decoded while the user has one

@@ -55,3 +55,12 @@ def test_first_batch_of_400000_samples(
     found = json.loads(done.stdout)
     assert found["first_batch_s"] < FIRST_BATCH_S, found
     assert found["memory_mib"] < MEMORY_MIB, found
+
+
+def test_the_import_of_ffcv_leaves_numba_as_it_is(need_engine: Callable[[str], None]) -> None:
+    need_engine("ffcv")
+    import numba.typed
+    from ffcv.fields.rgb_image import IMAGE_MODES
+
+    assert {**IMAGE_MODES} == {"jpg": 0, "raw": 1}
+    assert numba.typed.Dict.__module__ == "numba.typed.typeddict"
