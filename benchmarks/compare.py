@@ -18,7 +18,7 @@ from benchmarks.harness.results import (
     read_results,
 )
 from benchmarks.report.tables import number
-from convert.errors import DataError
+from convert.errors import Command, DataError
 from model.training.options import FiniteRange
 
 MEASURES = ("samples_per_s", "cpu_us_per_sample")
@@ -57,7 +57,7 @@ class Comparison(NamedTuple):
     left_out: list[str]
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("before", type=PATH)
 @click.argument("after", type=PATH)
 @option("--threshold", type=FiniteRange(0), default=0.1, help="Share that is too much.")

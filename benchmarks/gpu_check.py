@@ -22,7 +22,7 @@ from benchmarks.harness.plan import NAME, ROOT, Plan
 from benchmarks.harness.results import CaseResult, Result, make_result, read_result
 from benchmarks.report.figures import figures_of
 from benchmarks.report.page import PAGE, drawn_figures, write_page
-from convert.errors import DataError
+from convert.errors import Command, DataError
 from convert.workers import run_all, worker_pool
 from model.files import make_folder
 from model.precision import choose_device
@@ -54,7 +54,7 @@ def _choose_gpu(context: click.Context, option: click.Parameter, device: str) ->
     return str(choose_device("cuda" if device == "auto" else device))
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("results", type=cli.PATH, default="results-gpu")
 @cli.option(
     "--device",

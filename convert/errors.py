@@ -74,6 +74,20 @@ class RecordError(DataError):
         return type(self), (self.index, self.field, self.where, self.reason)
 
 
+class OptionError(DataError):
+    """An argument that is out of range, and that command lines may have as an option.
+
+    name: of the argument, as in Python; `Command` shows the option, as the user types it.
+    """
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"{name}{problem}")
+        self.name, self.problem = name, problem
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.name, self.problem)
+
+
 USERS_ERRORS = frozenset({
     errno.EACCES, errno.EPERM, errno.EROFS,
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG,
@@ -103,6 +117,59 @@ def reading(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}); fix that") from None
 
 
+class Command(click.Command):
+    """A command that refuses an option with two values; click alone takes the last one.
+
+    An `OptionError` names the option of the command.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        typed = list(args)
+        rest = super().parse_args(ctx, args)
+        if not ctx.resilient_parsing:
+            self._require_single(ctx, typed)
+        return rest
+
+    def invoke(self, ctx: click.Context) -> Any:  # the result of the command
+        try:
+            return super().invoke(ctx)
+        except OptionError as error:
+            for option in self._options():
+                if option.name == error.name:
+                    raise DataError(f"{option.opts[0]}{error.problem}") from None
+            raise
+
+    def _options(self) -> list[click.Option]:
+        return [param for param in self.params if isinstance(param, click.Option)]
+
+    def _require_single(self, ctx: click.Context, args: list[str]) -> None:
+        """Raise DataError for an option that is given twice and not declared ``multiple``."""
+        parser = _EveryValue(click.Command(self.name).make_parser(ctx))
+        for param in self.params:
+            param.add_to_parser(parser, ctx)  # type: ignore[arg-type]
+        found, _, _ = parser.parse_args(args)
+        for option in self._options():
+            if option.multiple or option.count or len(found.get(option.name, ())) < 2:
+                continue
+            values = found[option.name]
+            if option.is_flag:
+                values = [(option.opts if on else option.secondary_opts)[0] for on in values]
+            raise DataError(
+                f"{option.opts[0]}: found {' and '.join(values)}, expected one; give it once"
+            )
+
+
+class _EveryValue:
+    """A parser of click that keeps all values of an option."""
+
+    def __init__(self, parser: Any) -> None:  # the class has no public name
+        self.parse_args, self.add_argument = parser.parse_args, parser.add_argument
+        self._add_option = parser.add_option
+
+    def add_option(self, *, action: str, **values: Any) -> None:
+        self._add_option(action=action.replace("store", "append"), **values)
+
+
 class Commands(click.Group):
     """A group of commands; all command lines use it.
 
@@ -110,6 +177,8 @@ class Commands(click.Group):
     Ctrl-C is not lost while kernels are compiled, and the exit code after it is 130. SIGTERM and
     SIGHUP clean up as Ctrl-C does.
     """
+
+    command_class = Command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         with _system_error_in_one_line():

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from convert import beton, tarshards
 from convert.bases import open_bases
 from convert.codecs import encode_rgb
-from convert.errors import DataError, RecordError
+from convert.errors import OptionError, RecordError
 from convert.files import read_regular, sync
 from convert.layout import Layout
 from convert.manifest import (
@@ -85,13 +85,15 @@ class PackConfig:
         object.__setattr__(self, "formats", tuple(format_name(name) for name in self.formats))
         if not self.formats or not set(self.formats) <= set(FORMATS):
             found = ", ".join(self.formats) or "none"
-            raise DataError(f"formats are {found}; choose from {', '.join(FORMATS)}")
+            raise OptionError("formats", f": found {found}, expected some of {', '.join(FORMATS)}")
         if self.samples_per_shard < 1:
-            raise DataError(f"samples per shard is {self.samples_per_shard}, expected at least 1")
+            raise OptionError(
+                "samples_per_shard", f": found {self.samples_per_shard}, expected at least 1"
+            )
         if self.codec not in ("difference", "jpeg"):
-            raise DataError(f"codec is {self.codec!r}, expected difference or jpeg")
+            raise OptionError("codec", f": found {self.codec!r}, expected difference or jpeg")
         if self.seed < 0:
-            raise DataError(f"seed is {self.seed}, expected 0 or more")
+            raise OptionError("seed", f": found {self.seed}, expected 0 or more")
 
     @property
     def codecs(self) -> dict[str, dict[str, str]]:

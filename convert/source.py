@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import model_validator
 
 from convert import jpeg
-from convert.errors import DataError, RecordError
+from convert.errors import DataError, OptionError, RecordError
 from convert.files import read_file, read_regular
 from convert.layout import FIELDS, Layout
 from convert.manifest import MANIFEST, ShardFile
@@ -293,7 +293,7 @@ def _samples_per_fg(
     if found is None:
         return None
     if found < 1:
-        raise DataError(f"--samples-per-fg is {found}, expected a count")
+        raise OptionError("samples_per_fg", f": found {found}, expected 1 or more")
     for stem, count in counts.items():
         if count % found:
             raise DataError(

@@ -13,7 +13,7 @@ from itertools import islice
 from multiprocessing import resource_tracker
 from typing import TypeVar
 
-from convert.errors import DataError
+from convert.errors import DataError, OptionError
 from convert.interrupts import interrupt_later
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ def worker_pool(workers: int | None) -> Iterator[futures.Executor]:
     On any exception, Ctrl-C included, and when this process dies, the workers are killed at once.
     """
     if workers is not None and workers < 0:
-        raise DataError(f"workers: found {workers}, expected 0 (no processes) or more")
+        raise OptionError("workers", f": found {workers}, expected 0 (no processes) or more")
     if workers == 0:
         pool: futures.Executor = futures.ThreadPoolExecutor(1)
     else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from convert.errors import DataError
+from convert.errors import DataError, OptionError
 from convert.limits import LARGEST_BATCH, MOST_WORKERS
 
 
@@ -49,12 +49,12 @@ class LoaderOptions:
     decoded by its cores. DALI on a GPU alone; None leaves it to DALI (0.65)."""
 
     def __post_init__(self) -> None:
-        expect("batch size", self.batch_size, 1, LARGEST_BATCH)
+        expect("batch_size", self.batch_size, 1, LARGEST_BATCH)
         expect("seed", self.seed, 0)
         expect("world size", self.world_size, 1)
         expect("rank", self.rank, 0, self.world_size - 1)
         expect("workers", 0 if self.num_workers is None else self.num_workers, 0, MOST_WORKERS)
-        expect("corrupt records to skip", self.max_bad, 0)
+        expect("max_bad", self.max_bad, 0)
         if self.hw_decoder_load is not None:
             expect("hw_decoder_load", self.hw_decoder_load, 0, 1)
         object.__setattr__(self, "device", resolve_device(self.device))
@@ -63,10 +63,10 @@ class LoaderOptions:
 
 
 def expect(name: str, found: float, low: int, high: float | None = None) -> None:
-    """Raise DataError unless low <= found <= high."""
+    """Raise OptionError unless low <= found <= high."""
     if not low <= found or (high is not None and not found <= high):
         wanted = f"{low} or more" if high is None else f"{low} to {high}"
-        raise DataError(f"{name}: found {found}, expected {wanted}")
+        raise OptionError(name, f": found {found}, expected {wanted}")
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from convert.errors import DataError
+from convert.errors import DataError, OptionError
 from convert.layout import Layout
 from loaders.options import expect
 
@@ -41,10 +41,10 @@ def split_indices(
     both halves, and one of which it is not known which samples show one foreground.
     """
     if name not in SPLITS:
-        raise DataError(f"split: found {name!r}, expected one of {', '.join(SPLITS)}")
+        raise OptionError("split", f": found {name!r}, expected one of {', '.join(SPLITS)}")
     if not 0 < validation < 1:
-        raise DataError(f"share of validation: found {validation}, expected between 0 and 1")
-    expect("seed of the split", seed, 0, 2**32 - 1)
+        raise OptionError("validation", f": found {validation}, expected between 0 and 1")
+    expect("split_seed", seed, 0, 2**32 - 1)
     held_out = []
     samples = np.arange(layout.samples, dtype=np.int64)
     if name in ("bg", "both"):

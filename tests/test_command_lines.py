@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 from importlib import import_module
@@ -13,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 import benchmarks.__main__ as benchmarks
-from convert.errors import Commands
+from convert.errors import Commands, OptionError
 
 ROOT = Path(__file__).parent.parent
 INTERRUPTED = 130
@@ -75,3 +76,46 @@ def test_benchmarks_without_their_extra_say_what_is_missing(
     monkeypatch.setattr(benchmarks, "COMMANDS", ("codecs",))
     with pytest.raises(ModuleNotFoundError, match=r"convert\.x"):  # a mistake of ours
         CliRunner().invoke(benchmarks.main, ["codecs"], catch_exceptions=False)
+
+
+@click.group(cls=Commands)
+def example() -> None:
+    pass
+
+
+@example.command()
+@click.argument("names", nargs=-1)
+@click.option("--width", "--wide", type=int)
+@click.option("--check/--no-check", default=None)
+@click.option("--camera", "cameras", multiple=True)
+def fit(names: tuple[str, ...], width: int, check: bool, cameras: tuple[str, ...]) -> None:
+    if len(cameras) > 2:
+        raise OptionError("cameras", f": found {len(cameras)}, expected 2 at most")
+    if "seed" in names:
+        raise OptionError("seed", ": found -1, expected 0 or more")
+    click.echo(f"{names} {width} {check} {cameras}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "output"),
+    [
+        ("a --width 2 --camera 1 --camera 2", "('a',) 2 None ('1', '2')"),
+        ("-- a --width --width", "('a', '--width', '--width') None None ()"),
+        ("--width 2 a --wide=3", "Error: --width: found 2 and 3, expected one; give it once"),
+        ("--width x --width 2 --width 3", "Error: --width: found x and 2 and 3, expected one"),
+        ("--check --no-check", "Error: --check: found --check and --no-check, expected one"),
+        ("--width 2 --width 2 --help", "Usage: "),
+        ("--camera 1 --camera 2 --camera 3", "Error: --camera: found 3, expected 2 at most"),
+        ("seed", "Error: seed: found -1, expected 0 or more"),  # no option of this command
+    ],
+)
+def test_an_option_is_given_once_and_named_as_it_is_typed(arguments: str, output: str) -> None:
+    done = CliRunner().invoke(example, ["fit", *arguments.split()])
+    assert done.output.startswith(output)
+    if output.startswith("Error"):
+        assert (done.exit_code, done.output.count("\n")) == (2, 1)
+
+
+def test_the_error_of_an_option_can_cross_processes() -> None:
+    error = pickle.loads(pickle.dumps(OptionError("seed", ": found -1")))
+    assert (type(error), error.name, error.message) == (OptionError, "seed", "seed: found -1")

@@ -18,6 +18,7 @@ import benchmarks.__main__ as benchmarks
 import convert.__main__ as convert
 import train
 from convert.dataset.depth import DepthModel
+from convert.errors import Command
 from model.recipe import RECIPES, load_recipe
 from tests.pictures import texture
 from tests.tiny import leave_out_pictures
@@ -78,6 +79,14 @@ def test_command_line_is_understood(
         assert recipe in RECIPES or recipe.endswith((".toml", ".json"))
 
 
+def test_every_command_takes_an_option_once_and_shows_its_range() -> None:
+    for group in PROGRAMS.values():
+        for name in group.list_commands(click.Context(group)):
+            command = group.get_command(click.Context(group), name)
+            assert isinstance(command, Command), name
+            assert "<=None" not in command.get_help(click.Context(command)), name
+
+
 @pytest.mark.parametrize("line", MADE, ids=id_of)
 def test_make_target_exists(line: list[str]) -> None:
     line = line[: line.index("&&")] if "&&" in line else line
@@ -134,11 +143,19 @@ SMALL = {
     "evaluate": "--device cpu --loader dali",
     "predict": "--device cpu",
 }
-"""Start of a command -> what is added, so that it runs on little data, in this process, on a CPU.
-
-Of an option that is given twice, the last counts.
-"""
+"""Start of a command -> options, so that it runs on little data, in this process, on a CPU."""
 TINY = '{"name": "tiny", "stages": [{"size": 16, "batch_size": 4, "lr": 0.01, "trains": %s}]}'
+
+
+def replace_options(arguments: list[str], options: list[str]) -> list[str]:
+    """The arguments with these options, each a name and a value, in place of those of that name."""
+    named = dict(zip(options[::2], options[1::2], strict=True))
+    kept = [
+        word
+        for before, word in zip(["", *arguments], arguments, strict=False)
+        if word not in named and before not in named
+    ]
+    return [*kept, *options]
 
 
 @pytest.fixture
@@ -177,7 +194,7 @@ def test_the_guide_runs_as_it_is_written(workplace: Path) -> None:
         more = next((small for start, small in SMALL.items() if text.startswith(start)), "")
         if "--resume" in arguments:
             more = ""
-        result = CliRunner().invoke(program, [*arguments, *more.split()])
+        result = CliRunner().invoke(program, replace_options(arguments, more.split()))
         assert result.exit_code == 0, f"{text}: {result.output}"
         ran.append(arguments[0])
     assert [*dict.fromkeys(ran)] == [

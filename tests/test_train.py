@@ -336,13 +336,15 @@ MISTAKES = {
     "predict {best} --bg {image} --fg-bg {image} {tmp}/used/notes.txt/out": (
         "notes.txt is not a writable folder"
     ),
-    "fit {data} {tmp}/new --validation 2": "validation must be below 1",
+    "fit {data} {tmp}/new --validation 2": "--validation.*2.0 is not in the range 0<x<1",
+    "fit {data} {tmp}/new --max-bad 99999999999999999999": "--max-bad must be at most 922",
+    "fit {data} {tmp}/new --width 2 --loader dali --width=3": "--width: found 2 and 3, expected one",
     "fit {data} {tmp}/new --loader dali": "manifest",
     "evaluate {data} {tmp}/none.safetensors": "no such file",
     "evaluate {data} {tmp}/used/notes.txt": "notes.txt: expected a file of tensors",
     "evaluate {data} {tmp}/used": "used: found a folder; expected .*used/best.safetensors",
     "predict {best} --bg {tmp}/x.jpg --fg-bg {tmp}/x.jpg {tmp}/new": "no such file",
-    "predict {best} --bg {image} --fg-bg {image} --fg-bg {image} {tmp}/new": "is given twice",
+    "predict {best} --bg {image} --fg-bg a --fg-bg b {tmp}/new": "--fg-bg: found a and b, expected one",
     "export {best} {tmp}/new.pt2 --bg {image}": "found one of them",
     "fit {data} {tmp}/new --device cpu --amp tf32": "needs a GPU of compute",
     "fit {data} {tmp}/new --device cpu --compile reduce-overhead": "graphs need a GPU",

@@ -16,7 +16,7 @@ from benchmarks.harness.load import watch_load
 from benchmarks.harness.nvml import before_use
 from benchmarks.harness.results import Result, read_benchmark
 from benchmarks.report import about
-from convert.errors import DataError
+from convert.errors import Command, DataError
 from convert.outputs import require_free, require_outside
 from convert.workers import available_cores
 from model.files import make_folder, replace_bytes
@@ -176,6 +176,6 @@ def command(*options: Decorator) -> Callable[[Callable[..., Result]], click.Comm
         function: Callable[..., Any] = run_and_write
         for decorate in [json_option, *reversed(options)]:
             function = decorate(function)
-        return click.command()(function)
+        return click.command(cls=Command)(function)
 
     return make

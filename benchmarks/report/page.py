@@ -21,7 +21,7 @@ from benchmarks.harness.options import PATH
 from benchmarks.harness.results import Benchmark, Result, one_line, read_result, read_results
 from benchmarks.report import markdown, summary
 from benchmarks.report.figures import COMMAND, Figure, figures_of
-from convert.errors import DataError
+from convert.errors import Command, DataError
 from convert.files import read_regular, replace_file
 from convert.outputs import mark_of, require_output
 
@@ -29,7 +29,7 @@ PAGE = "report.html"
 _MARK = re.compile(r"<!-- (?P<name>[\w-]+)(?:\.(?P<table>\d+))?:begin -->")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("results", type=PATH)
 @click.option("--pictures", type=PATH, help="Folder of the PNG files; default: in RESULTS.")
 @click.option(

@@ -11,7 +11,7 @@ import PIL
 from PIL import features
 
 from convert.dataset import photos
-from convert.errors import DataError
+from convert.errors import OptionError
 from convert.source import DATASET_FORMAT, DATASET_VERSION
 
 DEFAULT_SIZE = 224
@@ -44,15 +44,16 @@ class Plan:
     seed: int
 
     def __post_init__(self) -> None:
-        """Raise DataError for a number out of range."""
+        """Raise OptionError for a number out of range."""
         least = {"backgrounds": 1, "foregrounds": 1, "placements": 1, "size": 32, "seed": 0}
         for name, minimum in least.items():
             if (found := getattr(self, name)) < minimum:
-                raise DataError(f"{name} is {found}: expected {minimum} or more.")
+                raise OptionError(name, f": found {found}, expected {minimum} or more")
         if self.placements % 2:
-            raise DataError(
-                f"placements is {self.placements}: expected an even number, because half of the "
-                "composites show the foreground flipped left-right."
+            raise OptionError(
+                "placements",
+                f": found {self.placements}, expected an even number, because half of them show "
+                "the foreground flipped left-right",
             )
 
     @property
@@ -138,8 +139,8 @@ def choose_images(
         return None, DRAWN if count is None else count
     files = photos.list_images(folder)
     if count is not None and count > len(files):
-        raise DataError(
-            f"{folder}: found {len(files)} images, expected at least the {count} {what} asked for."
+        raise OptionError(
+            what, f": found {len(files)} images in {folder}, expected at least {count}; take fewer"
         )
     files = files[:count]
     return ImageFolder(folder, files), len(files)
@@ -150,7 +151,7 @@ def choose_depth(folder: Path | None, bg: ImageFolder | None) -> ImageFolder | N
     if folder is None:
         return None
     if bg is None:
-        raise DataError("bg_depth was given without bg: it holds the depth maps of bg's photos.")
+        raise OptionError("bg_depth", ": found no photos of --bg, to which its depth maps belong")
     return ImageFolder(folder, photos.match_stems(bg.files, folder))
 
 

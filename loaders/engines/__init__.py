@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from convert.errors import DataError
+from convert.errors import DataError, OptionError
 from convert.manifest import read_manifest
 from loaders.base import Loader
 from loaders.folder import is_dataset
@@ -45,7 +45,8 @@ def open_loader(engine: str, shards: str | Path, options: LoaderOptions) -> Load
     if engine == "auto":
         engine = possible_engines(shards)[0]
     if engine not in REGISTRY:
-        raise DataError(f"engine: found {engine!r}, expected auto or one of {', '.join(ENGINES)}")
+        expected = f"auto or one of {', '.join(ENGINES)}"
+        raise OptionError("engine", f": found {engine!r}, expected {expected}")
     on_gpu = torch.device(options.device).type == "cuda"
     if options.hw_decoder_load is not None and not (on_gpu and engine in DECODING_ON_GPU):
         raise DataError(

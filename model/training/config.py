@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from convert.errors import DataError, OptionError
 from convert.files import read_regular
 from convert.limits import MOST_WORKERS
 from convert.schema import Count, Positive, Schema, one_of, parse_table
@@ -59,11 +60,11 @@ class DataConfig(Schema):
 
     @classmethod
     def from_options(cls, options: Mapping[str, object]) -> Self:
-        """The configuration for options by name; ModelError for a value out of range."""
+        """The configuration for options by name; OptionError for a value out of range."""
         try:
             return cls.from_json(options)
         except ValueError as error:
-            raise ModelError(f"options: {error}") from None
+            raise _wrong_option(cls, error) from None
 
 
 class RunConfig(Schema):
@@ -92,7 +93,7 @@ class RunConfig(Schema):
     def from_options(cls, options: Mapping[str, object]) -> Self:
         """The configuration for options of the data and of the run by name.
 
-        Raises ModelError for a value out of range.
+        Raises OptionError for a value out of range.
         """
         of_data = DataConfig.model_fields
         data = {name: value for name, value in options.items() if name in of_data}
@@ -100,7 +101,16 @@ class RunConfig(Schema):
         try:
             return cls.from_json({"data": DataConfig.from_options(data), **rest})
         except ValueError as error:
-            raise ModelError(f"options: {error}") from None
+            raise _wrong_option(cls, error) from None
+
+
+def _wrong_option(schema: type[Schema], error: ValueError) -> DataError:
+    """The error for an option, with whose name the text of a `Schema` begins."""
+    text = str(error)
+    for name in schema.model_fields:
+        if text.startswith((f"{name} ", f"{name}: ")):
+            return OptionError(name, text.removeprefix(name))
+    return DataError(f"options: {text}")
 
 
 class _ConfigFile(Schema):

@@ -50,13 +50,6 @@ BG_HELP = f"{IMAGES_HELP}: without the person; one for all, or with the names of
 FG_BG_HELP = f"{IMAGES_HELP}: the same scene with the person."
 
 
-def _one(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> str | None:
-    """The value of an option that people repeat; click would drop all but the last."""
-    if len(given) > 1:
-        raise click.BadParameter("is given twice; name several images by a folder or a pattern")
-    return given[0] if given else None
-
-
 def _checked(_context: click.Context, _option: click.Parameter, names: tuple[str, ...]) -> object:
     for name in names:
         load_disturbance(name)
@@ -130,7 +123,7 @@ def fit_options(splits: Sequence[str]) -> Decorator:
             help="What validation holds out.",
         ),
         option(
-            "--validation", type=FiniteRange(), default=0.3,
+            "--validation", type=FiniteRange(0, 1, min_open=True, max_open=True), default=0.3,
             help="Share of the samples, or of the groups, to hold out for validation.",
         ),
         option("--width", type=click.IntRange(1, WIDEST), help="Default: the recipe's."),
@@ -165,6 +158,6 @@ def fit_options(splits: Sequence[str]) -> Decorator:
 def image_options(*, required: bool) -> Decorator:
     """Pairs of images; see `model.inference.predictor.pair_images`."""
     return _combine(
-        click.option("--bg", required=required, multiple=True, callback=_one, help=BG_HELP),
-        click.option("--fg-bg", required=required, multiple=True, callback=_one, help=FG_BG_HELP),
+        click.option("--bg", required=required, help=BG_HELP),
+        click.option("--fg-bg", required=required, help=FG_BG_HELP),
     )

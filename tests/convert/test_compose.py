@@ -288,7 +288,7 @@ def refused(tmp_path: Path, match: str, **arguments) -> None:
 
 def test_too_few_files_are_refused(people: Path, tmp_path: Path) -> None:
     count = len(list(people.iterdir()))
-    match = f"found {count} images, expected at least the {count + 1} foregrounds asked for"
+    match = f"foregrounds: found {count} images in .*, expected at least {count + 1}"
     refused(tmp_path, match, fg=people, foregrounds=count + 1)
 
 
@@ -338,14 +338,14 @@ def test_unusable_depth_maps_are_refused(people: Path, tmp_path: Path) -> None:
     (tmp_path / "depth" / "other.png").unlink()
     save(tmp_path / "depth" / "street.png", np.zeros((64, 90)))
     refused(tmp_path, "found 90x64, expected the shape", **folders)
-    refused(tmp_path, "without bg", bg_depth=tmp_path / "depth")
+    refused(tmp_path, "bg_depth: found no photos", bg_depth=tmp_path / "depth")
 
 
 def test_numbers_out_of_range_are_refused(tmp_path: Path) -> None:
     refused(tmp_path, "even", placements=3)
-    refused(tmp_path, "backgrounds is 0", backgrounds=0)
-    refused(tmp_path, "size is 8", size=8)
-    refused(tmp_path, "seed is -1", seed=-1)
+    refused(tmp_path, "backgrounds: found 0, expected 1 or more", backgrounds=0)
+    refused(tmp_path, "size: found 8, expected 32", size=8)
+    refused(tmp_path, "seed: found -1", seed=-1)
     refused(tmp_path, "workers: found -1", workers=-1)
 
 

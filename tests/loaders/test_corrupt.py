@@ -148,7 +148,7 @@ def test_none_may_be_skipped_unless_asked(engine: str, broken: dict[str, Path]) 
             next(loader.epoch(0))
         assert "at most" not in caught.value.message
         assert loader.skipped == []
-    with pytest.raises(DataError, match="corrupt records to skip: found -1"):
+    with pytest.raises(DataError, match="max_bad: found -1"):
         build_loader(engine, broken[engine], batch_size=8, max_bad=-1)
 
 

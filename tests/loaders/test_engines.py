@@ -273,7 +273,7 @@ def test_user_mistakes(any_engine: str, dataset: Path, shards: Path, tmp_path: P
         build_loader(any_engine, tmp_path / "none", batch_size=8)
     with pytest.raises(DataError, match="not a finished shard folder"):
         build_loader(any_engine, dataset, batch_size=8)
-    with pytest.raises(DataError, match="batch size: found 0"):
+    with pytest.raises(DataError, match="batch_size: found 0"):
         build_loader(any_engine, shards, batch_size=0)
     with pytest.raises(DataError, match="workers: found 0"):
         build_loader(any_engine, shards, batch_size=8, num_workers=0)

@@ -191,7 +191,7 @@ def test_a_rank_may_get_an_empty_last_batch() -> None:
     ("wrong", "message"),
     [
         ({"seed": -1}, "seed: found -1, expected 0 or more"),
-        ({"batch_size": 0}, "batch size: found 0, expected 1 to 65536"),
+        ({"batch_size": 0}, "batch_size: found 0, expected 1 to 65536"),
         ({"n": 0}, "number of samples: found 0, expected 1 to"),
         ({"n": MAX_SAMPLES + 1}, "number of samples"),
         ({"rank": 2, "world_size": 2}, "rank: found 2, expected 0 to 1"),
