@@ -26,7 +26,7 @@ import click
 import torch
 from click.core import ParameterSource
 
-from convert.outputs import require_output, require_outside
+from convert.outputs import PNG, OutputFile, require_output, require_outside
 from loaders import ENGINES, Commands, distributed_rank, open_pair, possible_engines
 from loaders.augment import make_augment
 from loaders.preprocess import Preprocess
@@ -36,8 +36,14 @@ from model.contract import about_depth
 from model.distributed import from_first_rank, joined, local_device
 from model.errors import ModelError
 from model.files import locked, make_folder
-from model.inference.export import export_network
-from model.inference.predictor import THRESHOLD, Predictor, pair_images, predict_files
+from model.inference.export import SUFFIXES, export_network, require_export
+from model.inference.predictor import (
+    THRESHOLD,
+    Predictor,
+    pair_images,
+    predict_files,
+    require_results,
+)
 from model.metrics import BASELINE_SAMPLES
 from model.precision import choose_compile, choose_device, precision_for
 from model.recipe import Stage, load_recipe
@@ -46,6 +52,7 @@ from model.training.config import DataConfig, RunConfig
 from model.training.evaluation import Evaluator, training_means
 from model.training.folder import (
     BEST,
+    CURVES,
     PREDICTIONS,
     TENSORBOARD,
     TRACE,
@@ -109,7 +116,7 @@ def fit(
                 best, config.data, config.amp, device, expected=config.fingerprint
             )
             report.draw(run_dir / PREDICTIONS, "fit")
-            click.echo(f"\n{report.table()}\n\nwritten to {run_dir}")
+            click.echo(f"\n{report.table()}\n\nwritten to {run_dir}, with {CURVES} and {PREDICTIONS}")
 
 
 def read_options(
@@ -165,7 +172,7 @@ def open_data(config: RunConfig, stage: Stage, *, device: torch.device) -> Itera
 @cli.flag("--json", "as_json", help="Print JSON instead of a table.")
 @cli.camera_option
 @cli.samples_option
-@cli.option("--picture", type=cli.PATH, help="Write predictions to this PNG file.")
+@cli.option("--picture", type=PNG, help="Write predictions to this PNG file.")
 @cli.data_options(ENGINES)
 @cli.amp_option
 def evaluate(
@@ -191,6 +198,7 @@ def evaluate(
     if picture:
         make_folder(picture.parent)
         report.draw(picture, "evaluate")
+        click.echo(f"{picture}: predictions beside their targets", err=as_json)
 
 
 def evaluate_checkpoint(
@@ -245,8 +253,9 @@ def predict(
     checkpoint: Path, bg: str, fg_bg: str, threshold: float, align: bool, device: str, out_dir: Path
 ) -> None:
     """Write NAME_mask.png, NAME_depth.png and NAME_side_by_side.png of pairs, in their own size."""
-    predictor = Predictor(*load_network(checkpoint)).to(choose_device(device))
     pairs = pair_images(bg, fg_bg)
+    require_results(pairs, out_dir)
+    predictor = Predictor(*load_network(checkpoint)).to(choose_device(device))
     if about := about_depth(predictor.depth_source):
         click.echo(f"{checkpoint}: {about}: it has learnt a ground-plane prior", err=True)
     for done in predict_files(predictor, pairs, out_dir, threshold=threshold, align=align):
@@ -256,13 +265,14 @@ def predict(
 
 @main.command()
 @click.argument("checkpoint", type=cli.PATH)
-@click.argument("out", type=cli.PATH)
+@click.argument("out", type=OutputFile(*SUFFIXES))
 @cli.image_options(required=False)
 def export(checkpoint: Path, out: Path, bg: str | None, fg_bg: str | None) -> None:
     """Write CHECKPOINT as OUT: .pt2 (torch.export) or .onnx, pixels in, mask and depth out."""
     if (bg is None) != (fg_bg is None):
         raise ModelError("--bg and --fg-bg: found one of them, expected both or neither")
     pairs = pair_images(bg, fg_bg) if bg and fg_bg else []
+    require_export(out, pairs, [checkpoint])
     difference = export_network(Predictor(*load_network(checkpoint)), out, pairs, [checkpoint])
     click.echo(f"{out}: largest difference from the network {difference:.1e}")
 

@@ -17,6 +17,7 @@ import click
 
 from convert.errors import Commands
 from convert.limits import MOST_WORKERS
+from convert.outputs import PNG, require_output, require_outside
 from convert.storage import DEPTH_CODECS, MASK_CODECS
 
 if TYPE_CHECKING:
@@ -229,14 +230,14 @@ def inspect(shards: Path, as_json: bool) -> None:
 
 @main.command()
 @click.argument("shards", type=_FOLDER)
-@click.argument("out", type=_FOLDER)
+@click.argument("out", type=PNG)
 @click.option("--rows", type=click.IntRange(1), default=8)
 def show(shards: Path, out: Path, rows: int) -> None:
     """Draw a contact sheet of SHARDS into the PNG file OUT."""
-    from convert.outputs import require_outside
     from convert.show import contact_sheet, write_sheet
 
     require_outside(out, shards)
+    require_output(out, "show")
     sheet = contact_sheet(shards, rows)
     write_sheet(sheet, out)
     click.echo(f"{out}: {sheet.width}x{sheet.height} pixels")

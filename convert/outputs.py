@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from PIL.PngImagePlugin import PngInfo
+import click
 
 from convert.errors import DataError, reading
 from convert.files import require_regular
+
+if TYPE_CHECKING:
+    from PIL.PngImagePlugin import PngInfo
 
 PNG_KEY = "Software"
 """Keyword of the PNG text chunk that holds the mark."""
@@ -30,6 +33,8 @@ def mark_of(command: str) -> str:
 
 def png_mark(command: str, description: str = "") -> PngInfo:
     """The mark for `Image.save(..., pnginfo=)`, with a description of the picture if given."""
+    from PIL.PngImagePlugin import PngInfo  # command lines import this module for their options
+
     about = PngInfo()
     about.add_text(PNG_KEY, mark_of(command))
     if description:
@@ -37,14 +42,50 @@ def png_mark(command: str, description: str = "") -> PngInfo:
     return about
 
 
+class OutputFile(click.Path):
+    """The name of a file to write, which must end in one of these suffixes."""
+
+    def __init__(self, *suffixes: str) -> None:
+        super().__init__(path_type=Path)
+        self.suffixes = suffixes
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(value)
+        if path.suffix.lower() not in self.suffixes:
+            expected = " or ".join(self.suffixes)
+            self.fail(
+                f"{path}: found suffix {path.suffix!r}, expected a name that ends in {expected}",
+                param,
+                ctx,
+            )
+        return path
+
+
+PNG = OutputFile(".png")
+"""The type of every option and argument that names a picture to write."""
+
+
 def require_writable(path: Path) -> None:
     """Raise DataError unless a file can be created at this path, missing folders included."""
     # os.path treats what is in a folder without permission to search it as missing.
     if os.path.isdir(path):
         raise DataError(f"{path}: found a folder, expected the name of a file to write")
-    existing = next(parent for parent in path.absolute().parents if os.path.exists(parent))
+    _require_writable(path, path.absolute().parents)
+
+
+def require_writable_folder(path: Path) -> None:
+    """Raise DataError unless files can be created in this folder, which may be missing."""
+    _require_writable(path, [path.absolute(), *path.absolute().parents])
+
+
+def _require_writable(path: Path, folders: Sequence[Path]) -> None:
+    # A link to nothing is no folder that could be made.
+    existing = next(folder for folder in folders if os.path.lexists(folder))
     if not existing.is_dir() or not os.access(existing, os.W_OK, effective_ids=True):
-        raise DataError(f"{path}: cannot be written, because {existing} is not a writable folder")
+        raise DataError(
+            f"{path}: cannot be written, because {existing} is not a writable folder; name another "
+            "place"
+        )
 
 
 def require_outside(output: Path, folder: Path) -> None:

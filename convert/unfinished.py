@@ -30,6 +30,7 @@ from convert.files import (
     restore_replaced,
 )
 from convert.manifest import MANIFEST
+from convert.outputs import require_writable_folder
 
 PARTS = "parts"
 _LONGEST_NAME = 220  # of 255 bytes; the names of the work folder and what it leaves are longer
@@ -68,6 +69,7 @@ def check_target(target: Path, kind: Output, *, force: bool) -> None:
     """DataError unless a folder of this kind may be written under this name."""
     if not target.name or not target.absolute().parent.is_dir():
         raise DataError(f"{target}: not a new folder in an existing one; choose another name")
+    require_writable_folder(target.absolute().parent)
     if (length := len(os.fsencode(target.name))) > _LONGEST_NAME:
         raise DataError(f"{target}: found a name of {length} bytes, expected {_LONGEST_NAME}")
     # A rename can replace neither of these with a folder.

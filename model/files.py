@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from convert.files import replacing
-from convert.outputs import require_writable
+from convert.outputs import require_writable_folder
 from model.errors import ModelError
 
 
@@ -28,7 +28,7 @@ def locked(folder: Path) -> Iterator[None]:
     The lock is on the folder itself and ends with the process. Raises ModelError if another
     process holds it. Prints a warning where the file system cannot lock folders.
     """
-    require_writable(folder / "x")
+    require_writable_folder(folder)
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     make_folder(folder)
     descriptor = os.open(folder, os.O_RDONLY)

@@ -143,6 +143,7 @@ def test_evaluate_agrees_with_fit(finished: Path, dataset: Path, tmp_path: Path)
     assert scores["difference"]["mask_iou"] > 0.85
     assert set(scores["prior"]) == {"mask_bce"}
     assert Image.open(picture).format == "PNG"
+    assert result.stderr.endswith(f"{picture}: predictions beside their targets\n")
 
 
 def test_mask_stage_leaves_the_rest_alone(finished: Path) -> None:
@@ -192,6 +193,7 @@ def test_evaluate_with_cameras(finished: Path, dataset: Path, tmp_path: Path) ->
     assert "camera none: the composites as they are" in result.stdout
     assert "camera 2: shift 2 px, gain 10.0%, noise 6 levels" in result.stdout
     assert result.stdout.count("images aligned") == 4
+    assert f"\n{picture}: " in result.stdout
     assert Image.open(picture).format == "PNG"
     result = run("evaluate", dataset, finished / "best.safetensors", *arguments[:4], "--json")
     found = json.loads(result.stdout)
@@ -331,10 +333,17 @@ MISTAKES = {
     "fit {data} {tmp}/new --split street": "'random', 'bg', 'fg', 'both'",
     "fit {data}": "Missing argument 'RUN_DIR'",
     "fit {data} {tmp}/used/notes.txt/a/run": "notes.txt is not a writable folder",
-    "evaluate {data} {best} --picture {tmp}/used": "found a folder",
+    "evaluate {data} {best} --picture {tmp}/x.jpg": (
+        "--picture.*x.jpg: found suffix '.jpg', expected a name that ends in .png"
+    ),
+    "evaluate {data} {best} --picture {tmp}/used": "expected a name that ends in .png",
+    "export {best} {tmp}/net.pth": "expected a name that ends in .pt2 or .onnx",
     "export {best} {tmp}/used/folder.pt2": "folder.pt2: found a folder",
     "predict {best} --bg {image} --fg-bg {image} {tmp}/used/notes.txt/out": (
         "notes.txt is not a writable folder"
+    ),
+    "predict {best} --bg {image} --fg-bg {image} {tmp}/used/notes.txt": (
+        "notes.txt: cannot be written, because .*notes.txt is not a writable folder; name another"
     ),
     "fit {data} {tmp}/new --validation 2": "--validation.*2.0 is not in the range 0<x<1",
     "fit {data} {tmp}/new --max-bad 99999999999999999999": "--max-bad must be at most 922",
@@ -353,9 +362,9 @@ MISTAKES = {
     ),
     "fit {data} {tmp}/new --validation nan": "not a finite number",
     "fit {data} {tmp}/new --save-minutes inf": "not a finite number",
-    "evaluate {data} {best} --picture {best}": "is an input",
-    "evaluate {data} {best} --picture {tmp}/used/notes.txt": (
-        "notes.txt: exists and was not made by evaluate"
+    "evaluate {data} {best} --picture {best}": "found suffix '.safetensors'",
+    "evaluate {data} {best} --picture {tmp}/used/bg_001_mask.png": (
+        "bg_001_mask.png: exists and was not made by evaluate"
     ),
     "export {best} {tmp}/used/net.pt2": "net.pt2: exists and was not made",
     "predict {best} --bg {image} --fg-bg {image} {tmp}/used": (
@@ -393,6 +402,29 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert {path.read_text() for path in used} == {"mine"}
     assert (finished / "best.safetensors").read_bytes() == weights
     assert {"run", "new"}.isdisjoint(path.name for path in dataset.iterdir())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "evaluate {data} {best} --picture {file}/x.png",
+        "predict {best} --bg {image} --fg-bg {image} {file}",
+        "predict {best} --bg {image} --fg-bg {image} {link}",
+        "export {best} {file}.pt2",
+    ],
+)
+def test_an_output_is_checked_before_the_work(
+    line: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "load_network", lambda path: pytest.fail("begun"))
+    places = {"best": tmp_path / "best.safetensors", "data": dataset, "file": tmp_path / "file"}
+    places |= {"image": dataset / "bg/bg_001.jpg", "link": tmp_path / "link"}
+    for path in (places["best"], places["file"], tmp_path / "file.pt2"):
+        path.write_text("mine")
+    places["link"].symlink_to("nowhere")
+    result = run(*line.format(**places).split())
+    assert result.exit_code == 2, result.output
+    assert result.stderr.count("\n") == 1
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(

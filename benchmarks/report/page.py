@@ -23,7 +23,7 @@ from benchmarks.report import markdown, summary
 from benchmarks.report.figures import COMMAND, Figure, figures_of
 from convert.errors import Command, DataError
 from convert.files import read_regular, replace_file
-from convert.outputs import mark_of, require_output
+from convert.outputs import mark_of, require_free, require_output, require_writable_folder
 
 PAGE = "report.html"
 _MARK = re.compile(r"<!-- (?P<name>[\w-]+)(?:\.(?P<table>\d+))?:begin -->")
@@ -41,9 +41,14 @@ _MARK = re.compile(r"<!-- (?P<name>[\w-]+)(?:\.(?P<table>\d+))?:begin -->")
 )
 def report(results: Path, pictures: Path | None, documents: tuple[Path, ...]) -> None:
     """One page, report.html, and PNG files from all results in RESULTS."""
-    figures = all_figures(results)
-    drawn = write_page(results, figures, pictures or results / "pictures")
-    click.echo(f"{results / PAGE}: {len(figures)} figures; {drawn} PNG files")
+    figures, pictures = all_figures(results), pictures or results / "pictures"
+    require_output(results / PAGE, COMMAND)
+    require_writable_folder(pictures)
+    for path in documents:
+        require_free(path)
+        _read_document(path)
+    drawn = write_page(results, figures, pictures)
+    click.echo(f"{results / PAGE}: {len(figures)} figures; {drawn} PNG files in {pictures}")
     for path in documents:
         click.echo(f"{path}: filled {', '.join(insert(path, figures)) or 'nothing'}")
 
@@ -138,10 +143,7 @@ def insert(path: Path, figures: Sequence[Figure]) -> list[str]:
     Raises DataError where a mark has no end, or names a table that its figure does not have.
     """
     known = {figure.name: figure for figure in figures}
-    try:
-        text = read_regular(path).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: {error}; expected a Markdown document") from None
+    text = _read_document(path)
     filled, parts, at = [], list[str](), 0
     for match in _MARK.finditer(text):
         figure = known.get(match["name"])
@@ -170,3 +172,10 @@ def insert(path: Path, figures: Sequence[Figure]) -> list[str]:
         except OSError as error:
             raise DataError(f"{path}: cannot be written: {error.strerror or error}") from None
     return filled
+
+
+def _read_document(path: Path) -> str:
+    try:
+        return read_regular(path).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: {error}; expected a Markdown document") from None

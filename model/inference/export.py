@@ -19,7 +19,19 @@ TOLERANCE = 1e-4
 """Largest accepted difference of a probability or depth from the network run eagerly."""
 
 INPUTS, OUTPUTS = ("bg", "fg_bg"), ("mask", "depth")
+SUFFIXES = (".pt2", ".onnx")
+
 ExportedModel = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+
+
+def require_export(path: Path, pairs: Sequence[Pair] = (), inputs: Sequence[Path] = ()) -> None:
+    """Raise an error unless `export_network` may write this file: a ModelError or a DataError."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise ModelError(f"{path}: found suffix {path.suffix!r}, expected {' or '.join(SUFFIXES)}")
+    if not path.parent.is_dir():
+        raise ModelError(f"{path.parent}: no such folder")
+    images = [image for pair in pairs for image in (pair.bg, pair.fg_bg)]
+    require_output(path, COMMAND, [*inputs, *images])
 
 
 def export_network(
@@ -34,19 +46,14 @@ def export_network(
     for another suffix, a path that cannot be written, `.onnx` without the extra `export`, or a
     difference above TOLERANCE.
     """
-    writers = {".pt2": _write_pt2, ".onnx": _write_onnx}
-    if path.suffix not in writers:
-        raise ModelError(f"{path}: found suffix {path.suffix!r}, expected .pt2 or .onnx")
-    if not path.parent.is_dir():
-        raise ModelError(f"{path.parent}: no such folder")
-    images = [image for pair in pairs for image in (pair.bg, pair.fg_bg)]
-    require_output(path, COMMAND, [*inputs, *images])
+    require_export(path, pairs, inputs)
+    write_as = {".pt2": _write_pt2, ".onnx": _write_onnx}[path.suffix.lower()]
     predictor = predictor.to("cpu").eval()
     difference = 0.0
 
     def write(temporary: Path) -> None:
         nonlocal difference
-        exported = writers[path.suffix](predictor, temporary)
+        exported = write_as(predictor, temporary)
         # A batch of 3: it was traced with 2.
         checks = [_seeded_images(3, predictor.size)]
         square = (predictor.size, predictor.size)

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from convert.images import SUFFIXES, read_rgb
-from convert.outputs import is_output, png_mark, require_outputs
+from convert.outputs import is_output, png_mark, require_outputs, require_writable_folder
 from model.checkpoint import NetworkInfo
 from model.contract import about_depth
 from model.errors import ModelError
@@ -118,6 +118,13 @@ class Predicted(NamedTuple):
     note: str
 
 
+def require_results(pairs: Sequence[Pair], out: Path) -> None:
+    """Raise DataError unless `predict_files` may write its files to this folder."""
+    require_writable_folder(out)
+    inputs = [path for pair in pairs for path in (pair.bg, pair.fg_bg)]
+    require_outputs((path for pair in pairs for path in pair.results(out)), COMMAND, inputs)
+
+
 def predict_files(
     predictor: Predictor,
     pairs: Sequence[Pair],
@@ -138,8 +145,7 @@ def predict_files(
     Raises ModelError for two images of unequal size, and DataError for an unreadable one, a
     folder that cannot be written, or a result that would replace another file than an earlier one.
     """
-    inputs = [path for pair in pairs for path in (pair.bg, pair.fg_bg)]
-    require_outputs((path for pair in pairs for path in pair.results(out)), COMMAND, inputs)
+    require_results(pairs, out)
     about = about_depth(predictor.depth_source)
     for pair in pairs:
         bg, fg_bg = pair.read()

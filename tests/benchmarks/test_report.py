@@ -335,6 +335,7 @@ def test_tables_are_inserted_between_marks(tmp_path: Path) -> None:
     )
     done = invoke("report", results, "--insert", document)
     assert done.exit_code == 0, done.output
+    assert f"1 PNG files in {results / 'pictures'}\n" in done.output
     first = document.read_text()
     assert "| stock | 2,000 | 3.00 x slower |" in first
     assert "old figures" not in first
@@ -346,9 +347,11 @@ def test_tables_are_inserted_between_marks(tmp_path: Path) -> None:
     done = invoke("report", results, "--insert", document)
     assert done.exit_code == 2
     assert "<!-- peers:end -->" in done.output
+    (results / PAGE).unlink()
     done = invoke("report", results, "--insert", tmp_path / "no.md")
     assert done.exit_code == 2
     assert "no.md" in done.output
+    assert not (results / PAGE).exists()
 
 
 def chromium() -> str:

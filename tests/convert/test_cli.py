@@ -147,7 +147,7 @@ def test_show_says_where_it_cannot_write(shards: Path, tmp_path: Path) -> None:
     for name, reason in (
         ("file.png/sheet.png", "file.png is not a writable folder"),
         ("file.png", "exists and was not made by show"),
-        ("sheet.jpg", "expected .png"),
+        ("sheet.jpg", "found suffix '.jpg', expected a name that ends in .png"),
     ):
         expect_one_line(run("show", shards, tmp_path / name, "--rows", 1), name, reason)
     inside = run("show", shards, shards / "new/sheet.png", "--rows", 1)
@@ -197,9 +197,13 @@ def unreadable(shards: Path) -> Iterator[Callable[[str], Path]]:
         os.seteuid(user)
 
 
+SHEET = f"{tempfile.gettempdir()}/sheet.png"
+"""Where every user may write; nothing is written."""
+
+
 @pytest.mark.parametrize("command", ["inspect", "verify", "show"])
 def test_manifest_that_may_not_be_read(unreadable: Callable[[str], Path], command: str) -> None:
-    arguments = ["sheet.png"] if command == "show" else []
+    arguments = [SHEET] if command == "show" else []
     result = run(command, unreadable("manifest.json"), *arguments)
     expect_one_line(result, "manifest.json: cannot be read (Permission denied)")
 
@@ -207,7 +211,7 @@ def test_manifest_that_may_not_be_read(unreadable: Callable[[str], Path], comman
 @pytest.mark.parametrize("name", ["samples.beton", "samples.beton.index.npy", "backgrounds.npy"])
 def test_shards_that_may_not_be_read(unreadable: Callable[[str], Path], name: str) -> None:
     shards = unreadable(name)
-    result = run("show", shards, "sheet.png")
+    result = run("show", shards, SHEET)
     expect_one_line(result, f"{name}: cannot be read (Permission denied)")
     result = run("verify", shards, "--workers", 0)
     assert result.exit_code == 1

@@ -6,17 +6,20 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import click
 import pytest
 from PIL import Image
 
 from convert.errors import DataError
 from convert.outputs import (
+    PNG,
     is_output,
     mark_of,
     png_mark,
     require_output,
     require_outputs,
     require_writable,
+    require_writable_folder,
 )
 
 
@@ -106,3 +109,22 @@ def test_only_what_precedes_the_pixels_of_a_png_is_read(tmp_path: Path) -> None:
     ):
         path.write_bytes(changed)
         assert not is_output(path, "show")
+
+
+def test_folders_that_files_can_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    require_writable_folder(tmp_path)
+    require_writable_folder(tmp_path / "new/folder")
+    for name in ("file", "file/folder", "link", "link/folder"):
+        message = f"{name}: cannot be written, because .* is not a writable folder; name another"
+        with pytest.raises(DataError, match=message):
+            require_writable_folder(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["x.jpg", "x", "png", ".png", "x.png.txt"])
+def test_a_picture_has_the_suffix_of_its_format(name: str) -> None:
+    with pytest.raises(click.BadParameter, match=r"found suffix '.*', expected a name that ends"):
+        PNG.convert(name, None, None)
+    for valid in ("x.png", "a/x.PNG"):
+        assert PNG.convert(valid, None, None) == Path(valid)
