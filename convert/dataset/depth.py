@@ -30,6 +30,8 @@ from convert.files import (
     temporary_folder,
     write_json,
 )
+from convert.manifest import DEPTH_SOURCES, depth_source
+from convert.outputs import require_writable_folder
 from convert.source import DATASET, FOLDERS, list_backgrounds, list_jpegs, read_metadata, visible
 
 _METRIC_TYPES = ("depth_pro", "glpn", "zoedepth")  # a ``config.model_type`` that means metres
@@ -79,20 +81,21 @@ def estimate(
 ) -> dict[str, Any]:  # JSON has no narrower type
     """Write depth maps of a data set's composites with a model of `transformers`.
 
-    The arguments, the result and the errors are those of `list_composites`, `load_model` and
-    `write_depth`. The data set is checked before the model is loaded.
+    The arguments, the result and the errors are those of `list_composites`, `load_model`,
+    `require_replaceable` and `write_depth`. The data set is checked before the model is loaded.
     """
-    composites = list_composites(dataset, force=force)
+    composites = list_composites(dataset)
+    require_writable_folder(composites.folder)
     model = load_model(name, predicts=predicts, device=device)
+    require_replaceable(composites, model, force=force)
     return write_depth(composites, model, batch_size=batch_size, progress=progress)
 
 
-def list_composites(dataset: str | Path, *, force: bool = False) -> Composites:
+def list_composites(dataset: str | Path) -> Composites:
     """List the composites of a data set with bg/ and fg_bg/; its masks are not needed.
 
     Raises DataError for a missing or empty folder, a folder that belongs to no background, a file
-    that is no .jpg, an unreadable `dataset.json`, and, without ``force``, existing depth maps that
-    are neither the prior of `compose` nor estimated, by `dataset.json`.
+    that is no .jpg, and an unreadable `dataset.json`.
     """
     folder = Path(dataset)
     groups = folder / FOLDERS["fg_bg"]
@@ -113,9 +116,22 @@ def list_composites(dataset: str | Path, *, force: bool = False) -> Composites:
     remove_leftovers(target)  # maps that a killed run was replacing are there again
     replace = os.path.lexists(target)
     metadata = read_metadata(folder)
-    if replace and not force and metadata.get("depth") not in _REPLACED:
-        raise DataError(f"{target}: found depth maps already; add --force to replace them")
     return Composites(folder=folder, names=tuple(names), metadata=metadata, replace=replace)
+
+
+def require_replaceable(composites: Composites, model: DepthModel, *, force: bool) -> None:
+    """Raise DataError if maps that are worth more than estimates would be replaced without force.
+
+    By `dataset.json`, these are all but the prior of `compose` and estimates.
+    """
+    source = depth_source(composites.metadata)
+    if not composites.replace or force or source in _REPLACED:
+        return
+    about = DEPTH_SOURCES.get(source, "not known where from")
+    raise DataError(
+        f"{composites.folder / FOLDERS['depth']}: found depth maps ({about}), which "
+        f"estimates of {model.name} would replace; add --force to replace them"
+    )
 
 
 def write_depth(

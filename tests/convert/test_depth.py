@@ -98,7 +98,7 @@ def test_maps_are_a_data_set_that_can_be_packed(bare: Path) -> None:
 
 
 def test_dataset_json_describes_the_depth(finished: Path) -> None:
-    composites = list_composites(finished, force=True)
+    composites = list_composites(finished)
     metadata = write_depth(composites, fake(predicts="inverse"), progress=False)
     assert json.loads((finished / "dataset.json").read_text()) == metadata
     assert metadata == {
@@ -159,12 +159,28 @@ def test_jpeg_has_the_form_of_composed_depth(finished: Path, dataset: Path) -> N
     assert ours.mode == theirs.mode
 
 
-def test_depth_maps_are_replaced_only_by_force(finished: Path) -> None:
+def no_model(name: str, **_: object) -> DepthModel:
+    raise DataError(f"{name}: no such model")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "about"),
+    [('{"depth": "true"}', "true, of drawn"), ('{"depth": "given"}', "given"), ("{}", "not known")],
+)
+def test_depth_maps_are_replaced_only_by_force(
+    finished: Path, metadata: str, about: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (finished / "dataset.json").write_text(metadata)
     before = tree(finished)
-    with pytest.raises(DataError, match=r"fg_bg_depth: found depth maps already; add --force"):
-        list_composites(finished)
+    monkeypatch.setattr(depth, "load_model", no_model)
+    with pytest.raises(DataError, match="wrong: no such model"):
+        estimate(finished, "wrong", progress=False)
+    monkeypatch.setattr(depth, "load_model", lambda *_, **__: fake(predicts="inverse"))
+    message = rf"fg_bg_depth: found depth maps \({about}.*\), which estimates of a/model would repl"
+    with pytest.raises(DataError, match=message):
+        estimate(finished, "a/model", progress=False)
     assert tree(finished) == before
-    write_depth(list_composites(finished, force=True), fake(predicts="inverse"), progress=False)
+    estimate(finished, "a/model", force=True, progress=False)
     after = tree(finished)
     assert after.keys() == before.keys()
     assert {name for name in after if after[name] != before[name]} == {
@@ -176,8 +192,8 @@ def test_a_background_may_have_any_name(bare: Path) -> None:
     """No name of a background is that of the folder in which replaced maps are kept."""
     for path in sorted(bare.rglob("bg_001*"), reverse=True):
         path.rename(path.with_name(path.name.replace("bg_001", "replaced")))
-    for force in (False, True):
-        write_depth(list_composites(bare, force=force), fake(), progress=False)
+    for _ in range(2):
+        write_depth(list_composites(bare), fake(), progress=False)
         maps = {name for name in tree(bare) if name.startswith("fg_bg_depth/")}
         composites = {name for name in tree(bare) if name.startswith("fg_bg/")}
         assert {name.replace("_depth", "", 1) for name in maps} == composites
@@ -214,7 +230,7 @@ def test_link_to_depth_maps_is_replaced_and_not_followed(finished: Path, tmp_pat
     (finished / "fg_bg_depth").rename(tmp_path / "elsewhere")
     (finished / "fg_bg_depth").symlink_to(tmp_path / "elsewhere")
     kept = tree(tmp_path / "elsewhere")
-    write_depth(list_composites(finished, force=True), fake(), progress=False)
+    write_depth(list_composites(finished), fake(), progress=False)
     assert tree(tmp_path / "elsewhere") == kept
     assert not (finished / "fg_bg_depth").is_symlink()
 
@@ -238,7 +254,7 @@ def test_unreadable_composite_is_named_and_nothing_changes(
     path = dataset / "fg_bg/bg_002/img_0002.jpg"
     spoil(path)
     before = tree(dataset), sorted(dataset.iterdir())
-    composites = list_composites(dataset, force=True)
+    composites = list_composites(dataset)
     with pytest.raises(RecordError, match=reason) as caught:
         write_depth(composites, fake(), batch_size=2, progress=False)
     assert (caught.value.index, caught.value.field, caught.value.where) == (4, "fg_bg", str(path))
@@ -254,7 +270,7 @@ def test_failing_model_leaves_nothing(finished: Path, error: BaseException) -> N
             raise error
         return red(images)
 
-    composites = list_composites(finished, force=True)
+    composites = list_composites(finished)
     with pytest.raises(type(error)):
         write_depth(composites, fake(predict), batch_size=4, progress=False)
     assert tree(finished) == before
@@ -276,7 +292,7 @@ def test_full_disk_is_one_clear_error(finished: Path, monkeypatch: pytest.Monkey
     def full(path: Path, data: bytes) -> int:
         raise OSError(28, "No space left on device")
 
-    before, composites = tree(finished), list_composites(finished, force=True)
+    before, composites = tree(finished), list_composites(finished)
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(DataError, match=r"fg_bg_depth: No space left on device; fix that"):
         write_depth(composites, fake(), progress=False)
@@ -289,7 +305,7 @@ def test_failed_renaming_is_undone(
 ) -> None:
     if not existing:
         (finished / "fg_bg_depth").rename(finished.parent / "away")
-    before, composites = tree(finished), list_composites(finished, force=True)
+    before, composites = tree(finished), list_composites(finished)
     rename = Path.rename
 
     def fail(path: Path, target: Path) -> Path:

@@ -87,7 +87,7 @@ def test_in_a_data_set_that_is_given_depth(dataset: Path, tmp_path: Path, name: 
     put_link_to_device(copy / name)
     model = DepthModel("none", lambda images: [image[..., 0] for image in images], "inverse")
     with pytest.raises(DataError, match=f"{name}.*: found a device"):
-        write_depth(list_composites(copy, force=True), model, progress=False)
+        write_depth(list_composites(copy), model, progress=False)
 
 
 def test_in_a_shard_folder(shards: Path, tmp_path: Path) -> None:

@@ -216,7 +216,7 @@ def test_two_backgrounds_of_one_name_are_refused(copy: Path, tmp_path: Path) -> 
     with pytest.raises(DataError, match=r"bg_002.jpg: found bg_002.jpeg too, expected one"):
         pack(copy, tmp_path / "shards", workers=0, progress=False)
     with pytest.raises(DataError, match=r"bg_002.jpg: found bg_002.jpeg too, expected one"):
-        list_composites(copy, force=True)
+        list_composites(copy)
     assert [p.name for p in tmp_path.iterdir()] == ["dataset"]
 
 
