@@ -139,7 +139,8 @@ class ReferenceLoader(Loader):
                 pixels = np.asarray(image.convert(_MODES[field]))
         # Pillow's decoders raise almost any exception on corrupt bytes.
         except Exception as error:
-            raise RecordError(index, field, str(path), _reason(error)) from error
+            reason = f"{_reason(error)}; fix or replace the file"
+            raise RecordError(index, field, str(path), reason) from error
         pixels = pixels.reshape(height, width, -1)
         return (pixels >= MASK_THRESHOLD).astype(np.uint8) if field == "mask" else pixels
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from convert.errors import DataError
 from convert.images import read_rgb
-from tests.pictures import smooth
+from tests.pictures import jpeg_bytes, smooth
 
 GRAY = smooth(24, 40)
 RGB = np.stack([smooth(24, 40, seed) for seed in (1, 2, 3)], axis=-1)
@@ -91,6 +91,7 @@ def png_bytes(pixels: np.ndarray = RGB) -> bytes:
         (b"", "found an empty file"),
         (b"text", "found no readable image"),
         (png_bytes()[:200], "expected a complete, readable image"),
+        (jpeg_bytes(RGB)[:-200], "truncated.*; expected a complete, .*; copy or save it again"),
         (png_header(20_000, 20_000), "more than 179 million pixels; make it smaller"),
         (png_header(4, 4), "expected a complete"),
         (b"\xff\xd8\xff\xe0\0\x10JFIF", "expected|no readable"),

@@ -212,6 +212,7 @@ def test_a_bad_record_is_named(
         assert (caught.value.index, caught.value.field) == (6, field)
         assert caught.value.where == str(path)
         assert str(path) not in caught.value.reason
+        assert caught.value.reason.endswith("; fix or replace the file")
         with pytest.raises(RecordError, match=reason):
             _ = loader.statistics
 
