@@ -142,7 +142,7 @@ def _curve(
     if points:
         axis.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=4, linewidth=1.8)
         # Beside the title: next to its point it would cross the line.
-        axis.set_title(f"last {points[-1][1]:.4f}", fontsize=9, color=colour, loc="right")
+        axis.set_title(f"last {points[-1][1]:z.4f}", fontsize=9, color=colour, loc="right")
     else:
         axis.set_yticks([])
         axis.text(

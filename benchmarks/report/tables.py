@@ -155,7 +155,7 @@ def rates(result: Result) -> Table:
             ),
             "R_model, samples/s": number(point(parts["model"], "samples_per_s")),
             "R_combined, samples/s": number(point(parts["training"], "samples_per_s")),
-            "stall": f"{figures['stall']:.1%}",
+            "stall": f"{figures['stall']:z.1%}",
             "efficiency": f"{figures['efficiency']:.1%}",
             use: "" if share is None else f"{share:.1%}",
             "kernel share": "" if kernels is None else f"{kernels:.1%}",

@@ -68,7 +68,7 @@ class Registration(NamedTuple):
         rotation = math.degrees(math.atan2(self.matrix[1, 0], self.matrix[0, 0]))
         return (
             f"bg and fg_bg are {moved:.1%} of the width apart, turned by {abs(rotation):.1f} "
-            f"degrees, brightness {self.brightness - 1:+.0%}"
+            f"degrees, brightness {self.brightness - 1:+z.0%}"
         )
 
 

@@ -36,7 +36,7 @@ def epoch_line(row: EpochRow, depth_source: str = "") -> str:
     names = ("train_loss", "mask_bce", "mask_iou", "depth_l1", "depth_rmse")
     figures = {name: row[name] for name in names if row.get(name) is not None}
     shown = ", ".join(
-        f"{name} {value:.4f}" + " (prior)" * (name in marked) for name, value in figures.items()
+        f"{name} {value:z.4f}" + " (prior)" * (name in marked) for name, value in figures.items()
     )
     return (
         f"stage {row['stage']} epoch {row['epoch']}: {shown} "

@@ -191,7 +191,7 @@ class EpochMeter:
         self.last_read = time.perf_counter()
         figures = self.figures()
         rate, wait = figures["samples_per_s"], figures["data_wait"]
-        note = f"loss {loss:.4f}, {rate:.1f} samples/s, wait {wait:.0%}"
+        note = f"loss {loss:z.4f}, {rate:.1f} samples/s, wait {wait:.0%}"
         self.progress.set_note(f"{note}, {left}" if left else note)
         return {"loss": loss, "samples_per_s": rate, "data_wait": wait}
 

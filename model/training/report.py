@@ -163,7 +163,7 @@ def score_table(
         for row, figures in defined_figures(rows).items():
             values = [figures.get(name) for name in FIGURES]
             cells = " ".join(
-                f"{'-' if value is None else format(value, '.4f'):>{max(10, len(title))}}"
+                f"{'-' if value is None else format(value, 'z.4f'):>{max(10, len(title))}}"
                 for value, title in zip(values, titles.values(), strict=True)
             )
             lines.append(f"{ROWS[row][0]:{width}} {cells}")

@@ -51,6 +51,16 @@ def test_equal_images_are_not_moved() -> None:
     assert np.abs(found.align(image).astype(int) - image).max() <= 4
 
 
+@pytest.mark.parametrize(
+    ("brightness", "shown"),
+    [(0.9999, "+0%"), (1.0, "+0%"), (1.004, "+0%"), (0.98, "-2%"), (1.02, "+2%")],
+)
+def test_no_change_is_no_negative_one(brightness: float, shown: str) -> None:
+    image = texture(96, 128)
+    found = register(image, image)._replace(brightness=brightness)
+    assert found.describe(96, 128).endswith(f"brightness {shown}")
+
+
 def test_other_places_do_not_agree() -> None:
     similarity = register(texture(128, 128, 0), texture(128, 128, 1)).similarity
     assert similarity is not None
