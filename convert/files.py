@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +18,7 @@ from typing import BinaryIO
 import click
 
 from convert.errors import DataError, is_users
+from convert.interrupts import interrupt_later
 
 REPLACED = ".maskdepth-replaced"
 """In a published folder: what it has replaced, until that is removed. Hidden, as no background
@@ -92,15 +93,30 @@ def replacing(path: Path) -> Iterator[Path]:
 
     A failure or a crash leaves the old file or the new one, never a part of it.
     """
-    temporary = temporary_of(path)
-    temporary.unlink(missing_ok=True)  # opening a named pipe would wait
-    try:
+    with replacing_together([path]) as (temporary,):
         yield temporary
-        sync(temporary)
-        temporary.replace(path)
+
+
+@contextmanager
+def replacing_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """A temporary file for each of several files of one folder, see `replacing`.
+
+    All are complete before the first is renamed, and no interrupt comes between the renames.
+    """
+    temporaries = [temporary_of(path) for path in paths]
+    for temporary in temporaries:
+        temporary.unlink(missing_ok=True)  # opening a named pipe would wait
+    try:
+        yield temporaries
+        for temporary in temporaries:
+            sync(temporary)
+        with interrupt_later():
+            for temporary, path in zip(temporaries, paths, strict=True):
+                temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
-    sync(path.parent)
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
+    sync(paths[0].parent)
 
 
 @contextmanager

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
 
-from convert.files import replacing
+from convert.files import replacing, replacing_together
 from convert.outputs import require_writable_folder
 from model.errors import ModelError
 
@@ -57,6 +57,17 @@ def _lock(descriptor: int, folder: Path) -> None:
 def replace_bytes(path: Path, content: bytes) -> None:
     """`replace_file` with this content."""
     replace_file(path, lambda temporary: temporary.write_bytes(content))
+
+
+def replace_together(contents: Mapping[Path, bytes]) -> None:
+    """Write several files of one folder; no interrupt leaves some of them.
+
+    See `convert.files.replacing_together`. Raises ModelError as `replace_file`.
+    """
+    (folder,) = {path.parent for path in contents}
+    with _os_errors(folder), replacing_together(list(contents)) as temporaries:
+        for temporary, content in zip(temporaries, contents.values(), strict=True):
+            temporary.write_bytes(content)
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:

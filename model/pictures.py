@@ -5,6 +5,7 @@ matplotlib is imported in the functions, because its import takes a second.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from convert.outputs import PNG_KEY, mark_of
-from model.files import replace_file
+from model.files import replace_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,7 +60,12 @@ class Example(NamedTuple):
 def draw_predictions(
     path: Path, examples: Sequence[Example], command: str, title: str = ""
 ) -> None:
-    """Write a PNG with one row per example: images, target and predicted mask and depth.
+    """Write the PNG of `predictions_png` to a file."""
+    replace_bytes(path, predictions_png(examples, command, title))
+
+
+def predictions_png(examples: Sequence[Example], command: str, title: str = "") -> bytes:
+    """A PNG with one row per example: images, target and predicted mask and depth.
 
     command: that the picture is an output of (`convert.outputs`).
     """
@@ -97,7 +103,7 @@ def draw_predictions(
         figure.text(
             0.5, top, title, ha="center", va="center", fontsize=10, color=MUTED, parse_math=False
         )
-    _save(figure, path, command)
+    return _png(figure, command)
 
 
 def _draw_depth_legend(axis: Axes, height: float) -> None:
@@ -126,7 +132,7 @@ def draw_curves(path: Path, history: Sequence[Mapping[str, float | None]], title
         axis.set_ylim(bottom=0)
     # The name of a recipe may have a "$", which begins no formula.
     figure.suptitle(title, fontsize=10, color=MUTED, parse_math=False)
-    _save(figure, path, "fit")
+    replace_bytes(path, _png(figure, "fit"))
 
 
 def _curve(
@@ -159,8 +165,7 @@ def _curve(
     axis.spines["bottom"].set_color(GRID)
 
 
-def _save(figure: Figure, path: Path, command: str) -> None:
-    about = {PNG_KEY: mark_of(command)}
-    replace_file(
-        path, lambda temporary: figure.savefig(temporary, format="png", dpi=130, metadata=about)
-    )
+def _png(figure: Figure, command: str) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=130, metadata={PNG_KEY: mark_of(command)})
+    return content.getvalue()

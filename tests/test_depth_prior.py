@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from model.checkpoint import load_network
 from model.contract import DEPTH_SOURCES as model_sources
 from model.inference.export import metadata_of
 from model.inference.predictor import Predictor
+from model.pictures import Example
 from model.training.report import PRIOR_NOTE
 from tests.tiny import leave_out_pictures
 
@@ -97,10 +99,12 @@ def check_predictions(
     network, info = load_network(checkpoint)
     assert info.depth_source == "prior"
     titles: list[str] = []
-    monkeypatch.setattr(
-        "model.inference.predictor.draw_predictions",
-        lambda path, examples, command, title="": titles.append(title),
-    )
+
+    def keep(examples: Sequence[Example], command: str, title: str = "") -> bytes:
+        titles.append(title)
+        return b""
+
+    monkeypatch.setattr("model.inference.predictor.predictions_png", keep)
     photo = next((dataset / "fg_bg").glob("*/*.jpg"))
     photos = ("--bg", dataset / "bg" / f"{photo.parent.name}.jpg", "--fg-bg", photo)
     arguments = [str(one) for one in ("predict", checkpoint, *photos, out)]

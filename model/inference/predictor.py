@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import glob
+import io
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,10 +19,10 @@ from convert.outputs import is_output, png_mark, require_outputs, require_writab
 from model.checkpoint import NetworkInfo
 from model.contract import about_depth
 from model.errors import ModelError
-from model.files import make_folder, replace_file
+from model.files import make_folder, replace_together
 from model.inference.registration import SAME_PLACE, Registration, register
 from model.losses import depth_values
-from model.pictures import Example, draw_predictions
+from model.pictures import Example, predictions_png
 from model.unet import DualDecoderUNet
 
 THRESHOLD = 0.5
@@ -135,9 +135,9 @@ def predict_files(
 ) -> Iterator[Predicted]:
     """Write NAME_mask.png (0 or 255), NAME_depth.png (8 bit gray) and NAME_side_by_side.png.
 
-    The files go to ``out``, at the size of each pair; yields each pair once it is written. Where
-    the network has learnt depth from a prior, the metadata of NAME_depth.png and the picture say
-    so.
+    The files go to ``out``, at the size of each pair; yields each pair once it is written. The
+    files of a pair appear together. Where the network has learnt depth from a prior, the metadata
+    of NAME_depth.png and the picture say so.
 
     align: move bg onto fg_bg and give it its exposure first (`registration.register`), unless no
         movement is found.
@@ -155,13 +155,16 @@ def predict_files(
         if is_aligned:
             bg = found.align(bg)
         mask, depth = predictor.predict_image(bg, fg_bg)
-        make_folder(out)
         inside = mask > threshold
-        _write_png(paths[0], inside * np.uint8(255))
         description = "; ".join(filter(None, ("depth: 0 near, 255 far", about)))
-        _write_png(paths[1], np.round(depth * 255).astype(np.uint8), description)
         example = Example(bg=bg, fg_bg=fg_bg, mask=inside, depth=depth)
-        draw_predictions(paths[2], [example], COMMAND, about)
+        contents = (
+            _png(inside * np.uint8(255)),
+            _png(np.round(depth * 255).astype(np.uint8), description),
+            predictions_png([example], COMMAND, about),
+        )
+        make_folder(out)
+        replace_together(dict(zip(paths, contents, strict=True)))
         note = f"{pair.fg_bg}: {found.describe(*bg.shape[:2])}"
         note += ("; aligned" if is_aligned else "; bg is used as it is") + _warning(
             found, bg, align
@@ -188,10 +191,11 @@ def _warning(found: Registration, bg: np.ndarray, align: bool) -> str:
     return ""
 
 
-def _write_png(path: Path, pixels: np.ndarray, description: str = "") -> None:
-    """Write uint8 (H, W) as a gray PNG."""
-    mark = png_mark(COMMAND, description)
-    replace_file(path, partial(Image.fromarray(pixels).save, format="PNG", pnginfo=mark))
+def _png(pixels: np.ndarray, description: str = "") -> bytes:
+    """A gray PNG of uint8 (H, W)."""
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG", pnginfo=png_mark(COMMAND, description))
+    return content.getvalue()
 
 
 class Pair(NamedTuple):

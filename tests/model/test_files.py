@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import stat
+import time
 from pathlib import Path
 
 import pytest
 
 from model import ModelError
-from model.files import locked, make_folder, replace_bytes, replace_file
+from model.files import locked, make_folder, replace_bytes, replace_file, replace_together
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -71,3 +73,37 @@ def test_a_lock_excludes_others_and_leaves_no_empty_folder(tmp_path: Path) -> No
     with locked(folder):
         pass
     assert [path.name for path in folder.iterdir()] == ["kept"]
+
+
+def test_several_files_appear_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever a write is interrupted; and a signal between the renames comes after them."""
+    contents = {tmp_path / name: name.encode() for name in "abc"}
+    for calls in range(1, 4):
+        left = calls
+
+        def interrupted(path: Path) -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr("convert.files.sync", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                replace_together(contents)
+        assert list(tmp_path.iterdir()) == []
+
+    rename = Path.replace
+
+    def signalled(self: Path, target: Path) -> Path:
+        signal.raise_signal(signal.SIGINT)
+        return rename(self, target)
+
+    def replace_and_wait() -> None:
+        replace_together(contents)
+        time.sleep(10)
+
+    monkeypatch.setattr(Path, "replace", signalled)
+    with pytest.raises(KeyboardInterrupt):
+        replace_and_wait()
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == contents

@@ -310,7 +310,12 @@ def test_figures_of_curves_are_beside_the_titles(
 ) -> None:
     """Not on the lines, which they would cross."""
     figures: list[Figure] = []
-    monkeypatch.setattr("model.pictures._save", lambda figure, *_: figures.append(figure))
+
+    def keep(figure: Figure, command: str) -> bytes:
+        figures.append(figure)
+        return b""
+
+    monkeypatch.setattr("model.pictures._png", keep)
     draw_curves(tmp_path / "curves.png", [{"stage": 1, "train_loss": 0.5, "mask_iou": None}], "x")
     loss, iou, _ = figures[0].axes
     assert (loss.get_title("right"), len(loss.texts)) == ("last 0.5000", 0)
