@@ -2,11 +2,47 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from types import TracebackType
+
 from convert.interrupts import end_at_once
 from convert.kernel_cache import require_folder
 
+_OURS = ("convert", "loaders", "model", "train", "benchmarks", "tests")
+
 
 def begin() -> None:
-    """Let Ctrl-C end the program with one line while it imports modules, and check that it can."""
+    """Let Ctrl-C, or a package that is missing, end the program with one line during its imports.
+
+    So does a machine without a folder for compiled kernels.
+    """
     end_at_once()
+    sys.excepthook = _end_if_missing
     require_folder()
+
+
+def missing_package(error: ModuleNotFoundError) -> str | None:
+    """What to do about a package that is not installed; None where the mistake is ours.
+
+    That is a module of this project, or one that an installed package does not have.
+    """
+    package, _, inside = (error.name or "").partition(".")
+    if not package or package in _OURS or (inside and package in sys.modules):
+        return None
+    return (
+        f"the package {package} is not installed for {sys.executable}: activate the environment by "
+        "`. .venv/bin/activate`; `make install` makes it (README.md)"
+    )
+
+
+def _end_if_missing(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """As `sys.excepthook`, which cannot change the exit code."""
+    line = missing_package(error) if isinstance(error, ModuleNotFoundError) else None
+    if line is None:
+        sys.__excepthook__(kind, error, trace)
+        return
+    os.write(2, os.fsencode(f"Error: {line}\n"))
+    os._exit(2)

@@ -119,3 +119,39 @@ def test_an_option_is_given_once_and_named_as_it_is_typed(arguments: str, output
 def test_the_error_of_an_option_can_cross_processes() -> None:
     error = pickle.loads(pickle.dumps(OptionError("seed", ": found -1")))
     assert (type(error), error.name, error.message) == (OptionError, "seed", "seed: found -1")
+
+
+@pytest.mark.parametrize("arguments", [["train.py"], ["-m", "convert"], ["-m", "benchmarks"]])
+def test_python_without_our_packages_is_one_line(arguments: list[str]) -> None:
+    """As where the environment is not activated: -S leaves out what is installed."""
+    done = subprocess.run(
+        [sys.executable, "-S", *arguments, "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"Error: the package click is not installed for {sys.executable}")
+    assert ". .venv/bin/activate" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "is_ours"),
+    [("kornia", False), ("no_such_package.part", False), ("convert.x", True), ("model", True),
+     ("click.no_such_part", True), (None, True)],
+)  # fmt: skip
+def test_a_module_that_is_missing_by_our_mistake_is_not_hidden(
+    name: str | None, is_ours: bool
+) -> None:
+    @click.group(cls=Commands)
+    def main() -> None:
+        pass
+
+    @main.command()
+    def work() -> None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    done = CliRunner().invoke(main, ["work"])
+    if is_ours:
+        assert isinstance(done.exception, ModuleNotFoundError)
+    else:
+        package = str(name).partition(".")[0]
+        assert (done.exit_code, done.output.count("\n")) == (2, 1)
+        assert done.output.startswith(f"Error: the package {package} is not installed for ")
