@@ -116,7 +116,8 @@ def fit(
                 best, config.data, config.amp, device, expected=config.fingerprint
             )
             report.draw(run_dir / PREDICTIONS, "fit")
-            click.echo(f"\n{report.table()}\n\nwritten to {run_dir}, with {CURVES} and {PREDICTIONS}")
+            written = f"written to {run_dir}, with {CURVES} and {PREDICTIONS}"
+            click.echo(f"\n{report.table()}\n\n{written}")
 
 
 def read_options(
@@ -139,6 +140,12 @@ def train_run(run: Run, network: DualDecoderUNet, rank: int, profile: int) -> No
     open_stage = partial(open_data, device=device)
     data = config.data
     engines = possible_engines(data.shards) if data.engine == "auto" else (data.engine,)
+    if run.first and data.engine == "auto" and engines == ("reference",):
+        click.echo(
+            f"{data.shards}: found a data set that is not packed; its JPEG files are read by the "
+            "slow engine reference. `python -m convert pack` makes shards of it.",
+            err=True,
+        )
     trials = try_in_training(run, engines, open_stage, device)
     board = run.folder / TENSORBOARD if config.tensorboard else None
     reporter = Reporter(shown=run.first, board=board, step=run.steps)

@@ -20,7 +20,7 @@ from model.metrics import Scores
 from model.precision import choose_device
 from model.recipe import Recipe
 from model.training.config import read_config
-from model.training.folder import BEST, CONFIG, METRICS
+from model.training.folder import BEST, CONFIG, METRICS, require_run
 from model.training.options import camera_option, samples_option
 from train import evaluate_checkpoint
 
@@ -65,6 +65,8 @@ def quality(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(f"RUN_DIR: found {twice[0]} twice, expected folders of different names")
+    for folder in runs:
+        require_run(folder)
     cases: dict[str, CaseResult] = {}
     arguments = {"samples": samples or "all", "device": device}
     if shards is not None:

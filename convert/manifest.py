@@ -24,6 +24,7 @@ from convert.files import (
     signed,
     write_json,
 )
+from convert.found import DATA_SET, FOLDER, NOTHING, found_at
 from convert.jpeg.planes import Geometry
 from convert.layout import CHANNELS, FIELDS, Layout
 from convert.moments import Moments, Statistics
@@ -326,18 +327,27 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_json(folder / MANIFEST, manifest.to_json())
 
 
+def _why_unread(found: str) -> str:
+    """What is wrong with a folder that has no manifest, and what to do; found: by `found_at`."""
+    if found == NOTHING:
+        return "no such folder; expected the folder that `pack` wrote"
+    if found == FOLDER:
+        return (
+            f"no {MANIFEST}, so this is not a finished shard folder; "
+            "run `python -m convert pack DATASET SHARDS` to its end"
+        )
+    if found == DATA_SET:
+        return f"found {found}, expected shards; run `python -m convert pack DATASET SHARDS` first"
+    return f"found {found}, expected the folder that `pack` wrote; name that"
+
+
 def read_manifest(shards: str | Path) -> Manifest:
     """Manifest of a finished shard folder; DataError with the reason if it has no valid one."""
     folder = Path(shards)
     path = folder / MANIFEST
     with reading(path):
-        if not folder.is_dir():
-            raise DataError(f"{folder}: no such folder; expected the folder that `pack` wrote")
         if not path.exists():
-            raise DataError(
-                f"{folder}: no {MANIFEST}, so this is not a finished shard folder; "
-                "run `python -m convert pack DATASET SHARDS` to its end"
-            )
+            raise DataError(f"{folder}: {_why_unread(found_at(folder))}")
         text = read_regular(path)
     try:
         value = parse_table(text)

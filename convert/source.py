@@ -18,10 +18,11 @@ import numpy as np
 from pydantic import model_validator
 
 from convert import jpeg
-from convert.errors import DataError, OptionError, RecordError
+from convert.errors import DataError, OptionError, RecordError, reading
 from convert.files import read_file, read_regular
+from convert.found import DATA_SET, FOLDER, NOTHING, found_at
 from convert.layout import FIELDS, Layout
-from convert.manifest import MANIFEST, ShardFile
+from convert.manifest import ShardFile
 from convert.placements import read_placements
 from convert.schema import Positive, Schema, parse_table, shown
 
@@ -197,6 +198,11 @@ def list_backgrounds(folder: Path) -> tuple[Path, ...]:
 
     DataError if there are none, if two have the same stem, or for anything but a JPEG file.
     """
+    with reading(folder):
+        kind = found_at(folder)
+    if kind not in (DATA_SET, FOLDER):
+        reason = "no such folder" if kind == NOTHING else f"found {kind}"
+        raise DataError(f"{folder}: {reason}; expected a data set with {_EXPECTED}")
     found = tuple(folder / "bg" / name for name in list_jpegs(folder / "bg"))
     if not found:
         raise DataError(f"{folder / 'bg'}: found no images, expected one .jpg for each background")
@@ -233,10 +239,6 @@ def read_source(dataset: str | Path, *, samples_per_fg: int | None = None) -> So
     Raises DataError that names the first unexpected or missing file.
     """
     folder = Path(dataset)
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; expected a data set with {_EXPECTED}")
-    if (folder / MANIFEST).exists():
-        raise DataError(f"{folder}: is a shard folder; expected a data set with {_EXPECTED}")
     bg = list_backgrounds(folder)
     stems = [path.stem for path in bg]
     for name in FOLDERS.values():

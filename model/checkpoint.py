@@ -23,6 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from convert.files import require_regular
+from convert.found import FOLDER, RUN, found_at
 from convert.schema import Items, Schema, one_of, parse_table, shown
 from model.contract import DEPTH_SOURCES, Moments
 from model.errors import ModelError
@@ -126,7 +127,9 @@ def load_network(path: str | Path) -> Checkpoint:
     if not path.exists():
         raise ModelError(f"checkpoint {path}: no such file; expected RUN_DIR/best.safetensors")
     if path.is_dir():
-        raise ModelError(f"checkpoint {path}: found a folder; expected {path}/best.safetensors")
+        found = found_at(path)
+        folder = path if found in (FOLDER, RUN) else "RUN_DIR"
+        raise ModelError(f"checkpoint {path}: found {found}; expected {folder}/best.safetensors")
     require_regular(path)
     if path.suffix == ".safetensors":
         tensors, info = _read_safetensors(path)

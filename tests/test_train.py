@@ -221,6 +221,7 @@ def test_a_run_says_what_it_does_and_how_long_it_takes(
     )
     assert result.stdout.count("estimated time: about") == 1
     lines = result.stderr.splitlines()
+    assert lines[0].startswith(f"{dataset}: found a data set that is not packed; its JPEG files")
     trained = (
         r"stage 1, epoch 2 of 2: batch 4 of 5, loss [\d.]+, [\d.]+ samples/s, wait \d+%, about"
     )
@@ -327,6 +328,13 @@ MISTAKES = {
     "fit {data} {tmp}/new --device cpu --amp fp16": "needs a GPU",
     "fit {data} {tmp}/new --device mps": "expected auto, cpu, cuda or",
     "evaluate {data} {best} --camera shaky": "camera 'shaky': expected one of",
+    "fit {run} {data} --recipe {recipe}": (
+        "found a data set, expected a new RUN_DIR; the order is SHARDS RUN_DIR"
+    ),
+    "evaluate {best} {data}": "checkpoint .*: found a data set; expected RUN_DIR/best.safetensors",
+    "evaluate {run} {best}": "found the folder of a run, expected the folder that `pack` wrote",
+    "evaluate {data} {run}": "found the folder of a run; expected .*run/best.safetensors",
+    "predict {best} --bg {image} --fg-bg {image} {data}": "found a data set, which would be",
     "evaluate {data} {best} --device gpu": "expected auto, cpu, cuda or cuda:N",
     "fit {data} {tmp}/new --workers 0": "--workers.*0 is not in the range 1<=x<=4096",
     "fit {data} {tmp}/new --seed 99999999999999999999": "--seed.*92233720368547758",
@@ -347,13 +355,13 @@ MISTAKES = {
     ),
     "fit {data} {tmp}/new --validation 2": "--validation.*2.0 is not in the range 0<x<1",
     "fit {data} {tmp}/new --max-bad 99999999999999999999": "--max-bad must be at most 922",
-    "fit {data} {tmp}/new --width 2 --loader dali --width=3": "--width: found 2 and 3, expected one",
-    "fit {data} {tmp}/new --loader dali": "manifest",
+    "fit {data} {tmp}/new --width 2 --width=3": "--width: found 2 and 3, expected one",
+    "fit {data} {tmp}/new --loader dali": "found a data set, expected shards; run `python -m",
     "evaluate {data} {tmp}/none.safetensors": "no such file",
     "evaluate {data} {tmp}/used/notes.txt": "notes.txt: expected a file of tensors",
     "evaluate {data} {tmp}/used": "used: found a folder; expected .*used/best.safetensors",
     "predict {best} --bg {tmp}/x.jpg --fg-bg {tmp}/x.jpg {tmp}/new": "no such file",
-    "predict {best} --bg {image} --fg-bg a --fg-bg b {tmp}/new": "--fg-bg: found a and b, expected one",
+    "predict {best} --bg {image} --fg-bg a --fg-bg b {tmp}/new": "--fg-bg: found a and b, expec",
     "export {best} {tmp}/new.pt2 --bg {image}": "found one of them",
     "fit {data} {tmp}/new --device cpu --amp tf32": "needs a GPU of compute",
     "fit {data} {tmp}/new --device cpu --compile reduce-overhead": "graphs need a GPU",
@@ -632,7 +640,7 @@ def test_a_full_disk_is_one_line(
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
-        result = fit(dataset, tmp_path / "run", recipe)
+        result = fit(dataset, tmp_path / "run", recipe, "--loader", "reference")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert result.exit_code == 2, result.output
@@ -657,7 +665,7 @@ def test_a_disk_that_is_full_for_tensorboard_is_one_line(
 
     record_writer = "tensorboard.summary.writer.record_writer.RecordWriter"
     monkeypatch.setattr(f"{record_writer}.write", full)
-    result = fit(dataset, tmp_path / "run", recipe, "--tensorboard")
+    result = fit(dataset, tmp_path / "run", recipe, "--tensorboard", "--loader", "reference")
     expected = f"Error: {tmp_path}/run/tensorboard: cannot be written: No space left on device\n"
     assert (result.exit_code, result.stderr) == (2, expected)
     assert capsys.readouterr().err == ""

@@ -26,6 +26,7 @@ from benchmarks.harness.nvml import Idle, Nvml, before_use, open_nvml
 from benchmarks.harness.timing import AtLeast0, Repeat
 from convert.errors import DataError
 from convert.files import read_regular
+from convert.found import DATA_SET, RUN, SHARDS, found_at
 from convert.schema import Count, Items, Positive, Schema, parse_json, parse_table
 from convert.workers import available_cores
 
@@ -384,6 +385,8 @@ def read_benchmark(path: Path) -> str | None:
 
 def read_results(folder: Path) -> dict[str, Result]:
     """Read all results of a folder, by file name without suffix; DataError if there are none."""
+    if (found := found_at(folder)) in (SHARDS, DATA_SET, RUN):
+        raise DataError(f"{folder}: found {found}, expected results of `python -m benchmarks`")
     paths = sorted(folder.glob("*.json")) if folder.is_dir() else []
     if not paths:
         raise DataError(f"{folder}: no results (*.json) here; run `python -m benchmarks` first")

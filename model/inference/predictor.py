@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from convert.errors import DataError
+from convert.found import DATA_SET, SHARDS, found_at
 from convert.images import SUFFIXES, read_rgb
 from convert.outputs import is_output, png_mark, require_outputs, require_writable_folder
 from model.checkpoint import NetworkInfo
@@ -120,6 +122,8 @@ class Predicted(NamedTuple):
 
 def require_results(pairs: Sequence[Pair], out: Path) -> None:
     """Raise DataError unless `predict_files` may write its files to this folder."""
+    if (found := found_at(out)) in (SHARDS, DATA_SET):
+        raise DataError(f"{out}: found {found}, which would be spoiled; name another OUT_DIR")
     require_writable_folder(out)
     inputs = [path for pair in pairs for path in (pair.bg, pair.fg_bg)]
     require_outputs((path for pair in pairs for path in pair.results(out)), COMMAND, inputs)

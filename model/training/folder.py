@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from convert.files import temporary_of
+from convert.found import DATA_SET, SHARDS, found_at
 from model.errors import ModelError
 from model.training.config import RunConfig, read_config, resumed_config
 
@@ -26,6 +27,10 @@ def config_to_run(
     holds the lock of the folder. Raises ModelError where a new run would overwrite something,
     or a resumed one would compute something else.
     """
+    if first and (kind := found_at(folder)) in (SHARDS, DATA_SET):
+        raise ModelError(
+            f"{folder}: found {kind}, expected a new RUN_DIR; the order is SHARDS RUN_DIR"
+        )
     if resume and (folder / CONFIG).exists():
         config = resumed_config(read_config(folder / CONFIG), given, folder)
         if first and not (folder / LAST).exists():
@@ -46,6 +51,15 @@ def config_to_run(
             )
         click.echo(f"{folder}: no run to resume yet; starting it", err=True)
     return config
+
+
+def require_run(folder: Path) -> None:
+    """Raise ModelError unless a folder has the configuration of a run."""
+    if not (folder / CONFIG).exists():
+        raise ModelError(
+            f"{folder}: found {found_at(folder)}, expected a RUN_DIR, which `train.py fit` has "
+            "written; name that"
+        )
 
 
 def _files_of(folder: Path) -> list[str]:

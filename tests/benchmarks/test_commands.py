@@ -255,7 +255,10 @@ def run_train(*arguments: object) -> str:
         (["loader", "nowhere"], "nowhere"),
         (["compare", "a", "b"], "Error"),
         (["loader"], "Missing argument 'SHARDS'"),
-        (["quality", "SHARDS"], "config.json"),
+        (["quality", "SHARDS"], "found a shard folder, expected a RUN_DIR, which `train.py"),
+        (["quality", "nowhere"], "nowhere: found nothing, expected a RUN_DIR"),
+        (["report", "SHARDS"], "found a shard folder, expected results of `python -m benchmarks`"),
+        (["compare", "SHARDS", "SHARDS"], "found a shard folder, expected results"),
     ],
 )
 def test_mistakes_are_reported_in_one_line(
