@@ -24,14 +24,13 @@ class Line(NamedTuple):
 
 def line(title: str, anchor: str, result: Result) -> Line:
     """What is said of one result."""
-    machine = result.machine
     finding = _FINDINGS.get(result.benchmark, _finding_of_many)
     return Line(
         title=title,
         anchor=anchor,
         found=finding(result),
         day=result.created[:10],
-        machine=f"{machine.gpu}" if machine.gpu else f"{machine.cores} cores of {machine.cpu}",
+        machine=_machine(result),
         commit=result.commit,
         doubts=" ".join(about.doubts(result)),
     )
@@ -60,7 +59,8 @@ def warnings(results: Mapping[str, Result]) -> list[str]:
 
 
 def _machine(result: Result) -> str:
-    return result.machine.gpu or f"{result.machine.cores} cores of {result.machine.cpu}"
+    machine = result.machine
+    return machine.gpu or f"{machine.cores} cores of {machine.cpu}"
 
 
 def _finding_of_rates(result: Result) -> str:
@@ -108,9 +108,10 @@ def _finding_of_scores(result: Result) -> str:
 
 
 def _range(values: Iterable[float]) -> str:
-    lowest, *_, highest = [*(ordered := sorted(values)), ordered[-1]]
-    texts = f"{lowest:.3f}", f"{highest:.3f}"
-    return texts[0] if texts[0] == texts[1] else "–".join(texts)
+    """The lowest and the highest; one number where they are printed alike."""
+    ordered = sorted(values)
+    ends = dict.fromkeys((f"{ordered[0]:.3f}", f"{ordered[-1]:.3f}"))
+    return "–".join(ends)
 
 
 def _finding_of_speedruns(result: Result) -> str:
