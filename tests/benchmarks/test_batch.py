@@ -16,16 +16,14 @@ from convert.layout import FIELDS
 from convert.pack import PackConfig, pack
 from convert.shards import Shards
 from loaders import build_loader
+from tests.benchmarks.running import run_benchmark
 
 
 def test_every_step_is_timed(
     need_engine: Callable[[str], None], shards: Path, tmp_path: Path
 ) -> None:
     need_engine("ffcv")
-    out = tmp_path / "batch.json"
-    command = ["batch", str(shards), "--batches", "1", "--repeats", "1", "--json", str(out)]
-    result = CliRunner().invoke(main, command)
-    assert result.exit_code == 0, result.output
+    out = run_benchmark(tmp_path, "batch", shards, "--batches", 1, "--repeats", 1)
     cases = read_result(out).cases
     found = {step: case.figures["median_cpu_us"] for step, case in cases.items()}
     assert [*found][-2:] == [FLOOR, ALL_STEPS]

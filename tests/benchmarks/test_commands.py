@@ -27,14 +27,11 @@ from convert.pack import pack
 from loaders import read_layout, split_indices
 from model.recipe import Stage
 from model.unet import PARTS
+from tests.benchmarks.running import run_benchmark
 
 
 def measure(tmp_path: Path, *arguments: object) -> dict[str, Any]:
-    out = tmp_path / f"{arguments[0]}.json"
-    command = [str(argument) for argument in (*arguments, "--json", out)]
-    result = CliRunner().invoke(main, command)
-    assert result.exit_code == 0, result.output
-    found: dict[str, Any] = json.loads(out.read_text())
+    found: dict[str, Any] = json.loads(run_benchmark(tmp_path, *arguments).read_text())
     assert found["machine"]["device"] == "cpu"
     assert found["machine"]["gpu"] is None
     return found

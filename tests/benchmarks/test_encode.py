@@ -5,20 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from benchmarks.__main__ import main
 from benchmarks.codecs import gray_transform
 from benchmarks.encode import ALL_STEPS
 from benchmarks.harness.results import read_result
 from convert.errors import DataError
+from tests.benchmarks.running import run_benchmark
 
 
 def test_every_step_is_timed(dataset: Path, tmp_path: Path) -> None:
-    out = tmp_path / "encode.json"
-    command = ["encode", str(dataset), "--samples", "5", "--repeats", "1", "--json", str(out)]
-    result = CliRunner().invoke(main, command)
-    assert result.exit_code == 0, result.output
+    out = run_benchmark(tmp_path, "encode", dataset, "--samples", 5, "--repeats", 1)
     cases = read_result(out).cases
     found = {step: case.figures["median_cpu_us"] for step, case in cases.items()}
     assert len(found) == 16
@@ -31,9 +27,6 @@ def test_luma_cuts_are_smaller_than_those_of_libjpeg_turbo(dataset: Path, tmp_pa
         gray_transform()
     except DataError as error:
         pytest.skip(error.message)
-    out = tmp_path / "luma.json"
-    command = ["luma", str(dataset), "--samples", "5", "--repeats", "1", "--json", str(out)]
-    result = CliRunner().invoke(main, command)
-    assert result.exit_code == 0, result.output
+    out = run_benchmark(tmp_path, "luma", dataset, "--samples", 5, "--repeats", 1)
     ours, theirs = read_result(out).cases.values()
     assert ours.figures["bytes"] < theirs.figures["bytes"] < theirs.figures["source_bytes"]

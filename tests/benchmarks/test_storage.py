@@ -13,6 +13,7 @@ from benchmarks.harness.results import read_result
 from benchmarks.report import about, tables
 from benchmarks.storage import cached_share, list_files, pieces, read_rate
 from convert.errors import DataError
+from tests.benchmarks.running import run_benchmark
 
 
 @pytest.fixture
@@ -47,11 +48,8 @@ def test_pieces_cover_each_file_once(folder: Path, seed: int | None, size: int) 
 
 
 def test_the_command_keeps_its_rates(folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "storage.json"
-    options = ["--threads", "1", "--threads", "3", "--repeats", "2", "--json", str(out)]
-    done = CliRunner().invoke(main, ["storage", str(folder), *options])
-    assert done.exit_code == 0, done.output
-    result = read_result(out)
+    options = ("--threads", 1, "--threads", 3, "--repeats", 2)
+    result = read_result(run_benchmark(tmp_path, "storage", folder, *options))
     assert result.sizes["bytes"] == 370_002
     assert result.arguments["folder"] == "shards"
     table = tables.storage(result)
