@@ -1,18 +1,13 @@
-"""Weights and run state on disk: written atomically, read without running stored code.
+"""Weights on disk, with all that a prediction needs in the metadata of the file.
 
-- `best.safetensors`: the weights, and in the file's metadata all that a prediction needs.
-- `last.pt`: all that a run needs to resume. It has tensors and plain values only, so that
-  `torch.load(weights_only=True)` reads it.
+`model.training.state` has the state of a run.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import pickle
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -27,7 +22,7 @@ from convert.found import FOLDER, RUN, found_at
 from convert.schema import Items, Schema, one_of, parse_table, shown
 from model.contract import DEPTH_SOURCES, Moments
 from model.errors import ModelError
-from model.files import replace_bytes
+from model.files import load_plain, replace_bytes
 from model.losses import DEPTH_LOSSES
 from model.recipe import WIDEST
 from model.unet import DOWNSAMPLING, DualDecoderUNet, rename_original
@@ -234,7 +229,7 @@ def _width(tensors: Mapping[str, Tensor]) -> int:
 
 
 def _read_state_dict(path: Path) -> Mapping[str, Tensor]:
-    value = _load_plain(path)
+    value = load_plain(path)
     if isinstance(value, Mapping) and "position" in value:
         raise ModelError(
             f"checkpoint {path}: found the state of a run; expected best.safetensors, beside it"
@@ -249,74 +244,3 @@ def _read_state_dict(path: Path) -> Mapping[str, Tensor]:
             f"found {type(value).__name__}; save it with torch.save(model.state_dict(), PATH)"
         )
     return value
-
-
-def _check_entries(path: Path) -> None:
-    """ValueError if an entry differs from its CRC-32, which `torch.load` does not compare."""
-    if zipfile.is_zipfile(path):  # not the format before torch 1.6
-        with zipfile.ZipFile(path) as archive:
-            if (name := archive.testzip()) is not None:
-                raise ValueError(f"the checksum of {name} differs")
-
-
-def _load_plain(path: Path) -> object:
-    require_regular(path)
-    try:
-        _check_entries(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the type that torch raises depends on the bytes of the file
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):  # torch advises to run what is in the file
-            reason = "not readable without running code"
-        raise ModelError(
-            f"{path}: expected a file of tensors and plain values, found a corrupt file or one "
-            f"that holds code ({reason}); files that hold code are refused"
-        ) from None
-
-
-class Position(NamedTuple):
-    """The next batch to train on: stage, epoch of the stage, batch of the epoch; each from 0."""
-
-    stage: int = 0
-    epoch: int = 0
-    batch: int = 0
-
-
-def generator_states() -> list[Tensor]:
-    """Copies of the states of torch's random generators: the CPU's, and those of all GPUs."""
-    states = [torch.get_rng_state()]
-    if torch.cuda.is_available():
-        states += torch.cuda.get_rng_state_all()
-    return states
-
-
-def save_state(path: Path, state: Mapping[str, object]) -> None:
-    """Write a run's state: tensors and plain values.
-
-    For `load_state` it needs the keys "position" and "generators" (`generator_states`).
-    """
-    content = io.BytesIO()  # torch's own file writer reports a full disk without its reason
-    torch.save(dict(state), content)
-    replace_bytes(path, content.getvalue())
-
-
-def load_state(path: Path) -> dict[str, object]:
-    """Read what `save_state` wrote. Raises ModelError."""
-    state = _load_plain(path)
-    if not isinstance(state, dict) or not {"position", "generators"} <= state.keys():
-        raise ModelError(f"{path}: not the state of a run; expected what `train.py fit` writes")
-    return state
-
-
-def set_generators(states: Sequence[Tensor]) -> None:
-    """Set torch's random generators to `generator_states`; ValueError if they are none.
-
-    Those of the GPUs are left as they are where there is another number of GPUs.
-    """
-    cpu, *cuda = states
-    try:
-        torch.set_rng_state(cpu)
-        if torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(cuda)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"generators: not states of random generators ({error})") from None

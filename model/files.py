@@ -1,16 +1,22 @@
-"""Atomic writes and folder locks; whatever prevents a write is raised as ModelError."""
+"""Atomic writes, folder locks, and files of torch read without running code.
+
+Whatever prevents one of them is raised as ModelError.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import pickle
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
+import torch
 
-from convert.files import replacing, replacing_together
+from convert.files import replacing, replacing_together, require_regular
 from convert.outputs import require_writable_folder
 from model.errors import ModelError
 
@@ -87,3 +93,27 @@ def _os_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ModelError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def load_plain(path: Path) -> object:
+    """What `torch.save` wrote of tensors and plain values, on the CPU. Raises ModelError."""
+    require_regular(path)
+    try:
+        _check_entries(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the type that torch raises depends on the bytes of the file
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch advises to run what is in the file
+            reason = "not readable without running code"
+        raise ModelError(
+            f"{path}: expected a file of tensors and plain values, found a corrupt file or one "
+            f"that holds code ({reason}); files that hold code are refused"
+        ) from None
+
+
+def _check_entries(path: Path) -> None:
+    """ValueError if an entry differs from its CRC-32, which `torch.load` does not compare."""
+    if zipfile.is_zipfile(path):  # not the format before torch 1.6
+        with zipfile.ZipFile(path) as archive:
+            if (name := archive.testzip()) is not None:
+                raise ValueError(f"the checksum of {name} differs")

@@ -49,9 +49,7 @@ from model import DualDecoderUNet
 from model.checkpoint import (
     METADATA_KEY,
     NetworkInfo,
-    generator_states,
     load_network,
-    save_state,
     save_weights,
 )
 from model.errors import ModelError
@@ -60,6 +58,7 @@ from model.recipe import RECIPES, load_recipe
 from model.training.config import DataConfig, RunConfig, read_config, write_config
 from model.training.progress import Elapsed
 from model.training.run import Run
+from model.training.state import generator_states, save_state
 from model.training.trainer import StageTrainer
 from model.unet import original_name
 from tests.damage import signed_text

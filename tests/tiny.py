@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import train
-from model.checkpoint import save_state
+from model.training.state import save_state
 
 BACKGROUNDS, SAMPLES, SIZE = 3, 8, 32
 RECIPE = """

@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from model.checkpoint import Position, channel_statistics
+from model.checkpoint import channel_statistics
 from model.contract import Loader
 from model.distributed import share_batch_norm
 from model.precision import choose_compile
@@ -19,6 +19,7 @@ from model.training.progress import Elapsed, EpochMeter
 from model.training.provenance import require_fingerprint
 from model.training.reporter import Reporter, listing_skipped
 from model.training.run import Run
+from model.training.state import Position
 from model.training.trainer import OpenStage, StageData, StageTrainer
 from model.unet import DualDecoderUNet
 

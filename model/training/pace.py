@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from model.checkpoint import Position
 from model.contract import Order
 from model.recipe import Recipe, Stage
+from model.training.state import Position
 
 MEASURED_S = 5.0
 """Seconds of training in a stage before an estimate rests on them."""

@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from model.checkpoint import Position
 from model.contract import PRIOR, Inputs, Loader, about_depth
 from model.errors import ModelError
 from model.training.evaluation import Prediction
 from model.training.pace import Pace, Plan, duration
 from model.training.report import DEPTH_FIGURES
+from model.training.state import Position
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -16,14 +16,9 @@ import click
 from model.checkpoint import (
     ChannelStatistics,
     NetworkInfo,
-    Position,
-    generator_states,
     load_network,
-    load_state,
     load_weights,
-    save_state,
     save_weights,
-    set_generators,
 )
 from model.contract import about_depth
 from model.errors import ModelError
@@ -35,7 +30,15 @@ from model.training.folder import BEST, CONFIG, CURVES, LAST, METRICS, say_that_
 from model.training.history import EpochRow, write_history
 from model.training.progress import Elapsed, not_finite
 from model.training.saving import BackgroundWriter, copy_to_host
-from model.training.state import RunState, StageState
+from model.training.state import (
+    Position,
+    RunState,
+    StageState,
+    generator_states,
+    load_state,
+    save_state,
+    set_generators,
+)
 from model.unet import DualDecoderUNet
 
 

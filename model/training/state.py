@@ -1,14 +1,31 @@
-"""What `last.pt` holds: the state from which a run resumes."""
+"""The state of a run in `last.pt`, from which it resumes: what it holds, and how it is kept.
+
+It has tensors and plain values only, so that it is read without running code.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypedDict
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, TypedDict
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from convert.schema import AnyFloat, Count, Items, Schema
+from model.errors import ModelError
+from model.files import load_plain, replace_bytes
 from model.recipe import Recipe
+
+
+class Position(NamedTuple):
+    """The next batch to train on: stage, epoch of the stage, batch of the epoch; each from 0."""
+
+    stage: int = 0
+    epoch: int = 0
+    batch: int = 0
 
 
 class StageState(TypedDict):
@@ -64,3 +81,43 @@ class RunState(Schema):
             raise ValueError("history: expected one row for each epoch before the position")
         if self.best is not None and self.best.stage >= len(stages):
             raise ValueError("best: of a stage that the recipe does not have")
+
+
+def save_state(path: Path, state: Mapping[str, object]) -> None:
+    """Write a run's state: tensors and plain values.
+
+    For `load_state` it needs the keys "position" and "generators" (`generator_states`).
+    """
+    content = io.BytesIO()  # torch's own file writer reports a full disk without its reason
+    torch.save(dict(state), content)
+    replace_bytes(path, content.getvalue())
+
+
+def load_state(path: Path) -> dict[str, object]:
+    """Read what `save_state` wrote. Raises ModelError."""
+    state = load_plain(path)
+    if not isinstance(state, dict) or not {"position", "generators"} <= state.keys():
+        raise ModelError(f"{path}: not the state of a run; expected what `train.py fit` writes")
+    return state
+
+
+def generator_states() -> list[Tensor]:
+    """Copies of the states of torch's random generators: the CPU's, and those of all GPUs."""
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_available():
+        states += torch.cuda.get_rng_state_all()
+    return states
+
+
+def set_generators(states: Sequence[Tensor]) -> None:
+    """Set torch's random generators to `generator_states`; ValueError if they are none.
+
+    Those of the GPUs are left as they are where there is another number of GPUs.
+    """
+    cpu, *cuda = states
+    try:
+        torch.set_rng_state(cpu)
+        if torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(cuda)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"generators: not states of random generators ({error})") from None

@@ -19,13 +19,10 @@ from model.checkpoint import (
     ORIGINAL_STATISTICS,
     ChannelStatistics,
     NetworkInfo,
-    generator_states,
     load_network,
-    load_state,
-    save_state,
     save_weights,
-    set_generators,
 )
+from model.training.state import load_state
 from model.unet import original_name
 
 INFO = NetworkInfo(
@@ -129,22 +126,6 @@ def test_an_error_names_the_file_and_the_fault(tmp_path: Path) -> None:
         load_network(path)
 
 
-def test_state_restores_the_random_generator(tmp_path: Path) -> None:
-    torch.manual_seed(4)
-    stored = {"position": (1, 2, 3), "history": [{"loss": 0.5}]}
-    save_state(tmp_path / "last.pt", {**stored, "generators": generator_states()})
-    expected = torch.rand(3)
-    state = load_state(tmp_path / "last.pt")
-    generators = state.pop("generators")
-    assert isinstance(generators, list)
-    set_generators(generators)
-    assert state == stored
-    assert torch.equal(torch.rand(3), expected)
-    torch.save({"a": 1}, tmp_path / "last.pt")
-    with pytest.raises(ModelError, match="not the state of a run"):
-        load_state(tmp_path / "last.pt")
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -215,18 +196,6 @@ def test_a_checkpoint_without_checksum_is_read(tmp_path: Path) -> None:
     assert load_network(with_metadata(tmp_path, json.dumps(about))).info == INFO
     with pytest.raises(ModelError, match="unknown key 'sha25' in its metadata"):
         load_network(with_metadata(tmp_path, json.dumps(about | {"sha25": "ab"})))
-
-
-def test_a_changed_bit_of_a_state_is_refused(tmp_path: Path) -> None:
-    """`torch.load` reads it as another number."""
-    path, values = tmp_path / "last.pt", torch.arange(100.0)
-    save_state(path, {"position": [0, 0, 0], "generators": [], "network": {"a": values}})
-    content = bytearray(path.read_bytes())
-    content[content.index(values.numpy().tobytes()) + 202] ^= 64
-    path.write_bytes(content)
-    assert not torch.equal(torch.load(path)["network"]["a"], values)
-    with pytest.raises(ModelError, match=r"last.pt: .*the checksum of .* differs"):
-        load_state(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x02", b"\x80\x02}q\x00."])

@@ -6,9 +6,9 @@ import pytest
 
 from loaders.options import LoaderOptions
 from loaders.order import Order
-from model.checkpoint import Position
 from model.recipe import Recipe, Stage
 from model.training.pace import Pace, Plan, duration
+from model.training.state import Position
 
 SMALL = Stage(size=16, batch_size=4, lr=0.1, trains=("encoder", "depth"), epochs=2)
 LARGE = SMALL.changed(size=32, epochs=1)

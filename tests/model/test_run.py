@@ -13,7 +13,6 @@ from torch import Tensor
 
 from convert.errors import OptionError
 from model import DualDecoderUNet, ModelError
-from model.checkpoint import Position, generator_states, save_state
 from model.contract import Batch, Inputs
 from model.metrics import Scores
 from model.pictures import draw_curves
@@ -22,6 +21,7 @@ from model.recipe import RECIPES
 from model.training.config import DataConfig, RunConfig, read_config
 from model.training.progress import Elapsed
 from model.training.run import Run
+from model.training.state import Position, generator_states, save_state
 from model.training.trainer import StageTrainer
 
 DEMO = RECIPES["demo"]
