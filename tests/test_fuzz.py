@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.fuzz import TARGETS, Files, files, run_case
+from tests.fuzz.cases import run_case
+from tests.fuzz.files import Files, files
+from tests.fuzz.targets import TARGETS
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Changes nested values and bytes at random, as `tests.fuzz` gives them to readers."""
+"""Changes nested values and bytes at random, as targets give them to readers."""
 
 from __future__ import annotations
 
