@@ -14,11 +14,12 @@ from benchmarks.harness.timing import StepClock
 from convert import jpeg
 from convert.bases import RecordWriter, open_bases
 from convert.codecs import Encoded, pack_runs, threshold_mask
+from convert.encoding import write_part
 from convert.jpeg.coefficients import read_coefficients
 from convert.jpeg.luma import Luma, luma_of, write_luma
 from convert.manifest import BaseFile
 from convert.pack import PackConfig
-from convert.parts import Part, new_accumulators, write_part
+from convert.parts import Part, new_accumulators
 from convert.source import Source, read_source
 from convert.storage import DIFFERENCE_CODECS
 from convert.vote import write_bases

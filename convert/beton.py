@@ -16,7 +16,8 @@ import numpy as np
 
 from convert.errors import DataError
 from convert.layout import FIELDS, RECORD, Layout
-from convert.parts import Part, create_array, read_data, read_records
+from convert.maps import create_array
+from convert.parts import Part, read_data, read_records
 from convert.shards import Shards
 from convert.storage import CODECS
 

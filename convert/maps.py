@@ -98,6 +98,17 @@ def load_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarra
     return array
 
 
+def create_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
+    """Create a memory-mapped `.npy` file and reserve its space on the disk.
+
+    Raises OSError if there is not enough: writing to a map of missing space kills the process.
+    """
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    with open(path, "r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
 def require_complete(array: np.ndarray) -> None:
     """DataError if the file of a map has lost bytes since it was mapped.
 

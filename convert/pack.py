@@ -25,6 +25,7 @@ from tqdm import tqdm
 from convert import beton, tarshards
 from convert.bases import open_bases
 from convert.codecs import encode_rgb
+from convert.encoding import is_finished, write_part
 from convert.errors import OptionError, RecordError
 from convert.files import read_regular, sync
 from convert.layout import Layout
@@ -40,18 +41,10 @@ from convert.manifest import (
     read_manifest,
     write_manifest,
 )
+from convert.maps import create_array
 from convert.moments import Accumulator, Moments
 from convert.outputs import require_outside
-from convert.parts import (
-    SAMPLES_PER_PART,
-    Part,
-    PartSummary,
-    create_array,
-    is_finished,
-    read_summary,
-    split_parts,
-    write_part,
-)
+from convert.parts import SAMPLES_PER_PART, Part, PartSummary, read_summary, split_parts
 from convert.placements import PLACEMENTS
 from convert.source import Samples, Source, read_source, require_placements
 from convert.storage import CODECS, DEPTH_CODECS, DIFFERENCE_CODECS, MASK_CODECS

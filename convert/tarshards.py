@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from convert.layout import FIELDS, RECORD
-from convert.parts import Part, PartFiles, create_array, read_records
+from convert.maps import create_array
+from convert.parts import Part, PartFiles, read_records
 from convert.storage import CODECS
 
 INDEX = "samples.tar.index.npy"

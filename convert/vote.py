@@ -18,7 +18,7 @@ from convert.jpeg.layout import NotBaseline
 from convert.jpeg.luma import Luma, luma_of
 from convert.layout import CHANNELS, FIELDS
 from convert.manifest import BaseFile
-from convert.parts import create_array
+from convert.maps import create_array
 from convert.source import Samples
 from convert.workers import run_all
 
@@ -34,7 +34,7 @@ def write_bases(
     """Find the bases of some fields and write them to ``folder``; returns their descriptions.
 
     The sampling and the quantisers are those of most voters. Files that are not baseline JPEGs do
-    not vote; `convert.parts` stores them as JPEGs, or reports them if they are corrupt.
+    not vote; `convert.encoding` stores them as JPEGs, or reports them if they are corrupt.
 
     hidden: as `disable` of a tqdm bar.
     """

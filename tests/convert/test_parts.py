@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import pytest
 
+from convert.encoding import is_finished, write_part
 from convert.errors import DataError
-from convert.parts import Part, is_finished, read_data, read_summary, split_parts, write_part
+from convert.parts import Part, read_data, read_summary, split_parts
 from convert.source import Source, read_source
 from convert.unfinished import SHARD_FOLDER, work_folder
 

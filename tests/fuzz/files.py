@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from convert.encoding import write_part
 from convert.manifest import MANIFEST
-from convert.parts import Part, write_part
+from convert.parts import Part
 from convert.source import read_source
 from model import DualDecoderUNet
 from model.checkpoint import NetworkInfo, save_weights
