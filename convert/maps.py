@@ -25,8 +25,6 @@ from convert.errors import DataError, reading
 from convert.files import require_regular
 
 _MAP_FIXED, _MAP_FAILED = 0x10, ctypes.c_void_p(-1).value
-_MAP_NORESERVE = 0x4000
-"""Of Linux: without it, a writable map that is larger than the memory of the machine fails."""
 _SA_SIGINFO, _SI_ADDR = 4, 16
 """Of Linux: a flag of sigaction(2), and where in siginfo_t the address of a fault is (64 bit)."""
 
@@ -54,10 +52,9 @@ _maps: dict[int, _Map] = {}
 
 
 def map_file(path: Path) -> np.ndarray:
-    """All bytes of a file: uint8 and flat, read as they are used. Raises DataError.
+    """All bytes of a file: uint8 and flat, read-only, read as they are used. Raises DataError.
 
-    Writable, because some engines have a fast path for writable memory only; a write changes a
-    copy and never the file. The map ends with the last array that refers to it.
+    The map ends with the last array that refers to it.
     """
     with reading(path):
         require_regular(path)
@@ -71,7 +68,9 @@ def map_file(path: Path) -> np.ndarray:
     memory = (ctypes.c_ubyte * status.st_size).from_address(start)
     # Not at exit, when threads may still be reading.
     weakref.finalize(memory, _unmap, start, status.st_size).atexit = False
-    return np.ctypeslib.as_array(memory)
+    array = np.ctypeslib.as_array(memory)
+    array.flags.writeable = False
+    return array
 
 
 def load_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
@@ -93,9 +92,7 @@ def load_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarra
         raise DataError(
             f"{path}: found {len(content)} bytes of values, expected {size}; pack again"
         )
-    array = content[:size].view(dtype).reshape(shape)
-    array.flags.writeable = False
-    return array
+    return content[:size].view(dtype).reshape(shape)
 
 
 def create_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
@@ -135,9 +132,10 @@ def require_complete(array: np.ndarray) -> None:
 
 
 def _map(address: int | None, size: int, flags: int, descriptor: int) -> int:
-    """mmap(2); OSError if it fails."""
-    protection = mmap.PROT_READ | mmap.PROT_WRITE
-    start: int = _libc.mmap(address, size, protection, flags | _MAP_NORESERVE, descriptor, 0)
+    """mmap(2) of memory to read; OSError if it fails."""
+    # Not to write, too: Linux would count a private copy of the whole file as memory in use, and
+    # refuse more than there is (where `vm.overcommit_memory` is 2).
+    start: int = _libc.mmap(address, size, mmap.PROT_READ, flags, descriptor, 0)
     if start == _MAP_FAILED:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return start
