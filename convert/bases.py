@@ -19,7 +19,7 @@ from convert.jpeg.layout import NotBaseline
 from convert.jpeg.record import write_record
 from convert.layout import Layout
 from convert.manifest import BaseFile
-from convert.maps import load_array
+from convert.maps import load_array, require_complete
 
 _BYTES_PER_COEFFICIENT = 3
 _LARGEST_SHARE = {"fg_bg": 1 / 3, "depth": 1.0}
@@ -52,7 +52,8 @@ class Bases:
     def decoding(self, backgrounds: Iterable[int] | None = None) -> Decoding:
         """What a thread decodes records with: the images of these backgrounds (None: of all).
 
-        DataError if the coefficients of one are not those of a JPEG.
+        DataError if the coefficients of one are not those of a JPEG, or if their file has lost
+        bytes since it was opened.
         """
         chosen = range(len(self.coefficients)) if backgrounds is None else backgrounds
         quantisers = self.quantisers.astype(np.int32)
@@ -65,6 +66,7 @@ class Bases:
                 raise DataError(
                     f"{self._file}: base {background} has {error}; pack again"
                 ) from None
+        require_complete(self.coefficients)
         pixels, planes = map(np.stack, zip(*images, strict=True))
         return Decoding(pixels, planes, new_decoder(self.geometry, quantisers))
 

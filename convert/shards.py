@@ -88,16 +88,23 @@ class Shards:
         return str(self.folder / self.names[int(self.records[index][name]["file"])])
 
     def require_complete(self, indices: np.ndarray) -> None:
-        """DataError if a file of these samples, or one that all need, has lost bytes meanwhile.
+        """DataError if the index, or a file of these samples, has lost bytes since it was opened.
 
-        To be called after samples were read: what is missing was zeros.
+        To be called after samples were read: what is missing was zeros. `Bases.decoding` checks
+        the bases.
         """
+        for array in self._read_for(indices):
+            require_complete(array)
+
+    def _read_for(self, indices: np.ndarray) -> list[np.ndarray]:
+        """The maps that are read for samples."""
         # Views of one column first, as copying whole rows takes longer than all the rest.
         used = set().union(*(self.records[name]["file"][indices].tolist() for name in FIELDS))
-        bases = (base.coefficients for base in self.bases.values())
-        shared = (self.records, self.backgrounds, *bases)
-        for array in (*shared, *(self.files[number] for number in used)):
-            require_complete(array)
+        return [self.records, *(self.files[number] for number in used)]
+
+    def require_complete_backgrounds(self) -> None:
+        """The same for the backgrounds; to be called after they were read."""
+        require_complete(self.backgrounds)
 
     def check(self, index: int, name: str) -> None:
         """RecordError unless the stored bytes have the CRC32C of the index."""

@@ -45,6 +45,7 @@ def contact_sheet(shards: str | Path, rows: int = 8) -> Image.Image:
             sheet.paste(picture, (left, top + _TITLE))
     sheet.paste(_depth_legend(layout.width), (left, len(indices) * high + _GAP))
     opened.require_complete(indices)
+    opened.require_complete_backgrounds()
     return sheet
 
 

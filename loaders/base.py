@@ -194,7 +194,7 @@ class ShardLoader(Loader):
         # Always: a wrong row of the index would show another sample's pixels with a valid checksum.
         shards.check_files(shards.shared)
         self.backgrounds = Backgrounds.from_numpy(shards.backgrounds, self.layout, self.device)
-        shards.require_complete(np.empty(0, np.int64))
+        shards.require_complete_backgrounds()
 
     @property
     def statistics(self) -> Statistics:
