@@ -34,6 +34,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *3 * (ctypes.c_int,), ctypes.c_long)
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 @dataclass(eq=False)
@@ -129,6 +130,15 @@ def require_complete(array: np.ndarray) -> None:
         raise DataError(
             f"{found.path}: found a part that can no longer be read; restore it, or pack again"
         )
+
+
+def release_pages(array: np.ndarray) -> None:
+    """Let the pages of a map that were read no longer count as memory of this process.
+
+    array: as in `require_complete`. A page that is used again is taken from the page cache.
+    """
+    if found := _maps.get(array.ctypes.data & -mmap.PAGESIZE):
+        _libc.madvise(found.start, found.size, mmap.MADV_DONTNEED)
 
 
 def _map(address: int | None, size: int, flags: int, descriptor: int) -> int:

@@ -14,7 +14,7 @@ from convert.errors import DataError, RecordError
 from convert.jpeg.record import is_record
 from convert.layout import FIELDS, RECORD
 from convert.manifest import BACKGROUNDS, Manifest, format_name, read_manifest
-from convert.maps import load_array, map_file, require_complete
+from convert.maps import load_array, map_file, release_pages, require_complete
 from convert.storage import CODECS
 
 
@@ -95,6 +95,11 @@ class Shards:
         """
         for array in self._read_for(indices):
             require_complete(array)
+
+    def release_pages(self, indices: np.ndarray) -> None:
+        """Let what was read for these samples no longer count as memory of this process."""
+        for array in self._read_for(indices):
+            release_pages(array)
 
     def _read_for(self, indices: np.ndarray) -> list[np.ndarray]:
         """The maps that are read for samples."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from concurrent.futures import Executor
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -38,36 +40,46 @@ def verify(
     manifest = read_manifest(folder)
     original = None if source is None else _matching_source(Path(source), manifest)
     hidden = None if progress else True  # None: shown on a terminal only
-    with worker_pool(workers) as executor:
-        files = ((expected, folder / name) for name, expected in manifest.files.items())
-        problems = sorted(filter(None, run_all(executor, ShardFile.problem, files)))
-        problems += _check_backgrounds(folder, manifest, original)
-        for form in manifest.formats:
-            try:
-                opened = Shards(folder, form)
-            except DataError as error:
-                problems.append(error.message)
-                continue
-            if form == "ffcv":
-                problems += beton.check_structure(opened)
-            parts = split_parts(manifest.layout)
-            tasks = ((folder, form, part.start, part.stop, original) for part in parts)
-            results = run_all(executor, _check_records, tasks)
-            found: list[str] = []
-            summary = PartSummary()
-            for problems_of_part, summary_of_part in tqdm(
-                results, total=len(parts), unit=" parts", desc=form, disable=hidden
-            ):
-                found += problems_of_part
-                summary.add(summary_of_part)
-            problems += sorted(found)
-            if not found:
-                problems += [
-                    f"{folder}: statistics of {name} are not those of the pixels"
-                    for name in FIELDS
-                    if summary.statistics[name] != manifest.statistics[name]
-                ]
+    try:
+        with worker_pool(workers) as executor:
+            files = ((expected, folder / name) for name, expected in manifest.files.items())
+            problems = sorted(filter(None, run_all(executor, ShardFile.problem, files)))
+            problems += _check_backgrounds(folder, manifest, original)
+            for form in manifest.formats:
+                problems += _check_format(folder, manifest, form, original, executor, hidden)
+    finally:
+        _opened.cache_clear()  # of this process, which is the worker if there is no other
     return list(dict.fromkeys(problems))
+
+
+def _check_format(
+    folder: Path, manifest: Manifest, form: str, source: Source | None, executor: Executor,
+    hidden: bool | None,
+) -> list[str]:  # fmt: skip
+    """Problems of the structure, the records and the statistics of one format."""
+    try:
+        opened = Shards(folder, form)
+    except DataError as error:
+        return [error.message]
+    problems = list(beton.check_structure(opened)) if form == "ffcv" else []
+    parts = split_parts(manifest.layout)
+    tasks = ((folder, form, part.start, part.stop, source) for part in parts)
+    results = run_all(executor, _check_records, tasks)
+    found: list[str] = []
+    summary = PartSummary()
+    for problems_of_part, summary_of_part in tqdm(
+        results, total=len(parts), unit=" parts", desc=form, disable=hidden
+    ):
+        found += problems_of_part
+        summary.add(summary_of_part)
+    problems += sorted(found)
+    if not found:
+        problems += [
+            f"{folder}: statistics of {name} are not those of the pixels"
+            for name in FIELDS
+            if summary.statistics[name] != manifest.statistics[name]
+        ]
+    return problems
 
 
 def _matching_source(source: Path, manifest: Manifest) -> Source:
@@ -85,20 +97,21 @@ def _matching_source(source: Path, manifest: Manifest) -> Source:
 def _check_backgrounds(folder: Path, manifest: Manifest, source: Source | None) -> list[str]:
     """Compare the backgrounds with their statistics, and with the source's files."""
     try:
-        backgrounds = Shards(folder).backgrounds
+        opened = Shards(folder)
     except DataError:
         return []  # reported when each format is opened
     problems = []
     sums = Accumulator(3, 255)
     for number, samples in enumerate(np.diff(manifest.layout.group_starts).tolist()):
-        sums.add(np.asarray(backgrounds[number]), times=samples)
+        sums.add(np.asarray(opened.backgrounds[number]), times=samples)
         if source is None:
             continue
         path = source.bg[number]
         if path.name != manifest.backgrounds[number]:
             problems.append(f"background {number}: {path.name} in the source, not in the shards")
-        elif difference := _difference(backgrounds[number], path, "fg_bg"):
+        elif difference := _difference(opened.backgrounds[number], path, "fg_bg"):
             problems.append(f"background {number} ({path}): {difference}")
+    opened.require_complete_backgrounds()
     if sums.moments != manifest.statistics["bg"]:
         problems.append(f"{folder}: statistics of bg are not those of the backgrounds")
     return problems
@@ -117,15 +130,20 @@ def _tar_header_problem(shards: Shards, index: int, name: str) -> str | None:
     return f"record {index}, {name} ({where}): tar header at byte {at} is corrupt"
 
 
+@lru_cache(maxsize=1)
+def _opened(folder: Path, form: str) -> Shards:
+    """The shards, opened once in each worker: opening reads the index of all records."""
+    return Shards(folder, form)
+
+
 def _check_records(
     folder: Path, form: str, start: int, stop: int, source: Source | None
 ) -> tuple[list[str], PartSummary]:
     """Problems of records start to stop - 1, and the statistics of their pixels."""
-    # Opened for each part, because the pages read of a map count as memory until it is closed.
-    shards = Shards(folder, form)
+    shards, indices = _opened(folder, form), np.arange(start, stop)
     problems = []
     accumulators = new_accumulators()
-    for index in range(start, stop):
+    for index in indices.tolist():
         for column, name in enumerate(FIELDS):
             if form == "webdataset" and (problem := _tar_header_problem(shards, index, name)):
                 problems.append(problem)
@@ -139,7 +157,8 @@ def _check_records(
                         raise RecordError(index, name, str(path), difference)
             except RecordError as error:
                 problems.append(error.message)
-    shards.require_complete(np.arange(start, stop))
+    shards.require_complete(indices)
+    shards.release_pages(indices)
     return problems, PartSummary(statistics={name: a.moments for name, a in accumulators.items()})
 
 

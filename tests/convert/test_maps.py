@@ -5,10 +5,12 @@ from __future__ import annotations
 import faulthandler
 import mmap
 import os
+import re
 import resource
 import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +19,13 @@ from click.testing import CliRunner
 
 from convert.__main__ import main
 from convert.errors import DataError
-from convert.maps import load_array, map_file, require_complete
+from convert.maps import load_array, map_file, release_pages, require_complete
+from convert.parts import split_parts
 from convert.shards import Shards
 from convert.verify import verify
 from tests.tiny_shards import write_tiny_shards
 
-PAGE = mmap.PAGESIZE
+PAGE, SMAPS = mmap.PAGESIZE, Path("/proc/self/smaps")
 SHARDS = 60
 
 
@@ -64,6 +67,23 @@ def test_more_shards_than_files_may_be_open(many: Path) -> None:
         found = verify(many, workers=0, progress=False)
     # The stored statistics are those of other pixels; there is no other problem.
     assert all("statistics of" in problem for problem in found)
+
+
+def test_verify_opens_shards_once_for_all_parts(
+    many: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening reads the whole index: with each part, verifying would take quadratic time."""
+    original, opened = Shards.__init__, []
+
+    def count(shards: Shards, folder: str | Path, form: str | None = None) -> None:
+        opened.append(form)
+        original(shards, folder, form)
+
+    monkeypatch.setattr(Shards, "__init__", count)
+    monkeypatch.setattr("convert.verify.split_parts", partial(split_parts, size=10))
+    verify(many, workers=0, progress=False)
+    assert len(opened) == 3  # for the backgrounds, for the files, and by the one worker
+    assert str(many) not in Path("/proc/self/maps").read_text()
 
 
 def test_a_map_ends_with_its_last_array(tmp_path: Path) -> None:
@@ -119,6 +139,37 @@ def test_a_replaced_or_removed_file_stays_complete(tmp_path: Path) -> None:
     path.unlink()
     require_complete(array)
     assert array.all()
+
+
+def resident_kib(path: Path) -> int:
+    """Memory of this process in pages of a mapped file."""
+    found = re.search(rf" {path}\n.*?Rss: +(\d+) kB", SMAPS.read_text(), re.DOTALL)
+    assert found
+    return int(found[1])
+
+
+def test_released_pages_are_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"\1" * 50 * PAGE)
+    array = map_file(path)
+    assert array.sum() == 50 * PAGE
+    assert resident_kib(path) == 50 * PAGE // 1024
+    release_pages(array)
+    assert resident_kib(path) == 0
+    assert array.sum() == 50 * PAGE
+
+
+def test_what_was_lost_stays_lost_after_a_release(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"\1" * 5 * PAGE)
+    array = map_file(path)
+    os.truncate(path, PAGE)
+    assert array.sum() == PAGE
+    path.write_bytes(b"\1" * 5 * PAGE)
+    release_pages(array)
+    assert array.sum() == PAGE
+    with pytest.raises(DataError, match="found a part that can no longer be read"):
+        require_complete(array)
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Python 3.12 on fork
