@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 _DELAY = 0.05
@@ -21,24 +21,35 @@ def interrupt_later() -> Iterator[None]:
     If an epoch is left before its iterator ends, Python ends it in a finalizer, where it would
     print and ignore an exception. Has no effect in other threads, which get no signals, on handlers
     of SIGINT other than Python's own, and on the others without a handler in Python.
+
+    The limits: a signal while the handlers are exchanged, some microseconds before and after the
+    block, is raised at once, as outside of the block; and one that is to be raised later is lost if
+    the process ends by itself before that.
     """
-    handlers: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            handlers[signal.SIGINT] = signal.default_int_handler
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if callable(handler := signal.getsignal(number)):
-                handlers[number] = handler
     received: set[int] = set()
-    for one in handlers:
-        signal.signal(one, lambda number, _: received.add(number))
-    try:
+
+    def send_received() -> None:
+        for number in received:
+            _send_after(_DELAY, number)
+
+    # Whatever is raised meanwhile, all handlers are restored and what was received is sent.
+    with ExitStack() as stack:
+        stack.callback(send_received)
+        for number, handler in _handlers_that_raise().items():
+            stack.callback(signal.signal, number, handler)
+            signal.signal(number, lambda number, _: received.add(number))
         yield
-    finally:
-        for one, handler in handlers.items():
-            signal.signal(one, handler)
-        for one in received:
-            _send_after(_DELAY, one)
+
+
+def _handlers_that_raise() -> dict[int, Any]:
+    """The handlers that `interrupt_later` replaces, by signal."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    found = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    handlers: dict[int, Any] = {n: handler for n, handler in found.items() if callable(handler)}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        handlers[signal.SIGINT] = signal.default_int_handler
+    return handlers
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,41 @@ def test_an_interrupt_of_nested_blocks_is_raised_once() -> None:
     with pytest.raises(KeyboardInterrupt):
         wait_for_interrupt()
     time.sleep(0.2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("call", range(6))
+def test_a_signal_while_handlers_are_exchanged(
+    number: signal.Signals, call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is raised, at once or later, and all handlers are as they were."""
+
+    def end(number: int, _: object) -> None:
+        sys.exit(128 + number)
+
+    original, calls = signal.signal, count()
+
+    def exchange(one: int, handler: Any) -> Any:
+        before = original(one, handler)
+        if next(calls) == call:
+            signal.raise_signal(number)
+        return before
+
+    def interrupted() -> None:
+        with interrupt_later():
+            pass
+        wait_for_interrupt()
+
+    own = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: end, signal.SIGHUP: end}
+    before = {one: original(one, handler) for one, handler in own.items()}
+    try:
+        monkeypatch.setattr(signal, "signal", exchange)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            interrupted()
+        assert {one: signal.getsignal(one) for one in own} == own
+    finally:
+        for one, handler in before.items():
+            original(one, handler)
 
 
 def test_other_handlers_and_threads_see_no_difference() -> None:
