@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -200,7 +201,7 @@ def _claim(
 
 def _remove(work: Path) -> None:
     """Remove the work folder, even while a worker on another machine still writes to it."""
-    # The name has the process in it, so that the remains of a killed run do not collide.
-    removed = work.with_name(f".{work.name}.removed-{os.getpid()}")
+    # A name of its own, so that the remains of a killed run do not collide.
+    removed = tempfile.mkdtemp(prefix=f".{work.name}.removed-", dir=work.parent)
     work.rename(removed)
     shutil.rmtree(removed)

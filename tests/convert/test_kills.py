@@ -12,7 +12,7 @@ import pytest
 
 from convert.dataset.compose import compose
 from convert.errors import DataError
-from convert.files import REPLACED, remove_leftovers
+from convert.files import REPLACED, remove_leftovers, temporary_folder
 from convert.manifest import MANIFEST
 from convert.pack import PackConfig, pack
 from convert.source import DATASET
@@ -112,27 +112,54 @@ def test_compose_is_killed(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_leftovers_of_others_stay(tmp_path: Path) -> None:
-    target, gone = tmp_path / "data", 2**22  # the largest number of a process is smaller
-    names = [f".data.partial-{n}" for n in (os.getpid(), os.getppid(), 1, gone, gone + 1, gone + 2)]
-    names += [".data.partial-x", f".data2.partial-{gone}", f"data.partial-{gone}"]
+    target = tmp_path / "data"
+    leftovers = [f".data.partial-{n}" for n in ("0a1b2c3d", "deadbeef", os.getpid())]
+    names = [*leftovers, ".data.partial-x", ".data2.partial-deadbeef", "data.partial-deadbeef"]
     for name in names:
         (tmp_path / name).mkdir()
-    (tmp_path / f".data.partial-{gone + 3}").symlink_to(tmp_path / names[0])
-    (tmp_path / f".data.partial-{gone + 4}").write_text("a file")
-    locked = os.open(tmp_path / names[3], os.O_RDONLY)
+    (tmp_path / ".data.partial-00000000").symlink_to(tmp_path / names[3])
+    (tmp_path / ".data.partial-00000001").write_text("a file")
+    locked = os.open(tmp_path / leftovers[0], os.O_RDONLY)
     fcntl.flock(locked, fcntl.LOCK_EX)
-    (tmp_path / names[4] / REPLACED).mkdir()
+    (tmp_path / leftovers[1] / REPLACED).mkdir()
     with pytest.raises(DataError, match="data: another process is writing it; wait"):
         remove_leftovers(target)
     os.close(locked)
-    (tmp_path / names[3]).rmdir()
+    (tmp_path / leftovers[0]).rmdir()
     assert target.is_dir()  # restored: its process was killed between two renames
-    kept = {*names} - {*names[3:6]}
-    kept |= {f".data.partial-{gone + 3}", f".data.partial-{gone + 4}", "data"}
+    kept = {*names} - {*leftovers} | {"data"}
+    kept |= {".data.partial-00000000", ".data.partial-00000001"}
     assert {path.name for path in tmp_path.iterdir()} == kept
-    (tmp_path / names[5] / REPLACED).mkdir(parents=True)
+    (tmp_path / leftovers[2] / REPLACED).mkdir(parents=True)
     remove_leftovers(target)
-    assert (tmp_path / names[5] / REPLACED).is_dir()  # not while there is another
+    assert (tmp_path / leftovers[2] / REPLACED).is_dir()  # not while there is another
+
+
+@pytest.mark.parametrize("happens", ["removed", "locked"])
+def test_a_new_folder_is_taken_for_a_leftover_before_it_is_locked(
+    tmp_path: Path, happens: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another process, whose number says nothing: it may be in another container."""
+    target, lock = tmp_path / "data", fcntl.flock
+    seen: list[Path] = []
+
+    def late(descriptor: int, operation: int) -> None:
+        if not seen:
+            seen[:] = tmp_path.iterdir()
+            if happens == "locked":
+                raise BlockingIOError
+            remove_leftovers(target)
+            assert not seen[0].exists()
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with temporary_folder(target) as work:
+        assert work.is_dir()
+        assert work not in seen
+        with pytest.raises(DataError, match="data: another process is writing it; wait"):
+            remove_leftovers(target)
+    remove_leftovers(target)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_force_restores_shards_that_were_being_replaced(tiny: Path, tmp_path: Path) -> None:
