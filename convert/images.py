@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from convert import jpeg
 from convert.errors import DataError
 from convert.files import require_regular
 
@@ -44,6 +45,8 @@ def opened(path: Path) -> Iterator[Image.Image]:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(path)
             image.load()
+        if image.format in ("JPEG", "MPO"):
+            _require_intact(path.read_bytes())
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; expected an image") from None
     except UnidentifiedImageError:
@@ -61,6 +64,16 @@ def opened(path: Path) -> Iterator[Image.Image]:
         raise DataError(f"{path}: {_reason(error)}; {_EXPECTED}") from None
     with image:
         yield image
+
+
+def _require_intact(data: bytes) -> None:
+    """ValueError for a JPEG of which data are missing: Pillow fills the rest and says nothing."""
+    if jpeg.read_header(data).components != 4:  # which simplejpeg does not decode
+        try:
+            jpeg.decode_gray(data)  # reads the data of all components
+        except ValueError as error:
+            if "extraneous" not in str(error):  # some cameras write more than is needed
+                raise
 
 
 def _reason(error: Exception) -> str:

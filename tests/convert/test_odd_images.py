@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from convert.codecs import encode_rgb
 from convert.dataset.compose import compose
 from convert.dataset.inputs import require_usable
 from convert.dataset.photos import (
@@ -496,14 +495,26 @@ def test_only_a_jpeg_that_pack_reads_as_this_photo_is_copied(tmp_path: Path) -> 
             assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (16, 16))
 
 
-@pytest.mark.parametrize("cut", [2, 12, 40])
-def test_a_jpeg_of_which_the_decoder_warns_is_not_copied(cut: int, tmp_path: Path) -> None:
-    """Pillow fills what is missing before the end with gray, and says nothing."""
-    path, square = tmp_path / "x.jpg", texture(64, 64)
-    data = jpeg_bytes(square, quality=90)
-    path.write_bytes(data[: -cut - 2] + data[-2:])
-    made = background_jpeg(path, 64, 95)
-    assert encode_rgb(made, 64, 64).pixels.shape == (64, 64, 3)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_of_which_data_are_missing(mode: str, progressive: bool, tmp_path: Path) -> None:
+    """Pillow fills what is missing before the end marker, and says nothing."""
+    path = tmp_path / "x.jpg"
+    data = saved(texture(64, 64), "JPEG", mode, quality=90, progressive=progressive)
+    for cut in (40, len(data) // 3):
+        path.write_bytes(data[: -cut - 2] + data[-2:])
+        with pytest.raises(DataError, match=r"x\.jpg: .*remature end .*; expected a complete"):
+            open_photo(path)
+
+
+def test_a_jpeg_with_more_than_is_needed_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.jpg"
+    data = jpeg_bytes(RGB)
+    path.write_bytes(data)
+    expected = np.asarray(open_photo(path))
+    for more in (data[:-2] + b"more" + data[-2:], data + b"more"):
+        path.write_bytes(more)
+        assert np.array_equal(np.asarray(open_photo(path)), expected)
 
 
 def test_a_large_cutout_is_scaled_a_plane_at_a_time(tmp_path: Path) -> None:
