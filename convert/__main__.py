@@ -1,4 +1,4 @@
-"""Command line of the converter: `python -m convert compose|depth|pack|verify|inspect|show`."""
+"""Command line of the converter: `python -m convert compose|depth|check|pack|...`."""
 
 from __future__ import annotations
 
@@ -133,6 +133,29 @@ def depth(dataset: Path, model: str, **options: object) -> None:
 
 @main.command()
 @click.argument("dataset", type=_FOLDER)
+@click.option(
+    "--samples-per-fg", type=click.IntRange(1), help="Neighbouring samples of one foreground."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print all problems as JSON.")
+@_WORKERS
+def check(dataset: Path, samples_per_fg: int | None, as_json: bool, workers: int | None) -> None:
+    """List every problem for which `pack` would refuse DATASET; exit 1 if there is any."""
+    from convert.check import check as run
+    from convert.check import summarise
+
+    problems = run(dataset, samples_per_fg=samples_per_fg, workers=workers)
+    if as_json:
+        found = [{"file": problem.file, "problem": problem.line} for problem in problems]
+        click.echo(json.dumps({"dataset": str(dataset), "problems": found}, indent=1))
+    else:
+        for line in summarise(problems, dataset):
+            click.echo(line)
+        _conclude(dataset, len(problems))
+    sys.exit(1 if problems else 0)
+
+
+@main.command()
+@click.argument("dataset", type=_FOLDER)
 @click.argument("shards", type=_FOLDER)
 @_FORMAT
 @click.option(
@@ -209,11 +232,16 @@ def verify(shards: Path, source: Path | None, workers: int | None) -> None:
     problems = run(shards, source=source, workers=workers)
     for problem in problems:
         click.echo(problem)
-    if problems:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        click.echo(f"{shards}: {count}", err=True)
-        sys.exit(1)
-    click.echo(f"{shards}: no problems")
+    _conclude(shards, len(problems))
+    sys.exit(1 if problems else 0)
+
+
+def _conclude(folder: Path, problems: int) -> None:
+    if not problems:
+        click.echo(f"{folder}: no problems")
+    else:
+        count = "1 problem" if problems == 1 else f"{problems} problems"
+        click.echo(f"{folder}: {count}", err=True)
 
 
 @main.command()

@@ -22,6 +22,8 @@ AMBIGUOUS = (64, 192)
 """Mask pixels of the source in this range (inclusive) are counted: not clearly 0 or 255."""
 
 _FULL_RUN = 255
+_MOST_AMBIGUOUS = 1 / 4
+"""Of the pixels of a mask. JPEG makes a few at edges ambiguous, soft edges some more."""
 _EVERY_BYTE = np.uint64(0x0101010101010101)
 _COLOUR_TOLERANCE = 16
 
@@ -118,7 +120,24 @@ def encode_runs(source: bytes, height: int, width: int) -> Encoded:
 def encode_mask_jpeg(source: bytes, height: int, width: int) -> Encoded:
     """Store a mask JPEG verbatim; decoding thresholds it at 128."""
     mask = _gray(source, height, width)
-    return Encoded(source, mask, {"mask_ambiguous_pixels": threshold_mask(mask)})
+    ambiguous = threshold_mask(mask)
+    if ambiguous > _MOST_AMBIGUOUS * mask.size:
+        raise ValueError(
+            f"a gray image: {ambiguous / mask.size:.0%} of its pixels are from {AMBIGUOUS[0]} to "
+            f"{AMBIGUOUS[1]}, expected 0 outside the foreground and 255 inside"
+        )
+    if not mask.max():
+        _require_black(jpeg.decode_gray(source))
+    return Encoded(source, mask, {"mask_ambiguous_pixels": ambiguous})
+
+
+def _require_black(gray: np.ndarray) -> None:
+    """ValueError for a mask without a foreground that is not 0 everywhere: of 0 and 1, say."""
+    if 0 < (largest := int(gray.max())) < AMBIGUOUS[0]:
+        raise ValueError(
+            f"found values from {gray.min()} to {largest}, expected 0 outside the "
+            "foreground and 255 inside"
+        )
 
 
 def _sized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:

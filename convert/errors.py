@@ -40,6 +40,10 @@ class DataError(click.ClickException):
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
 
+    def with_advice(self, advice: str) -> DataError:
+        """The same error with more to do at its end."""
+        return DataError(f"{self.message}; {advice}")
+
 
 class Problems(DataError):
     """Several problems of the user's files, one line each, after a line with their number."""
@@ -73,6 +77,9 @@ class RecordError(DataError):
 
     def __reduce__(self) -> tuple:
         return type(self), (self.index, self.field, self.where, self.reason)
+
+    def with_advice(self, advice: str) -> RecordError:
+        return RecordError(self.index, self.field, self.where, f"{self.reason}; {advice}")
 
 
 class OptionError(DataError):

@@ -26,7 +26,7 @@ from convert import beton, tarshards
 from convert.bases import open_bases
 from convert.codecs import encode_rgb
 from convert.encoding import is_finished, write_part
-from convert.errors import OptionError, RecordError
+from convert.errors import DataError, OptionError, RecordError
 from convert.files import read_regular, sync
 from convert.layout import Layout
 from convert.manifest import (
@@ -43,6 +43,7 @@ from convert.manifest import (
 )
 from convert.maps import create_array
 from convert.moments import Accumulator, Moments
+from convert.names import pointing_to_check
 from convert.outputs import require_outside
 from convert.parts import SAMPLES_PER_PART, Part, PartSummary, read_summary, split_parts
 from convert.placements import PLACEMENTS
@@ -119,9 +120,10 @@ def pack(
     force: replace a finished folder of the same name, or what an unfinished run left.
     part_size: largest number of samples of a part; the result does not depend on it.
 
-    A corrupt source file ends the run with a RecordError that names it; what was done is removed,
-    or kept with ``resume``. After a kill, a full disk or a dead worker, finished parts stay in
-    `SHARDS.partial` for ``resume``. Raises DataError for mistakes in arguments and files.
+    A corrupt source file ends the run with a RecordError that names it and `convert check`, which
+    lists all; what was done is removed, or kept with ``resume``. After a kill, a full disk or a
+    dead worker, finished parts stay in `SHARDS.partial` for ``resume``. Raises DataError for
+    mistakes in arguments and files.
     """
     config = config or PackConfig()
     dataset, shards = Path(dataset), Path(shards)
@@ -130,11 +132,13 @@ def pack(
     check_target(shards, SHARD_FOLDER, force=force)
     require_outside(shards, dataset)
     source = read_source(dataset, samples_per_fg=config.samples_per_fg)
-    require_placements(source)
-    return write_shards(
-        shards, lambda *_: source, _job(source, config), config, workers=workers,
-        scheduler=scheduler, resume=resume, force=force, progress=progress, part_size=part_size,
-    )  # fmt: skip
+    with pointing_to_check(dataset, DataError, config.samples_per_fg):
+        require_placements(source)
+    with pointing_to_check(dataset, RecordError, config.samples_per_fg):
+        return write_shards(
+            shards, lambda *_: source, _job(source, config), config, workers=workers,
+            scheduler=scheduler, resume=resume, force=force, progress=progress, part_size=part_size,
+        )  # fmt: skip
 
 
 def write_shards(

@@ -8,9 +8,8 @@ from __future__ import annotations
 import functools
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, Self
 
@@ -18,27 +17,26 @@ import numpy as np
 from pydantic import model_validator
 
 from convert import jpeg
-from convert.errors import DataError, OptionError, RecordError, reading
+from convert.errors import DataError, OptionError, RecordError
 from convert.files import read_file, read_regular
-from convert.found import DATA_SET, FOLDER, NOTHING, found_at
 from convert.layout import FIELDS, Layout
 from convert.manifest import ShardFile
+from convert.names import (
+    FOLDERS,
+    Names,
+    Problem,
+    find_names,
+    list_jpegs,
+    pointing_to_check,
+    require_dataset,
+    required,
+)
 from convert.placements import read_placements
 from convert.schema import Positive, Schema, parse_table, shown
-
-FOLDERS = {"fg_bg": "fg_bg", "mask": "fg_bg_mask", "depth": "fg_bg_depth"}
-"""Folder of each field."""
 
 DATASET = "dataset.json"
 DATASET_FORMAT, DATASET_VERSION = "maskdepth-dataset", 2
 """What `compose` writes; version 1 has no table of samples."""
-
-_JPEG_SUFFIXES = (".jpg", ".jpeg")
-_IGNORED = frozenset({
-    "thumbs.db", "ehthumbs.db", "desktop.ini", "picasa.ini", "icon\r", "__macosx", "@eadir",
-})  # fmt: skip
-"""Files and folders that file managers, archives and network disks add, in lower case."""
-_EXPECTED = "bg/, fg_bg/, fg_bg_mask/ and fg_bg_depth/ as in docs/format.md"
 
 
 class PlacementsFile(ShardFile):
@@ -184,81 +182,34 @@ def _names(folder: Path, cache_key: str) -> list[str]:
     return list_jpegs(folder)
 
 
-def list_jpegs(folder: Path) -> list[str]:
-    """Sorted names of the JPEG files in a folder; DataError for anything else in it."""
-    names = _list_visible(folder)
-    for name in names:
-        if not name.lower().endswith(_JPEG_SUFFIXES):
-            raise DataError(f"{folder / name}: found a file that is not a .jpg; move it away")
-    return names
-
-
-def list_backgrounds(folder: Path) -> tuple[Path, ...]:
-    """Background files of a data set, sorted by file name.
-
-    DataError if there are none, if two have the same stem, or for anything but a JPEG file.
-    """
-    with reading(folder):
-        kind = found_at(folder)
-    if kind not in (DATA_SET, FOLDER):
-        reason = "no such folder" if kind == NOTHING else f"found {kind}"
-        raise DataError(f"{folder}: {reason}; expected a data set with {_EXPECTED}")
-    found = tuple(folder / "bg" / name for name in list_jpegs(folder / "bg"))
-    if not found:
-        raise DataError(f"{folder / 'bg'}: found no images, expected one .jpg for each background")
-    for other, path in pairwise(sorted(found, key=lambda path: path.stem)):
-        if other.stem == path.stem:
-            raise DataError(
-                f"{path}: found {other.name} too, expected one background of the name {path.stem}; "
-                "rename or remove one"
-            )
-    return found
-
-
-def visible(names: Iterable[str]) -> list[str]:
-    """Sorted names, without hidden files and those that no person has put into a folder."""
-    return sorted(n for n in names if n[0] != "." and n.casefold() not in _IGNORED)
-
-
-def _list_visible(folder: Path) -> list[str]:
-    """The `visible` entries of a folder."""
-    try:
-        names = os.listdir(folder)
-    except FileNotFoundError:
-        raise DataError(f"{folder}: no such folder; expected {_EXPECTED}") from None
-    except OSError as error:
-        reason = f"cannot be read ({error.strerror}); expected a folder of images"
-        raise DataError(f"{folder}: {reason}") from None
-    return visible(names)
-
-
 def read_source(dataset: str | Path, *, samples_per_fg: int | None = None) -> Source:
     """Check the file names of a complete data set and count its samples.
 
     Images are checked only when they are read. ``samples_per_fg`` overrides `dataset.json`.
     Raises DataError that names the first unexpected or missing file.
     """
-    folder = Path(dataset)
-    bg = list_backgrounds(folder)
-    stems = [path.stem for path in bg]
-    for name in FOLDERS.values():
-        found = _list_visible(folder / name)
-        _check_names(folder / name, found, stems, f"the names of {folder / 'bg'}")
-    counts = {stem: _count_group(folder, stem) for stem in stems}
+    folder = require_dataset(dataset)
+    with pointing_to_check(folder, DataError, samples_per_fg):
+        return source_of(folder, find_names(folder), samples_per_fg)
+
+
+def source_of(folder: Path, names: Names, samples_per_fg: int | None) -> Source:
+    """The data set that has these names; DataError with the first problem."""
+    required(names, names.problems)
     metadata = read_metadata(folder)
     try:
-        first = jpeg.read_header(read_regular(bg[0]))
+        first = jpeg.read_header(read_regular(names.bg[0]))
     except (OSError, ValueError) as error:
-        raise DataError(f"{bg[0]}: {error}; expected a JPEG image") from None
+        raise DataError(f"{names.bg[0]}: {error}; expected a JPEG image") from None
     table = Metadata.from_json(metadata).placements_table
     layout = Layout(
         height=first.height,
         width=first.width,
-        group_starts=np.cumsum([0, *counts.values()], dtype=np.int64),
-        samples_per_fg=_samples_per_fg(folder, samples_per_fg, metadata, counts),
+        group_starts=np.cumsum([0, *names.counts.values()], dtype=np.int64),
+        samples_per_fg=required(*find_per_fg(folder, samples_per_fg, metadata, names.counts)),
         table=folder / table.file if table else None,
     )
-    return Source(folder=folder, bg=bg, layout=layout, metadata=metadata)
+    return Source(folder=folder, bg=names.bg, layout=layout, metadata=metadata)
 
 
 def require_placements(source: Source) -> None:
@@ -284,49 +235,32 @@ def require_placements(source: Source) -> None:
         )
 
 
-def _samples_per_fg(
+def find_per_fg(
     folder: Path, given: int | None, metadata: dict[str, object], counts: dict[str, int]
-) -> int | None:
-    """Samples that show one foreground, checked: a missing sample would shift all after it."""
+) -> tuple[int | None, list[Problem]]:
+    """Samples that show one foreground, and backgrounds of which that number is wrong.
+
+    A missing sample would shift the foregrounds of all after it.
+    """
     found, fix = given, "give --samples-per-fg another number"
     if given is None:
         found = Metadata.from_json(metadata).samples_per_fg
         fix = f"delete samples_per_fg in {DATASET} if it is not known which show one foreground"
     if found is None:
-        return None
+        return None, []
     if found < 1:
         raise OptionError("samples_per_fg", f": found {found}, expected 1 or more")
-    for stem, count in counts.items():
-        if count % found:
-            raise DataError(
-                f"{folder / FOLDERS['fg_bg'] / stem}: found {count} images, expected a multiple of "
-                f"{found}, the samples of one foreground; give all of them, or {fix}"
-            )
-    return found
-
-
-def _count_group(folder: Path, stem: str) -> int:
-    """Samples of one background; DataError unless all folders hold the same names."""
-    names = list_jpegs(folder / FOLDERS["fg_bg"] / stem)
-    if not names:
-        raise DataError(f"{folder / FOLDERS['fg_bg'] / stem}: found no images, expected at least 1")
-    for name in ("mask", "depth"):
-        other = folder / FOLDERS[name] / stem
-        _check_names(other, list_jpegs(other), names, f"as many as {FOLDERS['fg_bg']}/{stem}")
-    return len(names)
-
-
-def _check_names(folder: Path, found: list[str], expected: list[str], what: str) -> None:
-    """DataError unless both lists hold the same names, in any order."""
-    # File names and stems sort differently: `a-b.jpg` is before `a.jpg`, `a-b` is after `a`.
-    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-    if missing or extra:
-        first = [f"{name} is missing" for name in missing[:1]]
-        first += [f"{name} has no counterpart" for name in extra[:1]]
-        raise DataError(
-            f"{folder}: found {len(found)} entries, expected {len(expected)} ({what}): "
-            + ", ".join(first)
+    problems = [
+        Problem.of(
+            folder / FOLDERS["fg_bg"] / stem,
+            f"found {count} images, expected a multiple of {found}, the samples of one foreground; "
+            f"give all of them, or {fix}",
+            "foregrounds",
         )
+        for stem, count in counts.items()
+        if count % found
+    ]
+    return found, problems
 
 
 def read_metadata(folder: Path) -> dict[str, object]:

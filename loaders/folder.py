@@ -6,7 +6,8 @@ from pathlib import Path
 
 from convert.layout import Layout
 from convert.manifest import depth_source, read_manifest
-from convert.source import FOLDERS, read_source
+from convert.names import FOLDERS
+from convert.source import read_source
 
 
 def is_dataset(path: str | Path) -> bool:

@@ -37,8 +37,8 @@ ALLOWED = {
         "convert.jpeg.record convert.jpeg.streaming convert.layout convert.limits "
         "convert.manifest convert.moments convert.shards convert.storage convert.workers"
     ),
-    "loaders/folder.py": "convert.source",
-    "loaders/engines/reference.py": "convert.files convert.source",
+    "loaders/folder.py": "convert.names convert.source",
+    "loaders/engines/reference.py": "convert.files convert.names convert.source",
     "loaders/engines/ffcv.py": "convert.beton",
     "loaders/engines/dali_stream.py": "convert.files convert.tarshards",
 }

@@ -65,6 +65,7 @@ COMMANDS = """
 convert pack data new --workers 0
 convert pack closed/data new
 convert pack data shards --force --workers 0
+convert check closed/data
 convert compose new --workers 0
 convert compose closed/new --workers 0
 convert verify closed/shards

@@ -25,10 +25,11 @@ from convert.dataset.inputs import require_usable
 from convert.dataset.plan import DEFAULT_SIZE, Plan, PlanOptions, make_plan, plan_metadata
 from convert.errors import DataError
 from convert.files import read_file, write_json
+from convert.names import FOLDERS
 from convert.outputs import require_outside
 from convert.parts import Part, read_record, split_parts, write_record
 from convert.placements import PLACEMENTS
-from convert.source import DATASET, DATASET_FORMAT, FOLDERS, read_metadata
+from convert.source import DATASET, DATASET_FORMAT, read_metadata
 from convert.unfinished import PARTS, Output, check_target, work_folder
 from convert.workers import open_pool, run_all
 

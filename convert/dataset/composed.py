@@ -23,8 +23,9 @@ from convert.dataset.canvas import DEPTH_QUALITY, Canvas, Cutout, encode_jpeg
 from convert.dataset.plan import Plan, plan_metadata
 from convert.layout import Layout
 from convert.maps import load_array
+from convert.names import FOLDERS
 from convert.placements import PLACEMENT, PLACEMENTS, write_placements
-from convert.source import FOLDERS, PlacementsFile, Sample
+from convert.source import PlacementsFile, Sample
 from convert.unfinished import PARTS
 from convert.workers import run_all
 

@@ -31,8 +31,9 @@ from convert.files import (
     write_json,
 )
 from convert.manifest import DEPTH_SOURCES, depth_source
+from convert.names import FOLDERS, list_backgrounds, list_jpegs, visible
 from convert.outputs import require_writable_folder
-from convert.source import DATASET, FOLDERS, list_backgrounds, list_jpegs, read_metadata, visible
+from convert.source import DATASET, read_metadata
 
 _METRIC_TYPES = ("depth_pro", "glpn", "zoedepth")  # a ``config.model_type`` that means metres
 

@@ -12,7 +12,7 @@ from convert.dataset.canvas import encode_jpeg
 from convert.errors import DataError, raise_all
 from convert.files import why_irregular
 from convert.images import SUFFIXES, opened, to_rgb, to_rgba, upright
-from convert.source import visible
+from convert.names import visible
 
 _MOST_COLOUR = 16
 """Levels by which the channels of a depth map may differ: a JPEG of a gray image has no more."""

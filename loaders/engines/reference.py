@@ -20,7 +20,8 @@ from convert.files import why_irregular
 from convert.layout import FIELDS, MASK_THRESHOLD
 from convert.manifest import depth_source
 from convert.moments import Moments, Statistics
-from convert.source import FOLDERS, read_source
+from convert.names import FOLDERS
+from convert.source import read_source
 from loaders.backgrounds import Backgrounds
 from loaders.base import Loader
 from loaders.batch import Batch

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from convert.__main__ import main
 from convert.found import DATA_SET, FILE, FOLDER, NOTHING, RUN, SHARDS, found_at
 from convert.manifest import MANIFEST
-from convert.source import FOLDERS
+from convert.names import FOLDERS
 from model.training.folder import CONFIG, LAST
 
 

@@ -388,8 +388,11 @@ def test_a_missing_sample_does_not_shift_people(copy: Path, tmp_path: Path) -> N
 def test_samples_per_fg_that_does_not_divide_is_blamed_on_who_said_it(
     copy: Path, tmp_path: Path
 ) -> None:
-    config = PackConfig(samples_per_fg=7)
-    with pytest.raises(DataError, match=r"multiple of 7.*or give --samples-per-fg another number$"):
+    config, fix = (
+        PackConfig(samples_per_fg=7),
+        "multiple of 7.*give --samples-per-fg another number",
+    )
+    with pytest.raises(DataError, match=rf"{fix}; `.* --samples-per-fg 7` lists all"):
         pack(copy, tmp_path / "shards", config=config, workers=0, progress=False)
     (copy / "dataset.json").write_text('{"samples_per_fg": 7}')
     with pytest.raises(DataError, match=r"multiple of 7.*delete samples_per_fg in dataset.json if"):

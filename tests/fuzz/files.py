@@ -44,7 +44,11 @@ class Files:
         self.data = make_dataset(folder / "data")
         rng = np.random.default_rng(0)
         self.pixels = rng.integers(0, 256, (32, 40, 3), np.uint8)
-        self.jpeg, self.gray = jpeg_bytes(self.pixels), jpeg_bytes(self.pixels[..., 0])
+        gray = self.pixels[..., 0]
+        mask = np.where(np.indices(gray.shape)[1] < 20, np.uint8(255), np.uint8(0))
+        self.jpegs = {
+            "fg_bg": jpeg_bytes(self.pixels), "mask": jpeg_bytes(mask), "depth": jpeg_bytes(gray)
+        }  # fmt: skip
         self.results = {path.stem: path.read_bytes() for path in RESULTS.glob("*.json")}
         self._write_part()
         self._write_checkpoints()

@@ -30,6 +30,7 @@ from convert.parts import read_summary
 from convert.placements import PLACEMENT, read_placements, write_placements
 from convert.shards import Shards
 from convert.source import read_metadata, read_source
+from convert.storage import CODECS
 from convert.verify import verify
 from model import DualDecoderUNet
 from model.checkpoint import METADATA_KEY, load_network
@@ -258,9 +259,9 @@ def photo(files: Files, rng: random.Random) -> None:
 
 def sample(files: Files, rng: random.Random) -> None:
     """An image of a data set, as `pack` encodes it."""
-    colour, gray = damaged(rng, files.jpeg), damaged(rng, files.gray)
+    jpegs = {name: damaged(rng, data) for name, data in files.jpegs.items()}
     for codec, encode in ENCODERS.items():
-        data = colour if codec == "jpeg" else gray
+        data = jpegs[CODECS[codec].field]
         try:
             encode(data, 32, 40)
         except ValueError as error:
@@ -272,7 +273,8 @@ def predict(files: Files, rng: random.Random) -> None:
     if rng.random() < 0.5:
         files.checkpoint.write_bytes(files.weights)
     for name in ("bg", "fg_bg"):
-        data = files.jpeg if rng.random() < 0.5 else damaged(rng, files.jpeg)
+        jpeg = files.jpegs["fg_bg"]
+        data = jpeg if rng.random() < 0.5 else damaged(rng, jpeg)
         (files.folder / f"{name}.jpg").write_bytes(data)
     photos = ("--bg", files.folder / "bg.jpg", "--fg-bg", files.folder / "fg_bg.jpg")
     out = files.folder / "out"

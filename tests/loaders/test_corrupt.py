@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convert.errors import RecordError
-from convert.source import FOLDERS
+from convert.names import FOLDERS
 from loaders import Batch, DataError, build_loader
 from loaders.engines.reference import ReferenceLoader
 from loaders.options import LoaderOptions
