@@ -1,9 +1,10 @@
 """The work folder of `pack` and `compose`, so that they can be killed and resumed at any time.
 
-A folder `OUT` is written in `OUT.partial` and published by one rename. The file `.OUT.job` beside
-it records the job of that work, and is locked while a converter runs. It exists at least as long
-as the work folder: one without belongs to someone else and is not touched. What is only needed
-until the end is in `OUT.partial/parts`, and finished parts have a JSON file there.
+A folder `OUT` is written in `OUT.partial` and published by one rename. The file `.job` in it
+records the job of that work, and is locked while a converter runs. It is beside the folder, as
+`.OUT.job`, while that is made or published: a work folder without a job belongs to someone else
+and is not touched, and a published one has none. What is only needed until the end is in
+`OUT.partial/parts`, and finished parts have a JSON file there.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from convert.manifest import MANIFEST
 from convert.outputs import require_writable_folder
 
 PARTS = "parts"
+_JOB = ".job"  # hidden, as nothing that a command writes is
 _LONGEST_NAME = 220  # of 255 bytes; the names of the work folder and what it leaves are longer
 
 
@@ -111,6 +113,7 @@ def work_folder(
     try:
         with _locked_job_file(target, work) as file:
             _claim(work, file, job, target, resume=resume, force=force)
+            _beside(target).rename(work / _JOB)
             try:
                 yield work
                 # A failed cleanup must not fail finished work.
@@ -123,6 +126,7 @@ def work_folder(
                 elif isinstance(error, KeyboardInterrupt | SystemExit):
                     click.echo(f"{work}: unfinished; --resume continues it", err=True)
                 raise
+            (work / _JOB).rename(_beside(target))
             _publish(work, target, kind, force=force)
             if (target / PARTS).exists():
                 click.echo(f"{target / PARTS}: could not be removed; delete it", err=True)
@@ -149,23 +153,53 @@ def _publish(work: Path, target: Path, kind: Output, *, force: bool) -> None:
         publish_folder(work, target)
 
 
+def _beside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.job")
+
+
 @contextmanager
 def _locked_job_file(target: Path, work: Path) -> Iterator[BinaryIO]:
-    """Open and lock the job file, created if missing; remove it at the end if no work is left."""
-    path = target.with_name(f".{target.name}.job")
-    with open(path, "a+b") as file:
+    """Open and lock the job file, created if missing; in the block it is beside the work folder.
+
+    At the end it is moved into the work folder if there is one of this job, and removed otherwise.
+    """
+    beside, inside = _beside(target), work / _JOB
+    path = inside if inside.exists() else beside
+    try:
+        # Opening it inside must not create another one if its holder moves it at this moment.
+        create = os.O_CREAT if path == beside else 0
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_APPEND | create, 0o666), "a+b")
+    except FileNotFoundError:
+        raise _is_busy(target) from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_ours = os.path.samestat(os.fstat(file.fileno()), path.stat())
-        except (BlockingIOError, FileNotFoundError):
-            is_ours = False
-        if not is_ours:  # locked, or removed by the previous holder after it was opened here
-            raise DataError(f"{target}: another converter is writing it; wait for it")
+        except BlockingIOError:
+            raise _is_busy(target) from None
+        # Its holder may have moved or removed it after it was opened, or looked for, here.
+        if (path == beside and inside.exists()) or not _is_at(file, path):
+            raise _is_busy(target)
+        if path == inside:
+            inside.rename(beside)
         try:
             yield file
         finally:
-            if not work.exists() or not os.fstat(file.fileno()).st_size:  # or it is not ours
-                path.unlink()
+            if _is_at(file, beside):
+                if work.is_dir() and os.fstat(file.fileno()).st_size:
+                    beside.rename(inside)
+                else:
+                    beside.unlink()
+
+
+def _is_busy(target: Path) -> DataError:
+    return DataError(f"{target}: another converter is writing it; wait for it")
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _claim(

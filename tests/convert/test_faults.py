@@ -195,6 +195,7 @@ def test_what_was_done_before_a_signal_is_kept_for_resume(
             pack(dataset, tmp_path / "shards", config=CONFIG, workers=0, progress=False)
     work = tmp_path / "shards.partial"
     assert capsys.readouterr().err == f"{work}: unfinished; --resume continues it\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["shards.partial"]
     assert len(list(work.glob("parts/*.json"))) == 5
     pack(dataset, tmp_path / "shards", config=CONFIG, workers=0, resume=True, progress=False)
     assert tree(tmp_path / "shards") == tree(shards)
@@ -299,13 +300,16 @@ def test_unreadable_file(dataset: Path, tmp_path: Path) -> None:
         pack(copy, tmp_path / "shards", workers=0, progress=False)
 
 
-def test_two_converters_keep_apart(dataset: Path, tmp_path: Path) -> None:
-    with open(tmp_path / ".shards.job", "w") as lock:
+@pytest.mark.parametrize("name", [".shards.job", "shards.partial/.job"])
+def test_two_converters_keep_apart(dataset: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    with open(tmp_path / name, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for option in ("none", "resume", "force"):
             options: dict[str, Any] = {} if option == "none" else {option: True}
             with pytest.raises(DataError, match="another converter is writing it"):
                 pack(dataset, tmp_path / "shards", workers=0, progress=False, **options)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name]
 
 
 @pytest.mark.parametrize("option", ["none", "resume", "force"])
@@ -488,3 +492,37 @@ def test_scheduler_that_is_not_there(
     with pytest.raises(DataError, match="cannot be reached"):
         pack(dataset, tmp_path / "shards", scheduler="tcp://127.0.0.1:9", progress=False)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("moment", ["opened", "moved", "gone"])
+def test_a_converter_that_meets_another_one_at_any_moment(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Between looking for the job file, opening and locking it, its holder moves or removes it."""
+    work, beside = tmp_path / "shards.partial", tmp_path / ".shards.job"
+    work.mkdir()
+    (work / ".job").write_text("{}")
+    first, second = (work / ".job", beside) if moment != "opened" else (beside, work / ".job")
+    if moment == "opened":
+        (work / ".job").rename(beside)
+    real = os.open
+
+    def open_late(path: Any, flags: int, mode: int = 0o777, **options: Any) -> int:
+        if path == first and first.exists():
+            if moment == "gone":
+                first.unlink()
+            elif moment == "moved":
+                first.rename(second)
+            else:
+                descriptor = real(path, flags, mode, **options)
+                first.rename(second)
+                return descriptor
+        return real(path, flags, mode, **options)
+
+    monkeypatch.setattr(os, "open", open_late)
+    with pytest.raises(DataError, match="another converter is writing it"):
+        pack(dataset, tmp_path / "shards", workers=0, progress=False, force=True)
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+    assert left == {"shards.partial"} | (
+        set() if moment == "gone" else {second.relative_to(tmp_path).as_posix()}
+    )
