@@ -143,7 +143,7 @@ def release_pages(array: np.ndarray) -> None:
 
 def _map(address: int | None, size: int, flags: int, descriptor: int) -> int:
     """mmap(2) of memory to read; OSError if it fails."""
-    # Not to write, too: Linux would count a private copy of the whole file as memory in use, and
+    # Not for writing, too: Linux would count a private copy of the whole file as memory in use, and
     # refuse more than there is (where `vm.overcommit_memory` is 2).
     start: int = _libc.mmap(address, size, mmap.PROT_READ, flags, descriptor, 0)
     if start == _MAP_FAILED:
