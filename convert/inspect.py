@@ -10,11 +10,12 @@ def table(manifest: Manifest) -> str:
     """Several lines: size, codecs, statistics, files and what was counted while packing."""
     layout = manifest.layout
     per_bg = f"{layout.samples_per_bg} samples each" if layout.samples_per_bg else "unequal groups"
+    by_table = f"as in {layout.table.name}" if layout.table else "not known"
     lines = [
         f"samples        {layout.samples:,}",
         f"image size     {layout.width} x {layout.height}",
         f"backgrounds    {len(manifest.backgrounds)} ({per_bg})",
-        f"samples of fg  {layout.samples_per_fg or 'not known'}",
+        f"samples of fg  {layout.samples_per_fg or by_table}",
         f"depth          {DEPTH_SOURCES.get(manifest.depth_source, 'not known where from')}",
         "",
         "field          codec                       mean (0..1)             std (0..1)",

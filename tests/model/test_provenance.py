@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from convert.moments import Moments
+from convert.placements import PLACEMENT, write_placements
 from loaders import Layout, split_indices
 from model.training.provenance import count_seen, fingerprint, seen_note
 
@@ -43,6 +45,21 @@ def test_fingerprint_is_that_of_the_content() -> None:
 def test_samples_per_fg_count_if_the_split_holds_out_foregrounds(split: str, equal: bool) -> None:
     other = replace(SAME, layout=replace(LAYOUT, samples_per_fg=3))
     assert (fingerprint(other, split) == fingerprint(SAME, split)) is equal
+
+
+def test_a_table_of_samples_counts_in_their_place(tmp_path: Path) -> None:
+    rows = np.zeros(24, PLACEMENT)
+    rows["bg"], rows["scale"] = np.arange(24) // 6, 0.5
+    found = {}
+    for name, fg in (("a", np.arange(24) % 3), ("b", np.arange(24) % 2)):
+        rows["fg"] = fg
+        write_placements(tmp_path / name, rows)
+        layout = replace(LAYOUT, samples_per_fg=None, table=tmp_path / name)
+        found[name] = replace(SAME, layout=layout)
+    assert fingerprint(found["a"], "fg") != fingerprint(found["b"], "fg")
+    assert fingerprint(found["a"], "bg") == fingerprint(found["b"], "bg")
+    seen = count_seen(found["a"].layout, np.arange(12), np.arange(12, 24))
+    assert seen == {"samples": 0, "backgrounds": 0, "foregrounds": 3}
 
 
 def test_seen_samples_and_groups_are_counted() -> None:
