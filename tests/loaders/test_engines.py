@@ -271,7 +271,7 @@ def test_broken_record_is_named_in_its_turn(
 def test_user_mistakes(any_engine: str, dataset: Path, shards: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         build_loader(any_engine, tmp_path / "none", batch_size=8)
-    with pytest.raises(DataError, match="not a finished shard folder"):
+    with pytest.raises(DataError, match="found a data set, expected shards; run"):
         build_loader(any_engine, dataset, batch_size=8)
     with pytest.raises(DataError, match="batch_size: found 0"):
         build_loader(any_engine, shards, batch_size=0)
