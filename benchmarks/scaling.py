@@ -16,7 +16,7 @@ import psutil
 from benchmarks.harness.contender import Contender, race
 from benchmarks.harness.images import read_truth
 from benchmarks.harness.options import SHARDS, Loading, command, keep, loading_options, option
-from benchmarks.harness.ours import DECODING, our_contenders
+from benchmarks.harness.ours import DECODING, our_contenders, skipped_engines
 from benchmarks.harness.repeated import write_repeated
 from benchmarks.harness.results import CaseResult, Result, make_result
 from benchmarks.harness.timing import print_progress
@@ -46,10 +46,11 @@ def scaling(shards: Path, loading: Loading, samples: int, records: tuple[int, ..
     Each axis is measured with the other options at their values.
     """
     cases: dict[str, CaseResult] = {}
+    skipped: dict[str, str] = {}
 
     def result() -> Result:
         arguments = loading.arguments(shards=shards.name, samples=samples)
-        return make_result("scaling", arguments, cases, device=loading.device)
+        return make_result("scaling", arguments, cases, device=loading.device, skipped=skipped)
 
     threads = sorted({1, loading.threads, *(2**n for n in range(10) if 2**n < loading.threads)})
     loadings = {
@@ -76,7 +77,10 @@ def scaling(shards: Path, loading: Loading, samples: int, records: tuple[int, ..
         cases |= _race_axis("image size", contenders, shards, loading)
         keep(result())
         for count in records:
-            cases |= _open_records(shards, folder / f"repeated-{count}", count, loading)
+            repeated = folder / f"repeated-{count}"
+            cases |= _open_records(shards, repeated, count, loading)
+            reasons = skipped_engines(repeated)
+            skipped |= {f"{name}, records": reasons[name] for name in DECODING if name in reasons}
             keep(result())
     return result()
 
@@ -107,7 +111,7 @@ def _open_records(
     """Cases of opening a folder of so many records, in a new process for each engine."""
     samples = write_repeated(shards, folder, count)
     found = {}
-    for contender in our_contenders(shards, loading, engines=DECODING):
+    for contender in our_contenders(folder, loading, engines=DECODING):
         name, engine = contender.name, contender.options["engine"]
         with worker_pool(1) as pool:
             (figures,) = run_all(pool, _open, [(engine, shards, folder, loading)])
