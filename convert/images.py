@@ -17,7 +17,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from convert import jpeg
 from convert.errors import DataError
-from convert.files import require_regular
+from convert.files import read_regular
 
 SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Of files that are taken for images where a user names a folder, in lower case."""
@@ -37,16 +37,17 @@ def opened(path: Path) -> Iterator[Image.Image]:
     and for one of more than twice `PIL.Image.MAX_IMAGE_PIXELS` pixels, about 179 million.
     """
     try:
-        require_regular(path)
-        if not path.stat().st_size:
+        # From memory: of TIFF files, Pillow maps some, and scrambles those that are turned.
+        data = read_regular(path)
+        if not data:
             raise DataError(f"{path}: found an empty file; {_EXPECTED}")
         with warnings.catch_warnings():
             # Of half as many pixels as are refused: some cameras make such photos.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path)
+            image = Image.open(io.BytesIO(data))
             image.load()
         if image.format in ("JPEG", "MPO"):
-            _require_intact(path.read_bytes())
+            _require_intact(data)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; expected an image") from None
     except UnidentifiedImageError:

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from convert.dataset.compose import compose
@@ -333,6 +335,37 @@ def test_cutout_has_the_expected_pixels(name: str, tmp_path: Path) -> None:
     assert np.array_equal(found[..., 3], expected[..., 3])
     difference = np.abs(found - expected)[expected[..., 3] != 0]
     assert difference.max() <= tolerance
+
+
+@settings(max_examples=60)
+@given(
+    seed=st.integers(0, 2**32), shape=st.tuples(st.integers(1, 9), st.integers(2, 9)),
+    form=st.sampled_from(["PNG", "TIFF", "WEBP"]), orientation=st.integers(1, 8),
+    mode=st.sampled_from(["RGBA", "LA"]), icc_profile=st.sampled_from([None, SRGB_PROFILE]),
+)  # fmt: skip
+def test_any_cutout_without_loss_has_its_pixels(
+    seed: int, shape: tuple[int, int], form: str, orientation: int, mode: str,
+    icc_profile: bytes | None,
+) -> None:  # fmt: skip
+    pixels = np.random.default_rng(seed).integers(0, 256, (*shape, 4), np.uint8)
+    pixels[0, 0, 3], pixels[-1, -1, 3] = 0, 255
+    about = Image.Exif()
+    about[0x0112] = orientation
+    image = Image.fromarray(pixels).convert(mode)
+    options = {"lossless": True, "exact": True} if form == "WEBP" else {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.png"
+        image.save(path, form, exif=about, icc_profile=icc_profile, **options)
+        found = open_cutout(path)
+    expected = np.asarray(image.convert("RGBA"))
+    expected = {
+        1: expected, 2: expected[:, ::-1], 3: expected[::-1, ::-1], 4: expected[::-1],
+        5: expected.swapaxes(0, 1), 6: np.rot90(expected, -1),
+        7: expected[::-1, ::-1].swapaxes(0, 1), 8: np.rot90(expected),
+    }[orientation]  # fmt: skip
+    assert np.array_equal(found[..., 3], expected[..., 3])
+    visible = expected[..., 3] != 0
+    assert np.array_equal(found[visible], expected[visible])
 
 
 @pytest.mark.parametrize("name", PHOTOS)
