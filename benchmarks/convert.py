@@ -19,9 +19,9 @@ from benchmarks.harness.options import (
     MINUTES,
     REPEATS,
     SAMPLES,
-    at_least_1,
     command,
     keep,
+    up_to_most_workers,
 )
 from benchmarks.harness.results import CaseResult, Result, make_result
 from benchmarks.harness.timing import Found, Repeat, interleave, print_progress, time_once
@@ -30,14 +30,14 @@ from benchmarks.peers.source import Files
 from convert.manifest import Manifest, read_manifest
 from convert.pack import PackConfig, pack
 from convert.source import Source, read_source
-from convert.workers import available_cores, run_all, worker_pool
+from convert.workers import run_all, worker_pool
 
 OURS = "ours, FFCV file"
 _CHUNK = 1000
 _FFCV_QUALITY = 90  # FFCV's default
 
 
-@command(DATASET, SAMPLES, REPEATS, MINUTES, at_least_1("--workers", default=available_cores()))
+@command(DATASET, SAMPLES, REPEATS, MINUTES, up_to_most_workers("--workers"))
 def convert(dataset: Path, samples: int, repeats: int, minutes: float, workers: int) -> Result:
     """Packing DATASET against stock FFCV's writer and against reading and decoding alone.
 

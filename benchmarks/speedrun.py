@@ -28,6 +28,7 @@ from benchmarks.harness.results import NO_NETWORK, CaseResult, Result, make_resu
 from benchmarks.harness.timing import print_progress
 from benchmarks.recipes import FLOAT32, Data, baselines, score
 from convert.errors import DataError
+from convert.limits import LARGEST_BATCH
 from loaders import Loader, Preprocess, read_layout, split_indices
 from loaders.augment import make_augment
 from loaders.folder import read_depth_source
@@ -218,7 +219,9 @@ def _load(names: tuple[str, ...], width: int, batch_size: int | None) -> list[Re
     cli.option("--recipe", "names", multiple=True, default=("fast", "joint", "original")),
     cli.at_least_1("--seeds", default=3, help="Runs of each recipe."),
     cli.width_option(default=16),
-    cli.option("--batch-size", type=click.IntRange(1), help="Default: each stage's own."),
+    cli.option(
+        "--batch-size", type=click.IntRange(1, LARGEST_BATCH), help="Default: each stage's own."
+    ),
     cli.at_least_1("--points", default=10,
                    help="How often a run is scored while its work grows tenfold."),
     cli.at_least_1("--samples", default=4000, help="Of validation, spread over all groups."),

@@ -17,10 +17,12 @@ from benchmarks.harness.nvml import before_use
 from benchmarks.harness.results import Result, read_benchmark
 from benchmarks.report import about
 from convert.errors import Command, DataError
+from convert.limits import LARGEST_BATCH, MOST_WORKERS
 from convert.outputs import require_free, require_outside
 from convert.workers import available_cores
 from model.files import make_folder, replace_bytes
 from model.precision import choose_device
+from model.recipe import WIDEST
 from model.training.options import FiniteRange
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -98,8 +100,13 @@ SAMPLES = option(
     help="Of an epoch, spread evenly over all.",
 )  # fmt: skip
 ENGINE = option("--loader", "engine", default="ffcv", help="ffcv, dali or resident.")
-width_option = partial(at_least_1, "--width", help="64 is the full network.")
-batch_size_option = partial(at_least_1, "--batch-size")
+up_to_most_workers = partial(
+    option, type=click.IntRange(1, MOST_WORKERS), default=available_cores()
+)
+width_option = partial(
+    option, "--width", type=click.IntRange(1, WIDEST), help="64 is the full network."
+)
+batch_size_option = partial(option, "--batch-size", type=click.IntRange(1, LARGEST_BATCH))
 
 
 def loading_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -110,7 +117,7 @@ def loading_options(function: Callable[..., Any]) -> Callable[..., Any]:
         loading = Loading(**{field.name: values.pop(field.name) for field in fields(Loading)})
         return function(loading=loading, **values)
 
-    threads = at_least_1("--threads", default=available_cores(), help="Of each contender.")
+    threads = up_to_most_workers("--threads", help="Of each contender.")
     return DEVICE(threads(batch_size_option(default=64)(REPEATS(MINUTES(with_loading)))))
 
 
