@@ -12,6 +12,7 @@ class Changes(Protocol):
     """How far training samples are changed at random, as in `model.recipe.Recipe`.
 
     flip, jitter, rgb_shift: as in `Augment`. camera: `Camera.share`, 0 for none.
+    camera_shift, camera_rotation, camera_zoom: how far that camera moves.
     """
 
     @property
@@ -22,6 +23,12 @@ class Changes(Protocol):
     def rgb_shift(self) -> float: ...
     @property
     def camera(self) -> float: ...
+    @property
+    def camera_shift(self) -> float: ...
+    @property
+    def camera_rotation(self) -> float: ...
+    @property
+    def camera_zoom(self) -> float: ...
 
 
 def make_augment(changes: Changes, seed: int) -> Augment | None:
@@ -32,6 +39,15 @@ def make_augment(changes: Changes, seed: int) -> Augment | None:
         flip=changes.flip,
         jitter=changes.jitter,
         rgb_shift=changes.rgb_shift,
-        camera=Camera(share=changes.camera) if changes.camera else None,
+        camera=_make_camera(changes) if changes.camera else None,
         seed=seed,
+    )
+
+
+def _make_camera(changes: Changes) -> Camera:
+    return Camera(
+        share=changes.camera,
+        shift=changes.camera_shift,
+        rotation=changes.camera_rotation,
+        zoom=changes.camera_zoom,
     )

@@ -127,6 +127,12 @@ class Recipe(Schema):
     """Largest value added to each colour channel in training, in 0..1."""
     camera: Share = 0.0
     """Share of the training samples in which bg and fg_bg differ as two photos do, in 0..1."""
+    camera_shift: Share = 0.03
+    """Largest movement of that camera along each axis, as a share of the side, in 0..1."""
+    camera_rotation: Annotated[float, Field(ge=0, le=45)] = 0.5
+    """Its largest rotation, in degrees, 0..45."""
+    camera_zoom: Share = 0.01
+    """Its largest relative change of size, in 0..1."""
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -233,10 +239,14 @@ _SPRINT = Recipe(
     ),
 )
 
-# For photos: most samples differ as two photos of a place do, and both directions are shown.
+# For photos: most samples differ as two photos of a place do, and both directions are shown. The
+# movement is what is left when `predict` has aligned two photos.
 _ROBUST = _SPRINT.changed(
     name="robust",
     camera=0.8,
+    camera_shift=0.004,
+    camera_rotation=0.15,
+    camera_zoom=0.002,
     flip=0.5,
     stages=(
         _cycle_of_8(size=64, lr=0.05, samples=8000, epochs=2),
