@@ -122,7 +122,7 @@ class Evaluator:
         """Scores, and examples that are spread over the set.
 
         camera: name of the disturbance of fg_bg (`load_disturbance`); the images are then aligned
-        as well, for the rows that need it, which takes some 40 ms per sample.
+        as well, for the rows that need it and for the examples, which takes some 40 ms per sample.
         """
         loader, disturbance = self.loader, load_disturbance(camera or "none")
         self.network.eval()
@@ -138,12 +138,13 @@ class Evaluator:
             predictions = self._predictions(batch, bg, inputs, aligned=camera is not None)
             for name, found in predictions.items():
                 tables[name].add(batch.index, measure(found, inputs))
+            shown = predictions.get("aligned_network", predictions["network"])
             count = len(batch.index)
             if wanted is None:
                 # Spread over the full batches: the last one may be smaller.
                 wanted = _spread(max(1, len(loader) - 1) * count)
             for row in (row for row in range(count) if position + row in wanted):
-                examples.append(_example(batch, bg, inputs, predictions["network"], row, camera))
+                examples.append(_example(batch, bg, inputs, shown, row, camera))
             position += count
         collected = {name: tables[name].collect() for name in ROWS if name in tables}
         return Evaluation(
@@ -189,7 +190,7 @@ def _example(
     if prediction.mask_logits is None or prediction.depth is None:
         raise ValueError("an example needs both decoders")
     return Example(
-        note=f"camera {camera}" if camera else "",
+        note=f"camera {camera}, aligned" if camera else "",
         bg=bg[row].permute(1, 2, 0).cpu().numpy(),
         fg_bg=batch.fg_bg[row].permute(1, 2, 0).cpu().numpy(),
         mask=prediction.mask_logits[row, 0].sigmoid().cpu().numpy(),
