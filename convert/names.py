@@ -29,6 +29,16 @@ _IGNORED = frozenset({
 _EXPECTED = "bg/, fg_bg/, fg_bg_mask/ and fg_bg_depth/ as in docs/format.md"
 
 
+def bg_name(bg: int, backgrounds: int) -> str:
+    """What `compose` names background ``bg`` (from 0), zero-padded so that names sort by number."""
+    return f"bg_{bg + 1:0{max(3, len(str(backgrounds)))}d}"
+
+
+def sample_name(sample: int, samples: int) -> str:
+    """What `compose` names sample ``sample`` (from 0) of a background, zero-padded likewise."""
+    return f"img_{sample + 1:0{max(4, len(str(samples)))}d}"
+
+
 class Problem(NamedTuple):
     """What is wrong with a file or folder of a data set."""
 

@@ -100,6 +100,16 @@ def require_outside(output: Path, folder: Path) -> None:
         )
 
 
+def require_kept(folder: Path, output: Path) -> None:
+    """Raise DataError if a folder that is read is inside an output, which may be replaced."""
+    with reading(folder):
+        read, replaced = folder.resolve(), output.resolve()
+    if replaced in read.parents:
+        raise DataError(
+            f"{folder}: is inside {output}, which would be replaced; copy it to another place first"
+        )
+
+
 def require_output(path: Path, command: str, inputs: Iterable[Path] = ()) -> None:
     """`require_outputs` of one file."""
     require_outputs([path], command, inputs)

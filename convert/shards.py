@@ -26,7 +26,8 @@ class Shards:
     files: the mapped shard files, each uint8 and flat; names: their file names.
     codecs: the codec of each field in this format.
     bases: of each field that is stored as differences from them.
-    shared: names of the files that all records need: backgrounds, per-record index, bases.
+    shared: names of the files that all records need: backgrounds, per-record index, bases, and the
+        table of samples if there is one.
 
     Opening checks that every file can be read and has the size given in the manifest, and that
     every record is inside its file; raises DataError otherwise.
@@ -47,6 +48,8 @@ class Shards:
         self.codecs = self.manifest.codecs[self.form]
         bases = {n: b for n, b in self.manifest.bases.items() if CODECS[self.codecs[n]].fallback}
         self.shared = (BACKGROUNDS, index_name, *(b.file for b in bases.values()))
+        if table := self.manifest.layout.table:
+            self.shared += (table.name,)
         self.check_files((*self.shared, *self.names), hashed=False)
         layout, n_bg = self.manifest.layout, len(self.manifest.backgrounds)
         image = (layout.height, layout.width, 3)

@@ -25,13 +25,15 @@ from convert.names import (
     FOLDERS,
     Names,
     Problem,
+    bg_name,
     find_names,
     list_jpegs,
     pointing_to_check,
     require_dataset,
     required,
+    sample_name,
 )
-from convert.placements import read_placements
+from convert.placements import PLACEMENTS, read_placements
 from convert.schema import Positive, Schema, parse_table, shown
 
 DATASET = "dataset.json"
@@ -224,6 +226,7 @@ def require_placements(source: Source) -> None:
         rows = read_placements(layout.table, layout.group_starts, (layout.height, layout.width))
     except DataError as error:
         raise DataError(f"{error.message.rpartition('; ')[0]}; {fix}") from None
+    _require_names_of_compose(source)
     per_fg = layout.samples_per_fg
     if per_fg is None:
         return
@@ -233,6 +236,22 @@ def require_placements(source: Source) -> None:
             f"{layout.table}: the foregrounds of samples are not those of {per_fg} neighbours "
             f"each, as --samples-per-fg or samples_per_fg in {DATASET} says; leave that out"
         )
+
+
+def _require_names_of_compose(source: Source) -> None:
+    """DataError if a file has another name than `compose` gave it: rows are in that order."""
+    for group, bg in enumerate(source.bg):
+        found = source.names(group)
+        pairs = [(bg.stem, bg_name(group, len(source.bg)))]
+        pairs += [(Path(n).stem, sample_name(i, len(found))) for i, n in enumerate(found)]
+        for name, expected in pairs:
+            if name != expected:
+                folder = source.folder / FOLDERS["fg_bg"] / bg.stem
+                raise DataError(
+                    f"{folder}: found {name}, expected {expected} as compose names it, so that "
+                    f"{PLACEMENTS} may be of other samples; restore the names, or delete "
+                    f"placements_table in {DATASET}"
+                )
 
 
 def find_per_fg(

@@ -44,7 +44,7 @@ class Output:
     """A kind of folder that a command writes.
 
     last: the file that is written last, so that a work folder with it is complete.
-    names: of all that the command writes in it, in any version.
+    names: paths of all files that the command writes in it, in any version.
     is_finished: whether an existing folder is of this kind, and complete.
     """
 
@@ -90,12 +90,24 @@ def check_target(target: Path, kind: Output, *, force: bool) -> None:
     remove_replaced(target)  # a run may have been killed while it did so
     if not force:
         raise DataError(f"{target}: exists already; --force replaces it")
-    others = (path.name for path in target.iterdir() if not kind.names.fullmatch(path.name))
-    if foreign := sorted(name for name in others if name != REPLACED):
+    if foreign := min(_foreign_files(target, kind), default=None):
         raise DataError(
-            f"{target}: found {foreign[0]}, which `{kind.command}` has not written; --force would "
+            f"{target}: found {foreign}, which `{kind.command}` has not written; --force would "
             "remove it: move it away, or choose another name"
         )
+
+
+def _foreign_files(target: Path, kind: Output) -> Iterator[str]:
+    """Paths of the files in a finished folder that its command has not written."""
+    for folder, folders, files in os.walk(target):
+        if REPLACED in folders:
+            folders.remove(REPLACED)
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        inside = os.path.relpath(folder, target)
+        for name in (*files, *links):
+            path = name if inside == os.curdir else f"{inside}/{name}"
+            if not kind.names.fullmatch(path):
+                yield path
 
 
 @contextmanager
@@ -123,6 +135,8 @@ def work_folder(
                 is_complete = (work / kind.last).exists()  # its parts may be removed already
                 if not is_complete and (is_corrupt or not any(work.glob(f"{PARTS}/*.json"))):
                     _remove(work)
+                    if isinstance(error, KeyboardInterrupt | SystemExit):
+                        click.echo(f"{target}: no part was finished, nothing is kept", err=True)
                 elif isinstance(error, KeyboardInterrupt | SystemExit):
                     click.echo(f"{work}: unfinished; --resume continues it", err=True)
                 raise

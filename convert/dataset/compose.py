@@ -26,7 +26,7 @@ from convert.dataset.plan import DEFAULT_SIZE, Plan, PlanOptions, make_plan, pla
 from convert.errors import DataError
 from convert.files import read_file, write_json
 from convert.names import FOLDERS
-from convert.outputs import require_outside
+from convert.outputs import require_kept, require_outside
 from convert.parts import Part, read_record, split_parts, write_record
 from convert.placements import PLACEMENTS
 from convert.source import DATASET, DATASET_FORMAT, read_metadata
@@ -50,7 +50,8 @@ DATASET_FOLDER = Output(
     command="compose",
     last=DATASET,
     names=re.compile(
-        "|".join(map(re.escape, ("bg", "fg", *FOLDERS.values(), DATASET, PLACEMENTS)))
+        rf"bg/bg_\d+\.jpg|fg/fg_\d+\.png|({'|'.join(FOLDERS.values())})/bg_\d+/img_\d+\.jpg"
+        rf"|{re.escape(DATASET)}|{re.escape(PLACEMENTS)}"
     ),
     is_finished=is_composed,
 )
@@ -128,6 +129,7 @@ def require_target(target: Path, kind: Output, options: PlanOptions, *, force: b
     for folder in (options.get("bg"), options.get("fg"), options.get("bg_depth")):
         if folder is not None:
             require_outside(target, folder)
+            require_kept(folder, target)
     if target.absolute().parent.is_dir():
         check_target(target, kind, force=force)
 

@@ -10,6 +10,7 @@ import numpy as np
 import PIL
 from PIL import features
 
+from convert import names
 from convert.dataset import photos
 from convert.errors import OptionError
 from convert.source import DATASET_FORMAT, DATASET_VERSION
@@ -75,16 +76,14 @@ class Plan:
         return self.foregrounds * self.placements
 
     def bg_name(self, bg: int) -> str:
-        """Name of background ``bg`` (from 0), zero-padded so that names sort by number."""
-        return f"bg_{bg + 1:0{max(3, len(str(self.backgrounds)))}d}"
+        return names.bg_name(bg, self.backgrounds)
 
     def fg_name(self, fg: int) -> str:
-        """Name of foreground ``fg`` (from 0), zero-padded likewise."""
+        """Name of foreground ``fg`` (from 0), zero-padded so that names sort by number."""
         return f"fg_{fg + 1:0{max(3, len(str(self.foregrounds)))}d}"
 
     def sample_name(self, sample: int) -> str:
-        """Name of sample ``sample`` (from 0) of a background, zero-padded likewise."""
-        return f"img_{sample + 1:0{max(4, len(str(self.samples_per_bg)))}d}"
+        return names.sample_name(sample, self.samples_per_bg)
 
 
 class PlanOptions(TypedDict, total=False):

@@ -414,6 +414,31 @@ def test_force_replaces_what_compose_has_written(built_in: Path, tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize(
+    "name", ["bg/holiday.jpg", "fg/me.png", "fg_bg/bg_001/mine/x", "fg_bg_depth/bg_001/notes.txt"]
+)
+def test_force_keeps_files_of_a_user_in_all_folders(
+    built_in: Path, tmp_path: Path, name: str
+) -> None:
+    target = Path(shutil.copytree(built_in, tmp_path / "out"))
+    (target / name).parent.mkdir(exist_ok=True)
+    (target / name).write_text("mine")
+    before = tree(target)
+    with pytest.raises(DataError, match=f"out: found {name}, which `compose` has not written"):
+        compose(target, workers=0, force=True, **SMALL)
+    assert tree(target) == before
+
+
+@pytest.mark.parametrize("option", ["bg", "fg", "bg_depth"])
+def test_force_does_not_replace_what_it_reads(built_in: Path, tmp_path: Path, option: str) -> None:
+    target = Path(shutil.copytree(built_in, tmp_path / "out"))
+    before = tree(target)
+    read: Any = {option: target / "bg"}
+    with pytest.raises(DataError, match=r"out/bg: is inside .*out, which would be replaced; copy"):
+        compose(target, workers=0, force=True, **SMALL, **read)
+    assert tree(target) == before
+
+
 FEW: dict[str, Any] = {"part_size": 3, "workers": 0}
 
 
@@ -585,7 +610,8 @@ def test_sigterm_leaves_nothing(tmp_path: Path) -> None:
     wait_for(lambda: any(tmp_path.glob("out.partial/bg/*.jpg")))
     process.terminate()
     _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (128 + signal.SIGTERM, "")
+    said = f"{tmp_path / 'out'}: no part was finished, nothing is kept\n"
+    assert (process.returncode, errors) == (128 + signal.SIGTERM, said)
     wait_for(lambda: not group_members(process.pid))
     assert list(tmp_path.iterdir()) == []
 

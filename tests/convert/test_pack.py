@@ -190,7 +190,10 @@ def test_missing_and_extra_files_are_named(copy: Path, tmp_path: Path) -> None:
 
 
 def rename_background(dataset: Path, old: str, new: str) -> None:
-    """Give a background and its folders another name."""
+    """Give a background and its folders a name of a user; such a data set has no table."""
+    metadata = json.loads((dataset / "dataset.json").read_text())
+    metadata.pop("placements_table", None)
+    (dataset / "dataset.json").write_text(json.dumps(metadata))
     (dataset / f"bg/{old}.jpg").rename(dataset / f"bg/{new}.jpg")
     for folder in ("fg_bg", "fg_bg_mask", "fg_bg_depth"):
         (dataset / folder / old).rename(dataset / folder / new)
@@ -265,7 +268,7 @@ def test_force_removes_only_what_pack_has_written(
     (target / name).parent.mkdir(parents=True, exist_ok=True)
     (target / name).write_text("mine")
     before = tree(target)
-    expected = f"shards: found {name.split('/')[0]}, which `pack` has not written; --force would re"
+    expected = f"shards: found {name}, which `pack` has not written; --force would re"
     with pytest.raises(DataError, match=expected):
         pack(dataset, target, force=True, workers=0, progress=False)
     assert tree(target) == before

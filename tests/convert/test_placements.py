@@ -25,7 +25,7 @@ from convert.pack import PackConfig, pack
 from convert.placements import PLACEMENT, read_placements, write_placements
 from convert.source import PlacementsFile, read_source
 from convert.verify import verify
-from loaders import read_layout, split_indices
+from loaders import build_loader, read_layout, split_indices
 from tests.damage import sign
 from tests.pictures import texture
 
@@ -210,6 +210,36 @@ def test_a_damaged_table_is_refused(
     change_metadata(copy, lambda value: value.pop("placements_table"))
     pack(copy, tmp_path / "shards", **FORMAT)
     assert read_manifest(tmp_path / "shards").layout.table is None
+
+
+@pytest.mark.parametrize("name", ["fg_bg/bg_002/img_0001", "bg/bg_001"])
+def test_renamed_files_are_noticed(copy: Path, tmp_path: Path, name: str) -> None:
+    """Rows are in the order of names: another order would show other foregrounds."""
+    if name.startswith("bg/"):
+        (copy / "bg/bg_001.jpg").rename(copy / "bg/later.jpg")
+        for folder in ("fg_bg", "fg_bg_mask", "fg_bg_depth"):
+            (copy / folder / "bg_001").rename(copy / folder / "later")
+    else:
+        for folder in ("fg_bg", "fg_bg_mask", "fg_bg_depth"):
+            inside = copy / folder / "bg_002"
+            (inside / "img_0001.jpg").rename(inside / "later.jpg")
+    with pytest.raises(DataError, match=r"as compose names it, so that .* restore the names, or"):
+        pack(copy, tmp_path / "shards", **FORMAT)
+    assert not (tmp_path / "shards").exists()
+    change_metadata(copy, lambda value: value.pop("placements_table"))
+    pack(copy, tmp_path / "shards", **FORMAT)
+
+
+def test_another_table_in_the_shards_is_noticed(
+    shards: Path, tmp_path: Path, need_engine: Callable[[str], None]
+) -> None:
+    need_engine("ffcv")
+    changed = Path(shutil.copytree(shards, tmp_path / "shards"))
+    rows = np.load(changed / "placements.npy")
+    rows["fg"] = rows["fg"][::-1].copy()
+    write_placements(changed / "placements.npy", rows)
+    with pytest.raises(DataError, match=r"placements.npy: SHA-256 .*; pack again"):
+        build_loader("ffcv", changed)
 
 
 def test_samples_that_were_removed_are_noticed(copy: Path, tmp_path: Path) -> None:
