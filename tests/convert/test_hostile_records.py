@@ -32,7 +32,7 @@ from tests.damage import sign
 
 CASES = 300
 GUARD = 4096
-MEMORY = ("planes", "slots", "spans", "places", "group")
+MEMORY = ("planes", "pixels", "slots", "spans", "places", "group")
 
 
 def guarded(like: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -79,9 +79,11 @@ class Guarded:
     def decode(self, record: bytes) -> bool:
         """Whether a record is valid; checks that nothing was written beyond the memory."""
         # A copy of exactly this size: with NUMBA_BOUNDSCHECK=1 reads beyond it fail too.
+        before = self.out.copy()
         found = decode_record(np.frombuffer(record, np.uint8), *self.base, self.decoder, self.out)
         assert all(map(is_intact, self._around))
         assert not self.decoder.slots.any()
+        assert found or np.array_equal(self.out, before)
         return bool(found)
 
 
