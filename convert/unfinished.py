@@ -216,6 +216,26 @@ def _is_at(file: BinaryIO, path: Path) -> bool:
         return False
 
 
+def _differing(text: bytes, job: dict[str, object]) -> str:
+    """The first names of what differs between the recorded job of a work folder and another."""
+    try:
+        found, expected = _leaves(json.loads(text)), _leaves(job)
+    except (ValueError, AttributeError, RecursionError):
+        return "its record cannot be read"
+    missing = object()
+    names = sorted(found.keys() | expected.keys())
+    differ = [name for name in names if found.get(name, missing) != expected.get(name, missing)]
+    return ", ".join(differ[:5])
+
+
+def _leaves(job: dict[str, object]) -> dict[str, object]:
+    """The values in nested dictionaries, by their last key."""
+    found: dict[str, object] = {}
+    for name, value in job.items():
+        found |= _leaves(value) if isinstance(value, dict) else {name: value}
+    return found
+
+
 def _claim(
     work: Path, file: BinaryIO, job: dict[str, object], target: Path, *, resume: bool, force: bool
 ) -> None:
@@ -236,7 +256,8 @@ def _claim(
             return
         if not force:
             raise DataError(
-                f"{work}: was begun with other arguments or other files; --force starts over"
+                f"{work}: was begun with other arguments or other files ({_differing(text, job)}); "
+                "give those again, or start over with --force"
             )
         restore_replaced(work, target)
         _remove(work)

@@ -85,6 +85,8 @@ def compose_both(
 
     ``resume`` does not compose a data set again that is finished and of the same plan.
     """
+    if dataset.resolve() == shards.resolve():
+        raise DataError(f"{shards}: is both DATASET and SHARDS; give two folders")
     require_outside(shards, dataset)
     require_outside(dataset, shards)
     require_target(shards, SHARD_FOLDER, options, force=force)

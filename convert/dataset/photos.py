@@ -13,6 +13,7 @@ from convert.errors import DataError, raise_all
 from convert.files import why_irregular
 from convert.images import SUFFIXES, opened, to_rgb, to_rgba, upright
 from convert.names import visible
+from convert.outputs import PNG_KEY, mark_of
 
 _MOST_COLOUR = 16
 """Levels by which the channels of a depth map may differ: a JPEG of a gray image has no more."""
@@ -95,8 +96,12 @@ def match_stems(photos: tuple[Path, ...], folder: Path) -> tuple[Path, ...]:
 
 
 def open_photo(path: Path) -> Image.Image:
-    """An upright photo of any mode, as sRGB. Raises DataError."""
+    """An upright photo of any mode, as sRGB. Raises DataError, also for a picture of ours."""
     with opened(path) as image:
+        if str(image.info.get(PNG_KEY, "")).startswith(mark_of("")):
+            raise DataError(
+                f"{path}: found a picture that maskdepth made, expected a photo; move it elsewhere"
+            )
         return to_rgb(upright(image, path), path)
 
 

@@ -66,6 +66,8 @@ def test_both(dataset: Path, shards: Path, tmp_path: Path) -> None:
     compose_both(data, target, config=CONFIG, **QUIET, **SIZES)
     assert tree(data) == tree(dataset)
     assert tree(target) == tree(shards)
+    with pytest.raises(DataError, match="out: is both DATASET and SHARDS; give two folders"):
+        compose_both(tmp_path / "out", tmp_path / "out", config=CONFIG, **QUIET, **SIZES)
     with pytest.raises(DataError, match="shards: exists already; --force replaces it"):
         compose_both(data, target, config=CONFIG, **QUIET, **SIZES)
     shutil.rmtree(target)

@@ -28,6 +28,7 @@ from convert.dataset.photos import (
     scale_cutout,
 )
 from convert.errors import DataError, Problems, one_line
+from convert.outputs import png_mark
 from convert.pack import pack
 from tests.pictures import jpeg_bytes, smooth, texture
 from tests.trees import tree
@@ -428,6 +429,15 @@ def test_all_of_them_are_reported_in_one_run(tmp_path: Path) -> None:
     assert about[str(fg / "nowhere.png")].startswith("cannot be read (No such")
     assert about[str(fg / "pipe.png")].startswith("found a named pipe")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bg", "fg"]
+
+
+@pytest.mark.parametrize("command", ["predict", "show"])
+def test_pictures_of_ours_are_no_photos(tmp_path: Path, command: str) -> None:
+    """`predict` may write beside the photos that `compose` reads later."""
+    picture = tmp_path / "p1_mask.png"
+    Image.new("RGB", (40, 40)).save(picture, pnginfo=png_mark(command))
+    with pytest.raises(DataError, match=r"p1_mask\.png: found a picture that maskdepth made"):
+        open_photo(picture)
 
 
 def test_only_images_that_are_used_are_checked(tmp_path: Path) -> None:
