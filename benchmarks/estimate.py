@@ -91,7 +91,7 @@ def estimate(width: int, loader_json: Path | None) -> Result:
                 )
     arguments: dict[str, float] = {"width": width, "cores": _CORES}
     if loader_json is not None:
-        arguments |= {f"host_us_{name}": time for name, time in host_us.items()}
+        arguments |= {f"host_us_{name}": round(time, 1) for name, time in host_us.items()}
     return make_result("estimate", arguments, cases)
 
 

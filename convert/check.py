@@ -39,10 +39,9 @@ from convert.workers import run_all, worker_pool
 _FILES_PER_TASK = 500  # about half a second: Ctrl-C is answered within that time
 _MOST_LINES, _MOST_OF_A_KIND = 50, 10
 
+_CODECS = PackConfig().codecs.values()
 _ENCODERS = {
-    name: sorted({CODECS[codecs[name]].fallback or codecs[name] for codecs in forms})
-    for forms in [list(PackConfig().codecs.values())]
-    for name in FIELDS
+    name: sorted({CODECS[of[name]].fallback or of[name] for of in _CODECS}) for name in FIELDS
 } | {"bg": ["jpeg"]}
 """By which codecs `pack` encodes each field, and backgrounds; all of them check it."""
 
