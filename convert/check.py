@@ -36,7 +36,7 @@ from convert.source import DATASET, find_per_fg, read_metadata, require_placemen
 from convert.storage import CODECS
 from convert.workers import run_all, worker_pool
 
-_FILES_PER_TASK = 500  # about half a second: Ctrl-C is answered within that time
+_FILES_PER_TASK = 500  # but for backgrounds, which are one task
 _MOST_LINES, _MOST_OF_A_KIND = 50, 10
 
 _CODECS = PackConfig().codecs.values()

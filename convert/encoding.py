@@ -133,7 +133,7 @@ def write_part(
 def is_finished(
     part: Part, source: Samples, codecs: Codecs, bases: Mapping[str, Bases], folder: Path
 ) -> bool:
-    """Whether a part was written from these bases and from files of the same size and time."""
+    """Whether a part was written from these bases and from samples with the same stamps."""
     try:
         recorded = read_record(part, folder)
         for form in codecs:

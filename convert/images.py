@@ -156,12 +156,19 @@ def _to_srgb(image: Image.Image, profile: bytes | None, path: Path) -> Image.Ima
     except Exception as error:  # lcms raises OSError, ValueError and PyCMSError
         reason = f"cannot be used ({_reason(error)})"
     else:
-        if mode is not None and (mode == "CMYK") == (image.mode == "CMYK"):
+        if mode is not None and _fits(mode, image):
             return transform.apply(image.convert(mode)) if transform else image.convert("RGB")
         reason = f"is not for {image.mode} images"
     raise DataError(
         f"{path}: its colour profile {reason}; convert it to sRGB, or save it without a profile"
     )
+
+
+def _fits(mode: str, image: Image.Image) -> bool:
+    """Whether a profile for images of this mode is for this one, so that no colour is lost."""
+    if mode == "L" and image.mode == "RGB":
+        return len({plane.tobytes() for plane in image.split()}) == 1
+    return (mode == "CMYK") == (image.mode == "CMYK")
 
 
 @functools.lru_cache(maxsize=8)  # the photos of a camera have the same

@@ -26,7 +26,7 @@ from convert import beton, tarshards
 from convert.bases import open_bases
 from convert.codecs import encode_rgb
 from convert.encoding import is_finished, write_part
-from convert.errors import DataError, OptionError, RecordError
+from convert.errors import OptionError, RecordError
 from convert.files import read_regular, sync
 from convert.layout import Layout
 from convert.manifest import (
@@ -47,7 +47,7 @@ from convert.names import pointing_to_check
 from convert.outputs import require_outside
 from convert.parts import SAMPLES_PER_PART, Part, PartSummary, read_summary, split_parts
 from convert.placements import PLACEMENTS
-from convert.source import Samples, Source, read_source, require_placements
+from convert.source import Samples, Source, read_source
 from convert.storage import CODECS, DEPTH_CODECS, DIFFERENCE_CODECS, MASK_CODECS
 from convert.unfinished import PARTS, SHARD_FOLDER, check_target, work_folder
 from convert.vote import write_bases
@@ -132,8 +132,6 @@ def pack(
     check_target(shards, SHARD_FOLDER, force=force)
     require_outside(shards, dataset)
     source = read_source(dataset, samples_per_fg=config.samples_per_fg)
-    with pointing_to_check(dataset, DataError, config.samples_per_fg):
-        require_placements(source)
     with pointing_to_check(dataset, RecordError, config.samples_per_fg):
         return write_shards(
             shards, lambda *_: source, _job(source, config), config, workers=workers,

@@ -187,12 +187,15 @@ def _names(folder: Path, cache_key: str) -> list[str]:
 def read_source(dataset: str | Path, *, samples_per_fg: int | None = None) -> Source:
     """Check the file names of a complete data set and count its samples.
 
-    Images are checked only when they are read. ``samples_per_fg`` overrides `dataset.json`.
+    The table of samples is checked too; images only when they are read. ``samples_per_fg``
+    overrides `dataset.json`.
     Raises DataError that names the first unexpected or missing file.
     """
     folder = require_dataset(dataset)
     with pointing_to_check(folder, DataError, samples_per_fg):
-        return source_of(folder, find_names(folder), samples_per_fg)
+        source = source_of(folder, find_names(folder), samples_per_fg)
+        require_placements(source)
+    return source
 
 
 def source_of(folder: Path, names: Names, samples_per_fg: int | None) -> Source:
@@ -243,7 +246,7 @@ def _require_names_of_compose(source: Source) -> None:
     for group, bg in enumerate(source.bg):
         found = source.names(group)
         pairs = [(bg.stem, bg_name(group, len(source.bg)))]
-        pairs += [(Path(n).stem, sample_name(i, len(found))) for i, n in enumerate(found)]
+        pairs += [(n.rpartition(".")[0], sample_name(i, len(found))) for i, n in enumerate(found)]
         for name, expected in pairs:
             if name != expected:
                 folder = source.folder / FOLDERS["fg_bg"] / bg.stem

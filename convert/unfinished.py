@@ -35,7 +35,7 @@ from convert.manifest import MANIFEST
 from convert.outputs import require_writable_folder
 
 PARTS = "parts"
-_JOB = ".job"  # hidden, as nothing that a command writes is
+_JOB = ".job"  # hidden: no file of an output is, so it is never taken for one
 _LONGEST_NAME = 220  # of 255 bytes; the names of the work folder and what it leaves are longer
 
 

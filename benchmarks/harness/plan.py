@@ -45,17 +45,10 @@ class Drawn:
         """Draws and packs it, where that was not done before."""
         backgrounds = min(_BACKGROUNDS, ceil(self.samples / _PLACEMENTS))
         foregrounds = ceil(self.samples / (backgrounds * _PLACEMENTS))
-        counts = ("--backgrounds", backgrounds, "--foregrounds", foregrounds)
-        draw = _python(
-            "-m",
-            "convert",
-            "compose",
-            self.folder,
-            *counts,
-            "--placements",
-            _PLACEMENTS,
-            "--resume",
-        )
+        counts = (
+            "--backgrounds", backgrounds, "--foregrounds", foregrounds, "--placements", _PLACEMENTS
+        )  # fmt: skip
+        draw = _python("-m", "convert", "compose", self.folder, *counts, "--resume")
         pack = _python("-m", "convert", "pack", self.folder, self.shards, "--resume")
         return [
             Check(name=f"data-{self.samples}", command=draw, measures=False,

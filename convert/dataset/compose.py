@@ -26,7 +26,7 @@ from convert.dataset.plan import DEFAULT_SIZE, Plan, PlanOptions, make_plan, pla
 from convert.errors import DataError
 from convert.files import read_file, write_json
 from convert.names import FOLDERS
-from convert.outputs import require_kept, require_outside
+from convert.outputs import require_kept, require_outside, require_writable_folder
 from convert.parts import Part, read_record, split_parts, write_record
 from convert.placements import PLACEMENTS
 from convert.source import DATASET, DATASET_FORMAT, read_metadata
@@ -109,8 +109,9 @@ def checked_plan(
         height=round(size * FG_SHARE), workers=workers,
     )  # fmt: skip
     plan = make_plan(**options)
-    make_parent(target)
-    check_target(target, kind, force=force)
+    if not target.absolute().parent.is_dir():
+        make_parent(target)
+        check_target(target, kind, force=force)
     return plan
 
 
@@ -130,8 +131,11 @@ def require_target(target: Path, kind: Output, options: PlanOptions, *, force: b
         if folder is not None:
             require_outside(target, folder)
             require_kept(folder, target)
-    if target.absolute().parent.is_dir():
+    parent = target.absolute().parent
+    if parent.is_dir():
         check_target(target, kind, force=force)
+    else:
+        require_writable_folder(parent)
 
 
 def plan_job(plan: Plan) -> dict[str, object]:

@@ -21,7 +21,6 @@ from convert.dataset.composed import Composed, prepare
 from convert.dataset.plan import Plan, PlanOptions, make_plan, plan_metadata
 from convert.errors import DataError
 from convert.manifest import Manifest
-from convert.outputs import require_outside
 from convert.pack import PackConfig, pack, provenance, write_shards
 from convert.parts import SAMPLES_PER_PART
 from convert.source import read_metadata
@@ -85,10 +84,9 @@ def compose_both(
 
     ``resume`` does not compose a data set again that is finished and of the same plan.
     """
-    if dataset.resolve() == shards.resolve():
-        raise DataError(f"{shards}: is both DATASET and SHARDS; give two folders")
-    require_outside(shards, dataset)
-    require_outside(dataset, shards)
+    one, other = dataset.resolve(), shards.resolve()
+    if one == other or one in other.parents or other in one.parents:
+        raise DataError(f"{shards}: is not apart from {dataset}; give two folders side by side")
     require_target(shards, SHARD_FOLDER, options, force=force)
     if not (resume and is_composed(dataset) and _is_of(dataset, make_plan(**options))):
         compose(

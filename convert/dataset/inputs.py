@@ -1,7 +1,7 @@
 """Checks all images that a user gives to `compose`, before anything is written.
 
-Each is read here and once more when it is used: seconds, against the minutes that composing takes,
-and a folder with ten unusable images needs one run, not ten.
+Each is read here, and again when it is used: a folder with ten unusable images needs one run, not
+ten.
 """
 
 from __future__ import annotations

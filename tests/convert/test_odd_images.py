@@ -317,6 +317,9 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "lab.png": (
         lambda: saved(rgba(RGB, SOFT), icc_profile=profile(b"CMYK")), "its colour profile ",
     ),
+    "colours with a gray profile.png": (
+        lambda: saved(rgba(RGB, SOFT), icc_profile=profile(b"GRAY")), "its colour profile ",
+    ),
     "notes.txt": (same(b"hello"), "found no image, expected only images"),
     "photo.heic": (same(b"\0\0\0\x18ftypheic"), "found no image, .*; convert it, or move it"),
     "rgba.tiff": (lambda: saved(rgba(RGB, SOFT), "TIFF"), "found rgba.png too, expected one"),
