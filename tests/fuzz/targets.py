@@ -87,14 +87,17 @@ def dataset(files: Files, rng: random.Random) -> None:
     """dataset.json."""
     value = {"samples_per_fg": 4, "depth": "estimated", "about": {"license": "x", "seed": [1]}}
     value |= {"format": "maskdepth-dataset", "version": 2}
-    value["placements_table"] = {"file": "placements.npy", "bytes": 9, "sha256": "0" * 64}
+    has_table = rng.random() < 0.5  # which is not there, so that `read_source` would refuse it
+    if has_table:
+        value["placements_table"] = {"file": "placements.npy", "bytes": 9, "sha256": "0" * 64}
     changed = mutated(rng, value)
     text = damaged(rng, to_text(value)) if rng.random() < 0.3 else to_text(changed)
     (files.data / "dataset.json").write_bytes(text)
     try:
         found = read_metadata(files.data)
         require(same(json.loads(text), found), "dataset.json was read as something else")
-        read_source(files.data)
+        if not has_table:
+            read_source(files.data)
     finally:
         (files.data / "dataset.json").unlink()
 
