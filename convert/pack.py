@@ -129,7 +129,7 @@ def pack(
     dataset, shards = Path(dataset), Path(shards)
     if scheduler is not None:  # its workers may run in other folders
         dataset, shards = dataset.absolute(), shards.absolute()
-    check_target(shards, SHARD_FOLDER, force=force)
+    check_target(shards, SHARD_FOLDER, force=force, hint=" (the order is DATASET SHARDS)")
     require_outside(shards, dataset)
     source = read_source(dataset, samples_per_fg=config.samples_per_fg)
     with pointing_to_check(dataset, RecordError, config.samples_per_fg):

@@ -53,7 +53,6 @@ class Output:
     last: str
     names: re.Pattern[str]
     is_finished: Callable[[Path], bool]
-    hint: str = ""
 
 
 SHARD_FOLDER = Output(
@@ -64,12 +63,14 @@ SHARD_FOLDER = Output(
         r"manifest\.json|(samples|bases|backgrounds|placements)\b[\w.-]*\.(beton|npy|tar|idx)"
     ),
     is_finished=lambda folder: (folder / MANIFEST).exists(),
-    hint=" (the order is DATASET SHARDS)",
 )
 
 
-def check_target(target: Path, kind: Output, *, force: bool) -> None:
-    """DataError unless a folder of this kind may be written under this name."""
+def check_target(target: Path, kind: Output, *, force: bool, hint: str = "") -> None:
+    """DataError unless a folder of this kind may be written under this name.
+
+    hint: ends the message about a folder that is something else.
+    """
     if not target.name or not target.absolute().parent.is_dir():
         raise DataError(f"{target}: not a new folder in an existing one; choose another name")
     require_writable_folder(target.absolute().parent)
@@ -85,7 +86,7 @@ def check_target(target: Path, kind: Output, *, force: bool) -> None:
     if not kind.is_finished(target):
         raise DataError(
             f"{target}: found a folder or file that is no finished {kind.name}; choose another "
-            f"name{kind.hint}"
+            f"name{hint}"
         )
     remove_replaced(target)  # a run may have been killed while it did so
     if not force:

@@ -165,3 +165,8 @@ def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert f"{'a' if arguments[0] == '--pack' else 'b'}: 2 samples\n" in result.output
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "data"}
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/notes.txt").write_text("x")
+    result = CliRunner().invoke(main, ["compose", "--pack", "other", *sizes])
+    problem = "found a folder or file that is no finished shard folder; choose another name"
+    assert result.stderr == f"Error: other: {problem}\n"

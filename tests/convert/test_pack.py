@@ -294,7 +294,7 @@ def test_mount_point_is_refused_before_any_work(dataset: Path, force: bool) -> N
 def test_foreign_folder_is_never_replaced(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
-    with pytest.raises(DataError, match="no finished shard folder"):
+    with pytest.raises(DataError, match=r"no finished shard folder; .*the order is DATASET SHARDS"):
         pack(dataset, tmp_path / "mine", force=True, workers=0, progress=False)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
 
