@@ -23,9 +23,19 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 UTF-8. Names of files may have all of it."""
 
 
+_NOT_UTF8 = re.compile(r"[\udc80-\udcff]")
+_ABOUT_BYTES = (
+    r" (\udcNN is a byte NN that is not UTF-8: rename the file if you cannot type its name)"
+)
+
+
 def one_line(text: str) -> str:
-    """A text in which control characters are escaped, as in Python's string literals."""
-    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+    """A text in which control characters are escaped, as in Python's string literals.
+
+    Where a name has bytes that are not UTF-8, the text ends with what stands for them.
+    """
+    about = _ABOUT_BYTES if _NOT_UTF8.search(text) else ""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text) + about
 
 
 class DataError(click.ClickException):

@@ -198,10 +198,15 @@ def _largest_change(mode: str, transform: ImageCms.ImageCmsTransform) -> int:
 
 def _eight_bits(pixels: np.ndarray, mode: str, path: Path) -> np.ndarray:
     least, largest = float(pixels.min()), float(pixels.max())
-    if not (least >= 0 and largest <= 65535):  # true for NaN
+    if not np.isfinite(pixels).all():
+        raise DataError(
+            f"{path}: found values that are not finite (NaN or infinity), expected gray within "
+            "0..1, 0..255 or 0..65535; replace them by numbers, or save the image as PNG"
+        )
+    if least < 0 or largest > 65535:
         raise DataError(
             f"{path}: found values from {least:g} to {largest:g}, expected gray within 0..1, "
-            "0..255 or 0..65535"
+            "0..255 or 0..65535; scale them, or save the image as PNG"
         )
     if mode == "F" and largest <= 1:
         pixels = np.rint(pixels * 255)

@@ -149,7 +149,10 @@ def open_depth(path: Path, photo: Path, size: int) -> np.ndarray:
     square = _centre_square(gray.convert("F"), size, Image.Resampling.BILINEAR)
     depth = np.asarray(square, np.float32)
     if not np.isfinite(depth).all():
-        raise DataError(f"{path}: found values that are not finite, expected a depth everywhere")
+        raise DataError(
+            f"{path}: found values that are not finite (NaN or infinity), expected a depth "
+            "everywhere; fill them in"
+        )
     return depth
 
 

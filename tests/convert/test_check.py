@@ -60,6 +60,16 @@ def test_a_good_data_set_has_no_problem(data: Path) -> None:
 NAMES = "add, rename or remove files until the names agree"
 
 
+def test_names_that_are_not_utf8_are_explained(data: Path, tmp_path: Path) -> None:
+    odd = os.fsdecode(b"img\xff.jpg")
+    (data / "fg_bg/bg_000/img_0000.jpg").rename(data / "fg_bg/bg_000" / odd)
+    about = r" (\udcNN is a byte NN that is not UTF-8: rename the file if you cannot type its name)"
+    assert all(r"img\udcff.jpg is missing" in line and line.endswith(about) for line in lines(data))
+    with pytest.raises(DataError) as caught:
+        pack(data, tmp_path / "shards", **QUIETLY)
+    assert caught.value.message.count(about) == 1
+
+
 def test_every_problem_is_reported_in_one_run(data: Path) -> None:
     (data / "fg_bg_mask/bg_000/img_0001.jpg").unlink()
     (data / "fg_bg_depth/bg_000/img_0002.jpg").rename(data / "fg_bg_depth/bg_000/map_2.jpg")

@@ -106,12 +106,17 @@ def test_a_damaged_image_is_one_line(data: bytes, reason: str, tmp_path: Path) -
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -1, 70_000])
-def test_values_outside_any_range_are_refused(value: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [(v, r"values that are not finite .*, expected gray within .*; replace them by numbers, or")
+     for v in (np.nan, np.inf, -np.inf)]
+    + [(v, "values from .* expected gray within .*; scale them, or save") for v in (-1, 70_000)],
+)  # fmt: skip
+def test_values_outside_any_range_are_refused(value: float, problem: str, tmp_path: Path) -> None:
     pixels = GRAY.astype(np.float32)
     pixels[3, 4] = value
     Image.fromarray(pixels).save(tmp_path / "x.tif")
-    with pytest.raises(DataError, match=r"x\.tif: found values from .* expected gray within"):
+    with pytest.raises(DataError, match=rf"x\.tif: found {problem}"):
         read_rgb(tmp_path / "x.tif")
 
 
