@@ -81,24 +81,27 @@ class ShardFile(Schema):
         """Measure and hash a file."""
         return cls(bytes=path.stat().st_size, sha256=hash_file(path))
 
-    def problem(self, path: Path, *, hashed: bool = True) -> str | None:
-        """What is wrong with a file, by its size and, if ``hashed``, by its SHA-256."""
+    def problem(self, path: Path, *, hashed: bool = True, fix: str = "pack again") -> str | None:
+        """What is wrong with a file, by its size and, if ``hashed``, by its SHA-256.
+
+        fix: what to do about a file that is missing or another one.
+        """
         try:
             require_regular(path)
             size = path.stat().st_size
             found = hash_file(path) if hashed and size == self.bytes else self.sha256
         except FileNotFoundError:
-            return f"{path}: is missing"
+            return f"{path}: is missing; {fix}"
         except DataError as error:
             return error.message
         except OSError as error:
-            return f"{path}: cannot be read ({error.strerror})"
+            return f"{path}: cannot be read ({error.strerror}); fix that"
         if size != self.bytes:
-            return f"{path}: has {size} bytes, expected {self.bytes} bytes"
+            return f"{path}: has {size} bytes, expected {self.bytes} bytes; {fix}"
         if found != self.sha256:
             return (
                 f"{path}: SHA-256 {found[:12]}, expected {self.sha256[:12]}: "
-                "corrupted after it was written"
+                f"corrupted after it was written; {fix}"
             )
         return None
 

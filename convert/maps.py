@@ -74,8 +74,15 @@ def map_file(path: Path) -> np.ndarray:
     return array
 
 
-def load_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """Map an `.npy` file for reading; DataError unless it has this type and shape."""
+def load_array(
+    path: Path, dtype: np.dtype, shape: tuple[int, ...], fix: str = "pack again"
+) -> np.ndarray:
+    """Map an `.npy` file for reading; DataError unless it has this type and shape.
+
+    fix: what to do about any other file, for the message.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: is missing; {fix}")
     mapped = map_file(path)
     try:
         header = io.BytesIO(mapped[:_LARGEST_HEADER].tobytes())
@@ -83,17 +90,30 @@ def load_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarra
             raise ValueError(f"found version {version}, expected (1, 0)")
         found = np.lib.format.read_array_header_1_0(header)
     except Exception as error:  # NumPy fails in many ways at a corrupt header
-        raise DataError(f"{path}: not a NumPy file ({error}); pack again") from None
+        raise DataError(f"{path}: not a NumPy file ({error}); {fix}") from None
     if found != (shape, False, dtype):
-        raise DataError(
-            f"{path}: found {found[2]} {found[0]}, expected {dtype} {shape}; pack again"
-        )
+        raise DataError(f"{path}: {_other_array(found, (shape, False, dtype))}; {fix}")
     content, size = mapped[header.tell() :], math.prod(shape) * dtype.itemsize
     if len(content) < size:
-        raise DataError(
-            f"{path}: found {len(content)} bytes of values, expected {size}; pack again"
-        )
+        raise DataError(f"{path}: found {len(content)} bytes of values, expected {size}; {fix}")
     return content[:size].view(dtype).reshape(shape)
+
+
+_Header = tuple[tuple[int, ...], bool, np.dtype]
+"""Shape, whether the values are in the order of Fortran, and type."""
+
+
+def _other_array(found: _Header, expected: _Header) -> str:
+    """What was found in the place of an array, and what was expected."""
+    (shape, _, dtype), (wanted, _, wanted_dtype) = found, expected
+    if found[1:] == expected[1:] and shape[1:] == wanted[1:] and shape and wanted:
+        return f"found {shape[0]} rows, expected {wanted[0]}"
+    names = (", ".join(of.names) if of.names else str(of) for of in (dtype, wanted_dtype))
+    if dtype != wanted_dtype:
+        return "found values of {}, expected {}".format(*names)
+    if shape == wanted:
+        return "found values in columns, expected rows"
+    return f"found values of shape {shape}, expected {wanted}"
 
 
 def create_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:

@@ -32,12 +32,15 @@ def write_placements(path: Path, rows: np.ndarray) -> None:
         np.save(file, rows)
 
 
-def read_placements(path: Path, group_starts: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def read_placements(
+    path: Path, group_starts: np.ndarray, size: tuple[int, int], fix: str = "pack again"
+) -> np.ndarray:
     """Map the table of samples whose backgrounds begin at ``group_starts``, of (H, W) pixels.
 
-    Raises DataError if it is not of so many samples, or a row is not possible.
+    Raises DataError if it is not of so many samples, or a row is not possible. fix: what to do
+    then, for the message.
     """
-    rows = load_array(path, PLACEMENT, (int(group_starts[-1]),))
+    rows = load_array(path, PLACEMENT, (int(group_starts[-1]),), fix)
     height, width = size
     impossible = {
         "the background is not that of the sample": rows["bg"]
@@ -49,5 +52,5 @@ def read_placements(path: Path, group_starts: np.ndarray, size: tuple[int, int])
     }
     for reason, wrong in impossible.items():
         if wrong.any():
-            raise DataError(f"{path}: row {int(np.argmax(wrong))}: {reason}; compose or pack again")
+            raise DataError(f"{path}: row {int(np.argmax(wrong))}: {reason}; {fix}")
     return rows

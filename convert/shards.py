@@ -150,7 +150,7 @@ class Shards:
         """DataError unless files have the size and, if ``hashed``, the SHA-256 of the manifest."""
         for name in names:
             if problem := self.manifest.files[name].problem(self.folder / name, hashed=hashed):
-                raise DataError(f"{problem}; pack again")
+                raise DataError(problem)
 
     def decode(self, index: int, name: str) -> np.ndarray:
         """Pixels of one field as its codec decodes them; RecordError if that fails."""

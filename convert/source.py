@@ -223,12 +223,10 @@ def require_placements(source: Source) -> None:
     if described is None or layout.table is None:
         return
     fix = f"compose again, or delete placements_table in {DATASET} if files were added or removed"
-    if problem := described.problem(layout.table):
-        raise DataError(f"{problem}; {fix}")
-    try:
-        rows = read_placements(layout.table, layout.group_starts, (layout.height, layout.width))
-    except DataError as error:
-        raise DataError(f"{error.message.rpartition('; ')[0]}; {fix}") from None
+    if problem := described.problem(layout.table, fix=fix):
+        raise DataError(problem)
+    size = (layout.height, layout.width)
+    rows = read_placements(layout.table, layout.group_starts, size, fix)
     _require_names_of_compose(source)
     per_fg = layout.samples_per_fg
     if per_fg is None:

@@ -176,7 +176,7 @@ def test_verify_wants_the_right_source(shards: Path, copy: Path) -> None:
     for folder in ("fg_bg", "fg_bg_mask", "fg_bg_depth"):
         for path in sorted((copy / folder / "bg_005").iterdir())[12:]:
             path.unlink()
-    expect_one_line(run("verify", shards, "--source", copy), "placements.npy: found", "(90,)")
+    expect_one_line(run("verify", shards, "--source", copy), "npy: found 90 rows, expected")
     (copy / "dataset.json").write_text("{}")
     expect_one_line(run("verify", shards, "--source", copy), "found 84 samples", "(90)")
 
@@ -217,7 +217,7 @@ def test_shards_that_may_not_be_read(unreadable: Callable[[str], Path], name: st
     expect_one_line(result, f"{name}: cannot be read (Permission denied)")
     result = run("verify", shards, "--workers", 0)
     assert result.exit_code == 1
-    assert f"{shards / name}: cannot be read (Permission denied)\n" in result.stdout
+    assert f"{shards / name}: cannot be read (Permission denied); fix that\n" in result.stdout
 
 
 @pytest.mark.parametrize(

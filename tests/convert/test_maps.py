@@ -218,8 +218,13 @@ def test_arrays_are_read_as_numpy_writes_them(tmp_path: Path) -> None:
         (content[:60], "not a NumPy file"),
         (b"", "not a NumPy file"),
         (content.replace(b"\x01\x00", b"\x03\x00", 1), "not a NumPy file \\(found version"),
-        (content.replace(b"<i2", b"<i4"), "found int32 \\(3, 4\\), expected int16 \\(3, 4\\)"),
-        (content.replace(b"False", b"True "), "found int16 \\(3, 4\\)"),
+        (content.replace(b"<i2", b"<i4"), "found values of int32, expected int16; pack again"),
+        (content.replace(b"False", b"True "), "found values in columns, expected rows; pack"),
+        (content.replace(b"(3, 4)", b"(2, 4)"), "found 2 rows, expected 3; pack again"),
+        (
+            content.replace(b"(3, 4)", b"(3, 3)"),
+            r"found values of shape \(3, 3\), expected \(3, 4\)",
+        ),
     ]:
         path.write_bytes(wrong)
         with pytest.raises(DataError, match=f"{path}: {message}"):

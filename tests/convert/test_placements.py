@@ -247,7 +247,7 @@ def test_samples_that_were_removed_are_noticed(copy: Path, tmp_path: Path) -> No
         shutil.rmtree(copy / folder / "bg_005")
     (copy / "bg/bg_005.jpg").unlink()
     with pytest.raises(
-        DataError, match=r"found .* \(90,\), expected .* \(72,\); compose again, or"
+        DataError, match="npy: found 90 rows, expected 72; compose again, or delete placements"
     ):
         pack(copy, tmp_path / "shards", **FORMAT)
 
@@ -303,5 +303,30 @@ def test_rows_of_shards_are_checked_when_they_are_used(shards: Path, tmp_path: P
     layout = replace(read_layout(shards), table=tmp_path / "placements.npy")
     with pytest.raises(DataError, match=r"placements.npy: row 3: flipped is neither 0 nor 1"):
         split_indices(layout, "fg")
-    with pytest.raises(DataError, match=r"found .* \(90,\), expected .* \(1,\)"):
+    with pytest.raises(DataError, match="found 90 rows, expected 1; pack again"):
         read_placements(tmp_path / "placements.npy", np.array([0, 1]), (96, 96))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (lambda path: path.unlink(), "is missing; pack again"),
+        (lambda path: path.write_bytes(b"x"), "not a NumPy file .*; pack again"),
+        (
+            lambda path: np.save(path, np.zeros(90, "<f4")),
+            "found values of float32, expected bg, fg, flipped, x, y, scale; pack again",
+        ),
+        (lambda path: np.save(path, np.load(path)[:-1]), "found 89 rows, expected 90; pack again"),
+    ],
+)
+def test_a_table_that_shards_have_lost(
+    shards: Path, tmp_path: Path, spoil: Callable[[Path], object], problem: str
+) -> None:
+    """A split says so, and `verify` names the file once, with what to do."""
+    folder = Path(shutil.copytree(shards, tmp_path / "shards"))
+    spoil(folder / "placements.npy")
+    with pytest.raises(DataError, match=f"placements.npy: {problem}$"):
+        split_indices(read_layout(folder), "fg")
+    found = verify(folder, workers=0, progress=False)
+    assert [line for line in found if not line.endswith("; pack again")] == []
+    assert len(found) == 1
