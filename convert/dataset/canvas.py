@@ -1,10 +1,21 @@
-"""Pastes foregrounds into a background and its depth map, and encodes the results."""
+"""Pastes foregrounds into a background and its depth map, and encodes the results.
+
+A composite is its background but for one rectangle of whole MCUs around the foreground, and only
+that is composed and encoded (`convert.jpeg.splice`).
+"""
+
+from __future__ import annotations
 
 import io
+from typing import NamedTuple
 
+import numba
 import numpy as np
 from PIL import Image
 
+from convert.jpeg.splice import MCU, EncodedImage
+
+FG_BG_QUALITY = MASK_QUALITY = 65
 DEPTH_QUALITY = 75
 # A foreground is at most this share of the way from the nearest to the farthest depth. One pasted
 # on the sky would otherwise have the sky's depth and be invisible in the depth map.
@@ -16,20 +27,55 @@ class Cutout:
 
     def __init__(self, rgba: np.ndarray) -> None:
         self.inside = rgba[..., 3] != 0
-        self.colour = Image.fromarray(np.ascontiguousarray(rgba[..., :3]))
-        self.stencil = Image.fromarray(self.inside.astype(np.uint8) * 255)
+        self.colour = np.ascontiguousarray(rgba[..., :3])
 
 
-def paste(image: Image.Image, cutout: Cutout, x: int, y: int) -> tuple[Image.Image, Image.Image]:
-    """Paste a foreground into a copy of ``image``, its top-left corner at column ``x``, row ``y``.
+class Patch(NamedTuple):
+    """What differs from a background: a rectangle at row ``top``, column ``left``.
 
-    Returns fg_bg RGB and mask L of 0 and 255.
+    fg_bg: uint8 (h, w, 3). mask: uint8 (h, w) of 0 and 255.
     """
-    fg_bg = image.copy()
-    fg_bg.paste(cutout.colour, (x, y), cutout.stencil)
-    mask = Image.new("L", fg_bg.size)
-    mask.paste(cutout.stencil, (x, y))
-    return fg_bg, mask
+
+    top: int
+    left: int
+    fg_bg: np.ndarray
+    mask: np.ndarray
+
+    @property
+    def box(self) -> tuple[slice, slice]:
+        height, width = self.mask.shape
+        return np.s_[self.top : self.top + height, self.left : self.left + width]
+
+
+def paste(image: np.ndarray, cutout: Cutout, x: int, y: int) -> Patch:
+    """Paste a foreground, its top-left corner at column ``x``, row ``y``.
+
+    image: uint8 (H, W, 3), which is not changed.
+    """
+    top, left = y // MCU * MCU, x // MCU * MCU
+    bottom = _next_mcu(y + cutout.inside.shape[0], image.shape[0])
+    right = _next_mcu(x + cutout.inside.shape[1], image.shape[1])
+    fg_bg = image[top:bottom, left:right].copy()
+    mask = np.zeros(fg_bg.shape[:2], np.uint8)
+    _fill(cutout.inside, cutout.colour, y - top, x - left, fg_bg, mask)
+    return Patch(top, left, fg_bg, mask)
+
+
+def _next_mcu(pixels: int, limit: int) -> int:
+    return min(-(-pixels // MCU) * MCU, limit)
+
+
+@numba.njit(cache=True, nogil=True)
+def _fill(
+    inside: np.ndarray, colour: np.ndarray, top: int, left: int, fg_bg: np.ndarray, mask: np.ndarray
+) -> None:
+    """Write the visible pixels of a foreground at row ``top``, column ``left``."""
+    for y in range(inside.shape[0]):
+        for x in range(inside.shape[1]):
+            if inside[y, x]:
+                mask[top + y, left + x] = 255
+                for channel in range(3):
+                    fg_bg[top + y, left + x, channel] = colour[y, x, channel]
 
 
 class Canvas:
@@ -40,39 +86,71 @@ class Canvas:
     """
 
     def __init__(self, image: np.ndarray, depth: np.ndarray) -> None:
-        self._image, self._depth = Image.fromarray(image), depth
+        self._image, self._depth = image, depth
         self._gray = stretch(depth)
-        self._gray_rgb = Image.fromarray(self._gray).convert("RGB")
         self._is_farthest = depth == depth.max()
         self._farthest_count = int(self._is_farthest.sum())
+        self._fg_bg = EncodedImage(image, FG_BG_QUALITY)
+        self._mask = EncodedImage(np.zeros(depth.shape, np.uint8), MASK_QUALITY)
+        self._gray_rgb = EncodedImage(_as_rgb(self._gray), DEPTH_QUALITY)
 
-    def paste(self, cutout: Cutout, x: int, y: int) -> tuple[Image.Image, Image.Image, Image.Image]:
-        """Paste a foreground with its top-left corner at column ``x``, row ``y``.
+    def encode(self, cutout: Cutout, x: int, y: int) -> tuple[bytes, bytes, bytes]:
+        """The JPEGs of a composite whose foreground has its top-left corner at ``x``, ``y``.
 
-        Returns new images: fg_bg RGB, mask L of 0 and 255, and depth RGB with three equal
-        channels, 0 nearest and 255 farthest.
+        These are fg_bg RGB, mask L of 0 and 255, and depth RGB with three equal channels, 0 nearest
+        and 255 farthest.
         """
-        return *paste(self._image, cutout, x, y), self._paste_depth(cutout, x, y)
+        patch = paste(self._image, cutout, x, y)
+        corner = patch.top, patch.left
+        return (
+            self._fg_bg.replaced(patch.fg_bg, *corner),
+            self._mask.replaced(patch.mask, *corner),
+            self._gray_rgb.replaced(*self.paste_depth(patch)),
+        )
 
-    def _paste_depth(self, cutout: Cutout, x: int, y: int) -> Image.Image:
+    def paste_depth(self, patch: Patch) -> tuple[np.ndarray, int, int]:
         """Depth with the foreground at the nearest depth that it covers, or at FARTHEST_SHARE.
+
+        Returns what differs from the depth of the background, uint8 (h, w, 3), its top and left.
 
         This keeps the minimum, and also the maximum unless all farthest pixels are covered. So
         nearly always the background's stretched bytes stay valid, and only those covered change.
         """
-        inside = cutout.inside
-        box = np.s_[y : y + inside.shape[0], x : x + inside.shape[1]]
-        if np.count_nonzero(self._is_farthest[box] & inside) < self._farthest_count:
-            image = self._gray_rgb.copy()
-            limit = round(255 * FARTHEST_SHARE)
-            gray = int(self._gray[box].min(where=inside, initial=limit))
-            image.paste((gray, gray, gray), (x, y), cutout.stencil)
-            return image
-        depth = self._depth.copy()
+        box = patch.box
+        limit = round(255 * FARTHEST_SHARE)
+        pixels, covered = _paste_depth(self._gray[box], self._is_farthest[box], patch.mask, limit)
+        if covered < self._farthest_count:
+            return pixels, patch.top, patch.left
+        depth, inside = self._depth.copy(), patch.mask != 0
         near, far = float(depth.min()), float(depth.max())
         farthest = near + FARTHEST_SHARE * (far - near)
         depth[box][inside] = min(farthest, float(depth[box][inside].min()))
-        return Image.fromarray(stretch(depth)).convert("RGB")
+        return _as_rgb(stretch(depth)), 0, 0
+
+
+@numba.njit(cache=True, nogil=True)
+def _paste_depth(
+    gray: np.ndarray, is_farthest: np.ndarray, mask: np.ndarray, limit: int
+) -> tuple[np.ndarray, int]:
+    """Depth of a patch, uint8 (h, w, 3), and how many of the farthest pixels are covered.
+
+    The foreground has the smallest depth that it covers, ``limit`` at most.
+    """
+    covered, least = 0, limit
+    for y in range(gray.shape[0]):
+        for x in range(gray.shape[1]):
+            if mask[y, x]:
+                least = min(least, gray[y, x])
+                covered += is_farthest[y, x]
+    pixels = np.empty((*gray.shape, 3), np.uint8)
+    for y in range(gray.shape[0]):
+        for x in range(gray.shape[1]):
+            pixels[y, x, :] = least if mask[y, x] else gray[y, x]
+    return pixels, covered
+
+
+def _as_rgb(gray: np.ndarray) -> np.ndarray:
+    return np.repeat(gray[..., None], 3, axis=2)
 
 
 def stretch(depth: np.ndarray) -> np.ndarray:
@@ -82,7 +160,7 @@ def stretch(depth: np.ndarray) -> np.ndarray:
 
 
 def encode_jpeg(image: Image.Image, quality: int, *, optimize: bool = False) -> bytes:
-    """Encode a JPEG; ``optimize`` gives it Huffman tables of its own."""
+    """Encode a JPEG by Pillow; ``optimize`` gives it Huffman tables of its own."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality, optimize=optimize)
     return buffer.getvalue()

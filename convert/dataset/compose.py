@@ -170,7 +170,8 @@ def _write_part(composed: Composed, part: Part) -> int:
         for sample in composed.read(part.indices):
             stamps.update(sample.stamp)
             for path, data in zip(sample.paths, sample.images, strict=True):
-                Path(path).write_bytes(data)
+                with open(path, "wb", buffering=0) as file:
+                    file.write(data)
                 crc = crc32c.crc32c(data, crc)
         record = {"stamps": stamps.hexdigest(), "crc32c": {"images": crc}}
         write_record(part, composed.folder / PARTS, record)

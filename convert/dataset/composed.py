@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from convert.dataset import photos, scenes
-from convert.dataset.canvas import DEPTH_QUALITY, Canvas, Cutout, encode_jpeg
+from convert.dataset.canvas import Canvas, Cutout, encode_jpeg
 from convert.dataset.plan import Plan, plan_metadata
 from convert.layout import Layout
 from convert.maps import load_array
@@ -30,7 +30,6 @@ from convert.unfinished import PARTS
 from convert.workers import run_all
 
 FG_SHARE = 105 / 224  # height of a pasted foreground as a share of the image's
-FG_BG_QUALITY = MASK_QUALITY = 65
 BG_QUALITY = 95  # composites are pasted on the decoded file, so its artefacts are in both
 STREAM_PLACES = 3  # random stream of a seed; scenes.draw uses 1, scenes.people 2
 
@@ -104,13 +103,7 @@ class Composed:
             if (fg, flipped) not in cutouts:
                 scaled = np.load(self.folder / PARTS / f"{self.plan.fg_name(fg)}.npy")
                 cutouts[fg, flipped] = Cutout(scaled[:, ::-1] if flipped else scaled)
-            fg_bg, mask, depth = canvas.paste(cutouts[fg, flipped], x, y)
-            # As in the original data set, only fg_bg has optimised Huffman tables.
-            yield (
-                encode_jpeg(fg_bg, FG_BG_QUALITY, optimize=True),
-                encode_jpeg(mask, MASK_QUALITY),
-                encode_jpeg(depth, DEPTH_QUALITY),
-            )
+            yield canvas.encode(cutouts[fg, flipped], x, y)
 
 
 def prepare(plan: Plan, folder: Path, executor: Executor, hidden: bool | None) -> Composed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TypedDict
 
@@ -180,5 +181,6 @@ def plan_metadata(plan: Plan) -> dict[str, object]:
             "numpy": np.__version__,
             "pillow": PIL.__version__,
             "libjpeg": features.version("jpg"),
+            "simplejpeg": version("simplejpeg"),
         },
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image
 
 from convert.dataset.canvas import Cutout, paste
 from convert.dataset.composed import open_rgb
@@ -35,7 +34,8 @@ def remake(source: Source, index: int) -> tuple[np.ndarray, np.ndarray]:
         )
     cutout = open_cutout(files[fg])
     scaled = scale_cutout(cutout, round(cutout.shape[0] * scale), source.layout.width, files[fg])
-    background = Image.fromarray(open_rgb(source.bg[bg]))
-    images = paste(background, Cutout(scaled[:, ::-1] if flipped else scaled), x, y)
-    fg_bg, mask = map(np.asarray, images)
-    return fg_bg, (mask != 0).view(np.uint8)
+    fg_bg = open_rgb(source.bg[bg]).copy()
+    patch = paste(fg_bg, Cutout(scaled[:, ::-1] if flipped else scaled), x, y)
+    mask = np.zeros(fg_bg.shape[:2], np.uint8)
+    fg_bg[patch.box], mask[patch.box] = patch.fg_bg, patch.mask != 0
+    return fg_bg, mask

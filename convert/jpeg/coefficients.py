@@ -18,7 +18,7 @@ from convert.jpeg.vectors import load_u64_big_endian
 from convert.jpeg.zigzag import ZIGZAG
 
 _BLOCK = 64
-_LARGEST_DC = 2047  # of 8-bit samples, quantised by at least 1: 11 bits and a sign
+LARGEST_DC = 2047  # of 8-bit samples, quantised by at least 1: 11 bits and a sign
 
 # A Huffman table is 32-bit numbers: an entry for each value of the next `_LOOK` bits, 0 where the
 # code is longer; then what `_long_code` needs: by length from 0 to 16, the least 16 bits that are
@@ -31,7 +31,7 @@ _LOOK = 10
 _LIMITS = 1 << _LOOK
 _OFFSETS = _LIMITS + 17
 _ENTRIES = _OFFSETS + 17
-_TABLE = _ENTRIES + 256
+TABLE = _ENTRIES + 256
 _END_OF_BLOCK, _INVALID = 128, 256  # moves, larger than all others
 _NO_CODE = _INVALID << 16 | 1
 
@@ -58,7 +58,7 @@ def read_coefficients(source: bytes) -> Coefficients:
     Every byte of the scan must belong to a block or be an expected marker. Raises NotBaseline.
     """
     layout, bodies, start = read_headers(source)
-    tables, known = _read_tables(bodies)
+    tables, known = read_tables(bodies)
     if known & layout.needed != layout.needed:
         raise NotBaseline("its Huffman tables are missing")
     geometry = layout.geometry
@@ -82,13 +82,13 @@ def _read_scan(
 ) -> bool:  # fmt: skip
     """Decode all blocks into zeros; False unless every byte belongs to a block or a marker.
 
-    tables: flat, as `_read_tables` fills them. selectors: DC table << 4 | AC table of each
+    tables: flat, as `read_tables` fills them. selectors: DC table << 4 | AC table of each
     component. components: of the blocks of an MCU. interval: MCUs from a marker to the next one.
     """
     step = interval * len(components) * _BLOCK
     data = np.empty(max(len(source) - at, 0) + _AHEAD, np.uint8)
     for number, first in enumerate(range(0, len(out), step)):
-        size, at = _unstuff(source, at, data)
+        size, at = unstuff(source, at, data)
         is_last = first + step >= len(out)
         if at < 0 or source[at] != (0xD9 if is_last else 0xD0 + number % 8):
             return False
@@ -100,7 +100,7 @@ def _read_scan(
 
 
 @numba.njit(cache=True, nogil=True)
-def _unstuff(source: np.ndarray, at: int, data: np.ndarray) -> tuple[int, int]:
+def unstuff(source: np.ndarray, at: int, data: np.ndarray) -> tuple[int, int]:
     """Copy entropy-coded data up to a marker without stuffed zeros (annex B.1.1.5), and add zeros.
 
     Returns its size and where the second byte of the marker is, -1 if there is none.
@@ -141,22 +141,22 @@ def _read_interval(
     left = np.int64(8 * size)
     while block < np.uint64(len(out)):
         for component in components:
-            dc = np.uint64((selectors[component] >> 4) * _TABLE)
-            ac = np.uint64((4 | selectors[component] & 15) * _TABLE)
+            dc = np.uint64((selectors[component] >> 4) * TABLE)
+            ac = np.uint64((4 | selectors[component] & 15) * TABLE)
             # At least 56 bits: two symbols, of at most 27 bits.
-            word, after, held = _refill(word, after, held)
-            entry = _look_up(word, tables, dc)
-            predicted[component] += _value(word, entry)
+            word, after, held = refill(word, after, held)
+            entry = look_up(word, tables, dc)
+            predicted[component] += value_of(word, entry)
             word, held = word << (entry & np.uint64(63)), held - (entry & np.uint64(63))
             position = entry >> np.uint64(16)
-            if abs(predicted[component]) > _LARGEST_DC:
+            if abs(predicted[component]) > LARGEST_DC:
                 return False
             out[block] = predicted[component]
             while position < np.uint64(63):
                 word, held, position = _read_ac(word, held, position, tables, ac, out, block)
                 if position >= np.uint64(63):
                     break
-                word, after, held = _refill(word, after, held)
+                word, after, held = refill(word, after, held)
                 word, held, position = _read_ac(word, held, position, tables, ac, out, block)
             left = np.int64(8 * size) - np.int64(8 * (after - start)) + np.int64(held)
             if left < 0 or (
@@ -173,15 +173,15 @@ def _read_ac(
     out: np.ndarray, block: np.uint64,
 ) -> tuple[np.uint64, np.uint64, np.uint64]:  # fmt: skip
     """Read a symbol after ``position`` and store its value; what is left, and its position."""
-    entry = _look_up(word, tables, table)
+    entry = look_up(word, tables, table)
     position += entry >> np.uint64(16)
-    out[block + _PLACES[position]] = _value(word, entry)
+    out[block + _PLACES[position]] = value_of(word, entry)
     bits = entry & np.uint64(63)
     return word << bits, held - bits, position
 
 
 @numba.njit(cache=True, nogil=True)
-def _refill(
+def refill(
     word: np.uint64, after: np.uint64, held: np.uint64
 ) -> tuple[np.uint64, np.uint64, np.uint64]:
     """Fill a word, of which the ``held`` highest bits are not read, with the bytes at ``after``."""
@@ -190,7 +190,7 @@ def _refill(
 
 
 @numba.njit(cache=True, nogil=True)
-def _look_up(word: np.uint64, tables: np.ndarray, table: np.uint64) -> np.uint64:
+def look_up(word: np.uint64, tables: np.ndarray, table: np.uint64) -> np.uint64:
     """The entry of the symbol at the highest bits of a word."""
     entry = np.uint64(tables[table + (word >> np.uint64(64 - _LOOK))])
     return entry if entry else _long_code(word, tables, table)
@@ -209,7 +209,7 @@ def _long_code(word: np.uint64, tables: np.ndarray, table: np.uint64) -> np.uint
 
 
 @numba.njit(cache=True, nogil=True)
-def _value(word: np.uint64, entry: np.uint64) -> np.int64:
+def value_of(word: np.uint64, entry: np.uint64) -> np.int64:
     """The value of the extra bits of a symbol at the highest bits of a word (F.2.2.1)."""
     ones = (np.uint64(1) << (entry >> np.uint64(8) & np.uint64(15))) - np.uint64(1)
     extra = word >> (np.uint64(64) - (entry & np.uint64(63))) & ones
@@ -217,12 +217,12 @@ def _value(word: np.uint64, entry: np.uint64) -> np.int64:
 
 
 @functools.lru_cache(maxsize=16)
-def _read_tables(bodies: bytes) -> tuple[np.ndarray, int]:
+def read_tables(bodies: bytes) -> tuple[np.ndarray, int]:
     """Huffman tables of all segments: uint32, four for DC and four for AC; a bit for each of them.
 
     Cached because many encoders write the tables of annex K.
     """
-    tables = np.empty(8 * _TABLE, np.uint32)
+    tables = np.empty(8 * TABLE, np.uint32)
     known = _fill_tables(np.frombuffer(bodies, np.uint8), tables)
     if known < 0:
         raise NotBaseline("its Huffman tables are corrupt")
@@ -241,7 +241,7 @@ def _fill_tables(bodies: np.ndarray, tables: np.ndarray) -> int:
         if total > 256 or at + 17 + total > len(bodies):
             return -1
         row = kind << 2 | number
-        if not _fill_table(bodies, at + 1, tables, row * _TABLE):
+        if not _fill_table(bodies, at + 1, tables, row * TABLE):
             return -1
         known |= 1 << row
         at += 17 + total
@@ -251,7 +251,7 @@ def _fill_tables(bodies: np.ndarray, tables: np.ndarray) -> int:
 @numba.njit(cache=True, nogil=True)
 def _fill_table(bodies: np.ndarray, at: int, tables: np.ndarray, table: int) -> bool:
     """Prepare the Huffman table at ``at`` (annex C); False if it is corrupt."""
-    is_dc = table < 4 * _TABLE
+    is_dc = table < 4 * TABLE
     code, place, filled = 0, 0, table
     for length in range(1, 17):
         tables[table + _OFFSETS + length] = place - code & 0xFFFFFFFF

@@ -43,7 +43,7 @@ def write_blocks(blocks: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np
     tables[at] = 0x10
     tables[at + 1 : at + 17] = ac_lengths[1:]
     tables[at + 17 :] = ac_symbols
-    return tables, _stuff(_write_tokens(tokens[:used], counts, codes))
+    return tables, stuff(_write_tokens(tokens[:used], counts, codes))
 
 
 @numba.njit(cache=True)
@@ -187,7 +187,7 @@ def _write_tokens(tokens: np.ndarray, counts: np.ndarray, codes: np.ndarray) -> 
 
 
 @numba.njit(cache=True)
-def _stuff(data: np.ndarray) -> np.ndarray:
+def stuff(data: np.ndarray) -> np.ndarray:
     """Entropy-coded data with a zero after each byte of 0xFF (B.1.1.5)."""
     out = np.empty(2 * len(data), np.uint8)
     start, target = np.uint64(data.ctypes.data), np.uint64(out.ctypes.data)

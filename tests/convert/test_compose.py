@@ -20,13 +20,22 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from convert.dataset.canvas import Canvas, Cutout
+from convert.dataset.canvas import (
+    DEPTH_QUALITY,
+    FG_BG_QUALITY,
+    MASK_QUALITY,
+    Canvas,
+    Cutout,
+    paste,
+    stretch,
+)
 from convert.dataset.compose import compose
 from convert.dataset.composed import place
 from convert.dataset.photos import open_cutout, scale_cutout
 from convert.dataset.plan import Plan
 from convert.errors import DataError
 from convert.files import write_json
+from convert.jpeg.splice import encode
 from convert.parts import Part, write_record
 from tests.trees import tree
 
@@ -158,7 +167,11 @@ def test_paste_follows_the_rule(person: np.ndarray, data: st.DataObject) -> None
     depth[depth > data.draw(st.sampled_from([10, 30, 50]))] = 60
     x = data.draw(st.integers(0, 20 - person.shape[1]))
     y = data.draw(st.integers(0, 20 - person.shape[0]))
-    fg_bg, mask, gray = (np.asarray(p) for p in Canvas(image, depth).paste(Cutout(person), x, y))
+    canvas, cutout = Canvas(image, depth), Cutout(person)
+    fg_bg, mask, gray = whole(canvas, image, depth, cutout, x, y)
+    qualities = (FG_BG_QUALITY, MASK_QUALITY, DEPTH_QUALITY)
+    expected = tuple(map(encode, (fg_bg, mask, gray), qualities))
+    assert canvas.encode(cutout, x, y) == expected
     inside = np.zeros((20, 20), bool)
     box = np.s_[y : y + person.shape[0], x : x + person.shape[1]]
     inside[box] = person[..., 3] != 0
@@ -172,10 +185,23 @@ def test_paste_follows_the_rule(person: np.ndarray, data: st.DataObject) -> None
     metres[inside] = min(metres[inside].min(), halfway)
     assert (metres <= depth).all()
     low, high = metres.min(), metres.max()
-    expected = np.rint((metres - low) * 255 / max(high - low, 1e-9))
-    assert np.abs(gray[..., 0] - expected).max() <= 1
+    stretched = np.rint((metres - low) * 255 / max(high - low, 1e-9))
+    assert np.abs(gray[..., 0] - stretched).max() <= 1
     assert gray.min() == 0
     assert (gray == gray[..., :1]).all()
+
+
+def whole(
+    canvas: Canvas, image: np.ndarray, depth: np.ndarray, cutout: Cutout, x: int, y: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A composite, its mask and its depth of three channels, before they become JPEGs."""
+    patch = paste(image, cutout, x, y)
+    fg_bg, mask = image.copy(), np.zeros(image.shape[:2], np.uint8)
+    fg_bg[patch.box], mask[patch.box] = patch.fg_bg, patch.mask
+    gray = np.repeat(stretch(depth)[..., None], 3, axis=2)
+    pixels, top, left = canvas.paste_depth(patch)
+    gray[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
+    return fg_bg, mask, gray
 
 
 @given(person=cutouts, height=st.integers(1, 40))

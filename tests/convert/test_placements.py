@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convert.dataset.canvas import encode_jpeg
+from convert.dataset.canvas import FG_BG_QUALITY
 from convert.dataset.compose import compose
-from convert.dataset.composed import FG_BG_QUALITY
 from convert.dataset.remake import remake
 from convert.errors import DataError
+from convert.jpeg.splice import encode
 from convert.manifest import read_manifest
 from convert.pack import PackConfig, pack
 from convert.placements import PLACEMENT, read_placements, write_placements
@@ -73,9 +73,7 @@ def check_remade(dataset: Path) -> None:
     for index in range(source.layout.samples):
         fg_bg, mask = remake(source, index)
         paths = source.paths(index)
-        assert encode_jpeg(Image.fromarray(fg_bg), FG_BG_QUALITY, optimize=True) == (
-            paths[0].read_bytes()
-        )
+        assert encode(fg_bg, FG_BG_QUALITY) == paths[0].read_bytes()
         with Image.open(paths[1]) as image:
             np.testing.assert_array_equal(mask, np.asarray(image) >= 128)
         bg = source.bg[int(source.layout.background_of(np.asarray(index)))]
