@@ -82,6 +82,8 @@ bench: install $(BENCH_SHARDS)/manifest.json $(BENCH_DIR)/data20k/dataset.json
 	$(BENCH) epoch $(BENCH_SHARDS) --width 16 --samples 300 --batch-size 16 --repeats 2 \
 		--loader $(LOADER) --json $(RESULTS_DIR)/epoch.json
 	$(BENCH) scaling $(BENCH_SHARDS) --samples 400 --repeats 2 --json $(RESULTS_DIR)/scaling.json
+	$(BENCH) compose --backgrounds 10 --repeats 2 --scratch $(BENCH_DIR) \
+		--json $(RESULTS_DIR)/compose.json
 	$(BENCH) convert $(BENCH_DIR)/data20k --repeats 2 --json $(RESULTS_DIR)/convert.json
 	$(BENCH) encode $(BENCH_DIR)/data20k --json $(RESULTS_DIR)/encode.json
 	$(BENCH) batch $(BENCH_SHARDS) --json $(RESULTS_DIR)/batch.json

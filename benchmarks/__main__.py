@@ -14,9 +14,9 @@ import click
 from convert import errors
 
 COMMANDS = (
-    "batch", "codecs", "compare", "convert", "decode", "encode", "epoch", "estimate", "gpu-check",
-    "hardware", "loader", "luma", "parity", "peers", "quality", "recipes", "report", "scaling",
-    "simulate", "speedrun", "step", "storage",
+    "batch", "codecs", "compare", "compose", "convert", "decode", "encode", "epoch", "estimate",
+    "gpu-check", "hardware", "loader", "luma", "parity", "peers", "quality", "recipes", "report",
+    "scaling", "simulate", "speedrun", "step", "storage",
 )  # fmt: skip
 """Each is a function of a module of its name ("_" for "-"), but for those of `_MODULES`."""
 _MODULES = {

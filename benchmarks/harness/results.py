@@ -34,8 +34,8 @@ SCHEMA = 3
 
 Benchmark = Literal[
     "gpu-check", "peers", "loader", "step", "epoch", "quality", "recipes", "speedrun", "scaling",
-    "convert", "encode", "batch", "codecs", "decode", "luma", "storage", "simulation", "estimate",
-    "parity", "hardware",
+    "compose", "convert", "encode", "batch", "codecs", "decode", "luma", "storage", "simulation",
+    "estimate", "parity", "hardware",
 ]  # fmt: skip
 """Names of the benchmarks, in the order in which a report shows them."""
 

@@ -10,6 +10,8 @@ _FLOORS = {
     "without order, batch or check. No loader that decodes these JPEGs on the CPU is faster. The "
     "engine FFCV can be, where its file stores differences: it decodes only what differs from a "
     "background. The engine resident has decoded before the clock starts.",
+    "floor: write the files": "writes as many files of the bytes of one sample each, in as many "
+    "processes, and composes nothing.",
     "floor: read and decode": "reads every file and decodes it once with libjpeg-turbo, in as many "
     "processes, and writes nothing. Our packing decodes every image too, so it cannot be faster.",
 }
@@ -66,7 +68,7 @@ def _cold(result: Result) -> str:
 def _above(result: Result, floor: str) -> list[str]:
     """Why cases that a floor bounds are above it, if any are."""
     limit = result.cases[floor].samples_per_s
-    packs = result.benchmark == "convert"
+    packs = result.benchmark in ("compose", "convert")
     found = []
     for name, case in result.cases.items():
         rate = case.samples_per_s

@@ -39,6 +39,8 @@ _RANDOM = partial(scores.quality, splits=("random",))
 _HELD_OUT = partial(scores.quality, splits=("bg", "fg", "both"))
 _KINDS = (
     _Kind("gpu-check", "Checks of the GPU: which ran, and which failed", (tables.checks,)),
+    _Kind("compose", "Composition: from cut-outs to a data set", (tables.timed, tables.checked),
+          plots.bars, "Bars: samples per second of composing, of a Pillow loop and of writing"),
     _Kind("convert", "Conversion: from files to shards", (tables.timed,), plots.bars,
           "Bars: samples per second of packing, of stock FFCV's writer and of reading alone"),
     _Kind("encode", "Where the time of packing goes", (tables.figures,), plots.steps,

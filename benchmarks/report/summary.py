@@ -148,6 +148,7 @@ _FINDINGS: dict[Benchmark, Callable[[Result], str]] = {
     "peers": _finding_of_rates,
     "loader": _finding_of_rates,
     "step": _finding_of_rates,
+    "compose": _finding_of_rates,
     "convert": _finding_of_rates,
     "epoch": _finding_of_epochs,
     "quality": _finding_of_scores,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TypedDict
 
+import cv2
 import numpy as np
 import PIL
 from PIL import features
@@ -181,6 +181,6 @@ def plan_metadata(plan: Plan) -> dict[str, object]:
             "numpy": np.__version__,
             "pillow": PIL.__version__,
             "libjpeg": features.version("jpg"),
-            "simplejpeg": version("simplejpeg"),
+            "opencv": cv2.__version__,
         },
     }

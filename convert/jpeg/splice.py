@@ -12,9 +12,9 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
+import cv2
 import numba
 import numpy as np
-import simplejpeg
 
 from convert.jpeg.coefficients import (
     LARGEST_DC,
@@ -39,14 +39,20 @@ _STEP = 56  # bits that fit into a word after an incomplete byte
 
 
 def encode(pixels: np.ndarray, quality: int) -> bytes:
-    """A JPEG of libjpeg-turbo with the Huffman tables of annex K.
+    """A JPEG by OpenCV's libjpeg-turbo, with its accurate DCT and the Huffman tables of annex K.
 
-    pixels: uint8 (H, W, 3), stored with chroma of half the height and width, or (H, W).
+    The coefficients are those of Pillow. (TurboJPEG, as in simplejpeg, has a faster DCT of less
+    accuracy, and Pillow takes three times as long for an image of 112x64.)
+
+    pixels: uint8 (H, W, 3) RGB, stored with chroma of half the height and width, or (H, W).
     """
-    pixels = np.ascontiguousarray(pixels)
-    if pixels.ndim == 2:
-        return bytes(simplejpeg.encode_jpeg(pixels[..., None], quality, "GRAY", "Gray"))
-    return bytes(simplejpeg.encode_jpeg(pixels, quality, "RGB", "420"))
+    options = [
+        cv2.IMWRITE_JPEG_QUALITY, quality,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+    ]  # fmt: skip
+    ordered = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    _, data = cv2.imencode(".jpg", ordered, options)
+    return data.tobytes()
 
 
 class _Blocks(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 
 import train
 from benchmarks.__main__ import main
+from benchmarks.compose import compare
 from benchmarks.estimate import work
 from benchmarks.harness.contender import _on_device
 from benchmarks.harness.images import Images
@@ -23,7 +25,9 @@ from benchmarks.harness.ours import our_contenders
 from benchmarks.harness.results import CaseResult, read_result
 from benchmarks.harness.timing import interleave
 from convert.dataset.compose import compose
+from convert.errors import DataError
 from convert.pack import pack
+from convert.source import read_source
 from loaders import read_layout, split_indices
 from model.recipe import Stage
 from model.unet import PARTS
@@ -54,6 +58,28 @@ def test_convert_and_codecs(
     sizes = {name: case["figures"]["bytes"] for name, case in found["cases"].items()}
     assert sizes["fg_bg, difference"] < sizes["fg_bg, jpeg"] / 2
     assert sizes["depth, difference-luma"] < sizes["depth, jpeg-luma"]
+
+
+@pytest.mark.slow
+def test_compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.compose.interleave", partial(interleave, warmup=0))
+    one = ["--backgrounds", 1, "--foregrounds", 1, "--repeats", 1, "--workers", 0]
+    found = measure(tmp_path, "compose", *one, "--scratch", tmp_path)
+    assert found["arguments"]["samples"] == "40"
+    assert {case["repeats"][0]["samples"] for case in found["cases"].values()} == {40}
+    loop = found["cases"]["Pillow loop, reads the background for each paste"]
+    assert loop["figures"] == {"largest_difference_levels": 0, "mask_pixels_that_differ": 0}
+    assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
+
+
+def test_compose_refuses_a_loop_of_other_images(dataset: Path, tmp_path: Path) -> None:
+    source = read_source(dataset)
+    other = Path(shutil.copytree(dataset, tmp_path / "other"))
+    assert compare(source, read_source(other))["largest_difference_levels"] == 0
+    path = other / source.paths(3)[0].relative_to(dataset)
+    shutil.copy(source.paths(4)[0], path)
+    with pytest.raises(DataError, match="the loop's images are not ours: levels differ by up to"):
+        compare(source, read_source(other))
 
 
 @pytest.mark.slow

@@ -50,6 +50,17 @@ def test_the_bytes_are_those_of_the_complete_image(
         assert np.asarray(decoded).shape == image.shape
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_the_pixels_are_those_of_pillow(mode: str) -> None:
+    image = Image.fromarray(texture(75, 50)).convert(mode)
+    image.save(file := io.BytesIO(), "JPEG", quality=65, optimize=True)
+    with (
+        Image.open(file) as expected,
+        Image.open(io.BytesIO(encode(np.asarray(image), 65))) as found,
+    ):
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+
+
 @pytest.mark.parametrize(("top", "left", "height"), [(8, 0, 16), (0, 0, 17), (32, 0, 32)])
 def test_a_rectangle_that_is_not_of_whole_mcus_is_our_mistake(
     top: int, left: int, height: int
