@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from convert import jpeg
 from convert.errors import DataError
-from convert.files import read_regular
+from convert.files import read_regular, require_regular
 
 SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Of files that are taken for images where a user names a folder, in lower case."""
@@ -25,6 +25,8 @@ SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", "
 _EXPECTED = "expected a complete, readable image; copy or save it again"
 _MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 """Mode of an image by the colour space of its profile, as ICC.1:2022, table 19, spells it."""
+_TURNED = (5, 6, 7, 8)
+"""Values of EXIF's orientation by which width and height are exchanged."""
 _NEARLY = 2
 """Levels of 255 by which a profile may differ from sRGB and count as sRGB."""
 
@@ -36,18 +38,46 @@ def opened(path: Path) -> Iterator[Image.Image]:
     Raises DataError that names the file: for one that is missing, irregular, damaged or no image,
     and for one of more than twice `PIL.Image.MAX_IMAGE_PIXELS` pixels, about 179 million.
     """
-    try:
+    with _errors_named(path):
         # From memory: of TIFF files, Pillow maps some, and scrambles those that are turned.
         data = read_regular(path)
         if not data:
             raise DataError(f"{path}: found an empty file; {_EXPECTED}")
+        image = Image.open(io.BytesIO(data))
+        image.load()
+        if image.format in ("JPEG", "MPO"):
+            _require_intact(data)
+    with image:
+        yield image
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Width and height of an upright image, without decoding it where its header is enough.
+
+    That is so for most formats, not for TIFF, nor for PNG, which may have its orientation at the
+    end. Raises DataError as `opened`, but most damages are found only when an image is decoded.
+    """
+    with _errors_named(path):
+        require_regular(path)
+        if not path.stat().st_size:
+            raise DataError(f"{path}: found an empty file; {_EXPECTED}")
+        with open(path, "rb") as file, Image.open(file) as image:
+            # Of a TIFF file, it depends on the version of Pillow which size the header gives.
+            if image.format != "TIFF":
+                is_turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
+                return image.size[::-1] if is_turned else image.size
+    with opened(path) as image:
+        return upright(image, path).size
+
+
+@contextmanager
+def _errors_named(path: Path) -> Iterator[None]:
+    """Raise a DataError that names the file for anything that reading it can raise."""
+    try:
         with warnings.catch_warnings():
             # Of half as many pixels as are refused: some cameras make such photos.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
-            image.load()
-        if image.format in ("JPEG", "MPO"):
-            _require_intact(data)
+            yield
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; expected an image") from None
     except UnidentifiedImageError:
@@ -63,8 +93,6 @@ def opened(path: Path) -> Iterator[Image.Image]:
     # Pillow's decoders raise almost any exception on corrupt bytes.
     except Exception as error:
         raise DataError(f"{path}: {_reason(error)}; {_EXPECTED}") from None
-    with image:
-        yield image
 
 
 def _require_intact(data: bytes) -> None:

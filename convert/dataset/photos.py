@@ -11,7 +11,7 @@ from convert import jpeg
 from convert.dataset.canvas import encode_jpeg
 from convert.errors import DataError, raise_all
 from convert.files import why_irregular
-from convert.images import SUFFIXES, opened, to_rgb, to_rgba, upright
+from convert.images import SUFFIXES, opened, read_size, to_rgb, to_rgba, upright
 from convert.names import visible
 from convert.outputs import PNG_KEY, mark_of
 
@@ -136,8 +136,7 @@ def open_depth(path: Path, photo: Path, size: int) -> np.ndarray:
 
     Accepts 8 bit, 16 bit, float and gray RGB images of the photo's aspect ratio (within 2 %).
     """
-    with opened(photo) as image:
-        width, height = upright(image, photo).size
+    width, height = read_size(photo)
     with opened(path) as image:
         found = upright(image, path)
     if abs(found.width * height / (found.height * width) - 1) > 0.02:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from convert.errors import DataError
-from convert.images import read_rgb
+from convert.images import SUFFIXES, read_rgb, read_size
 from tests.pictures import jpeg_bytes, smooth
 
 GRAY = smooth(24, 40)
@@ -118,6 +118,28 @@ def test_values_outside_any_range_are_refused(value: float, problem: str, tmp_pa
     Image.fromarray(pixels).save(tmp_path / "x.tif")
     with pytest.raises(DataError, match=rf"x\.tif: found {problem}"):
         read_rgb(tmp_path / "x.tif")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_the_size_of_a_header_is_that_of_the_upright_image(
+    suffix: str, orientation: int, tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    Image.fromarray(RGB).save(tmp_path / f"x{suffix}", exif=exif)
+    width, height = read_size(tmp_path / f"x{suffix}")
+    assert (height, width, 3) == read_rgb(tmp_path / f"x{suffix}").shape
+
+
+def test_a_size_is_read_without_decoding(tmp_path: Path) -> None:
+    path = tmp_path / "x.jpg"
+    path.write_bytes(jpeg_bytes(RGB)[:700])  # no pixel
+    assert read_size(path) == (40, 24)
+    for content, reason in [(b"", "found an empty file"), (b"x", "found no readable image")]:
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=reason):
+            read_size(path)
 
 
 def test_missing_and_irregular_files(tmp_path: Path) -> None:
