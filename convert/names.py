@@ -34,6 +34,11 @@ def bg_name(bg: int, backgrounds: int) -> str:
     return f"bg_{bg + 1:0{max(3, len(str(backgrounds)))}d}"
 
 
+def fg_name(fg: int, foregrounds: int) -> str:
+    """What `compose` names foreground ``fg`` (from 0), zero-padded likewise."""
+    return f"fg_{fg + 1:0{max(3, len(str(foregrounds)))}d}"
+
+
 def sample_name(sample: int, samples: int) -> str:
     """What `compose` names sample ``sample`` (from 0) of a background, zero-padded likewise."""
     return f"img_{sample + 1:0{max(4, len(str(samples)))}d}"

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from convert import beton, tarshards
 from convert.bases import open_bases
 from convert.codecs import encode_rgb
+from convert.contents import PARTS
 from convert.encoding import is_finished, write_part
 from convert.errors import OptionError, RecordError
 from convert.files import read_regular, sync
@@ -49,7 +50,7 @@ from convert.parts import SAMPLES_PER_PART, Part, PartSummary, read_summary, spl
 from convert.placements import PLACEMENTS
 from convert.source import Samples, Source, read_source
 from convert.storage import CODECS, DEPTH_CODECS, DIFFERENCE_CODECS, MASK_CODECS
-from convert.unfinished import PARTS, SHARD_FOLDER, check_target, work_folder
+from convert.unfinished import SHARD_FOLDER, check_target, work_folder
 from convert.vote import write_bases
 from convert.workers import open_pool, run_all
 

@@ -72,6 +72,16 @@ class Metadata(Schema, extra="allow"):
         return value
 
 
+class ComposedMetadata(Schema, extra="allow"):
+    """What is used of a `dataset.json` that `compose` wrote."""
+
+    samples: Positive | None = None
+    samples_per_bg: Positive | None = None
+    backgrounds: Positive | None = None
+    foregrounds: Positive | None = None
+    image_size: Positive | None = None
+
+
 class Sample(NamedTuple):
     """The images of one sample, encoded, in the order of `FIELDS`.
 

@@ -23,6 +23,15 @@ from typing import BinaryIO
 
 import click
 
+from convert.contents import (
+    JOB,
+    PARTS,
+    Content,
+    foreign_files,
+    is_own,
+    require_content,
+    require_own,
+)
 from convert.errors import DataError, RecordError, is_users
 from convert.files import (
     REPLACED,
@@ -31,11 +40,9 @@ from convert.files import (
     replace_folder,
     restore_replaced,
 )
-from convert.manifest import MANIFEST
+from convert.manifest import MANIFEST, read_manifest
 from convert.outputs import require_writable_folder
 
-PARTS = "parts"
-_JOB = ".job"  # hidden: no file of an output is, so it is never taken for one
 _LONGEST_NAME = 220  # of 255 bytes; the names of the work folder and what it leaves are longer
 
 
@@ -45,6 +52,7 @@ class Output:
 
     last: the file that is written last, so that a work folder with it is complete.
     names: paths of all files that the command writes in it, in any version.
+    content: of a folder that is complete, which it reads.
     is_finished: whether an existing folder is of this kind, and complete.
     """
 
@@ -52,6 +60,7 @@ class Output:
     command: str
     last: str
     names: re.Pattern[str]
+    content: Callable[[Path], Content]
     is_finished: Callable[[Path], bool]
 
 
@@ -62,6 +71,7 @@ SHARD_FOLDER = Output(
     names=re.compile(
         r"manifest\.json|(samples|bases|backgrounds|placements)\b[\w.-]*\.(beton|npy|tar|idx)"
     ),
+    content=lambda folder: {".": frozenset({MANIFEST, *read_manifest(folder).files})},
     is_finished=lambda folder: (folder / MANIFEST).exists(),
 )
 
@@ -91,24 +101,11 @@ def check_target(target: Path, kind: Output, *, force: bool, hint: str = "") -> 
     remove_replaced(target)  # a run may have been killed while it did so
     if not force:
         raise DataError(f"{target}: exists already; --force replaces it")
-    if foreign := min(_foreign_files(target, kind), default=None):
+    if foreign := min(foreign_files(target, kind.names), default=None):
         raise DataError(
             f"{target}: found {foreign}, which `{kind.command}` has not written; --force would "
             "remove it: move it away, or choose another name"
         )
-
-
-def _foreign_files(target: Path, kind: Output) -> Iterator[str]:
-    """Paths of the files in a finished folder that its command has not written."""
-    for folder, folders, files in os.walk(target):
-        if REPLACED in folders:
-            folders.remove(REPLACED)
-        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-        inside = os.path.relpath(folder, target)
-        for name in (*files, *links):
-            path = name if inside == os.curdir else f"{inside}/{name}"
-            if not kind.names.fullmatch(path):
-                yield path
 
 
 @contextmanager
@@ -120,28 +117,30 @@ def work_folder(
     A block that succeeds publishes the folder, without `PARTS`. After corrupt input the work is
     removed, unless ``resume`` asks to keep what is done; after any other error, and if it is
     complete, it stays. Raises DataError if another converter is running or the work belongs to
-    another job.
+    another job, or if there is a file in it that the command has not written: that is neither
+    published nor removed.
     """
     work = target.with_name(f"{target.name}.partial")
     try:
         with _locked_job_file(target, work) as file:
-            _claim(work, file, job, target, resume=resume, force=force)
-            _beside(target).rename(work / _JOB)
+            _remove_leftovers(work, kind)
+            _claim(work, file, job, target, kind, resume=resume, force=force)
+            _beside(target).rename(work / JOB)
             try:
                 yield work
+                require_content(work, kind.content(work), kind.last, kind.command)
                 # A failed cleanup must not fail finished work.
                 shutil.rmtree(work / PARTS, ignore_errors=True)
             except BaseException as error:
                 is_corrupt = isinstance(error, RecordError) and not resume
                 is_complete = (work / kind.last).exists()  # its parts may be removed already
                 if not is_complete and (is_corrupt or not any(work.glob(f"{PARTS}/*.json"))):
-                    _remove(work)
-                    if isinstance(error, KeyboardInterrupt | SystemExit):
+                    if _remove(work, kind) and isinstance(error, KeyboardInterrupt | SystemExit):
                         click.echo(f"{target}: no part was finished, nothing is kept", err=True)
                 elif isinstance(error, KeyboardInterrupt | SystemExit):
                     click.echo(f"{work}: unfinished; --resume continues it", err=True)
                 raise
-            (work / _JOB).rename(_beside(target))
+            (work / JOB).rename(_beside(target))
             _publish(work, target, kind, force=force)
             if (target / PARTS).exists():
                 click.echo(f"{target / PARTS}: could not be removed; delete it", err=True)
@@ -178,7 +177,7 @@ def _locked_job_file(target: Path, work: Path) -> Iterator[BinaryIO]:
 
     At the end it is moved into the work folder if there is one of this job, and removed otherwise.
     """
-    beside, inside = _beside(target), work / _JOB
+    beside, inside = _beside(target), work / JOB
     path = inside if inside.exists() else beside
     try:
         # Opening it inside must not create another one if its holder moves it at this moment.
@@ -238,8 +237,9 @@ def _leaves(job: dict[str, object]) -> dict[str, object]:
 
 
 def _claim(
-    work: Path, file: BinaryIO, job: dict[str, object], target: Path, *, resume: bool, force: bool
-) -> None:
+    work: Path, file: BinaryIO, job: dict[str, object], target: Path, kind: Output, *,
+    resume: bool, force: bool,
+) -> None:  # fmt: skip
     """Take the work folder: a new one, or that of an earlier run of the same job.
 
     Starting over restores the folder that an earlier run was killed in the middle of replacing.
@@ -254,14 +254,16 @@ def _claim(
                 f"{work}: an unfinished run left this; --resume continues it, --force starts over"
             )
         if resume and text == own:
+            require_own(work, kind.names, kind.command)
             return
         if not force:
             raise DataError(
                 f"{work}: was begun with other arguments or other files ({_differing(text, job)}); "
                 "give those again, or start over with --force"
             )
+        require_own(work, kind.names, kind.command)
         restore_replaced(work, target)
-        _remove(work)
+        _remove(work, kind)
     file.truncate(0)
     file.write(own)
     file.flush()
@@ -269,9 +271,29 @@ def _claim(
     work.mkdir()
 
 
-def _remove(work: Path) -> None:
-    """Remove the work folder, even while a worker on another machine still writes to it."""
+def _remove(work: Path, kind: Output) -> bool:
+    """Remove the work folder, even while a worker on another machine still writes to it.
+
+    Returns whether it did: with a file in it that the command has not written, it stays.
+    """
+    if not is_own(work, kind.names, kind.command):
+        return False
     # A name of its own, so that the remains of a killed run do not collide.
     removed = tempfile.mkdtemp(prefix=f".{work.name}.removed-", dir=work.parent)
     work.rename(removed)
     shutil.rmtree(removed)
+    return True
+
+
+def _remove_leftovers(work: Path, kind: Output) -> None:
+    """Remove what runs for the same output have left that were killed in `_remove`.
+
+    A folder with a file in it that the command has not written stays.
+    """
+    name = re.compile(re.escape(f".{work.name}.removed-") + r"[a-z0-9_]{8}")
+    for folder in filter(name.fullmatch, os.listdir(work.absolute().parent)):
+        path = work.with_name(folder)
+        if path.is_symlink() or not path.is_dir():
+            continue
+        if is_own(path, kind.names, kind.command):
+            shutil.rmtree(path, ignore_errors=True)

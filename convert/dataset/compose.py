@@ -20,17 +20,18 @@ from typing import Unpack
 import crc32c
 from tqdm import tqdm
 
+from convert.contents import PARTS, Content
 from convert.dataset.composed import FG_SHARE, Composed, prepare
 from convert.dataset.inputs import require_usable
 from convert.dataset.plan import DEFAULT_SIZE, Plan, PlanOptions, make_plan, plan_metadata
 from convert.errors import DataError
 from convert.files import read_file, write_json
-from convert.names import FOLDERS
+from convert.names import FOLDERS, bg_name, fg_name, sample_name
 from convert.outputs import require_kept, require_outside, require_writable_folder
 from convert.parts import Part, read_record, split_parts, write_record
 from convert.placements import PLACEMENTS
-from convert.source import DATASET, DATASET_FORMAT, read_metadata
-from convert.unfinished import PARTS, Output, check_target, work_folder
+from convert.source import DATASET, DATASET_FORMAT, ComposedMetadata, read_metadata
+from convert.unfinished import Output, check_target, work_folder
 from convert.workers import open_pool, run_all
 
 SAMPLES_PER_PART = 400
@@ -45,6 +46,20 @@ def is_composed(folder: Path) -> bool:
         return False
 
 
+def _content(folder: Path) -> Content:
+    """The names of the files of a complete data set that this version wrote."""
+    made = ComposedMetadata.from_json(read_metadata(folder))
+    bgs, fgs, samples = made.backgrounds or 0, made.foregrounds or 0, made.samples_per_bg or 0
+    stems = [bg_name(bg, bgs) for bg in range(bgs)]
+    images = frozenset(f"{sample_name(number, samples)}.jpg" for number in range(samples))
+    return {
+        ".": frozenset({DATASET, PLACEMENTS}),
+        "bg": frozenset(f"{stem}.jpg" for stem in stems),
+        "fg": frozenset(f"{fg_name(fg, fgs)}.png" for fg in range(fgs)),
+        **{f"{name}/{stem}": images for name in FOLDERS.values() for stem in stems},
+    }
+
+
 DATASET_FOLDER = Output(
     name="data set of `compose`",
     command="compose",
@@ -53,6 +68,7 @@ DATASET_FOLDER = Output(
         rf"bg/bg_\d+\.jpg|fg/fg_\d+\.png|({'|'.join(FOLDERS.values())})/bg_\d+/img_\d+\.jpg"
         rf"|{re.escape(DATASET)}|{re.escape(PLACEMENTS)}"
     ),
+    content=_content,
     is_finished=is_composed,
 )
 

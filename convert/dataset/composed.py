@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from convert.contents import PARTS
 from convert.dataset import photos, scenes
 from convert.dataset.canvas import Canvas, Cutout, encode_jpeg
 from convert.dataset.plan import Plan, plan_metadata
@@ -26,7 +27,6 @@ from convert.maps import load_array
 from convert.names import FOLDERS
 from convert.placements import PLACEMENT, PLACEMENTS, write_placements
 from convert.source import PlacementsFile, Sample
-from convert.unfinished import PARTS
 from convert.workers import run_all
 
 FG_SHARE = 105 / 224  # height of a pasted foreground as a share of the image's

@@ -80,8 +80,7 @@ class Plan:
         return names.bg_name(bg, self.backgrounds)
 
     def fg_name(self, fg: int) -> str:
-        """Name of foreground ``fg`` (from 0), zero-padded so that names sort by number."""
-        return f"fg_{fg + 1:0{max(3, len(str(self.foregrounds)))}d}"
+        return names.fg_name(fg, self.foregrounds)
 
     def sample_name(self, sample: int) -> str:
         return names.sample_name(sample, self.samples_per_bg)
