@@ -100,7 +100,7 @@ def test_compose_is_killed(tiny: Path, tmp_path: Path) -> None:
 
     truth = tree(tiny)
     states = []
-    for _ in kill_at_each_call(make, first=9, step=31):
+    for _ in kill_at_each_call(make, first=9, step=19):
         states.append((target.exists(), (tmp_path / "data.partial" / DATASET).exists()))
         if not target.exists():
             make()
