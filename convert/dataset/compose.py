@@ -24,6 +24,7 @@ from convert.contents import PARTS, Content
 from convert.dataset.composed import FG_SHARE, Composed, prepare
 from convert.dataset.inputs import require_usable
 from convert.dataset.plan import DEFAULT_SIZE, Plan, PlanOptions, make_plan, plan_metadata
+from convert.disk import sync_file_system
 from convert.errors import DataError
 from convert.files import read_file, write_json
 from convert.names import FOLDERS, bg_name, fg_name, sample_name
@@ -176,6 +177,8 @@ def _write_dataset(
     with tqdm(total=composed.layout.samples, unit=" samples", disable=hidden) as bar:
         for written in run_all(executor, _write_part, tasks):
             bar.update(written)
+    # Before the file that says that the others are complete; a power failure must not empty them.
+    sync_file_system(work)
     write_json(work / DATASET, composed.metadata)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from convert import contents
+from convert import contents, disk
 from convert.contents import require_content
 from convert.dataset.compose import DATASET_FOLDER, compose
 from convert.dataset.compose_shards import compose_shards
+from convert.disk import sync_file_system
 from convert.errors import DataError
 from convert.pack import PackConfig, pack
 from convert.source import DATASET
@@ -159,6 +162,42 @@ def test_what_a_killed_removal_left_is_removed(
     kept = {*others, foreign, ".out.partial.removed-00000000", ".out.partial.removed-00000001"}
     assert {path.name for path in tmp_path.iterdir()} == {"out", *kept}
     assert f"{foreign}: is kept, because notes.txt was not written by" in capsys.readouterr().err
+
+
+def test_images_are_on_the_disk_before_a_data_set_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power failure cannot be tested; the call is, with what is there when it is made."""
+    seen = []
+
+    def record(folder: Path) -> None:
+        sync_file_system(folder)
+        seen.append(
+            {path.name for path in folder.rglob("*.jp*")} | {path.name for path in folder.iterdir()}
+        )
+
+    monkeypatch.setattr("convert.dataset.compose.sync_file_system", record)
+    make_data(tmp_path / "out")
+    assert len(seen) == 1
+    assert "img_0002.jpg" in seen[0]
+    assert DATASET not in seen[0]
+
+
+def test_a_file_system_that_lost_files_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing:
+        @staticmethod
+        def syncfs(_: int) -> int:
+            ctypes.set_errno(errno.EIO)
+            return -1
+
+    monkeypatch.setattr(disk, "_libc", Failing)
+    with pytest.raises(DataError, match="Input/output error; fix that and run again with --resume"):
+        make_data(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    make_data(tmp_path / "out", resume=True)
 
 
 @pytest.mark.parametrize("kind", [DATASET_FOLDER, SHARD_FOLDER])
