@@ -9,6 +9,7 @@ if __name__ == "__main__":
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -111,24 +112,89 @@ def compose(
 
 @main.command()
 @click.argument("dataset", type=_FOLDER)
-@click.option("--model", required=True, help="Name or folder of a monocular depth model.")
+@click.option(
+    "--model", "name", required=True,
+    help="A depth model of transformers (name or folder), or a .pt2 or .onnx file.",
+)  # fmt: skip
+@click.option(
+    "--of", "what", type=click.Choice(["composites", "backgrounds"]), default="composites",
+    help="backgrounds: of DATASET, or of a folder of photos; written to --out.",
+)  # fmt: skip
+@click.option("--out", type=_FOLDER, help="With --of backgrounds: a folder for compose --bg-depth.")
 @click.option(
     "--predicts",
-    type=click.Choice(["inverse", "metric"]),
-    help="What the model's values are: inverse depth (near is large: DPT, Depth Anything) or "
-    "metres; default: as its configuration says, else inverse.",
-)
-@click.option("--batch-size", type=click.IntRange(1), default=16)
-@click.option("--device", help="cpu, cuda:0, ...; default: the first GPU, or the CPU.")
+    type=click.Choice(["inverse", "depth", "metric"]),
+    help="What the model's values are: inverse (larger is nearer), depth (larger is farther) or "
+    "metric (metres); default: by its configuration or name.",
+)  # fmt: skip
 @click.option(
-    "--force", is_flag=True, help="Replace depth maps that are neither a prior nor estimated."
+    "--stretch", type=click.Choice(["image", "dataset"]), default="image",
+    help="From black, nearest, to white, farthest: each image, or all with one scale.",
+)  # fmt: skip
+@click.option(
+    "--range", "value_range", type=float, nargs=2, metavar="NEAR FAR",
+    help="With --stretch dataset: the model's values that become black and white; default: those "
+    "of all images, which are predicted twice then.",
+)  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(1), default=16)
+@click.option("--device", help="cpu, cuda, cuda:1, ...; default: the first GPU, or the CPU.")
+@click.option(
+    "--amp", type=click.Choice(["auto", "off", "fp16", "bf16"]), default="auto",
+    help="Precision on a GPU; auto: fp16.",
+)  # fmt: skip
+@click.option("--input-size", type=click.IntRange(8, 4096), help="Of a file that takes any size.")
+@click.option(
+    "--normalise",
+    type=click.Choice(["imagenet", "half", "none"]),
+    help="How a .pt2 or .onnx file takes RGB of 0..1; default: imagenet. half: as -1..1.",
 )
-def depth(dataset: Path, model: str, **options: object) -> None:
-    """Write depth maps of DATASET's composites with a depth model (extra `depth`)."""
-    from convert.dataset.depth import estimate
+@_RESUME
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Replace maps that are neither a prior nor estimated, or what an unfinished run left.",
+)
+def depth(
+    dataset: Path,
+    name: str,
+    what: str,
+    out: Path | None,
+    predicts: str | None,
+    device: str | None,
+    amp: str,
+    input_size: int | None,
+    normalise: str | None,
+    **options: object,
+) -> None:
+    """Write depth maps of DATASET's composites, or of backgrounds, with a depth model.
 
-    made = estimate(dataset, model, **options)["depth_model"]  # type: ignore[arg-type]
-    click.echo(f"{dataset}: {made['images']} depth maps by {model} ({made['predicts']} depth)")
+    Models of transformers need the extra `depth`. torchrun shares the work among GPUs.
+    """
+    if (what == "backgrounds") != (out is not None):
+        raise click.UsageError("--of backgrounds and --out belong together: give both, or neither.")
+    from convert.dataset.depth import estimate, estimate_backgrounds
+    from convert.dataset.networks.model import ModelOptions
+
+    model = ModelOptions(
+        predicts=predicts,  # type: ignore[arg-type]
+        device=device,
+        amp=amp,  # type: ignore[arg-type]
+        input_size=input_size,
+        normalise=normalise,  # type: ignore[arg-type]
+    )
+    if out is None:
+        made = estimate(dataset, name, model=model, **options)
+    else:
+        made = estimate_backgrounds(dataset, out, name, model=model, **options)
+    if int(os.environ.get("RANK", "0")):
+        return
+    about = made["depth_model"]
+    click.echo(
+        f"{out or dataset}: {about['images']} depth maps by {name} ({about['predicts']} depth)"
+    )
+    if scale := made.get("depth_scale"):
+        unit = " metres" if scale["unit"] == "metres" else ""
+        click.echo(f"  black is {scale['near']:.6g}{unit}, white is {scale['far']:.6g}{unit}")
 
 
 @main.command()

@@ -24,10 +24,10 @@ JOB = ".job"  # hidden: no file of an output is, so it is never taken for one
 _PREPARED = r"(bg|fg)_\d+\.npy"
 _WORKING = re.compile(
     rf"{re.escape(JOB)}|(.*/)?\.[^/]+\.tmp"
-    rf"|{PARTS}/(part-\d+\.(json|\w+\.bin|\w+\.npy)|{_PREPARED})"
+    rf"|{PARTS}/(part-\d+\.(json|range\.json|\w+\.bin|\w+\.npy)|{_PREPARED})"
     rf"|{PARTS}/source/(bg/bg_\d+\.jpg|fg/fg_\d+\.png|placements\.npy|{PARTS}/{_PREPARED})"
 )
-"""Paths of what `pack` and `compose` write in a work folder beside the output."""
+"""Paths of what `pack`, `compose` and `depth` write in a work folder beside the output."""
 _OF_NFS = re.compile(r"\.nfs[0-9a-f]{16,}")
 """What NFS makes of a file that was removed while it was open, until that is closed."""
 

@@ -52,11 +52,29 @@ class PlacementsFile(ShardFile):
         return cls(file="placements.npy", **ShardFile.of(path).model_dump())
 
 
+class DepthScale(Schema):
+    """What the levels of depth maps mean: value = near + (far - near) * level / 255.
+
+    near, far: the model's values at 0 and at 255. unit: of these.
+    """
+
+    near: float
+    far: float
+    unit: Literal["metres", "none"]
+
+    @model_validator(mode="after")
+    def _is_metric(self) -> Self:
+        if self.unit == "metres" and not self.near <= self.far:
+            raise ValueError(f"near {self.near} is farther than far {self.far}")
+        return self
+
+
 class Metadata(Schema, extra="allow"):
     """What is used of `dataset.json`; a user's own keys are kept."""
 
     samples_per_fg: Positive | None = None
     placements_table: PlacementsFile | None = None
+    depth_scale: DepthScale | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""The work folder of `pack` and `compose`, so that they can be killed and resumed at any time.
+"""The work folder of `pack`, `compose` and `depth`, which can be killed and resumed at any time.
 
 A folder `OUT` is written in `OUT.partial` and published by one rename. The file `.job` in it
 records the job of that work, and is locked while a converter runs. It is beside the folder, as
@@ -54,6 +54,7 @@ class Output:
     names: paths of all files that the command writes in it, in any version.
     content: of a folder that is complete, which it reads.
     is_finished: whether an existing folder is of this kind, and complete.
+    is_slow: whether finished parts are worth keeping after corrupt input.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Output:
     names: re.Pattern[str]
     content: Callable[[Path], Content]
     is_finished: Callable[[Path], bool]
+    is_slow: bool = False
 
 
 SHARD_FOLDER = Output(
@@ -110,17 +112,25 @@ def check_target(target: Path, kind: Output, *, force: bool, hint: str = "") -> 
 
 @contextmanager
 def work_folder(
-    target: Path, kind: Output, job: dict[str, object], *, resume: bool, force: bool
+    target: Path,
+    kind: Output,
+    job: dict[str, object],
+    *,
+    resume: bool,
+    force: bool,
+    replace: bool | None = None,
 ) -> Iterator[Path]:
     """The locked work folder of ``target``; ``resume`` keeps what an earlier run of ``job`` left.
 
     A block that succeeds publishes the folder, without `PARTS`. After corrupt input the work is
-    removed, unless ``resume`` asks to keep what is done; after any other error, and if it is
-    complete, it stays. Raises DataError if another converter is running or the work belongs to
-    another job, or if there is a file in it that the command has not written: that is neither
-    published nor removed.
+    removed, unless ``resume`` asks to keep what is done, or it is slow; after any other error, and
+    if it is complete, it stays. ``replace``: whether a finished folder is replaced, by default with
+    ``force``, which also starts over. Raises DataError if another converter is running or the work
+    belongs to another job, or if there is a file in it that the command has not written: that is
+    neither published nor removed.
     """
-    work = target.with_name(f"{target.name}.partial")
+    work = work_of(target)
+    replace = force if replace is None else replace
     try:
         with _locked_job_file(target, work) as file:
             _remove_leftovers(work, kind)
@@ -132,7 +142,7 @@ def work_folder(
                 # A failed cleanup must not fail finished work.
                 shutil.rmtree(work / PARTS, ignore_errors=True)
             except BaseException as error:
-                is_corrupt = isinstance(error, RecordError) and not resume
+                is_corrupt = isinstance(error, RecordError) and not (resume or kind.is_slow)
                 is_complete = (work / kind.last).exists()  # its parts may be removed already
                 if not is_complete and (is_corrupt or not any(work.glob(f"{PARTS}/*.json"))):
                     if _remove(work, kind) and isinstance(error, KeyboardInterrupt | SystemExit):
@@ -141,7 +151,7 @@ def work_folder(
                     click.echo(f"{work}: unfinished; --resume continues it", err=True)
                 raise
             (work / JOB).rename(_beside(target))
-            _publish(work, target, kind, force=force)
+            _publish(work, target, kind, force=replace)
             if (target / PARTS).exists():
                 click.echo(f"{target / PARTS}: could not be removed; delete it", err=True)
     except OSError as error:
@@ -151,6 +161,11 @@ def work_folder(
         if os.path.lexists(work / REPLACED):
             raise DataError(f"{reason} --resume; the old folder is {work / REPLACED}") from None
         raise DataError(f"{reason} --resume, or delete {work}") from None
+
+
+def work_of(target: Path) -> Path:
+    """The work folder of an output."""
+    return target.with_name(f"{target.name}.partial")
 
 
 def _publish(work: Path, target: Path, kind: Output, *, force: bool) -> None:

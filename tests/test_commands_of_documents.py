@@ -17,7 +17,7 @@ from PIL import Image
 import benchmarks.__main__ as benchmarks
 import convert.__main__ as convert
 import train
-from convert.dataset.depth import DepthModel
+from convert.dataset.networks.model import DepthModel, ModelOptions
 from convert.errors import Command
 from model.recipe import RECIPES, load_recipe
 from tests.pictures import texture
@@ -173,7 +173,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Image.fromarray(np.concatenate([texture(40, 20), alpha], 2)).save("cutouts/person.png")
     Path("tiny.json").write_text(TINY % '["encoder", "mask", "depth"]')
 
-    def load(name: str, **options: object) -> DepthModel:
+    def load(name: str, options: ModelOptions) -> DepthModel:
         return DepthModel(name, lambda images: [image[..., 0] for image in images], "inverse")
 
     monkeypatch.setattr("convert.dataset.depth.load_model", load)

@@ -27,6 +27,7 @@ FORBIDDEN = {
 }
 # Exceptions to FORBIDDEN.
 ALLOWED = {
+    "convert/dataset/networks/": "torch",
     "model/": (
         "convert.errors convert.files convert.found convert.images convert.interrupts "
         "convert.limits convert.outputs convert.schema"

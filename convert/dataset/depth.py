@@ -1,123 +1,150 @@
-"""Estimates the depth maps of composites with a monocular depth model, for a data set without.
+"""Estimates depth with a monocular depth network: of composites, or of backgrounds alone.
 
-Run ``python -m convert depth DATASET --model NAME_OR_PATH``. The model is any of Hugging Face
-`transformers` for depth estimation (extra `depth`), by its name on the hub or by its folder.
-
-The maps have the form of those that `compose` writes: a gray JPEG stored as RGB, each stretched
-to its own minimum and maximum, dark near and bright far.
+Run ``python -m convert depth DATASET --model NAME_OR_PATH`` for a data set without depth maps, or
+``python -m convert depth PHOTOS --of backgrounds --out DEPTH --model NAME_OR_PATH`` for the maps
+that `compose --bg-depth DEPTH` takes. The network is one of Hugging Face `transformers` (extra
+`depth`), by its name on the hub or its folder, or a `.pt2` or `.onnx` file.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import re
+from collections import defaultdict
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
-import numpy as np
-from PIL import Image
-from tqdm import tqdm
+import click
 
-from convert import jpeg
-from convert.dataset.canvas import DEPTH_QUALITY, encode_jpeg, stretch
-from convert.errors import DataError, RecordError
-from convert.files import (
-    publish_folder,
-    read_file,
-    remove_leftovers,
-    replace_folder,
-    temporary_folder,
-    write_json,
+from convert.contents import Content
+from convert.dataset.depth_inputs import (
+    Composites,
+    Photos,
+    hash_names,
+    list_composites,
+    list_photos,
+    move_metadata,
 )
+from convert.dataset.depth_maps import Range, Stretch, require_range, scale_of
+from convert.dataset.depth_run import DepthRun
+from convert.dataset.networks.load import load_model
+from convert.dataset.networks.model import MEANING, DepthModel, ModelOptions
+from convert.dataset.networks.ranks import Ranks, joined
+from convert.disk import sync_file_system
+from convert.errors import DataError, OptionError
+from convert.files import write_json
 from convert.manifest import DEPTH_SOURCES, depth_source
-from convert.names import FOLDERS, list_backgrounds, list_jpegs, visible
-from convert.outputs import require_writable_folder
+from convert.outputs import require_kept, require_outside, require_writable_folder
 from convert.source import DATASET, read_metadata
+from convert.unfinished import Output, check_target, work_folder, work_of
 
-_METRIC_TYPES = ("depth_pro", "glpn", "zoedepth")  # a ``config.model_type`` that means metres
+ABOUT = ".depth.json"
+"""In a folder of backgrounds' maps: how they were made. Hidden, as it is no image."""
 
 _REPLACED = ("prior", "estimated")  # what `dataset.json` says of maps that need no ``force``
 
-Predictor = Callable[[list[np.ndarray]], list[np.ndarray]]
-"""Images uint8 (H, W, 3), RGB 0..255 -> as many float arrays (h, w), in the model's unit."""
 
-Predicts = Literal["inverse", "metric"]
-"""What a model's values grow with: nearness, without a unit (inverse), or distance (metric)."""
+def _maps_of(composites: Composites) -> Output:
+    """The folder of a data set's maps."""
+    return Output(
+        name="folder of depth maps",
+        command="depth",
+        last=DATASET,
+        names=re.compile(rf"[^/]+/[^/]+\.jpe?g|{re.escape(DATASET)}", re.IGNORECASE),
+        content=lambda _: _content(composites, DATASET),
+        is_finished=Path.is_dir,
+        is_slow=True,
+    )
 
 
-@dataclass(frozen=True)
-class DepthModel:
-    """A loaded model, and how `dataset.json` describes it."""
+def _maps_of_backgrounds(photos: Photos) -> Output:
+    """A folder of backgrounds' maps."""
+    return Output(
+        name="folder of `depth --of backgrounds`",
+        command="depth",
+        last=ABOUT,
+        names=re.compile(rf"[^/]+\.png|{re.escape(ABOUT)}"),
+        content=lambda _: _content(photos, ABOUT),
+        is_finished=lambda folder: (folder / ABOUT).exists(),
+        is_slow=True,
+    )
 
-    name: str
-    predict: Predictor
-    predicts: Predicts
-    library: str = ""  # library that runs it, with its version
+
+def _content(images: Composites | Photos, last: str) -> Content:
+    """The names of all files of a complete folder of maps."""
+    found = defaultdict(set, {os.curdir: {last}})
+    for index in range(len(images)):
+        folder, name = os.path.split(images.map_name(index))
+        found[folder or os.curdir].add(name)
+    return {folder: frozenset(names) for folder, names in found.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Composites:
-    """The composites of a data set folder that is ready to be given depth maps."""
+class DepthOptions:
+    """How maps are made and written.
 
-    folder: Path
-    names: tuple[str, ...]  # like "bg_001/img_0001.jpg", in the order of samples
-    metadata: dict[str, object]  # what `dataset.json` says, empty if there is none
-    replace: bool  # whether existing depth maps are to be replaced
+    stretch: what is stretched from 0, nearest, to 255, farthest: each image, or the whole data set.
+    value_range: the model's values at 0 and at 255, for the whole data set; by default those of all
+        images, which are predicted twice then.
+    batch_size: images given to the network at once.
+    resume: continue a killed or interrupted run of the same arguments.
+    force: replace maps that are worth more than estimates, or what an unfinished run left.
+    """
 
-    def path(self, index: int) -> Path:
-        """File of one composite."""
-        return self.folder / FOLDERS["fg_bg"] / self.names[index]
+    stretch: Stretch = "image"
+    value_range: tuple[float, float] | None = None
+    batch_size: int = 16
+    resume: bool = False
+    force: bool = False
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise OptionError("batch_size", f": found {self.batch_size}, expected 1 or more")
+        if self.value_range is not None and self.stretch != "dataset":
+            raise OptionError("value_range", ": is for --stretch dataset; give both, or neither")
 
 
 def estimate(
-    dataset: str | Path,
-    name: str,
-    *,
-    predicts: Predicts | None = None,
-    batch_size: int = 16,
-    device: str | None = None,
-    force: bool = False,
-    progress: bool = True,
+    dataset: str | Path, name: str, *, model: ModelOptions | None = None, **options: Any
 ) -> dict[str, Any]:  # JSON has no narrower type
-    """Write depth maps of a data set's composites with a model of `transformers`.
+    """Write depth maps of a data set's composites; returns what `dataset.json` then says.
 
-    The arguments, the result and the errors are those of `list_composites`, `load_model`,
-    `require_replaceable` and `write_depth`. The data set is checked before the model is loaded.
+    name, model: as of `load_model`. options: of `DepthOptions`. The data set is checked before the
+    network is loaded. Raises DataError as `list_composites`, `load_model`, `require_replaceable`
+    and `write_depth` do. Processes that torchrun started share the work.
     """
-    composites = list_composites(dataset)
-    require_writable_folder(composites.folder)
-    model = load_model(name, predicts=predicts, device=device)
-    require_replaceable(composites, model, force=force)
-    return write_depth(composites, model, batch_size=batch_size, progress=progress)
+    made = DepthOptions(**options)
+    with joined() as ranks:
+        composites = ranks.from_first(lambda: list_composites(dataset))
+        ranks.from_first(lambda: require_writable_folder(composites.folder))
+        loaded = load_model(name, model or ModelOptions())
+        return write_depth(composites, loaded, made, ranks)
 
 
-def list_composites(dataset: str | Path) -> Composites:
-    """List the composites of a data set with bg/ and fg_bg/; its masks are not needed.
+def estimate_backgrounds(
+    folder: str | Path, out: Path, name: str, *, model: ModelOptions | None = None, **options: Any
+) -> dict[str, Any]:
+    """Write depth maps of photos, or of a data set's backgrounds, to the folder ``out``.
 
-    Raises DataError for a missing or empty folder, a folder that belongs to no background, a file
-    that is no .jpg, and an unreadable `dataset.json`.
+    A map is a PNG of 16 bits with the name of its image, as `compose --bg-depth` takes it. Returns
+    what `.depth.json` there says. The others are those of `estimate`.
     """
-    folder = Path(dataset)
-    groups = folder / FOLDERS["fg_bg"]
-    stems = [path.stem for path in list_backgrounds(folder)]
-    names: list[str] = []
-    for stem in stems:
-        group = list_jpegs(groups / stem)
-        if not group:
-            raise DataError(f"{groups / stem}: found no images, expected at least 1")
-        names += (f"{stem}/{name}" for name in group)
-    found = {name for name in visible(os.listdir(groups)) if (groups / name).is_dir()}
-    for name in sorted(found - set(stems)):
-        raise DataError(
-            f"{groups / name}: found a folder without a background, expected "
-            f"{folder / 'bg' / name}.jpg; add that or move the folder away"
-        )
-    target = folder / FOLDERS["depth"]
-    remove_leftovers(target)  # maps that a killed run was replacing are there again
-    replace = os.path.lexists(target)
-    metadata = read_metadata(folder)
-    return Composites(folder=folder, names=tuple(names), metadata=metadata, replace=replace)
+    made = DepthOptions(**options)
+    with joined() as ranks:
+        photos = ranks.from_first(lambda: _checked_photos(folder, out, force=made.force))
+        loaded = load_model(name, model or ModelOptions())
+        return write_backgrounds(photos, out, loaded, made, ranks)
+
+
+def _checked_photos(folder: str | Path, out: Path, *, force: bool) -> Photos:
+    photos = list_photos(folder)
+    require_outside(out, photos.folder)
+    require_kept(photos.folder, out)
+    check_target(out, _maps_of_backgrounds(photos), force=force)
+    return photos
 
 
 def require_replaceable(composites: Composites, model: DepthModel, *, force: bool) -> None:
@@ -126,146 +153,135 @@ def require_replaceable(composites: Composites, model: DepthModel, *, force: boo
     By `dataset.json`, these are all but the prior of `compose` and estimates.
     """
     source = depth_source(composites.metadata)
-    if not composites.replace or force or source in _REPLACED:
-        return
-    about = DEPTH_SOURCES.get(source, "not known where from")
-    raise DataError(
-        f"{composites.folder / FOLDERS['depth']}: found depth maps ({about}), which "
-        f"estimates of {model.name} would replace; add --force to replace them"
-    )
+    if composites.replace and not force and source not in _REPLACED:
+        about = DEPTH_SOURCES.get(source, "not known where from")
+        raise DataError(
+            f"{composites.target}: found depth maps ({about}), which estimates of {model.name} "
+            "would replace; add --force to replace them"
+        )
+    if composites.target.is_symlink():
+        raise DataError(
+            f"{composites.target}: is a link, which depth maps cannot replace; remove the link"
+        )
+    check_target(composites.target, _maps_of(composites), force=composites.replace)
 
 
 def write_depth(
-    composites: Composites, model: DepthModel, *, batch_size: int = 16, progress: bool = True
-) -> dict[str, Any]:  # JSON has no narrower type
+    composites: Composites,
+    model: DepthModel,
+    options: DepthOptions | None = None,
+    ranks: Ranks | None = None,
+) -> dict[str, Any]:
     """Write the depth map of each composite; returns what `dataset.json` then says.
 
-    Maps have the name and size of their composite. ``batch_size``: images given to the model at
-    once. All maps appear together at the end, and `dataset.json` then says that depth is estimated
-    and by which model. If anything fails, the data set does not change.
+    Maps have the name and size of their composite. All appear together at the end, and
+    `dataset.json` then says that depth is estimated and by which model. Until then the data set
+    does not change, and the work is in `fg_bg_depth.partial`. Resuming a finished run does nothing.
 
     Raises RecordError for a composite that cannot be read or whose prediction is not finite, and
     DataError if the maps cannot be written.
     """
-    count, target = len(composites.names), composites.folder / FOLDERS["depth"]
-    about = {"name": model.name, "predicts": model.predicts, "library": model.library}
-    depth = {"depth": "estimated", "depth_model": about | {"images": count}}
-    metadata = composites.metadata | depth
-    with temporary_folder(target) as work:
-        with tqdm(total=count, desc="depth", unit="image", disable=not progress) as bar:
-            for start in range(0, count, batch_size):
-                indices = range(start, min(start + batch_size, count))
-                _write_batch(composites, model, indices, work)
-                bar.update(len(indices))
-        write_json(work / DATASET, metadata)
-        if os.path.lexists(target) and not composites.replace:
-            raise DataError(f"{target}: written meanwhile and kept; add --force to replace it")
-        if composites.replace:
-            replace_folder(work, target)
-        else:
-            publish_folder(work, target)
-        # A run killed right here leaves dataset.json among the maps, and `pack` refuses that.
-        (target / DATASET).replace(composites.folder / DATASET)
+    options, ranks = options or DepthOptions(), ranks or Ranks()
+    about = _about(composites, model, options)
+    is_made = composites.replace and composites.metadata.get("depth_model") == about
+    if options.resume and is_made and not work_of(composites.target).exists():
+        return composites.metadata
+    ranks.from_first(lambda: require_replaceable(composites, model, force=options.force))
+    kept = {k: v for k, v in composites.metadata.items() if k != "depth_scale"}
+    metadata = kept | {"depth": "estimated", "depth_model": about}
+    job = _Job(composites.target, _maps_of(composites), metadata, about, replace=composites.replace)
+    _write(composites, model, options, ranks, job)
+
+    def finish() -> dict[str, object]:
+        move_metadata(composites.target, composites.folder)
+        return read_metadata(composites.folder)
+
+    return ranks.from_first(finish)
+
+
+def write_backgrounds(
+    photos: Photos,
+    out: Path,
+    model: DepthModel,
+    options: DepthOptions | None = None,
+    ranks: Ranks | None = None,
+) -> dict[str, Any]:
+    """Write the depth map of each photo; returns what `.depth.json` then says."""
+    options, ranks = options or DepthOptions(), ranks or Ranks()
+    about = _about(photos, model, options)
+    metadata: dict[str, object] = {"format": "maskdepth-depth", "version": 1, "depth_model": about}
+    job = _Job(out, _maps_of_backgrounds(photos), metadata, about, replace=options.force)
+    return _write(photos, model, options, ranks, job)
+
+
+class _Job(NamedTuple):
+    """What is written where. about: the model, as the metadata describe it."""
+
+    target: Path
+    kind: Output
+    metadata: dict[str, object]
+    about: dict[str, object]
+    replace: bool
+
+
+def _about(
+    images: Composites | Photos, model: DepthModel, options: DepthOptions
+) -> dict[str, object]:
+    """How `dataset.json` describes what maps are made by: all that decides their bytes."""
+    about = model.about | {"batch_size": options.batch_size, "stretch": options.stretch}
+    if options.value_range is not None:
+        require_range(Range(*options.value_range), model.predicts)
+        about["range"] = list(options.value_range)
+    return about | {"images": len(images)}
+
+
+def _write(
+    images: Composites | Photos, model: DepthModel, options: DepthOptions, ranks: Ranks, job: _Job
+) -> dict[str, object]:
+    """Write all maps, and last the metadata, which are returned."""
+    same: dict[str, object] = {
+        "source": str(images.folder.absolute()),
+        "names_sha256": hash_names(images.names),
+        "made": job.about,
+    }
+    if options.progress and ranks.is_first:
+        click.echo(_announcement(model, options, len(images)), err=True)
+    metadata = job.metadata
+    with ExitStack() as stack:
+
+        def begin() -> Path:
+            return stack.enter_context(
+                work_folder(
+                    job.target, job.kind, same, resume=options.resume, force=options.force,
+                    replace=job.replace,
+                )
+            )  # fmt: skip
+
+        work = ranks.from_first(begin)
+        if not ranks.from_first(lambda: (work / job.kind.last).exists()):
+            run = DepthRun(
+                images, model, batch_size=options.batch_size, work=work, ranks=ranks,
+                shown=options.progress,
+            )  # fmt: skip
+            found = Range(*options.value_range) if options.value_range else None
+            if options.stretch == "dataset":
+                found = found or run.find_range()
+                metadata = metadata | {"depth_scale": scale_of(found, model.predicts).model_dump()}
+            run.write_all(found)
+            # Before the file that says that the others are complete.
+            sync_file_system(work)
+            ranks.wait()
+            ranks.from_first(lambda: write_json(work / job.kind.last, metadata))
     return metadata
 
 
-def _write_batch(composites: Composites, model: DepthModel, indices: range, work: Path) -> None:
-    """Predict and write the depth maps of a few composites."""
-    images = [_read(composites, index) for index in indices]
-    for index, image, depth in zip(indices, images, model.predict(images), strict=True):
-        if not np.isfinite(depth).all():
-            reason = f"{model.name} predicted values that are not finite; use another model"
-            raise RecordError(index, "depth", str(composites.path(index)), reason)
-        path = work / composites.names[index]
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(encode(depth, model.predicts, image.shape[:2]))
-
-
-def _read(composites: Composites, index: int) -> np.ndarray:
-    """Pixels of one composite, uint8 (H, W, 3); RecordError if `pack` would refuse it."""
-    path = composites.path(index)
-    try:
-        data, _ = read_file(path)
-        reason = jpeg.read_header(data).refusal
-        if reason is None:
-            return jpeg.decode_rgb(data)
-    except OSError as error:
-        reason = f"cannot be read ({error.strerror})"
-    except ValueError as error:
-        reason = f"{error}; fix or replace the file"
-    raise RecordError(index, "fg_bg", str(path), reason)
-
-
-def encode(depth: np.ndarray, predicts: Predicts, size: tuple[int, int]) -> bytes:
-    """JPEG of a prediction, float (h, w), at ``size`` (H, W): 0 nearest, 255 farthest, RGB.
-
-    Inverse depth is negated, not inverted: relative models have an unknown scale and zero, so
-    1 / x would not be distance either. A flat prediction becomes 0.
-    """
-    image = Image.fromarray(np.asarray(depth, np.float32))
-    if depth.shape != size:
-        image = image.resize(size[::-1], Image.Resampling.BILINEAR)
-    far = np.asarray(image, np.float64) * (-1 if predicts == "inverse" else 1)
-    gray = Image.fromarray(stretch(far))
-    return encode_jpeg(gray.convert("RGB"), DEPTH_QUALITY, optimize=True)
-
-
-def load_model(
-    name: str, *, predicts: Predicts | None = None, device: str | None = None
-) -> DepthModel:
-    """Load a depth model of `transformers`, by its name on the hub (downloaded once) or its folder.
-
-    ``predicts``: by default from the model's configuration, which states it for some metric
-    models; otherwise inverse. ``device``: as torch names it ("cpu", "cuda:1"), by default the first
-    accelerator, or the CPU. The model's own processor scales the images to its input size.
-
-    Raises DataError if `transformers` is not installed or the model cannot be loaded.
-    """
-    try:
-        import transformers
-        from transformers import pipeline
-    except ImportError as error:
-        raise DataError(
-            f"depth models need the package transformers, which cannot be imported ({error}); "
-            "install it with `pip install .[depth]`"
-        ) from None
-    try:
-        run = pipeline("depth-estimation", model=name, device=device)
-    except Exception as error:  # transformers passes on the exceptions of many libraries
-        raise DataError(
-            f"{name}: cannot be loaded as a depth model ({_one_line(error)}); expected a model "
-            "for depth estimation of the Hugging Face hub, or the folder of one"
-        ) from None
-    predicts = predicts or _configured(run.model.config)
-    library = f"transformers {transformers.__version__}"
-    return DepthModel(name, _predictor(name, run), predicts, library)
-
-
-def _configured(config: Any) -> Predicts:  # transformers is optional and has no types
-    """What a model predicts by its configuration; inverse if that does not say."""
-    is_metric = getattr(config, "depth_estimation_type", None) == "metric"
-    return "metric" if is_metric or config.model_type in _METRIC_TYPES else "inverse"
-
-
-def _predictor(name: str, run: Callable[..., Any]) -> Predictor:  # a pipeline has no types
-    """Predictor of a depth-estimation pipeline; its failures become a DataError."""
-
-    def predict(images: list[np.ndarray]) -> list[np.ndarray]:
-        try:
-            found = run([Image.fromarray(image) for image in images], batch_size=len(images))
-            # Copying to the CPU waits for the GPU.
-            maps = [one["predicted_depth"].float().cpu().numpy() for one in found]
-        except Exception as error:
-            raise DataError(
-                f"{name}: failed on {len(images)} images ({_one_line(error)}); try a smaller "
-                "--batch-size, or another model"
-            ) from error
-        return [one.reshape(one.shape[-2:]) for one in maps]
-
-    return predict
-
-
-def _one_line(error: Exception) -> str:
-    """Message of another library's exception in one line of at most 300 characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:300] + " ..."
+def _announcement(model: DepthModel, options: DepthOptions, images: int) -> str:
+    """What is about to happen, in one line: a wrong direction would spoil all maps."""
+    device = dict(model.made).get("device", "cpu")
+    amp = dict(model.made).get("amp", "off")
+    where = device if amp == "off" else f"{device}, {amp}"
+    scale = "each image" if options.stretch == "image" else "the whole data set"
+    return (
+        f"{model.name}: {MEANING[model.predicts]}, {model.reason}; dark will be near, stretched "
+        f"over {scale}; {images:,} images on {where}"
+    )

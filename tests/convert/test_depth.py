@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,20 +16,18 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from convert.__main__ import main
 from convert.dataset import depth
-from convert.dataset.depth import (
-    DepthModel,
-    Predicts,
-    encode,
-    estimate,
-    list_composites,
-    write_depth,
-)
+from convert.dataset.depth import DepthOptions, estimate, write_depth
+from convert.dataset.depth_inputs import list_composites
+from convert.dataset.depth_maps import encode_map, range_of, resize
+from convert.dataset.networks.model import DepthModel, Predicts
 from convert.errors import DataError, RecordError
 from convert.source import read_source
 from tests.pictures import jpeg_bytes, smooth
 from tests.trees import tree
 
 HEIGHT, WIDTH = 48, 64
+QUIET = DepthOptions(progress=False)
+FORCED = DepthOptions(force=True, progress=False)
 
 
 def red(images: list[np.ndarray]) -> list[np.ndarray]:
@@ -39,7 +36,14 @@ def red(images: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def fake(predict=red, predicts: Predicts = "metric") -> DepthModel:
-    return DepthModel(name="a/model", predict=predict, predicts=predicts, library="none 1.0")
+    made = (("library", "none 1.0"),)
+    return DepthModel(name="a/model", predict=predict, predicts=predicts, made=made)
+
+
+def encode(depth: np.ndarray, predicts: Predicts, size: tuple[int, int]) -> bytes:
+    """A map that is stretched to its own range."""
+    resized = resize(depth, size)
+    return encode_map(resized, range_of(resized, predicts))
 
 
 def gray(data: bytes) -> np.ndarray:
@@ -72,14 +76,16 @@ def bare(tmp_path: Path) -> Path:
 @pytest.fixture
 def finished(bare: Path) -> Path:
     """The same with depth maps that `dataset.json` calls true."""
-    write_depth(list_composites(bare), fake(), progress=False)
+    write_depth(list_composites(bare), fake(), QUIET)
     (bare / "dataset.json").write_text('{"depth": "true", "samples_per_fg": 3}')
     return bare
 
 
 def test_maps_are_a_data_set_that_can_be_packed(bare: Path) -> None:
     before = tree(bare)
-    metadata = write_depth(list_composites(bare), fake(), batch_size=4, progress=False)
+    metadata = write_depth(
+        list_composites(bare), fake(), DepthOptions(batch_size=4, progress=False)
+    )
     source = read_source(bare)  # names and counts agree
     assert source.layout.samples == 6
     assert source.metadata == metadata
@@ -98,7 +104,7 @@ def test_maps_are_a_data_set_that_can_be_packed(bare: Path) -> None:
 
 def test_dataset_json_describes_the_depth(finished: Path) -> None:
     composites = list_composites(finished)
-    metadata = write_depth(composites, fake(predicts="inverse"), progress=False)
+    metadata = write_depth(composites, fake(predicts="inverse"), FORCED)
     assert json.loads((finished / "dataset.json").read_text()) == metadata
     assert metadata == {
         "depth": "estimated",
@@ -107,6 +113,8 @@ def test_dataset_json_describes_the_depth(finished: Path) -> None:
             "name": "a/model",
             "predicts": "inverse",
             "library": "none 1.0",
+            "batch_size": 16,
+            "stretch": "image",
             "images": 6,
         },
     }
@@ -122,7 +130,7 @@ def test_model_sees_all_composites_in_order_with_any_batch_size(bare: Path, size
         sizes.append(len(images))
         return red(images)
 
-    write_depth(list_composites(bare), fake(predict), batch_size=size, progress=False)
+    write_depth(list_composites(bare), fake(predict), DepthOptions(batch_size=size, progress=False))
     files = sorted((bare / "fg_bg").rglob("*.jpg"))
     assert all(
         np.array_equal(image, np.asarray(Image.open(file)))
@@ -158,7 +166,7 @@ def test_jpeg_has_the_form_of_composed_depth(finished: Path, dataset: Path) -> N
     assert ours.mode == theirs.mode
 
 
-def no_model(name: str, **_: object) -> DepthModel:
+def no_model(name: str, *_: object) -> DepthModel:
     raise DataError(f"{name}: no such model")
 
 
@@ -192,7 +200,7 @@ def test_a_background_may_have_any_name(bare: Path) -> None:
     for path in sorted(bare.rglob("bg_001*"), reverse=True):
         path.rename(path.with_name(path.name.replace("bg_001", "replaced")))
     for _ in range(2):
-        write_depth(list_composites(bare), fake(), progress=False)
+        write_depth(list_composites(bare), fake(), QUIET)
         maps = {name for name in tree(bare) if name.startswith("fg_bg_depth/")}
         composites = {name for name in tree(bare) if name.startswith("fg_bg/")}
         assert {name.replace("_depth", "", 1) for name in maps} == composites
@@ -225,13 +233,13 @@ def test_the_sequence_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert read_source(tmp_path / "mine").metadata["depth"] == "estimated"
 
 
-def test_link_to_depth_maps_is_replaced_and_not_followed(finished: Path, tmp_path: Path) -> None:
+def test_link_to_depth_maps_is_refused(finished: Path, tmp_path: Path) -> None:
     (finished / "fg_bg_depth").rename(tmp_path / "elsewhere")
     (finished / "fg_bg_depth").symlink_to(tmp_path / "elsewhere")
-    kept = tree(tmp_path / "elsewhere")
-    write_depth(list_composites(finished), fake(), progress=False)
-    assert tree(tmp_path / "elsewhere") == kept
-    assert not (finished / "fg_bg_depth").is_symlink()
+    before = tree(tmp_path)
+    with pytest.raises(DataError, match=r"fg_bg_depth: is a link, .*; remove the link"):
+        write_depth(list_composites(finished), fake(), DepthOptions(force=True, progress=False))
+    assert tree(tmp_path) == before
 
 
 @pytest.mark.parametrize(
@@ -255,7 +263,7 @@ def test_unreadable_composite_is_named_and_nothing_changes(
     before = tree(dataset), sorted(dataset.iterdir())
     composites = list_composites(dataset)
     with pytest.raises(RecordError, match=reason) as caught:
-        write_depth(composites, fake(), batch_size=2, progress=False)
+        write_depth(composites, fake(), DepthOptions(batch_size=2, force=True, progress=False))
     assert (caught.value.index, caught.value.field, caught.value.where) == (4, "fg_bg", str(path))
     assert (tree(dataset), sorted(dataset.iterdir())) == before
 
@@ -271,7 +279,9 @@ def test_failing_model_leaves_nothing(finished: Path, error: BaseException) -> N
 
     composites = list_composites(finished)
     with pytest.raises(type(error)):
-        write_depth(composites, fake(predict), batch_size=4, progress=False)
+        write_depth(
+            composites, fake(predict), DepthOptions(batch_size=4, force=True, progress=False)
+        )
     assert tree(finished) == before
 
 
@@ -283,7 +293,7 @@ def test_prediction_that_is_not_finite_is_refused(bare: Path, value: float) -> N
         return maps
 
     with pytest.raises(RecordError, match=r"record 1, depth .*img_0002\.jpg.*not finite"):
-        write_depth(list_composites(bare), fake(predict), progress=False)
+        write_depth(list_composites(bare), fake(predict), QUIET)
     assert not (bare / "fg_bg_depth").exists()
 
 
@@ -293,38 +303,59 @@ def test_full_disk_is_one_clear_error(finished: Path, monkeypatch: pytest.Monkey
 
     before, composites = tree(finished), list_composites(finished)
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(DataError, match=r"fg_bg_depth: No space left on device; fix that"):
-        write_depth(composites, fake(), progress=False)
+    with pytest.raises(DataError, match=r"partial: No space left on device; fix that"):
+        write_depth(composites, fake(), FORCED)
     assert tree(finished) == before
 
 
 @pytest.mark.parametrize("existing", [True, False])
-def test_failed_renaming_is_undone(
+def test_after_a_failed_renaming_the_old_maps_are_there_and_the_new_ones_kept(
     finished: Path, existing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not existing:
-        (finished / "fg_bg_depth").rename(finished.parent / "away")
+        shutil.rmtree(finished / "fg_bg_depth")
     before, composites = tree(finished), list_composites(finished)
-    rename = Path.rename
+    work, rename = finished / "fg_bg_depth.partial", Path.rename
 
     def fail(path: Path, target: Path) -> Path:
-        if ".partial-" in path.name:
+        if path == work:
             raise OSError(5, "Input/output error")
         return rename(path, target)
 
-    monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(DataError, match="Input/output error"):
-        write_depth(composites, fake(), progress=False)
-    assert tree(finished) == before
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fail)
+        with pytest.raises(
+            DataError, match=r"Input/output error; fix that and run again with --res"
+        ):
+            write_depth(composites, fake(), FORCED)
+    now = tree(finished)
+    assert {name: now[name] for name in now if not name.startswith(work.name)} == before
+    options = DepthOptions(force=existing, resume=True, progress=False)
+    metadata = write_depth(composites, fake(None), options)  # nothing is left to predict
+    assert metadata["depth"] == read_source(finished).metadata["depth"] == "estimated"
+    assert not work.exists()
 
 
 def test_maps_that_were_written_meanwhile_are_kept(bare: Path) -> None:
     composites = list_composites(bare)
-    write_depth(composites, fake(), progress=False)
-    before = tree(bare)
-    with pytest.raises(DataError, match="written meanwhile and kept"):
-        write_depth(composites, fake(predicts="inverse"), progress=False)
-    assert tree(bare) == before
+
+    def predict(images: list[np.ndarray]) -> list[np.ndarray]:
+        (bare / "fg_bg_depth").mkdir()
+        (bare / "fg_bg_depth/mine.txt").write_text("mine")
+        return red(images)
+
+    message = (
+        r"fg_bg_depth: exists already; .*the finished folder of depth maps is .*partial: --res"
+    )
+    with pytest.raises(DataError, match=message):
+        write_depth(composites, fake(predict), QUIET)
+    assert tree(bare / "fg_bg_depth") == {"mine.txt": b"mine"}
+
+
+def test_files_of_a_user_among_the_maps_are_kept(finished: Path) -> None:
+    (finished / "fg_bg_depth/bg_001/note.txt").touch()
+    with pytest.raises(DataError, match=r"found bg_001/note\.txt, which `depth` has not written"):
+        write_depth(list_composites(finished), fake(), FORCED)
 
 
 @pytest.mark.parametrize(
@@ -362,101 +393,3 @@ def test_without_transformers_the_error_says_what_to_install(
     assert "pip install .[depth]" in done.output
     assert len(done.output.splitlines()) == 1
     assert not (bare / "fg_bg_depth").exists()
-
-
-needs_transformers = pytest.mark.skipif(
-    importlib.util.find_spec("transformers") is None,
-    reason="transformers is not installed (pip install .[depth])",
-)
-
-
-def save_tiny_model(folder: Path, kind: str) -> None:
-    """Save a depth model with a few thousand random weights, and its image processor."""
-    import transformers
-
-    transformers.set_seed(0)
-    model: Any
-    if kind == "dpt":
-        config = transformers.DPTConfig(
-            image_size=32,
-            patch_size=16,
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=4,
-            num_attention_heads=2,
-            backbone_out_indices=[0, 1, 2, 3],
-            neck_hidden_sizes=[8] * 4,
-            fusion_hidden_size=8,
-        )
-        model = transformers.DPTForDepthEstimation(config)
-        processor = transformers.DPTImageProcessor(size={"height": 32, "width": 32})
-    else:
-        config = transformers.GLPNConfig(
-            hidden_sizes=[8] * 4,
-            depths=[1] * 4,
-            num_attention_heads=[1] * 4,
-            decoder_hidden_size=8,
-        )
-        model = transformers.GLPNForDepthEstimation(config)
-        processor = transformers.GLPNImageProcessor()
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-
-
-@needs_transformers
-@pytest.mark.slow  # importing transformers takes long
-@pytest.mark.parametrize(("kind", "predicts"), [("dpt", "inverse"), ("glpn", "metric")])
-def test_real_model_writes_all_maps(bare: Path, tmp_path: Path, kind: str, predicts: str) -> None:
-    save_tiny_model(tmp_path / kind, kind)
-    command = ["depth", str(bare), "--model", str(tmp_path / kind), "--device", "cpu"]
-    done = CliRunner().invoke(main, [*command, "--batch-size", "4"])
-    assert done.exit_code == 0, done.output
-    assert f"6 depth maps by {tmp_path / kind} ({predicts} depth)" in done.output
-    source = read_source(bare)
-    found = [gray(source.paths(index)[2].read_bytes()) for index in range(6)]
-    assert {one.shape for one in found} == {(HEIGHT, WIDTH)}
-    assert all(one.min() <= 5 and one.max() >= 250 for one in found)
-    opposite = {"inverse": "metric", "metric": "inverse"}[predicts]
-    done = CliRunner().invoke(main, [*command, "--force", "--predicts", opposite])
-    assert done.exit_code == 0, done.output
-    turned = [gray(source.paths(index)[2].read_bytes()) for index in range(6)]
-    assert all(abs(255.0 - a - b).mean() < 3 for a, b in zip(found, turned, strict=True)), (
-        "the same model with the opposite meaning of its values"
-    )
-
-
-@needs_transformers
-@pytest.mark.slow
-@pytest.mark.parametrize("content", [None, '{"model_type": "vit"}', "no JSON"])
-def test_a_folder_without_a_depth_model_is_refused(
-    bare: Path, tmp_path: Path, content: str | None
-) -> None:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    if content is not None:
-        (folder / "config.json").write_text(content)
-    with pytest.raises(DataError, match=r"model: cannot be loaded as a depth model") as caught:
-        estimate(bare, str(folder), progress=False)
-    assert "\n" not in caught.value.message
-    assert not (bare / "fg_bg_depth").exists()
-
-
-def test_failure_inside_a_pipeline_is_translated() -> None:
-    def run(images: list[Image.Image], batch_size: int) -> None:
-        raise RuntimeError("out of\nmemory")
-
-    with pytest.raises(DataError, match=r"^a/model: failed on 2 images \(out of memory\)"):
-        depth._predictor("a/model", run)([np.zeros((4, 4, 3), np.uint8)] * 2)
-
-
-@pytest.mark.parametrize(
-    ("config", "predicts"),
-    [
-        ({"model_type": "dpt"}, "inverse"),
-        ({"model_type": "depth_anything", "depth_estimation_type": "relative"}, "inverse"),
-        ({"model_type": "depth_anything", "depth_estimation_type": "metric"}, "metric"),
-        ({"model_type": "zoedepth"}, "metric"),
-    ],
-)
-def test_kind_of_depth_comes_from_the_configuration(config: dict, predicts: str) -> None:
-    assert depth._configured(type("Config", (), config)()) == predicts

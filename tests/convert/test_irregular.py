@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from convert.dataset.compose import compose
-from convert.dataset.depth import DepthModel, list_composites, write_depth
+from convert.dataset.depth import DepthOptions, write_depth
+from convert.dataset.depth_inputs import list_composites
+from convert.dataset.networks.model import DepthModel
 from convert.errors import DataError
 from convert.files import require_regular
 from convert.pack import pack
@@ -87,7 +89,7 @@ def test_in_a_data_set_that_is_given_depth(dataset: Path, tmp_path: Path, name: 
     put_link_to_device(copy / name)
     model = DepthModel("none", lambda images: [image[..., 0] for image in images], "inverse")
     with pytest.raises(DataError, match=f"{name}.*: found a device"):
-        write_depth(list_composites(copy), model, progress=False)
+        write_depth(list_composites(copy), model, DepthOptions(force=True, progress=False))
 
 
 def test_in_a_shard_folder(shards: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convert.dataset.depth import list_composites
+from convert.dataset.depth_inputs import list_composites
 from convert.errors import DataError, RecordError
 from convert.layout import FIELDS
 from convert.manifest import read_manifest, write_manifest

@@ -1,0 +1,1 @@
+"""Depth networks: those of `transformers` and exported files. Only this package imports torch."""
