@@ -10,6 +10,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -19,8 +20,10 @@ from tqdm import tqdm
 from convert import jpeg
 from convert.codecs import ENCODERS
 from convert.errors import DataError
+from convert.exchanged import find_exchanged
 from convert.files import read_file
 from convert.layout import FIELDS
+from convert.metadata import DATASET, find_miscounts
 from convert.names import (
     FOLDERS,
     Names,
@@ -32,7 +35,7 @@ from convert.names import (
 )
 from convert.pack import PackConfig
 from convert.placements import PLACEMENTS
-from convert.source import DATASET, find_per_fg, read_metadata, require_placements, source_of
+from convert.source import find_per_fg, read_metadata, require_placements, source_of
 from convert.storage import CODECS
 from convert.workers import run_all, worker_pool
 
@@ -78,8 +81,8 @@ def check(
         for checked, of_files in run_all(executor, _check_files, tasks):
             found += of_files
             bar.update(checked)
-    problems += sorted(found)
-    problems += _check_samples(folder, names, samples_per_fg, others=problems)
+        problems += sorted(found)
+        problems += _check_samples(folder, names, samples_per_fg, executor, others=problems)
     return list(dict.fromkeys(problems))
 
 
@@ -92,18 +95,21 @@ def _check_metadata(folder: Path, names: Names, samples_per_fg: int | None) -> l
 
 
 def _check_samples(
-    folder: Path, names: Names, samples_per_fg: int | None, others: list[Problem]
-) -> list[Problem]:
+    folder: Path, names: Names, samples_per_fg: int | None, executor: Executor,
+    others: list[Problem],
+) -> list[Problem]:  # fmt: skip
     """What `pack` checks of all samples together, and anything that no other check has found."""
     try:
         source = source_of(folder, names, samples_per_fg)
     except DataError as error:
         return [] if others else [Problem(str(folder), error.message, "other")]
-    try:
-        require_placements(source)
-    except DataError as error:
-        return [Problem(str(folder / PLACEMENTS), error.message, PLACEMENTS)]
-    return []
+    problems = find_miscounts(folder, source.metadata, source.layout)
+    if not problems:
+        try:
+            require_placements(source)
+        except DataError as error:
+            problems.append(Problem(str(folder / PLACEMENTS), error.message, PLACEMENTS))
+    return problems + find_exchanged(source, executor)
 
 
 def _list_files(folder: Path) -> Iterator[_Files]:

@@ -27,7 +27,8 @@ from convert.bases import open_bases
 from convert.codecs import encode_rgb
 from convert.contents import PARTS
 from convert.encoding import is_finished, write_part
-from convert.errors import OptionError, RecordError
+from convert.errors import DataError, OptionError, RecordError
+from convert.exchanged import find_exchanged
 from convert.files import read_regular, sync
 from convert.layout import Layout
 from convert.manifest import (
@@ -44,7 +45,7 @@ from convert.manifest import (
 )
 from convert.maps import create_array
 from convert.moments import Accumulator, Moments
-from convert.names import pointing_to_check
+from convert.names import pointing_to_check, required
 from convert.outputs import require_outside
 from convert.parts import SAMPLES_PER_PART, Part, PartSummary, read_summary, split_parts
 from convert.placements import PLACEMENTS
@@ -133,9 +134,14 @@ def pack(
     check_target(shards, SHARD_FOLDER, force=force, hint=" (the order is DATASET SHARDS)")
     require_outside(shards, dataset)
     source = read_source(dataset, samples_per_fg=config.samples_per_fg)
+
+    def checked(_: Path, executor: Executor) -> Source:
+        with pointing_to_check(dataset, DataError, config.samples_per_fg):
+            return required(source, find_exchanged(source, executor))
+
     with pointing_to_check(dataset, RecordError, config.samples_per_fg):
         return write_shards(
-            shards, lambda *_: source, _job(source, config), config, workers=workers,
+            shards, checked, _job(source, config), config, workers=workers,
             scheduler=scheduler, resume=resume, force=force, progress=progress, part_size=part_size,
         )  # fmt: skip
 

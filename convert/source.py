@@ -21,6 +21,13 @@ from convert.errors import DataError, OptionError, RecordError
 from convert.files import read_file, read_regular
 from convert.layout import FIELDS, Layout
 from convert.manifest import ShardFile
+from convert.metadata import (
+    DATASET,
+    DATASET_FORMAT,
+    DATASET_VERSION,
+    ComposedMetadata,
+    find_miscounts,
+)
 from convert.names import (
     FOLDERS,
     Names,
@@ -35,10 +42,6 @@ from convert.names import (
 )
 from convert.placements import PLACEMENTS, read_placements
 from convert.schema import Positive, Schema, parse_table, shown
-
-DATASET = "dataset.json"
-DATASET_FORMAT, DATASET_VERSION = "maskdepth-dataset", 2
-"""What `compose` writes; version 1 has no table of samples."""
 
 
 class PlacementsFile(ShardFile):
@@ -88,16 +91,6 @@ class Metadata(Schema, extra="allow"):
                     f"{DATASET_VERSION}"
                 )
         return value
-
-
-class ComposedMetadata(Schema, extra="allow"):
-    """What is used of a `dataset.json` that `compose` wrote."""
-
-    samples: Positive | None = None
-    samples_per_bg: Positive | None = None
-    backgrounds: Positive | None = None
-    foregrounds: Positive | None = None
-    image_size: Positive | None = None
 
 
 class Sample(NamedTuple):
@@ -222,6 +215,7 @@ def read_source(dataset: str | Path, *, samples_per_fg: int | None = None) -> So
     folder = require_dataset(dataset)
     with pointing_to_check(folder, DataError, samples_per_fg):
         source = source_of(folder, find_names(folder), samples_per_fg)
+        required(None, find_miscounts(folder, source.metadata, source.layout))
         require_placements(source)
     return source
 
@@ -317,6 +311,8 @@ def read_metadata(folder: Path) -> dict[str, object]:
     try:
         metadata = parse_table(read_regular(path))
         Metadata.from_json(metadata)
+        if metadata.get("format") == DATASET_FORMAT:
+            ComposedMetadata.from_json(metadata)
     except FileNotFoundError:
         return {}
     except OSError as error:

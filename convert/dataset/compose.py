@@ -27,11 +27,12 @@ from convert.dataset.plan import DEFAULT_SIZE, Plan, PlanOptions, make_plan, pla
 from convert.disk import sync_file_system
 from convert.errors import DataError
 from convert.files import read_file, write_json
+from convert.metadata import DATASET, DATASET_FORMAT, ComposedMetadata
 from convert.names import FOLDERS, bg_name, fg_name, sample_name
 from convert.outputs import require_kept, require_outside, require_writable_folder
 from convert.parts import Part, read_record, split_parts, write_record
 from convert.placements import PLACEMENTS
-from convert.source import DATASET, DATASET_FORMAT, ComposedMetadata, read_metadata
+from convert.source import read_metadata
 from convert.unfinished import Output, check_target, work_folder
 from convert.workers import open_pool, run_all
 

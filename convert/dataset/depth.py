@@ -36,8 +36,9 @@ from convert.disk import sync_file_system
 from convert.errors import DataError, OptionError
 from convert.files import write_json
 from convert.manifest import DEPTH_SOURCES, depth_source
+from convert.metadata import DATASET
 from convert.outputs import require_kept, require_outside, require_writable_folder
-from convert.source import DATASET, read_metadata
+from convert.source import read_metadata
 from convert.unfinished import Output, check_target, work_folder, work_of
 
 ABOUT = ".depth.json"

@@ -17,8 +17,9 @@ from convert.dataset.photos import list_images, open_photo
 from convert.errors import DataError, RecordError, reading
 from convert.files import read_file, remove_leftovers, remove_replaced
 from convert.found import DATA_SET, FOLDER, NOTHING, found_at
+from convert.metadata import DATASET
 from convert.names import FOLDERS, list_backgrounds, list_jpegs, visible
-from convert.source import DATASET, read_metadata
+from convert.source import read_metadata
 
 LONGEST_SIDE = 1024
 """Pixels of a photo as the network sees it and of its map; larger photos are reduced."""

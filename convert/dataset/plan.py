@@ -14,7 +14,7 @@ from PIL import features
 from convert import names
 from convert.dataset import photos
 from convert.errors import OptionError
-from convert.source import DATASET_FORMAT, DATASET_VERSION
+from convert.metadata import DATASET_FORMAT, DATASET_VERSION
 
 DEFAULT_SIZE = 224
 DRAWN = 100  # default number of built-in backgrounds, and of built-in foregrounds

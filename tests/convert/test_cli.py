@@ -176,7 +176,7 @@ def test_verify_wants_the_right_source(shards: Path, copy: Path) -> None:
     for folder in ("fg_bg", "fg_bg_mask", "fg_bg_depth"):
         for path in sorted((copy / folder / "bg_005").iterdir())[12:]:
             path.unlink()
-    expect_one_line(run("verify", shards, "--source", copy), "npy: found 90 rows, expected")
+    expect_one_line(run("verify", shards, "--source", copy), "json: samples is 90, found 84")
     (copy / "dataset.json").write_text("{}")
     expect_one_line(run("verify", shards, "--source", copy), "found 84 samples", "(90)")
 

@@ -17,8 +17,8 @@ from convert.dataset.compose import DATASET_FOLDER, compose
 from convert.dataset.compose_shards import compose_shards
 from convert.disk import sync_file_system
 from convert.errors import DataError
+from convert.metadata import DATASET
 from convert.pack import PackConfig, pack
-from convert.source import DATASET
 from convert.unfinished import SHARD_FOLDER
 from tests.trees import tree
 

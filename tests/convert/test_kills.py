@@ -14,8 +14,8 @@ from convert.dataset.compose import compose
 from convert.errors import DataError
 from convert.files import REPLACED, remove_leftovers, temporary_folder
 from convert.manifest import MANIFEST
+from convert.metadata import DATASET
 from convert.pack import PackConfig, pack
-from convert.source import DATASET
 from tests.kills import kill_at_each_call
 from tests.trees import tree
 

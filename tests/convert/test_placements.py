@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from convert.check import check
 from convert.dataset.canvas import FG_BG_QUALITY
 from convert.dataset.compose import compose
 from convert.dataset.remake import remake
@@ -245,14 +247,69 @@ def test_samples_that_were_removed_are_noticed(copy: Path, tmp_path: Path) -> No
         shutil.rmtree(copy / folder / "bg_005")
     (copy / "bg/bg_005.jpg").unlink()
     with pytest.raises(
-        DataError, match="npy: found 90 rows, expected 72; compose again, or delete placements"
+        DataError,
+        match=r"dataset.json: samples is 90, found 72; backgrounds is 5, found 4; compose again, "
+        r"or if .* on purpose, delete samples, backgrounds, placements_table in it; `python",
     ):
         pack(copy, tmp_path / "shards", **FORMAT)
 
 
 @pytest.mark.parametrize(
+    ("key", "found"),
+    [("samples", 90), ("samples_per_bg", 18), ("backgrounds", 5), ("image_size", 96)],
+)
+def test_numbers_that_do_not_count_the_files(
+    copy: Path, tmp_path: Path, key: str, found: int
+) -> None:
+    """`check` and `pack` say the same, unless the file is a user's, whose keys mean anything."""
+    change_metadata(copy, lambda value: value.update({key: 7}))
+    (problem,) = check(copy, workers=0, progress=False)
+    assert re.search(
+        rf"dataset.json: {key} is 7, found {found}; .* delete {key}, place", problem.line
+    )
+    with pytest.raises(DataError, match=re.escape(problem.line)):
+        pack(copy, tmp_path / "shards", **FORMAT)
+    change_metadata(copy, lambda value: value.pop(key))
+    pack(copy, tmp_path / "shards", **FORMAT)
+    change_metadata(copy, lambda value: (value.update({key: "7"}), value.pop("format")))
+    assert check(copy, workers=0, progress=False) == []
+
+
+@pytest.mark.parametrize("names", [(1, 2), (2, 3, 5)])
+def test_backgrounds_that_were_exchanged(
+    copy: Path, tmp_path: Path, names: tuple[int, ...]
+) -> None:
+    paths = [copy / f"bg/bg_00{name}.jpg" for name in names]
+    content = [path.read_bytes() for path in paths]
+    for path, data in zip(paths, [*content[1:], content[0]], strict=True):
+        path.unlink()  # it is a link
+        path.write_bytes(data)
+    problems = check(copy, workers=0, progress=False)
+    for problem, name, shown in zip(problems, names, (names[-1], *names[:-1]), strict=True):
+        assert problem.line == (
+            f"{copy}/bg/bg_00{name}.jpg: is not the background of fg_bg/bg_00{name}, which shows "
+            f"bg_00{shown}.jpg; give the backgrounds their own names again"
+        )
+    with pytest.raises(DataError, match=re.escape(problems[0].line)):
+        pack(copy, tmp_path / "shards", **FORMAT)
+    assert not (tmp_path / "shards.partial").exists()
+
+
+def test_other_backgrounds_than_those_of_bg_are_allowed(copy: Path, tmp_path: Path) -> None:
+    """Darker ones, for example: nobody has exchanged them."""
+    path = copy / "bg/bg_001.jpg"
+    with Image.open(path) as image:
+        dark = image.point(lambda value: value // 2)
+    path.unlink()
+    dark.save(path, quality=95)
+    assert check(copy, workers=0, progress=False) == []
+
+
+@pytest.mark.parametrize(
     ("change", "problem"),
     [
+        (lambda v: v.update(samples=0), "samples must be at least 1, found 0"),
+        (lambda v: v.update(image_size=[96, 96]), "image_size must be a whole number"),
         (lambda v: v.update(version=3), "'maskdepth-dataset' version 3, expected version 1 to 2"),
         (lambda v: v.update(version="2"), "version '2', expected version 1 to 2"),
         (lambda v: v.pop("version"), "version None, expected version 1 to 2"),

@@ -1,0 +1,48 @@
+"""What `dataset.json` of a data set that `compose` wrote says, compared with what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from convert.layout import Layout
+from convert.names import Problem
+from convert.schema import Positive, Schema
+
+DATASET = "dataset.json"
+DATASET_FORMAT, DATASET_VERSION = "maskdepth-dataset", 2
+"""What `compose` writes; version 1 has no table of samples."""
+
+
+class ComposedMetadata(Schema, extra="allow"):
+    """What is used of a `dataset.json` that `compose` wrote."""
+
+    samples: Positive | None = None
+    samples_per_bg: Positive | None = None
+    backgrounds: Positive | None = None
+    foregrounds: Positive | None = None
+    image_size: Positive | None = None
+
+
+def find_miscounts(folder: Path, metadata: Mapping[str, object], layout: Layout) -> list[Problem]:
+    """The problem of a `dataset.json` that does not count what the folders of a data set hold."""
+    if metadata.get("format") != DATASET_FORMAT:  # a user's own keys mean anything
+        return []
+    said = ComposedMetadata.from_json(metadata).model_dump()
+    is_square = layout.height == layout.width
+    found = {
+        "samples": layout.samples,
+        "samples_per_bg": layout.samples_per_bg or "unequal numbers",
+        "backgrounds": len(layout.group_starts) - 1,
+        "image_size": layout.height if is_square else f"{layout.width}x{layout.height}",
+    }
+    wrong = [name for name, value in found.items() if said[name] not in (None, value)]
+    if not wrong:
+        return []
+    differences = "; ".join(f"{name} is {said[name]}, found {found[name]}" for name in wrong)
+    keys = [*wrong, *(["placements_table"] if "placements_table" in metadata else [])]
+    text = (
+        f"{differences}; compose again, or if files were added or removed on purpose, delete "
+        f"{', '.join(keys)} in it"
+    )
+    return [Problem.of(folder / DATASET, text, DATASET)]
