@@ -22,12 +22,12 @@ from benchmarks.peers.pillow import loop, write
 from convert.dataset.canvas import stretch
 from convert.dataset.compose import compose as compose_files
 from convert.dataset.compose_shards import compose_shards
-from convert.dataset.composed import FG_SHARE
 from convert.dataset.photos import open_cutout, scale_cutout
 from convert.dataset.scenes import draw_background
 from convert.errors import DataError
 from convert.limits import MOST_WORKERS
 from convert.pack import PackConfig
+from convert.recipe import FG_SHARE
 from convert.source import Source, read_source
 from convert.workers import available_cores
 

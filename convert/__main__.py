@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from convert.dataset.options import recipe_options
 from convert.errors import Commands
 from convert.limits import MOST_WORKERS
 from convert.outputs import PNG, require_output, require_outside
@@ -57,12 +58,7 @@ def main() -> None:
 @click.option("--bg-depth", type=_FOLDER, help="Folder of depth maps named like the photos.")
 @click.option("--backgrounds", type=click.IntRange(1), help="Default: 100 drawn, or all of --bg.")
 @click.option("--foregrounds", type=click.IntRange(1), help="Default: 100 drawn, or all of --fg.")
-@click.option(
-    "--placements",
-    type=click.IntRange(2),
-    default=40,
-    help="Composites of a pair, half of them flipped; an even number.",
-)
+@recipe_options
 @click.option("--size", type=click.IntRange(32), default=224)
 @click.option("--seed", type=click.IntRange(0), default=0)
 @click.option(

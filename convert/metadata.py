@@ -7,6 +7,7 @@ from pathlib import Path
 
 from convert.layout import Layout
 from convert.names import Problem
+from convert.recipe import Recipe
 from convert.schema import Positive, Schema
 
 DATASET = "dataset.json"
@@ -22,6 +23,7 @@ class ComposedMetadata(Schema, extra="allow"):
     backgrounds: Positive | None = None
     foregrounds: Positive | None = None
     image_size: Positive | None = None
+    recipe: Recipe = Recipe()
 
 
 def find_miscounts(folder: Path, metadata: Mapping[str, object], layout: Layout) -> list[Problem]:

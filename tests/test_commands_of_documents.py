@@ -137,6 +137,7 @@ SMALL = {
     "compose --pack": "--backgrounds 1 --foregrounds 1 --placements 2 --size 32 --workers 0",
     "compose data": "--backgrounds 4 --foregrounds 2 --placements 4 --size 32 --workers 0",
     "compose mine": "--placements 4 --size 32 --workers 0",
+    "compose original": "--workers 0",
     "check": "--workers 0",
     "pack": "--workers 0",
     "verify": "--workers 0",
@@ -199,10 +200,10 @@ def test_the_guide_runs_as_it_is_written(workplace: Path) -> None:
         assert result.exit_code == 0, f"{text}: {result.output}"
         ran.append(arguments[0])
     assert [*dict.fromkeys(ran)] == [
-        "compose", "depth", "check", "pack", "verify", "inspect", "show", "fit", "evaluate",
+        "compose", "depth", "show", "check", "pack", "verify", "inspect", "fit", "evaluate",
         "predict", "export",
     ]  # fmt: skip
-    written = ["sheet.png", "network.pt2", "out/one_mask.png"]
+    written = ["shadow.png", "sheet.png", "network.pt2", "out/one_mask.png"]
     assert [name for name in written if not Path(name).is_file()] == []
     (loop,) = [block for block in blocks(ROOT / "docs/guide.md", "python") if "epoch" in block]
     exec(compile(loop, "guide.md", "exec"), {})

@@ -13,9 +13,10 @@ import numba
 import numpy as np
 from PIL import Image
 
+from convert.dataset.effects import colour_moments, darken, match_colours, shadow_ellipse
 from convert.jpeg.splice import MCU, EncodedImage
+from convert.recipe import MASK_ALPHA, Recipe
 
-FG_BG_QUALITY = MASK_QUALITY = 65
 DEPTH_QUALITY = 75
 # A foreground is at most this share of the way from the nearest to the farthest depth. One pasted
 # on the sky would otherwise have the sky's depth and be invisible in the depth map.
@@ -23,11 +24,39 @@ FARTHEST_SHARE = 0.5
 
 
 class Cutout:
-    """One scaled foreground, from RGBA uint8 (h, w, 4), in the forms that pasting needs."""
+    """One scaled foreground, from RGBA uint8 (h, w, 4), in the forms that pasting needs.
 
-    def __init__(self, rgba: np.ndarray) -> None:
-        self.inside = rgba[..., 3] != 0
+    background: `colour_moments` of the background. inside: where the mask is. alpha: 0 or 255
+    unless edges are soft.
+    """
+
+    def __init__(self, rgba: np.ndarray, recipe: Recipe, background: np.ndarray) -> None:
+        self.inside = rgba[..., 3] >= (MASK_ALPHA if recipe.soft_edges else 1)
         self.colour = np.ascontiguousarray(rgba[..., :3])
+        if recipe.match_colours:
+            self.colour = match_colours(self.colour, self.inside, background, recipe.match_colours)
+        soft = np.ascontiguousarray(rgba[..., 3])
+        self.alpha = soft if recipe.soft_edges else self.inside * np.uint8(255)
+        self.darkness = recipe.shadow
+        self.shadow = shadow_ellipse(self.inside) if recipe.shadow else None
+
+    def box(self, size: tuple[int, int], x: int, y: int) -> tuple[int, int, int, int]:
+        """Top, left, bottom and right of the MCUs that it changes at a place, shadow included."""
+        height, width = self.inside.shape
+        spans = [(y, y + height), (x, x + width)]
+        if self.shadow is not None:
+            row, column, down, across = self.shadow
+            spans[0] = _widened(spans[0], y + row, down)
+            spans[1] = _widened(spans[1], x + column, across)
+        (top, bottom), (left, right) = (
+            (max(0, first) // MCU * MCU, min(-(-last // MCU) * MCU, limit))
+            for (first, last), limit in zip(spans, size, strict=True)
+        )
+        return top, left, bottom, right
+
+
+def _widened(span: tuple[int, int], centre: float, reach: float) -> tuple[int, int]:
+    return min(span[0], int(centre - reach)), max(span[1], int(centre + reach) + 1)
 
 
 class Patch(NamedTuple):
@@ -52,30 +81,35 @@ def paste(image: np.ndarray, cutout: Cutout, x: int, y: int) -> Patch:
 
     image: uint8 (H, W, 3), which is not changed.
     """
-    top, left = y // MCU * MCU, x // MCU * MCU
-    bottom = _next_mcu(y + cutout.inside.shape[0], image.shape[0])
-    right = _next_mcu(x + cutout.inside.shape[1], image.shape[1])
+    top, left, bottom, right = cutout.box(image.shape[:2], x, y)
     fg_bg = image[top:bottom, left:right].copy()
+    if cutout.shadow is not None:
+        row, column, down, across = cutout.shadow
+        darken(fg_bg, y + row - top, x + column - left, down, across, cutout.darkness)
     mask = np.zeros(fg_bg.shape[:2], np.uint8)
-    _fill(cutout.inside, cutout.colour, y - top, x - left, fg_bg, mask)
+    _fill(cutout.inside, cutout.alpha, cutout.colour, y - top, x - left, fg_bg, mask)
     return Patch(top, left, fg_bg, mask)
-
-
-def _next_mcu(pixels: int, limit: int) -> int:
-    return min(-(-pixels // MCU) * MCU, limit)
 
 
 @numba.njit(cache=True, nogil=True)
 def _fill(
-    inside: np.ndarray, colour: np.ndarray, top: int, left: int, fg_bg: np.ndarray, mask: np.ndarray
-) -> None:
-    """Write the visible pixels of a foreground at row ``top``, column ``left``."""
+    inside: np.ndarray, alpha: np.ndarray, colour: np.ndarray, top: int, left: int,
+    fg_bg: np.ndarray, mask: np.ndarray,
+) -> None:  # fmt: skip
+    """Blend the pixels of a foreground at row ``top``, column ``left``, rounded to nearest."""
     for y in range(inside.shape[0]):
         for x in range(inside.shape[1]):
+            share = np.int64(alpha[y, x])
             if inside[y, x]:
                 mask[top + y, left + x] = 255
+            if share == 255:
                 for channel in range(3):
                     fg_bg[top + y, left + x, channel] = colour[y, x, channel]
+            elif share:
+                for channel in range(3):
+                    below = fg_bg[top + y, left + x, channel]
+                    blended = share * colour[y, x, channel] + (255 - share) * below
+                    fg_bg[top + y, left + x, channel] = (blended + 127) // 255
 
 
 class Canvas:
@@ -85,14 +119,21 @@ class Canvas:
     grows with distance.
     """
 
-    def __init__(self, image: np.ndarray, depth: np.ndarray) -> None:
-        self._image, self._depth = image, depth
+    def __init__(self, image: np.ndarray, depth: np.ndarray, recipe: Recipe) -> None:
+        self._image, self._depth, self._recipe = image, depth, recipe
+        self._moments = np.zeros((2, 3))
+        if recipe.match_colours:
+            self._moments = colour_moments(image.reshape(-1, 3))
         self._gray = stretch(depth)
         self._is_farthest = depth == depth.max()
         self._farthest_count = int(self._is_farthest.sum())
-        self._fg_bg = EncodedImage(image, FG_BG_QUALITY)
-        self._mask = EncodedImage(np.zeros(depth.shape, np.uint8), MASK_QUALITY)
+        self._fg_bg = EncodedImage(image, recipe.quality)
+        self._mask = EncodedImage(np.zeros(depth.shape, np.uint8), recipe.quality)
         self._gray_rgb = EncodedImage(_as_rgb(self._gray), DEPTH_QUALITY)
+
+    def cutout(self, rgba: np.ndarray) -> Cutout:
+        """A scaled foreground for this background."""
+        return Cutout(rgba, self._recipe, self._moments)
 
     def encode(self, cutout: Cutout, x: int, y: int) -> tuple[bytes, bytes, bytes]:
         """The JPEGs of a composite whose foreground has its top-left corner at ``x``, ``y``.

@@ -21,9 +21,16 @@ import crc32c
 from tqdm import tqdm
 
 from convert.contents import PARTS, Content
-from convert.dataset.composed import FG_SHARE, Composed, prepare
+from convert.dataset.composed import Composed, prepare
 from convert.dataset.inputs import require_usable
-from convert.dataset.plan import DEFAULT_SIZE, Plan, PlanOptions, make_plan, plan_metadata
+from convert.dataset.plan import (
+    DEFAULT_SIZE,
+    STANDARD,
+    Plan,
+    PlanOptions,
+    make_plan,
+    plan_metadata,
+)
 from convert.disk import sync_file_system
 from convert.errors import DataError
 from convert.files import read_file, write_json
@@ -124,7 +131,7 @@ def checked_plan(
     require_usable(
         options.get("bg"), options.get("fg"), options.get("bg_depth"), size=size,
         backgrounds=options.get("backgrounds"), foregrounds=options.get("foregrounds"),
-        height=round(size * FG_SHARE), workers=workers,
+        recipe=options.get("recipe", STANDARD), workers=workers,
     )  # fmt: skip
     plan = make_plan(**options)
     if not target.absolute().parent.is_dir():

@@ -6,21 +6,23 @@ table. After that, samples can be made in any order and by any process, with the
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from convert.contents import PARTS
-from convert.dataset import photos, scenes
+from convert.dataset import photos, scaling, scenes
 from convert.dataset.canvas import Canvas, Cutout, encode_jpeg
+from convert.dataset.places import Shape, draw_placements
 from convert.dataset.plan import Plan, plan_metadata
 from convert.layout import Layout
 from convert.maps import load_array
@@ -29,17 +31,8 @@ from convert.placements import PLACEMENT, PLACEMENTS, write_placements
 from convert.source import PlacementsFile, Sample
 from convert.workers import run_all
 
-FG_SHARE = 105 / 224  # height of a pasted foreground as a share of the image's
+_KEPT = 512  # cut-outs of all heights, flipped and unflipped: 20 MB at size 224
 BG_QUALITY = 95  # composites are pasted on the decoded file, so its artefacts are in both
-STREAM_PLACES = 3  # random stream of a seed; scenes.draw uses 1, scenes.people 2
-
-
-class Size(NamedTuple):
-    """Of a scaled foreground: its scale (see `PLACEMENT`), and its pixels."""
-
-    scale: float
-    width: int
-    height: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,19 +90,32 @@ class Composed:
         canvas = Canvas(
             open_rgb(self.folder / "bg" / f"{name}.jpg"),
             np.load(self.folder / PARTS / f"{name}.npy"),
+            self.plan.recipe,
         )
-        cutouts: dict[tuple[int, int], Cutout] = {}
-        for _, fg, flipped, x, y, _ in rows.tolist():
-            if (fg, flipped) not in cutouts:
-                scaled = np.load(self.folder / PARTS / f"{self.plan.fg_name(fg)}.npy")
-                cutouts[fg, flipped] = Cutout(scaled[:, ::-1] if flipped else scaled)
-            yield canvas.encode(cutouts[fg, flipped], x, y)
+
+        @functools.lru_cache(maxsize=_KEPT)  # samples of a foreground are neighbours
+        def cutout(fg: int, flipped: int, scale: float) -> Cutout:
+            scaled = self._scaled(fg, scale)
+            return canvas.cutout(scaled[:, ::-1] if flipped else scaled)
+
+        for _, fg, flipped, x, y, scale in rows.tolist():
+            yield canvas.encode(cutout(fg, flipped, scale), x, y)
+
+    def _scaled(self, fg: int, scale: float) -> np.ndarray:
+        """A foreground as it is pasted, RGBA, not flipped."""
+        path = self.folder / PARTS / f"{self.plan.fg_name(fg)}.npy"
+        kept: np.ndarray = np.load(path)
+        if self.plan.recipe.has_one_height:
+            return kept
+        height = round(kept.shape[0] * scale)
+        return scaling.scale(self.plan.recipe, kept, height, self.plan.size, path)
 
 
 def prepare(plan: Plan, folder: Path, executor: Executor, hidden: bool | None) -> Composed:
     """Write backgrounds, cut-outs and the table of samples to ``folder``.
 
-    Depth of the backgrounds and scaled cut-outs are in `PARTS`: they are no part of a data set.
+    Depth of the backgrounds and cut-outs, scaled if all have one height, are in `PARTS`: they are
+    no part of a data set.
 
     hidden: as `disable` of a tqdm bar. Raises DataError for a file that cannot be used.
     """
@@ -119,11 +125,11 @@ def prepare(plan: Plan, folder: Path, executor: Executor, hidden: bool | None) -
         (_write_background, plan, folder, bg) for bg in range(plan.backgrounds)
     ]
     tasks += [(_write_foreground, plan, folder, fg) for fg in range(plan.foregrounds)]
-    sizes: dict[int, Size] = {}
+    shapes: dict[int, Shape] = {}
     written = run_all(executor, operator.call, tasks)
-    for size in tqdm(written, total=len(tasks), unit=" images", disable=hidden):
-        sizes |= size
-    write_placements(folder / PLACEMENTS, draw_placements(plan, sizes))
+    for shape in tqdm(written, total=len(tasks), unit=" images", disable=hidden):
+        shapes |= shape
+    write_placements(folder / PLACEMENTS, draw_placements(plan, shapes))
     table = PlacementsFile.of(folder / PLACEMENTS).model_dump()
     layout = Layout(
         height=plan.size,
@@ -144,43 +150,14 @@ def _hash(*paths: Path) -> bytes:
     return digest.digest()
 
 
-def place(
-    seed: int, bg: int, fg: int, count: int, room: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draw top-left corners for foreground ``fg`` on background ``bg``, unflipped and flipped.
-
-    ``room``: exclusive upper bounds of (x, y). Returns two int64 arrays (count, 2) of x, y. The
-    first n places are the same for every count of at least n.
-    """
-    streams = np.random.SeedSequence([seed, STREAM_PLACES, bg, fg]).spawn(2)
-    unflipped, flipped = (np.random.default_rng(s).integers(0, room, (count, 2)) for s in streams)
-    return unflipped, flipped
-
-
-def draw_placements(plan: Plan, sizes: Mapping[int, Size]) -> np.ndarray:
-    """The table of a plan's samples, `PLACEMENT`, from the size of each foreground."""
-    rows = np.zeros((plan.backgrounds, plan.foregrounds, plan.placements), PLACEMENT)
-    rows["bg"] = np.arange(plan.backgrounds)[:, None, None]
-    rows["fg"] = np.arange(plan.foregrounds)[:, None]
-    half = plan.placements // 2
-    rows["flipped"][..., half:] = 1
-    for fg, size in sizes.items():
-        rows["scale"][:, fg] = size.scale
-        room = (plan.size - size.width, plan.size - size.height)
-        for bg in range(plan.backgrounds):
-            corners = np.concatenate(place(plan.seed, bg, fg, half, room))
-            rows["x"][bg, fg], rows["y"][bg, fg] = corners.T
-    return rows.reshape(-1)
-
-
 def open_rgb(path: Path) -> np.ndarray:
     """Pixels of a background that `prepare` wrote, uint8 (H, W, 3)."""
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
 
 
-def _write_background(plan: Plan, folder: Path, bg: int) -> dict[int, Size]:
-    """Write bg/bg_NNN.jpg, and its depth; returns the sizes of no foregrounds."""
+def _write_background(plan: Plan, folder: Path, bg: int) -> dict[int, Shape]:
+    """Write bg/bg_NNN.jpg, and its depth; returns the shapes of no foregrounds."""
     path = folder / "bg" / f"{plan.bg_name(bg)}.jpg"
     if plan.bg is None:
         scene = scenes.draw_background(plan.seed, bg, plan.size)
@@ -197,15 +174,14 @@ def _write_background(plan: Plan, folder: Path, bg: int) -> dict[int, Size]:
     return {}
 
 
-def _write_foreground(plan: Plan, folder: Path, fg: int) -> dict[int, Size]:
-    """Write fg/fg_NNN.png in its own size, and scaled; returns the latter's size."""
+def _write_foreground(plan: Plan, folder: Path, fg: int) -> dict[int, Shape]:
+    """Write fg/fg_NNN.png in its own size, and what composites are made of; returns its shape."""
     name = plan.fg_name(fg)
     if plan.fg is None:
         cutout, source = scenes.draw_person(plan.seed, fg), Path(name)
     else:
         cutout, source = photos.open_cutout(plan.fg.files[fg]), plan.fg.files[fg]
-    scaled = photos.scale_cutout(cutout, round(plan.size * FG_SHARE), plan.size, source)
+    scaled = [scaling.scale(plan.recipe, cutout, h, plan.size, source) for h in plan.heights]
     Image.fromarray(cutout).save(folder / "fg" / f"{name}.png")
-    np.save(folder / PARTS / f"{name}.npy", scaled)
-    height, width = scaled.shape[:2]
-    return {fg: Size(height / cutout.shape[0], width, height)}
+    np.save(folder / PARTS / f"{name}.npy", scaled[0] if plan.recipe.has_one_height else cutout)
+    return {fg: Shape(*cutout.shape[:2])}

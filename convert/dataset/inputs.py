@@ -15,9 +15,11 @@ from convert.dataset.photos import (
     open_cutout,
     open_depth,
     open_photo,
-    scale_cutout,
 )
+from convert.dataset.plan import STANDARD, pixel_height
+from convert.dataset.scaling import scale
 from convert.errors import DataError, raise_all
+from convert.recipe import Recipe
 from convert.workers import run_all, worker_pool
 
 
@@ -29,20 +31,20 @@ def require_usable(
     backgrounds: int | None,
     foregrounds: int | None,
     size: int,
-    height: int,
+    recipe: Recipe = STANDARD,
     workers: int | None,
 ) -> None:
     """Raise one DataError with all problems of the folders and of the images that are used.
 
     ``backgrounds``, ``foregrounds``: how many are used, the first by name; None: all. ``size``: of
-    the composites. ``height``: of a scaled foreground. ``workers``: processes, as of `compose`.
+    the composites. ``recipe``: of them. ``workers``: processes, as of `compose`.
     """
     photos, of_bg = find_images(bg) if bg else ((), [])
     cutouts, of_fg = find_images(fg) if fg else ((), [])
     photos, cutouts = photos[:backgrounds], cutouts[:foregrounds]
     maps, of_depth = find_depth(photos, bg_depth) if bg_depth and photos else ({}, [])
     reads: list[tuple] = [(open_photo, photo) for photo in photos]
-    reads += [(_open_scaled, cutout, height, size) for cutout in cutouts]
+    reads += [(_open_scaled, cutout, size, recipe) for cutout in cutouts]
     reads += [(open_depth, path, photo, size) for photo, path in maps.items()]
     problems = of_bg + of_fg + of_depth
     if reads:
@@ -54,8 +56,10 @@ def require_usable(
     raise_all(list(dict.fromkeys(problems)), "nothing was written")
 
 
-def _open_scaled(path: Path, height: int, size: int) -> None:
-    scale_cutout(open_cutout(path), height, size, path)
+def _open_scaled(path: Path, size: int, recipe: Recipe) -> None:
+    cutout = open_cutout(path)
+    for share in dict.fromkeys(recipe.heights):
+        scale(recipe, cutout, pixel_height(size, share), size, path)
 
 
 def _why_unusable(number: int, read: Callable[..., object], *arguments: object) -> tuple[int, str]:

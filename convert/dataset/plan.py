@@ -15,8 +15,10 @@ from convert import names
 from convert.dataset import photos
 from convert.errors import OptionError
 from convert.metadata import DATASET_FORMAT, DATASET_VERSION
+from convert.recipe import ORIGINAL_PLACEMENTS, Recipe
 
 DEFAULT_SIZE = 224
+STANDARD = Recipe()
 DRAWN = 100  # default number of built-in backgrounds, and of built-in foregrounds
 
 
@@ -44,6 +46,7 @@ class Plan:
     placements: int  # composites of each background and foreground, half of them flipped; even
     size: int  # height and width of every image, in pixels
     seed: int
+    recipe: Recipe
 
     def __post_init__(self) -> None:
         """Raise OptionError for a number out of range."""
@@ -57,6 +60,19 @@ class Plan:
                 f": found {self.placements}, expected an even number, because half of them show "
                 "the foreground flipped left-right",
             )
+
+        if self.recipe.places == "original" and self.placements != ORIGINAL_PLACEMENTS:
+            raise OptionError(
+                "placements",
+                f": found {self.placements}, expected {ORIGINAL_PLACEMENTS} with the places of the "
+                "original work",
+            )
+
+    @property
+    def heights(self) -> tuple[int, int]:
+        """Smallest and largest height of a pasted foreground, in pixels."""
+        least, most = self.recipe.heights
+        return pixel_height(self.size, least), pixel_height(self.size, most)
 
     @property
     def folders(self) -> dict[str, ImageFolder]:
@@ -86,6 +102,11 @@ class Plan:
         return names.sample_name(sample, self.samples_per_bg)
 
 
+def pixel_height(size: int, share: float) -> int:
+    """Height of a foreground in an image of a size; at least 1."""
+    return max(1, round(size * share))
+
+
 class PlanOptions(TypedDict, total=False):
     """The arguments of `make_plan`."""
 
@@ -97,6 +118,7 @@ class PlanOptions(TypedDict, total=False):
     placements: int
     size: int
     seed: int
+    recipe: Recipe
 
 
 def make_plan(
@@ -109,6 +131,7 @@ def make_plan(
     placements: int = 40,
     size: int = DEFAULT_SIZE,
     seed: int = 0,
+    recipe: Recipe = STANDARD,
 ) -> Plan:
     """List and count the images of a data set.
 
@@ -118,7 +141,7 @@ def make_plan(
     by default all files, or 100 drawn ones. ``bg_depth``: folder with a depth image for each
     photo, of the same name apart from the suffix, dark near and bright far; without it, the depth
     of flat ground is assumed for photos. ``placements``: composites of each pair. ``size``: height
-    and width in pixels.
+    and width in pixels. ``recipe``: what is changed of the rule of the original work.
 
     Raises DataError for a number out of range, and for folders without the images.
     """
@@ -127,6 +150,7 @@ def make_plan(
     return Plan(
         bg=bg_images, fg=fg_images, bg_depth=choose_depth(bg_depth, bg_images),
         backgrounds=bg_count, foregrounds=fg_count, placements=placements, size=size, seed=seed,
+        recipe=recipe,
     )  # fmt: skip
 
 
@@ -164,6 +188,7 @@ def plan_metadata(plan: Plan) -> dict[str, object]:
         "version": DATASET_VERSION,
         "arguments": {k: None if v is None else str(v.path) for k, v in folders.items()}
         | {name: getattr(plan, name) for name in counts},
+        "recipe": plan.recipe.model_dump(mode="json"),
         "seed": plan.seed,
         "image_size": plan.size,
         "backgrounds": plan.backgrounds,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from convert.dataset import scaling
 from convert.dataset.canvas import Cutout, paste
 from convert.dataset.composed import open_rgb
-from convert.dataset.photos import list_images, open_cutout, scale_cutout
+from convert.dataset.effects import colour_moments
+from convert.dataset.photos import list_images, open_cutout
 from convert.errors import DataError
+from convert.metadata import ComposedMetadata
 from convert.source import Source
 
 
@@ -15,7 +18,7 @@ def remake(source: Source, index: int) -> tuple[np.ndarray, np.ndarray]:
     """Sample ``index`` as it was before it became JPEG files.
 
     Returns fg_bg, uint8 (H, W, 3), and mask, uint8 (H, W) of 0 and 1. Outside the mask, fg_bg
-    equals the decoded background.
+    equals the decoded background, except for soft edges and shadows.
 
     Raises DataError if there is no valid table of samples, or not the foreground of the sample.
     """
@@ -32,10 +35,13 @@ def remake(source: Source, index: int) -> tuple[np.ndarray, np.ndarray]:
             f"{source.folder / 'fg'}: found {len(files)} files, but sample {index} shows number "
             f"{fg + 1}; restore them, or compose again"
         )
-    cutout = open_cutout(files[fg])
-    scaled = scale_cutout(cutout, round(cutout.shape[0] * scale), source.layout.width, files[fg])
+    recipe = ComposedMetadata.from_json(source.metadata).recipe
+    cutout, path = open_cutout(files[fg]), files[fg]
+    height = round(cutout.shape[0] * scale)
+    scaled = scaling.scale(recipe, cutout, height, source.layout.width, path)
     fg_bg = open_rgb(source.bg[bg]).copy()
-    patch = paste(fg_bg, Cutout(scaled[:, ::-1] if flipped else scaled), x, y)
+    moments = colour_moments(fg_bg.reshape(-1, 3))
+    patch = paste(fg_bg, Cutout(scaled[:, ::-1] if flipped else scaled, recipe, moments), x, y)
     mask = np.zeros(fg_bg.shape[:2], np.uint8)
     fg_bg[patch.box], mask[patch.box] = patch.fg_bg, patch.mask != 0
     return fg_bg, mask

@@ -22,21 +22,20 @@ from PIL import Image
 
 from convert.dataset.canvas import (
     DEPTH_QUALITY,
-    FG_BG_QUALITY,
-    MASK_QUALITY,
     Canvas,
     Cutout,
     paste,
     stretch,
 )
 from convert.dataset.compose import compose
-from convert.dataset.composed import place
 from convert.dataset.photos import open_cutout, scale_cutout
+from convert.dataset.places import place
 from convert.dataset.plan import Plan
 from convert.errors import DataError
 from convert.files import write_json
 from convert.jpeg.splice import encode
 from convert.parts import Part, write_record
+from convert.recipe import QUALITY, Recipe
 from tests.trees import tree
 
 SMALL: dict[str, Any] = {
@@ -167,9 +166,10 @@ def test_paste_follows_the_rule(person: np.ndarray, data: st.DataObject) -> None
     depth[depth > data.draw(st.sampled_from([10, 30, 50]))] = 60
     x = data.draw(st.integers(0, 20 - person.shape[1]))
     y = data.draw(st.integers(0, 20 - person.shape[0]))
-    canvas, cutout = Canvas(image, depth), Cutout(person)
+    canvas = Canvas(image, depth, Recipe())
+    cutout = canvas.cutout(person)
     fg_bg, mask, gray = whole(canvas, image, depth, cutout, x, y)
-    qualities = (FG_BG_QUALITY, MASK_QUALITY, DEPTH_QUALITY)
+    qualities = (QUALITY, QUALITY, DEPTH_QUALITY)
     expected = tuple(map(encode, (fg_bg, mask, gray), qualities))
     assert canvas.encode(cutout, x, y) == expected
     inside = np.zeros((20, 20), bool)
@@ -227,6 +227,7 @@ def test_names_sort_as_numbers(counts: tuple[int, int]) -> None:
     plan = Plan(
         bg=None, fg=None, bg_depth=None, backgrounds=counts[0], foregrounds=counts[1],
         placements=10, size=224, seed=0,
+        recipe=Recipe(),
     )  # fmt: skip
     backgrounds = [plan.bg_name(i) for i in range(min(plan.backgrounds, 2000))]
     assert backgrounds == sorted(backgrounds)

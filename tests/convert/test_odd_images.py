@@ -392,9 +392,7 @@ def fill(folder: Path, kinds: dict[str, Any]) -> Path:
 def check(bg: Path | None = None, fg: Path | None = None, depth: Path | None = None) -> list[str]:
     """The problems of folders, as `compose` with 32 pixels reports them."""
     try:
-        require_usable(
-            bg, fg, depth, backgrounds=None, foregrounds=None, size=32, height=15, workers=0
-        )
+        require_usable(bg, fg, depth, backgrounds=None, foregrounds=None, size=32, workers=0)
     except Problems as error:
         return list(map(one_line, error.problems))
     except DataError as error:
@@ -445,7 +443,7 @@ def test_pictures_of_ours_are_no_photos(tmp_path: Path, command: str) -> None:
 
 def test_only_images_that_are_used_are_checked(tmp_path: Path) -> None:
     fg = fill(tmp_path, {"a.png": (same(WHOLE),), "b.png": (same(b""),)})
-    require_usable(None, fg, None, backgrounds=None, foregrounds=1, size=32, height=15, workers=0)
+    require_usable(None, fg, None, backgrounds=None, foregrounds=1, size=32, workers=0)
     assert len(check(fg=fg)) == 1
 
 

@@ -17,7 +17,6 @@ import pytest
 from PIL import Image
 
 from convert.check import check
-from convert.dataset.canvas import FG_BG_QUALITY
 from convert.dataset.compose import compose
 from convert.dataset.remake import remake
 from convert.errors import DataError
@@ -25,6 +24,7 @@ from convert.jpeg.splice import encode
 from convert.manifest import read_manifest
 from convert.pack import PackConfig, pack
 from convert.placements import PLACEMENT, read_placements, write_placements
+from convert.recipe import QUALITY
 from convert.source import PlacementsFile, read_source
 from convert.verify import verify
 from loaders import build_loader, read_layout, split_indices
@@ -75,7 +75,7 @@ def check_remade(dataset: Path) -> None:
     for index in range(source.layout.samples):
         fg_bg, mask = remake(source, index)
         paths = source.paths(index)
-        assert encode(fg_bg, FG_BG_QUALITY) == paths[0].read_bytes()
+        assert encode(fg_bg, QUALITY) == paths[0].read_bytes()
         with Image.open(paths[1]) as image:
             np.testing.assert_array_equal(mask, np.asarray(image) >= 128)
         bg = source.bg[int(source.layout.background_of(np.asarray(index)))]

@@ -1,0 +1,78 @@
+"""The options of `compose` that change the recipe of composites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import click
+
+_ORIGINAL = "original"
+_STRENGTH = click.FloatRange(0, 1)
+_SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
+
+
+class Placements(click.ParamType):
+    """A number from 2 on, or "original"."""
+
+    name = "integer or original"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        if value == _ORIGINAL:
+            return _ORIGINAL
+        return int(click.IntRange(2).convert(value, param, ctx))
+
+
+_OPTIONS = (
+    click.option(
+        "--placements", type=Placements(), default=40,
+        help="Composites of a pair, half of them flipped; an even number. original: 40, at the "
+        "places of the original work.",
+    ),
+    click.option("--soft-edges", is_flag=True, help="Blend edges by alpha; mask: from 128 on."),
+    click.option(
+        "--heights", type=_SHARE, nargs=2, metavar="LEAST MOST",
+        help="Of foregrounds, as shares of the image's; default: 105/224, all the same.",
+    ),
+    click.option(
+        "--size-by-depth", is_flag=True, help="With --heights: larger where feet are lower."
+    ),
+    click.option(
+        "--match-colours", type=_STRENGTH, default=0.0,
+        help="Move colours of foregrounds to those of the background: 0 not, 1 all the way.",
+    ),
+    click.option(
+        "--shadow", type=_STRENGTH, default=0.0, help="Darken the ground at the feet: 1 to black."
+    ),
+    click.option(
+        "--quality", type=click.IntRange(1, 100), default=65, help="Of the JPEGs of fg_bg and mask."
+    ),
+)  # fmt: skip
+
+
+def recipe_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function gets ``placements``, and the other options as ``recipe``."""
+
+    @wraps(function)
+    def with_recipe(
+        placements: int | str, heights: tuple[float, float] | None, soft_edges: bool,
+        size_by_depth: bool, match_colours: float, shadow: float, quality: int, **values: Any,
+    ) -> Any:  # fmt: skip
+        from convert.recipe import FG_SHARE, ORIGINAL_PLACEMENTS, make_recipe
+
+        original = placements == _ORIGINAL
+        recipe = make_recipe(
+            places="original" if original else "drawn",
+            heights=heights or (FG_SHARE, FG_SHARE), soft_edges=soft_edges, shadow=shadow,
+            size_by_depth=size_by_depth, match_colours=match_colours, quality=quality,
+        )  # fmt: skip
+        count = ORIGINAL_PLACEMENTS if original else placements
+        return function(placements=count, recipe=recipe, **values)
+
+    decorated: Callable[..., Any] = with_recipe
+    for decorate in reversed(_OPTIONS):
+        decorated = decorate(decorated)
+    return decorated

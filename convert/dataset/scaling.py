@@ -1,0 +1,45 @@
+"""Scales cut-outs as a recipe says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from convert.dataset.photos import scale_cutout
+from convert.dataset.places import Shape, original_width
+from convert.errors import DataError
+from convert.recipe import MASK_ALPHA, ORIGINAL_PLACEMENTS, Recipe
+
+
+def scale(recipe: Recipe, cutout: np.ndarray, height: int, size: int, path: Path) -> np.ndarray:
+    """A cut-out at a height, RGBA uint8 (height, w, 4), for images of ``size`` pixels.
+
+    Raises DataError naming ``path`` if it is too wide, or if its mask would be empty.
+    """
+    if recipe.places == "original":
+        scaled = _scale_as_original(cutout, height, size, path)
+    else:
+        scaled = scale_cutout(cutout, height, size, path)
+    if recipe.soft_edges and scaled[..., 3].max() < MASK_ALPHA:
+        raise DataError(
+            f"{path}: found no pixel with an alpha of {MASK_ALPHA} or more when scaled to height "
+            f"{height}, expected some for the mask; leave out --soft-edges, or make it opaque"
+        )
+    return scaled
+
+
+def _scale_as_original(cutout: np.ndarray, height: int, size: int, path: Path) -> np.ndarray:
+    """By Pillow's default filter for RGBA images, with a width that is cut off."""
+    width, most = original_width(Shape(*cutout.shape[:2]), height), size - ORIGINAL_PLACEMENTS
+    if width > most or size - height < ORIGINAL_PLACEMENTS:
+        raise DataError(
+            f"{path}: found a cut-out that is {width} pixels wide at height {height}, expected at "
+            f"most {most} for {ORIGINAL_PLACEMENTS} different places on {size} pixels; crop it "
+            "closer, or leave out --placements original"
+        )
+    scaled = np.asarray(Image.fromarray(cutout).resize((width, height)))
+    if not scaled[..., 3].any():
+        raise DataError(f"{path}: found only transparent pixels when scaled to height {height}")
+    return scaled

@@ -1,0 +1,70 @@
+"""How composites are made: by the rule of the original work, and what may be changed of it.
+
+`dataset.json` records it, so that every sample can be made again.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from convert.errors import OptionError
+from convert.schema import Pair, Schema
+
+FG_SHARE = 105 / 224
+"""Height of a pasted foreground as a share of the image's."""
+QUALITY = 65
+ORIGINAL_PLACEMENTS = 40
+
+_Share = Annotated[float, Field(gt=0, lt=1)]
+_Strength = Annotated[float, Field(ge=0, le=1)]
+
+
+class Recipe(Schema):
+    """The defaults are the rule of `convert.dataset.compose`.
+
+    places: "drawn" with the seed, or the "original" work's (`convert.dataset.places`). heights:
+    smallest and largest of a foreground, as shares of the image's. size_by_depth: by the row of
+    its feet, instead of at random. soft_edges: blend by alpha; the mask is where alpha is at least
+    `MASK_ALPHA`. match_colours: how far the foreground's colours are moved to those of the
+    background, 0..1. shadow: how dark the shadow at its feet is, 0..1. quality: of the JPEGs of
+    fg_bg and mask.
+    """
+
+    places: Literal["drawn", "original"] = "drawn"
+    heights: Pair[_Share] = (FG_SHARE, FG_SHARE)
+    size_by_depth: bool = False
+    soft_edges: bool = False
+    match_colours: _Strength = 0.0
+    shadow: _Strength = 0.0
+    quality: Annotated[int, Field(ge=1, le=100)] = QUALITY
+
+    @property
+    def has_one_height(self) -> bool:
+        """Whether all foregrounds have the same height."""
+        return self.heights[0] == self.heights[1]
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.heights[0] > self.heights[1]:
+            raise ValueError("heights: found the larger one first, expected the smaller one first")
+        if self.size_by_depth and self.has_one_height:
+            raise ValueError("size_by_depth: found one height, expected two with --heights")
+        if self.places == "original" and self.heights != (FG_SHARE, FG_SHARE):
+            raise ValueError("placements: found original with --heights; leave one out")
+        return self
+
+
+def make_recipe(**values: object) -> Recipe:
+    """A recipe with these values; OptionError names the first that is wrong."""
+    try:
+        return Recipe.from_json(values)
+    except ValueError as error:
+        name = re.match(r"\w*", text := str(error))[0]  # type: ignore[index]
+        raise OptionError(name, text.removeprefix(name)) from None
+
+
+MASK_ALPHA = 128
+"""Least alpha of a pixel of the mask with soft edges; without them it is 1."""
