@@ -132,7 +132,7 @@ def compose(
     help="With --stretch dataset: the model's values that become black and white; default: those "
     "of all images, which are predicted twice then.",
 )  # fmt: skip
-@click.option("--batch-size", type=click.IntRange(1), default=16)
+@click.option("--batch-size", type=click.IntRange(1), help="Default: 16 on a GPU, 2 on a CPU.")
 @click.option("--device", help="cpu, cuda, cuda:1, ...; default: the first GPU, or the CPU.")
 @click.option(
     "--amp", type=click.Choice(["auto", "off", "fp16", "bf16"]), default="auto",

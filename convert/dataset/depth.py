@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import click
 
 from convert.contents import Content
+from convert.dataset.depth_about import ABOUT, FORMAT, VERSION
 from convert.dataset.depth_inputs import (
     Composites,
     Photos,
@@ -40,9 +41,6 @@ from convert.metadata import DATASET
 from convert.outputs import require_kept, require_outside, require_writable_folder
 from convert.source import read_metadata
 from convert.unfinished import Output, check_target, work_folder, work_of
-
-ABOUT = ".depth.json"
-"""In a folder of backgrounds' maps: how they were made. Hidden, as it is no image."""
 
 _REPLACED = ("prior", "estimated")  # what `dataset.json` says of maps that need no ``force``
 
@@ -89,20 +87,27 @@ class DepthOptions:
     stretch: what is stretched from 0, nearest, to 255, farthest: each image, or the whole data set.
     value_range: the model's values at 0 and at 255, for the whole data set; by default those of all
         images, which are predicted twice then.
-    batch_size: images given to the network at once.
+    batch_size: images given to the network at once; by default 16 on a GPU and 2 on a CPU, where
+        more take longer to interrupt and no less time.
     resume: continue a killed or interrupted run of the same arguments.
     force: replace maps that are worth more than estimates, or what an unfinished run left.
     """
 
     stretch: Stretch = "image"
     value_range: tuple[float, float] | None = None
-    batch_size: int = 16
+    batch_size: int | None = None
     resume: bool = False
     force: bool = False
     progress: bool = True
 
+    def images_at_once(self, model: DepthModel) -> int:
+        """The batch size with a network."""
+        if self.batch_size is not None:
+            return self.batch_size
+        return 2 if dict(model.made).get("device", "cpu") == "cpu" else 16
+
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
+        if self.batch_size is not None and self.batch_size < 1:
             raise OptionError("batch_size", f": found {self.batch_size}, expected 1 or more")
         if self.value_range is not None and self.stretch != "dataset":
             raise OptionError("value_range", ": is for --stretch dataset; give both, or neither")
@@ -210,7 +215,7 @@ def write_backgrounds(
     """Write the depth map of each photo; returns what `.depth.json` then says."""
     options, ranks = options or DepthOptions(), ranks or Ranks()
     about = _about(photos, model, options)
-    metadata: dict[str, object] = {"format": "maskdepth-depth", "version": 1, "depth_model": about}
+    metadata: dict[str, object] = {"format": FORMAT, "version": VERSION, "depth_model": about}
     job = _Job(out, _maps_of_backgrounds(photos), metadata, about, replace=options.force)
     return _write(photos, model, options, ranks, job)
 
@@ -229,7 +234,10 @@ def _about(
     images: Composites | Photos, model: DepthModel, options: DepthOptions
 ) -> dict[str, object]:
     """How `dataset.json` describes what maps are made by: all that decides their bytes."""
-    about = model.about | {"batch_size": options.batch_size, "stretch": options.stretch}
+    about = model.about | {
+        "batch_size": options.images_at_once(model),
+        "stretch": options.stretch,
+    }
     if options.value_range is not None:
         require_range(Range(*options.value_range), model.predicts)
         about["range"] = list(options.value_range)
@@ -261,7 +269,7 @@ def _write(
         work = ranks.from_first(begin)
         if not ranks.from_first(lambda: (work / job.kind.last).exists()):
             run = DepthRun(
-                images, model, batch_size=options.batch_size, work=work, ranks=ranks,
+                images, model, batch_size=options.images_at_once(model), work=work, ranks=ranks,
                 shown=options.progress,
             )  # fmt: skip
             found = Range(*options.value_range) if options.value_range else None

@@ -9,7 +9,6 @@ threads and ranks, and after any interruption.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -32,8 +31,8 @@ from convert.progress import Progress
 from convert.schema import Schema, parse_table
 from convert.workers import available_cores, run_all
 
-LEAST_OF_A_PART = 64
-"""Images: on a GPU a part of a second, so that little is lost."""
+BATCHES_OF_A_PART = 4
+"""On a GPU a part of a second, on a CPU perhaps half a minute, so that a kill loses little."""
 _READERS = 4  # threads beside those that predict
 
 
@@ -79,7 +78,7 @@ class DepthRun:
     ) -> None:  # fmt: skip
         self.images, self.model, self.batch_size = images, model, batch_size
         self.work, self.ranks, self.shown = work, ranks, shown and ranks.is_first
-        size = batch_size * math.ceil(LEAST_OF_A_PART / batch_size)
+        size = batch_size * BATCHES_OF_A_PART
         starts = range(0, len(images), size)
         self.parts = [Part(n, s, min(s + size, len(images))) for n, s in enumerate(starts)]
         self._free = threading.Semaphore(model.at_once)
@@ -109,9 +108,8 @@ class DepthRun:
                 progress.add(len(part.indices), kept=True)
                 return
             ranges = []
-            for _, depth in self._maps(part):
+            for _, depth in self._maps(part, progress):
                 ranges.append(range_of(depth, self.model.predicts))
-                progress.add(1)
             near, far = widest(ranges, self.model.predicts)
             record = {"stamps": stamps, "near": near, "far": far}
             write_json(self._range_file(part), signed(record))
@@ -144,17 +142,16 @@ class DepthRun:
 
     def _write_part(self, part: Part, found: Range | None, stamps: str, progress: Progress) -> None:
         crc = 0
-        for index, depth in self._maps(part):
+        for index, depth in self._maps(part, progress):
             ends = found or range_of(depth, self.model.predicts)
             data = self.images.encode(depth, ends)
             path = self.work / self.images.map_name(index)
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(data)
             crc = crc32c.crc32c(data, crc)
-            progress.add(1)
         write_record(part, self.work / PARTS, {"stamps": stamps, "crc32c": {"images": crc}})
 
-    def _maps(self, part: Part) -> Iterator[tuple[int, np.ndarray]]:
+    def _maps(self, part: Part, progress: Progress) -> Iterator[tuple[int, np.ndarray]]:
         """Number and map of each image of a part, float64 (H, W) of the image's size."""
         for start in range(part.start, part.stop, self.batch_size):
             if self._ended.is_set():
@@ -169,6 +166,7 @@ class DepthRun:
                     )
                     raise RecordError(index, "depth", str(self.images.path(index)), reason)
                 yield index, resize(depth, image.shape[:2])
+            progress.add(len(indices))
 
     def _predict(self, images: list[np.ndarray]) -> list[np.ndarray]:
         """The model's maps; those of neighbours with one size are predicted together."""

@@ -13,6 +13,7 @@ from PIL import features
 
 from convert import names
 from convert.dataset import photos
+from convert.dataset.depth_about import read_about
 from convert.errors import OptionError
 from convert.metadata import DATASET_FORMAT, DATASET_VERSION
 from convert.recipe import ORIGINAL_PLACEMENTS, Recipe
@@ -182,7 +183,12 @@ def plan_metadata(plan: Plan) -> dict[str, object]:
     """What `dataset.json` says of a plan: all that decides the bytes, no time and no host."""
     folders = {name: plan.folders.get(name) for name in ("bg", "fg", "bg_depth")}
     counts = ("backgrounds", "foregrounds", "placements", "size", "seed")
-    user_depth = "prior" if plan.bg_depth is None else "given"
+    depth: dict[str, object] = {"depth": "true" if plan.bg is None else "prior"}
+    if plan.bg_depth is not None:
+        about = read_about(plan.bg_depth.path)
+        depth = {"depth": "given"}
+        if about is not None:
+            depth = {"depth": "estimated", "depth_model": about.depth_model}
     return {
         "format": DATASET_FORMAT,
         "version": DATASET_VERSION,
@@ -197,7 +203,7 @@ def plan_metadata(plan: Plan) -> dict[str, object]:
         "samples": plan.backgrounds * plan.samples_per_bg,
         "samples_per_bg": plan.samples_per_bg,
         "samples_per_fg": plan.placements,
-        "depth": "true" if plan.bg is None else user_depth,
+        **depth,
         "sources": {
             k: None if v is None else [path.name for path in v.files] for k, v in folders.items()
         },

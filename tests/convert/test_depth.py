@@ -113,7 +113,7 @@ def test_dataset_json_describes_the_depth(finished: Path) -> None:
             "name": "a/model",
             "predicts": "inverse",
             "library": "none 1.0",
-            "batch_size": 16,
+            "batch_size": 2,
             "stretch": "image",
             "images": 6,
         },
@@ -121,7 +121,7 @@ def test_dataset_json_describes_the_depth(finished: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 4, 100])
-def test_model_sees_all_composites_in_order_with_any_batch_size(bare: Path, size: int) -> None:
+def test_model_sees_all_composites_with_any_batch_size(bare: Path, size: int) -> None:
     seen: list[np.ndarray] = []
     sizes: list[int] = []
 
@@ -132,11 +132,9 @@ def test_model_sees_all_composites_in_order_with_any_batch_size(bare: Path, size
 
     write_depth(list_composites(bare), fake(predict), DepthOptions(batch_size=size, progress=False))
     files = sorted((bare / "fg_bg").rglob("*.jpg"))
-    assert all(
-        np.array_equal(image, np.asarray(Image.open(file)))
-        for image, file in zip(seen, files, strict=True)
-    )
-    assert sizes == {1: [1] * 6, 4: [4, 2], 100: [6]}[size]
+    expected = sorted(np.asarray(Image.open(file)).tobytes() for file in files)
+    assert sorted(image.tobytes() for image in seen) == expected
+    assert sorted(sizes) == {1: [1] * 6, 4: [2, 4], 100: [6]}[size]
 
 
 def test_near_is_dark_for_both_kinds_of_prediction() -> None:
@@ -340,7 +338,7 @@ def test_maps_that_were_written_meanwhile_are_kept(bare: Path) -> None:
     composites = list_composites(bare)
 
     def predict(images: list[np.ndarray]) -> list[np.ndarray]:
-        (bare / "fg_bg_depth").mkdir()
+        (bare / "fg_bg_depth").mkdir(exist_ok=True)
         (bare / "fg_bg_depth/mine.txt").write_text("mine")
         return red(images)
 

@@ -32,6 +32,7 @@ from convert.dataset.depth_inputs import LONGEST_SIDE, list_composites, list_pho
 from convert.dataset.networks import ranks as ranks_module
 from convert.dataset.networks.model import DepthModel, ModelOptions
 from convert.dataset.photos import open_depth
+from convert.dataset.plan import make_plan, plan_metadata
 from convert.errors import DataError, RecordError
 from convert.progress import Progress, duration
 from convert.source import Metadata, read_metadata
@@ -61,7 +62,7 @@ MODEL = DepthModel("a/model", red, "metric", at_once=2)
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(depth_run, "LEAST_OF_A_PART", 2)
+    monkeypatch.setattr(depth_run, "BATCHES_OF_A_PART", 1)
 
 
 def options(**changes: Any) -> DepthOptions:
@@ -357,7 +358,11 @@ def test_backgrounds_alone_are_what_compose_takes(photos: Path, tmp_path: Path) 
         tmp_path / "data", bg=photos, fg=tmp_path / "cutouts", bg_depth=out, placements=2, size=32,
         workers=0, progress=False,
     )  # fmt: skip
-    assert made_of["samples"] == 4
+    assert (made_of["samples"], made_of["depth"]) == (4, "estimated")
+    assert made_of["depth_model"] == about["depth_model"]
+    (out / ".depth.json").write_text('{"format": "maskdepth-depth", "version": 2}')
+    with pytest.raises(DataError, match=r"\.depth\.json: version must be 1, found 2; estimate"):
+        plan_metadata(make_plan(bg=photos, bg_depth=out, placements=2))
     done = CliRunner().invoke(main, ["depth", *made])
     assert "depths: exists already; --force replaces it" in done.output
     (out / "notes.txt").touch()

@@ -58,8 +58,10 @@ def inference(device: torch.device, amp: str) -> Iterator[None]:
 
 
 def calls_at_once(device: torch.device) -> int:
-    """Batches at one time: one for each core, or one on a GPU."""
-    return available_cores() if device.type == "cpu" else 1
+    """Batches at one time: one for each core that this rank has, or one on a GPU."""
+    if device.type == "cuda":
+        return 1
+    return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +36,9 @@ def load_from_hub(name: str, options: ModelOptions) -> DepthModel:
     device = devices.find_device(options.device)
     amp = devices.find_amp(options.amp, device)
     try:
-        network = AutoModelForDepthEstimation.from_pretrained(name, trust_remote_code=False)
-        processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+        with _quiet(transformers.utils.logging):
+            network = AutoModelForDepthEstimation.from_pretrained(name, trust_remote_code=False)
+            processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
         network = network.to(device).eval()
     except Exception as error:  # transformers passes on the exceptions of many libraries
         raise DataError(
@@ -54,6 +57,20 @@ def load_from_hub(name: str, options: ModelOptions) -> DepthModel:
         name, run.predict, predicts, run.prepare, reason, tuple(made.items()),
         devices.calls_at_once(device), devices.one_thread_per_call,
     )  # fmt: skip
+
+
+@contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """Within this block `transformers` shows no progress and no warnings."""
+    before, shows = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if shows:
+            logging.enable_progress_bar()
 
 
 def _revision(name: str, config: Any) -> str:
