@@ -89,9 +89,12 @@ class ThreadTeam:
             thread.start()
         self._end = weakref.finalize(self, _end_threads, self._tasks, threads)
 
-    def start(self, work: Work, count: int) -> Pending:
-        """Queue a batch of ``count`` items in about equal pieces, one for each thread."""
-        pieces = min(len(self._threads), count)
+    def start(self, work: Work, count: int, smallest: int = 1) -> Pending:
+        """Queue a batch of ``count`` items in about equal pieces, at most one for each thread.
+
+        smallest: a piece has so many items, or the batch is one piece.
+        """
+        pieces = min(len(self._threads), count, max(1, count // smallest))
         pending = Pending(work, pieces)
         for piece in range(pieces):
             first, last = piece * count // pieces, (piece + 1) * count // pieces

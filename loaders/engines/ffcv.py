@@ -57,6 +57,10 @@ finally:
     torch.set_num_threads(_torch_threads)  # `import ffcv` sets it to 1
 
 _AHEAD = 4  # batches that are decoded while the user has one
+_SMALLEST_PIECE = 16
+"""Samples of a batch that a thread decodes at once, at least. Starting a piece takes Python about
+15 us, in which no other thread runs Python. Threads without a piece of a batch take the next one.
+"""
 
 
 class _Decoding(NamedTuple):
@@ -117,7 +121,8 @@ class _DecodeSamples(SimpleRGBImageDecoder):
                     backgrounds, first, last, self._shape, self._mask_is_jpeg, out, valid,
                 )  # fmt: skip
 
-            return _Decoding(indices, out, valid, self.team.start(work, len(indices)))
+            pending = self.team.start(work, len(indices), _SMALLEST_PIECE)
+            return _Decoding(indices, out, valid, pending)
 
         return decode
 

@@ -28,6 +28,17 @@ def test_every_item_is_done_once(team: ThreadTeam, count: int) -> None:
     team.close()
 
 
+@pytest.mark.parametrize(
+    ("count", "smallest", "sizes"), [(3, 1, [1, 1, 1]), (5, 4, [5]), (8, 4, [4, 4]), (0, 4, [])]
+)
+def test_pieces_are_not_smaller(
+    team: ThreadTeam, count: int, smallest: int, sizes: list[int]
+) -> None:
+    found: list[int] = []
+    team.start(lambda _, first, last: found.append(last - first), count, smallest).wait()
+    assert sorted(found) == sizes
+
+
 def test_batches_do_not_wait_for_each_other(team: ThreadTeam) -> None:
     gate = threading.Event()
 
