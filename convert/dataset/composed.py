@@ -39,10 +39,11 @@ BG_QUALITY = 95  # composites are pasted on the decoded file, so its artefacts a
 class Composed:
     """The samples of a plan whose backgrounds, cut-outs and table are in ``folder``; a `Samples`.
 
-    ``metadata``: what `dataset.json` says.
+    ``metadata``: what `dataset.json` says. ``fg_heights``: of the foregrounds' files, in pixels.
     """
 
     plan: Plan
+    fg_heights: tuple[int, ...]
     folder: Path
     layout: Layout
     metadata: dict[str, object]
@@ -95,27 +96,20 @@ class Composed:
 
         @functools.lru_cache(maxsize=_KEPT)  # samples of a foreground are neighbours
         def cutout(fg: int, flipped: int, scale: float) -> Cutout:
-            scaled = self._scaled(fg, scale)
+            path = self.folder / PARTS / f"{self.plan.fg_name(fg)}.npy"
+            height = round(self.fg_heights[fg] * scale)
+            scaled = scaling.reduce(np.load(path), height, path)
             return canvas.cutout(scaled[:, ::-1] if flipped else scaled)
 
         for _, fg, flipped, x, y, scale in rows.tolist():
             yield canvas.encode(cutout(fg, flipped, scale), x, y)
 
-    def _scaled(self, fg: int, scale: float) -> np.ndarray:
-        """A foreground as it is pasted, RGBA, not flipped."""
-        path = self.folder / PARTS / f"{self.plan.fg_name(fg)}.npy"
-        kept: np.ndarray = np.load(path)
-        if self.plan.recipe.has_one_height:
-            return kept
-        height = round(kept.shape[0] * scale)
-        return scaling.scale(self.plan.recipe, kept, height, self.plan.size, path)
-
 
 def prepare(plan: Plan, folder: Path, executor: Executor, hidden: bool | None) -> Composed:
     """Write backgrounds, cut-outs and the table of samples to ``folder``.
 
-    Depth of the backgrounds and cut-outs, scaled if all have one height, are in `PARTS`: they are
-    no part of a data set.
+    Depth of the backgrounds and cut-outs of the largest height are in `PARTS`: they are no part of
+    a data set.
 
     hidden: as `disable` of a tqdm bar. Raises DataError for a file that cannot be used.
     """
@@ -139,7 +133,8 @@ def prepare(plan: Plan, folder: Path, executor: Executor, hidden: bool | None) -
         table=folder / PLACEMENTS,
     )
     metadata = plan_metadata(plan) | {"placements_table": table}
-    return Composed(plan=plan, folder=folder, layout=layout, metadata=metadata)
+    heights = tuple(shapes[fg].height for fg in range(plan.foregrounds))
+    return Composed(plan=plan, folder=folder, layout=layout, metadata=metadata, fg_heights=heights)
 
 
 def _hash(*paths: Path) -> bytes:
@@ -181,7 +176,7 @@ def _write_foreground(plan: Plan, folder: Path, fg: int) -> dict[int, Shape]:
         cutout, source = scenes.draw_person(plan.seed, fg), Path(name)
     else:
         cutout, source = photos.open_cutout(plan.fg.files[fg]), plan.fg.files[fg]
-    scaled = [scaling.scale(plan.recipe, cutout, h, plan.size, source) for h in plan.heights]
+    scaled = scaling.scale(plan.recipe, cutout, plan.size, source)
     Image.fromarray(cutout).save(folder / "fg" / f"{name}.png")
-    np.save(folder / PARTS / f"{name}.npy", scaled[0] if plan.recipe.has_one_height else cutout)
+    np.save(folder / PARTS / f"{name}.npy", scaled)
     return {fg: Shape(*cutout.shape[:2])}

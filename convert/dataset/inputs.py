@@ -16,7 +16,7 @@ from convert.dataset.photos import (
     open_depth,
     open_photo,
 )
-from convert.dataset.plan import STANDARD, pixel_height
+from convert.dataset.plan import STANDARD
 from convert.dataset.scaling import scale
 from convert.errors import DataError, raise_all
 from convert.recipe import Recipe
@@ -57,9 +57,7 @@ def require_usable(
 
 
 def _open_scaled(path: Path, size: int, recipe: Recipe) -> None:
-    cutout = open_cutout(path)
-    for share in dict.fromkeys(recipe.heights):
-        scale(recipe, cutout, pixel_height(size, share), size, path)
+    scale(recipe, open_cutout(path), size, path)
 
 
 def _why_unusable(number: int, read: Callable[..., object], *arguments: object) -> tuple[int, str]:

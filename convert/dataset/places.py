@@ -84,7 +84,8 @@ def _places_of_all_heights(
     else:
         heights = least + (drawn[:, 0] * (most - least + 1)).astype(np.int64)
         y = (drawn[:, 2] * (plan.size - heights)).astype(np.int64)
-    widths = np.array([scaled_width(shape, height) for height in heights.tolist()])
+    largest = Shape(most, scaled_width(shape, most))  # the others are made from it
+    widths = np.array([scaled_width(largest, height) for height in heights.tolist()])
     x = (drawn[:, 1] * (plan.size - widths)).astype(np.int64)
     return heights, x, y
 

@@ -37,8 +37,8 @@ def remake(source: Source, index: int) -> tuple[np.ndarray, np.ndarray]:
         )
     recipe = ComposedMetadata.from_json(source.metadata).recipe
     cutout, path = open_cutout(files[fg]), files[fg]
-    height = round(cutout.shape[0] * scale)
-    scaled = scaling.scale(recipe, cutout, height, source.layout.width, path)
+    largest = scaling.scale(recipe, cutout, source.layout.width, path)
+    scaled = scaling.reduce(largest, round(cutout.shape[0] * scale), path)
     fg_bg = open_rgb(source.bg[bg]).copy()
     moments = colour_moments(fg_bg.reshape(-1, 3))
     patch = paste(fg_bg, Cutout(scaled[:, ::-1] if flipped else scaled, recipe, moments), x, y)

@@ -9,25 +9,42 @@ from PIL import Image
 
 from convert.dataset.photos import scale_cutout
 from convert.dataset.places import Shape, original_width
+from convert.dataset.plan import pixel_height
 from convert.errors import DataError
 from convert.recipe import MASK_ALPHA, ORIGINAL_PLACEMENTS, Recipe
 
 
-def scale(recipe: Recipe, cutout: np.ndarray, height: int, size: int, path: Path) -> np.ndarray:
-    """A cut-out at a height, RGBA uint8 (height, w, 4), for images of ``size`` pixels.
+def scale(recipe: Recipe, cutout: np.ndarray, size: int, path: Path) -> np.ndarray:
+    """A cut-out at the largest height of a recipe, RGBA uint8 (h, w, 4), for images of ``size``.
 
-    Raises DataError naming ``path`` if it is too wide, or if its mask would be empty.
+    Raises DataError naming ``path`` if it is too wide, or if the mask at any height would be empty.
     """
+    least, most = (pixel_height(size, share) for share in recipe.heights)
     if recipe.places == "original":
-        scaled = _scale_as_original(cutout, height, size, path)
+        scaled = _scale_as_original(cutout, most, size, path)
     else:
-        scaled = scale_cutout(cutout, height, size, path)
+        scaled = scale_cutout(cutout, most, size, path)
+    for height in {least, most}:
+        _require_mask(recipe, reduce(scaled, height, path), path)
+    return scaled
+
+
+def reduce(scaled: np.ndarray, height: int, path: Path) -> np.ndarray:
+    """A cut-out at another height than `scale` gave it.
+
+    Not from the file, whose size may be a hundred times as large, for each sample.
+    """
+    if height == scaled.shape[0]:
+        return scaled
+    return scale_cutout(scaled, height, scaled.shape[1] + 1, path)
+
+
+def _require_mask(recipe: Recipe, scaled: np.ndarray, path: Path) -> None:
     if recipe.soft_edges and scaled[..., 3].max() < MASK_ALPHA:
         raise DataError(
             f"{path}: found no pixel with an alpha of {MASK_ALPHA} or more when scaled to height "
-            f"{height}, expected some for the mask; leave out --soft-edges, or make it opaque"
+            f"{len(scaled)}, expected some for the mask; leave out --soft-edges, or make it opaque"
         )
-    return scaled
 
 
 def _scale_as_original(cutout: np.ndarray, height: int, size: int, path: Path) -> np.ndarray:

@@ -155,7 +155,8 @@ def test_heights_and_places_are_within_the_image(
     heights = np.rint(rows["scale"] * shape[0])
     assert np.allclose(heights, rows["scale"] * shape[0])
     assert plan.heights[0] <= heights.min() <= heights.max() <= plan.heights[1]
-    widths = np.maximum(1, np.rint(shape[1] * heights / shape[0]))
+    largest = max(1, round(shape[1] * plan.heights[1] / shape[0]))
+    widths = np.maximum(1, np.rint(largest * heights / plan.heights[1]))
     for low, extent in ((rows["x"], widths), (rows["y"], heights)):
         assert low.min() >= 0
         assert (low + extent <= size).all()
