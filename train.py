@@ -37,13 +37,9 @@ from model.distributed import from_first_rank, joined, local_device
 from model.errors import ModelError
 from model.files import locked, make_folder
 from model.inference.export import SUFFIXES, export_network, require_export
-from model.inference.predictor import (
-    THRESHOLD,
-    Predictor,
-    pair_images,
-    predict_files,
-    require_results,
-)
+from model.inference.pairs import pair_images, require_usable
+from model.inference.predict import naming_rest, predict_files, require_results
+from model.inference.predictor import THRESHOLD, Predictor
 from model.metrics import BASELINE_SAMPLES
 from model.precision import choose_compile, choose_device, precision_for
 from model.recipe import Stage, load_recipe
@@ -254,20 +250,28 @@ def evaluate_checkpoint(
 @cli.option(
     "--align/--no-align", default=True, help="Move bg onto fg_bg and match its exposure first."
 )
+@cli.flag("--resume", help="Leave out pairs that were predicted in the same way before.")
 @cli.device_option
 @click.argument("out_dir", type=cli.PATH)
 def predict(
-    checkpoint: Path, bg: str, fg_bg: str, threshold: float, align: bool, device: str, out_dir: Path
-) -> None:
+    checkpoint: Path, bg: str, fg_bg: str, threshold: float, align: bool, resume: bool,
+    device: str, out_dir: Path,
+) -> None:  # fmt: skip
     """Write NAME_mask.png, NAME_depth.png and NAME_side_by_side.png of pairs, in their own size."""
     pairs = pair_images(bg, fg_bg)
     require_results(pairs, out_dir)
+    require_usable(pairs)
     predictor = Predictor(*load_network(checkpoint)).to(choose_device(device))
     if about := about_depth(predictor.depth_source):
         click.echo(f"{checkpoint}: {about}: it has learnt a ground-plane prior", err=True)
-    for done in predict_files(predictor, pairs, out_dir, threshold=threshold, align=align):
-        click.echo(done.note, err=True)
-        click.echo("\n".join(map(str, done.paths)))
+    results = predict_files(
+        predictor, pairs, out_dir, threshold=threshold, align=align, resume=resume
+    )
+    with naming_rest(pairs, out_dir) as done:
+        for predicted in results:
+            done.append(predicted)
+            click.echo(predicted.note, err=True)
+            click.echo("\n".join(map(str, predicted.paths)))
 
 
 @main.command()

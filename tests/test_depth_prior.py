@@ -104,7 +104,7 @@ def check_predictions(
         titles.append(title)
         return b""
 
-    monkeypatch.setattr("model.inference.predictor.predictions_png", keep)
+    monkeypatch.setattr("model.inference.predict.predictions_png", keep)
     photo = next((dataset / "fg_bg").glob("*/*.jpg"))
     photos = ("--bg", dataset / "bg" / f"{photo.parent.name}.jpg", "--fg-bg", photo)
     arguments = [str(one) for one in ("predict", checkpoint, *photos, out)]

@@ -16,7 +16,7 @@ from benchmarks.report.page import insert
 from convert.errors import DataError
 from convert.files import replacing
 from model.checkpoint import load_network
-from model.inference.predictor import find_images, pair_images
+from model.inference.pairs import find_images, pair_images
 from model.recipe import load_recipe
 from model.training.config import read_config
 from model.training.state import load_state

@@ -12,7 +12,8 @@ from torch import Tensor
 from convert.outputs import mark_of, require_output
 from model.errors import ModelError
 from model.files import replace_file
-from model.inference.predictor import THRESHOLD, Pair, Predictor
+from model.inference.pairs import Pair
+from model.inference.predictor import THRESHOLD, Predictor
 
 COMMAND = "export"
 TOLERANCE = 1e-4

@@ -156,7 +156,7 @@ def fit_options(splits: Sequence[str]) -> Decorator:
 
 
 def image_options(*, required: bool) -> Decorator:
-    """Pairs of images; see `model.inference.predictor.pair_images`."""
+    """Pairs of images; see `model.inference.pairs.pair_images`."""
     return _combine(
         click.option("--bg", required=required, help=BG_HELP),
         click.option("--fg-bg", required=required, help=FG_BG_HELP),

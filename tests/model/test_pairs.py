@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from model import ModelError
-from model.inference.predictor import Pair, find_images, pair_images
+from model.inference.pairs import Pair, find_images, pair_images
 
 
 @pytest.fixture

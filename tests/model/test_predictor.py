@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,17 +17,13 @@ from convert.outputs import is_output
 from loaders import Backgrounds, Batch, Layout, Preprocess
 from model import DualDecoderUNet, ModelError
 from model.checkpoint import ChannelStatistics, NetworkInfo
+from model.inference import predict
 from model.inference.export import export_network
-from model.inference.predictor import (
-    Pair,
-    Predictor,
-    input_size,
-    pair_images,
-    predict_files,
-    resize,
-)
+from model.inference.pairs import Pair, pair_images, require_usable
+from model.inference.predict import naming_rest, predict_files
+from model.inference.predictor import Predictor, input_size, resize
 from model.pictures import Example, draw_curves, draw_predictions
-from tests.pictures import texture
+from tests.pictures import jpeg_bytes, texture
 
 PHOTOS = Path(__file__).parents[3] / "shared/seed_samples"
 
@@ -124,6 +121,79 @@ def test_unequal_or_unreadable_images_are_named(predictor: Predictor, tmp_path: 
         with pytest.raises((DataError, ModelError), match=message):
             list(predict_files(predictor, pair_images(str(bg), str(fg_bg)), tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """One background and three photos, in folders empty and people."""
+    for seed, name in enumerate(("empty/bg", "people/a", "people/b", "people/c")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(_pixels(40, 40, seed)).save(tmp_path / f"{name}.png")
+    return tmp_path
+
+
+def test_all_problems_of_headers_are_found_before_the_network_runs(photos: Path) -> None:
+    (photos / "people/a.png").write_bytes(b"")
+    Image.fromarray(_pixels(40, 48)).save(photos / "people/c.png")
+    pairs = pair_images(str(photos / "empty"), str(photos / "people"))
+    with pytest.raises(DataError) as caught:
+        require_usable(pairs)
+    first, a, c = caught.value.message.splitlines()
+    assert first == "2 problems; nothing was predicted"
+    assert "a.png: found an empty file" in a
+    assert "c.png is 48x40, but" in c
+    (photos / "empty/bg.png").unlink()
+    with pytest.raises(ModelError, match="empty: found no image"):
+        pair_images(str(photos / "empty"), str(photos / "people"))
+
+
+def test_a_pair_that_cannot_be_used_does_not_stop_the_others(
+    predictor: Predictor, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`resume` does what is left, and what was made of something else."""
+    picture = predict._png(_pixels(1, 1))  # drawing one takes long
+    monkeypatch.setattr(predict, "predictions_png", lambda *_: picture)
+    damaged, out = photos / "people/b.jpg", photos / "out"
+    (photos / "people/b.png").unlink()
+    whole = jpeg_bytes(_pixels(40, 40))
+    damaged.write_bytes(whole[:-300])
+    pairs = pair_images(str(photos / "empty"), str(photos / "people"))
+    require_usable(pairs)  # its header is whole
+    with pytest.raises(DataError, match=r"b\.jpg: .*; expected a complete, readable image"):
+        list(predict_files(predictor, pairs, out))
+    assert len(list(out.iterdir())) == 6
+    damaged.write_bytes(whole)
+
+    def again(**options: Any) -> list[str]:
+        """The pairs that are not left out."""
+        found = predict_files(predictor, pairs, out, resume=True, **options)
+        return [pair.name for pair, p in zip(pairs, found, strict=True) if "already" not in p.note]
+
+    assert again() == ["b"]
+    assert again() == []
+    assert again(threshold=0.25) == again(align=False) == again() == ["a", "b", "c"]
+    Image.fromarray(_pixels(40, 40, 9)).save(photos / "people/c.png")
+    (out / "a_mask.png").unlink()
+    assert again() == ["a", "c"]
+    predictor.network.state_dict()["encoder.inc.0.weight"].add_(1e-6)
+    assert again() == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, DataError("x")])
+def test_what_is_done_is_named_at_an_interrupt(
+    predictor: Predictor, photos: Path, error: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = pair_images(str(photos / "empty"), str(photos / "people"))
+
+    def predict_one() -> None:
+        with naming_rest(pairs, photos / "out") as done:
+            done.append(next(predict_files(predictor, pairs, photos / "out")))
+            raise error
+
+    with pytest.raises((KeyboardInterrupt, SystemExit, DataError)):
+        predict_one()
+    rest = "1 of 3 pairs are done, 2 not; the same command with --resume does the rest"
+    assert capsys.readouterr().err == f"{photos}/out: {rest}\n"
 
 
 def test_results_beside_the_photos_are_not_taken_for_photos(
