@@ -8,6 +8,7 @@ that `compose --bg-depth DEPTH` takes. The network is one of Hugging Face `trans
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections import defaultdict
@@ -109,6 +110,8 @@ class DepthOptions:
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:
             raise OptionError("batch_size", f": found {self.batch_size}, expected 1 or more")
+        if self.value_range is not None and not all(map(math.isfinite, self.value_range)):
+            raise OptionError("value_range", ": expected two finite numbers")
         if self.value_range is not None and self.stretch != "dataset":
             raise OptionError("value_range", ": is for --stretch dataset; give both, or neither")
 

@@ -33,7 +33,7 @@ from convert.workers import available_cores, run_all
 
 BATCHES_OF_A_PART = 4
 """On a GPU a part of a second, on a CPU perhaps half a minute, so that a kill loses little."""
-_READERS = 4  # threads beside those that predict
+_READERS = 16  # threads that read and write while others predict, at most
 
 
 class Images(Protocol):
@@ -154,8 +154,7 @@ class DepthRun:
     def _maps(self, part: Part, progress: Progress) -> Iterator[tuple[int, np.ndarray]]:
         """Number and map of each image of a part, float64 (H, W) of the image's size."""
         for start in range(part.start, part.stop, self.batch_size):
-            if self._ended.is_set():
-                raise _EndedError
+            self._require_wanted()
             indices = range(start, min(start + self.batch_size, part.stop))
             images = [self.images.read(index) for index in indices]
             for index, image, depth in zip(indices, images, self._predict(images), strict=True):
@@ -168,12 +167,17 @@ class DepthRun:
                 yield index, resize(depth, image.shape[:2])
             progress.add(len(indices))
 
+    def _require_wanted(self) -> None:
+        if self._ended.is_set():
+            raise _EndedError
+
     def _predict(self, images: list[np.ndarray]) -> list[np.ndarray]:
         """The model's maps; those of neighbours with one size are predicted together."""
         found: list[np.ndarray] = []
         for _, group in groupby(images, lambda image: image.shape):
             inputs = [self.model.prepare(image) for image in group]
             with self._free:
+                self._require_wanted()
                 found += self.model.predict(inputs)
         return found
 

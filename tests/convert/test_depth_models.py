@@ -124,6 +124,8 @@ def test_command_with_an_exported_file(tmp_path: Path, name: str) -> None:
              "--range", "2", "1"],
             "--range: found 2 1, expected NEAR below FAR, as the model's values are metric",
         ),
+        (["--model", "red.pt2", "--range", "0", "inf", "--stretch", "dataset"],
+         "--range: expected two finite numbers"),
         (["--model", "red.pt2", "--out", "maps"], "--of backgrounds and --out belong together"),
         (["--model", "red.pt2", "--of", "backgrounds"], "belong together: give both, or neither"),
     ],
@@ -258,6 +260,14 @@ HOSTILE: dict[str, tuple[Callable[[dict], object], str]] = {
     "argument": (
         lambda p: first_node(p)["inputs"][0].update(name="input, **print()"),
         "name 'input, ",
+    ),
+    "function as an argument": (
+        lambda p: first_node(p)["inputs"][0].update(arg={"as_operator": "torch.hub.load"}),
+        "the operator 'torch.hub",
+    ),
+    "annotation": (
+        lambda p: p["graph_module"]["graph"]["inputs"][-1]["as_tensor"].update(name="x:y"),
+        "name 'x:y'",
     ),
     "type": (
         lambda p: p["graph_module"]["module_call_graph"][0]["signature"].update(

@@ -190,6 +190,7 @@ def test_threads_end_soon_after_a_failure(tmp_path: Path) -> None:
     def predict(images: list[np.ndarray]) -> list[np.ndarray]:
         if failed.is_set():
             after.append(len(images))
+            time.sleep(0.5)  # as a network takes
         failed.set()
         raise DataError("no memory")
 
@@ -197,7 +198,7 @@ def test_threads_end_soon_after_a_failure(tmp_path: Path) -> None:
         write_depth(
             list_composites(data), DepthModel("x", predict, "metric"), options(batch_size=1)
         )
-    assert len(after) <= 6  # of 15: what other threads had begun
+    assert len(after) <= 2  # of 15: what another thread had begun
     assert not (data / "fg_bg_depth.partial").exists()
 
 

@@ -40,6 +40,7 @@ _FUNCTIONS = re.compile(
     r"|CeilToInt|FloorToInt|CeilDiv|LShift|RShift|PowByNatural|FloatPow|FloatTrueDiv|IntTrueDiv"
     r"|IsNonOverlappingAndDenseIndicator|TruncTo(Float|Int)|RoundToInt|RoundDecimal|ToFloat|Identity"
 )
+_NAME = re.compile(r"\w*", re.ASCII)
 _PLAIN = re.compile(r"[\w.+:-]*", re.ASCII)
 _RANGE = re.compile(r"[\w.+*/(), -]*", re.ASCII)  # keys of `range_constraints`: shapes as text
 _CONTAINERS = (None, "builtins.tuple", "builtins.list", "builtins.dict")
@@ -66,7 +67,7 @@ def safe_archive(path: Path) -> io.BytesIO:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
     # zipfile raises many kinds of exceptions on corrupt bytes.
     except (ValueError, KeyError, zipfile.BadZipFile, EOFError, RecursionError, NotImplementedError,
-            SyntaxError) as error:  # fmt: skip
+            SyntaxError, MemoryError) as error:  # fmt: skip
         reason = str(error) or type(error).__name__
         raise DataError(f"{path}: no network that is safe to load ({reason}); {_FIX}") from None
     copy.seek(0)
@@ -146,9 +147,12 @@ def _check_strings(value: Any, key: str = "") -> None:
             _check_shape(value)
         elif key in ("in_spec", "out_spec"):
             _check_container(json.loads(value)[1])
-        elif key == "target":
+        elif key in ("target", "as_operator"):
             if not _TARGET.fullmatch(value):
                 raise ValueError(f"the operator {shown(value)}")
+        elif key in ("name", "as_name", "forward_arg_names"):  # they are in the source of the graph
+            if not _NAME.fullmatch(value):
+                raise ValueError(f"{key} {shown(value)}")
         elif not _PLAIN.fullmatch(value):
             raise ValueError(f"{key} {shown(value)}")
 
@@ -166,8 +170,9 @@ def _check_shape(text: str) -> None:
             case ast.Constant(str(name)) if not _PLAIN.fullmatch(name):
                 raise ValueError(f"the shape {shown(text)}")
             case (
-                ast.Expression() | ast.Constant() | ast.keyword() | ast.Load() | ast.operator()
-                | ast.BinOp() | ast.UnaryOp() | ast.unaryop()
+                ast.Expression() | ast.Constant() | ast.keyword() | ast.Load() | ast.Add()
+                | ast.Sub() | ast.Mult() | ast.FloorDiv() | ast.Mod() | ast.BinOp() | ast.UnaryOp()
+                | ast.unaryop()
             ):  # fmt: skip
                 pass
             case _:

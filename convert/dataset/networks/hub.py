@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +62,20 @@ def load_from_hub(name: str, options: ModelOptions) -> DepthModel:
 
 @contextmanager
 def _quiet(logging: Any) -> Iterator[None]:
-    """Within this block `transformers` shows no progress and no warnings."""
-    before, shows = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    """Within this block `transformers` shows no progress and no warnings.
+
+    Those of the hub would be a second line where it cannot be reached.
+    """
+    hub = getLogger("huggingface_hub")
+    before, shows, of_hub = logging.get_verbosity(), logging.is_progress_bar_enabled(), hub.level
     logging.set_verbosity_error()
+    hub.setLevel(ERROR)
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(before)
+        hub.setLevel(of_hub)
         if shows:
             logging.enable_progress_bar()
 
