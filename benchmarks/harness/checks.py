@@ -92,6 +92,9 @@ def run_checks(
                 click.echo(title + shlex.join(check.command))
                 try:
                     outcome = run_check(check, results, environment, min(check_s, left_s))
+                    if outcome.ended == "failed" and time.monotonic() >= end:
+                        reason = f"ended, because {total_s / 60:g} minutes were over"
+                        outcome = Outcome(ended="failed", wall_s=outcome.wall_s, reason=reason)
                 except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM, SIGHUP
                     stopped = "not started: interrupted"
                     outcome = Outcome(ended="failed", reason="interrupted")
