@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import NoReturn
 
 import numpy as np
 import torch
+from torch.utils.data import IterableDataset
 
 from convert.errors import DataError, RecordError
 from convert.layout import Layout
@@ -22,19 +24,22 @@ from loaders.batch import Batch
 from loaders.corrupt import CorruptRecords
 from loaders.options import LoaderOptions, expect
 from loaders.order import Order
+from loaders.position import Position
 from loaders.threads import default_threads
 
 
-class Loader(AbstractContextManager["Loader"], ABC):
+class Loader(IterableDataset[Batch], AbstractContextManager["Loader"], ABC):
     """Batches of a data set in our order, whatever the engine.
 
-    One epoch runs at a time: starting another one ends it. A ``with`` block closes the loader. It
-    is for the process that built it, in which its threads are, and for one thread at a time.
+    Iterating over it yields the next epoch, and `epoch` any one. One runs at a time: starting
+    another one ends it. A ``with`` block closes the loader. It is for the process that built it, in
+    which its threads are, and for one thread at a time: workers of a DataLoader raise DataError.
 
     layout: of the data set: which sample shows which background and foreground.
     backgrounds: all backgrounds, resident on the device; set by the subclass.
     device: where batches and backgrounds are.
     order: the samples of each batch.
+    steps: those of the running epoch, which may continue in the middle.
     """
 
     backgrounds: Backgrounds
@@ -42,7 +47,9 @@ class Loader(AbstractContextManager["Loader"], ABC):
     def __init__(self, layout: Layout, options: LoaderOptions) -> None:
         self.layout = layout
         self.device = torch.device(options.device)
-        self.order = Order(layout.samples, options)
+        self.order = self.steps = Order(layout.samples, options)
+        # Where the next pass begins, and what has been taken since.
+        self._begin = self._position = Position.of(self.order, epoch=0, seen=0)
         self._corrupt = CorruptRecords(options.max_bad)
         self._running: weakref.ref[Generator[Batch, None, None]] | None = None
         self._closed = False
@@ -77,17 +84,70 @@ class Loader(AbstractContextManager["Loader"], ABC):
         before its last batch, in another process than the loader's, and in a thread while another
         takes a batch; RecordError at a corrupt record that may not be skipped.
         """
+        expect("epoch", n, 0)
+        expect("batch to start from", start, 0, len(self))
+        return self._start(n, self.order, start, lambda k: None)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches of the next epoch, or of the rest of one after `load_state_dict`.
+
+        An epoch counts once its last batch is taken, also if the iterator is not exhausted then.
+        One that was left before starts again. Raises as `epoch` does.
+        """
+        begin = self._begin
+        steps, start = self._rest(begin)
+
+        def taken(k: int) -> None:
+            """Note that batch ``k`` is the last one that was taken."""
+            self._position = begin.changed(seen=steps.seen(k))
+            if k + 1 >= len(steps):
+                self._begin = self._position = begin.changed(epoch=begin.epoch + 1, seen=0)
+
+        running = self._start(begin.epoch, steps, start, taken)
+        self._begin, self._position = begin.changed(seen=0), begin
+        if start >= len(steps):
+            taken(start)  # the rest is less than a step, and `drop_last` leaves it out
+        return running
+
+    def set_epoch(self, epoch: int) -> None:
+        """Iterate over this epoch next: from its start, unless a loaded state is within it."""
+        expect("epoch", epoch, 0)
+        if epoch != self._begin.epoch:
+            self._begin = self._begin.changed(epoch=epoch, seen=0)
+        self._position = self._begin
+
+    def state_dict(self) -> dict[str, int | bool]:
+        """Where iterating over this loader is: equal on all ranks, after the same batch.
+
+        It holds for another batch size, number of ranks and engine, except for "dali-stream".
+        """
+        return self._position.model_dump()
+
+    def load_state_dict(self, state: Mapping[str, int | bool]) -> None:
+        """Iterate next over the samples that had not been seen when ``state`` was saved.
+
+        Raises DataError for a state of other samples, another seed or another order.
+        """
+        self._begin = self._position = Position.read(state, self.order)
+
+    def _rest(self, position: Position) -> tuple[Order, int]:
+        """The steps of the rest of an epoch, and the first of them to take."""
+        return replace(self.order, first=position.seen), 0
+
+    def _start(
+        self, n: int, steps: Order, start: int, taken: Callable[[int], None]
+    ) -> Iterator[Batch]:
+        """Batches from ``start`` on; taken: is called with the number of each."""
         self._require_own_process()
         if self._closed:
             raise DataError("this loader is closed; build another")
-        expect("epoch", n, 0)
-        expect("batch to start from", start, 0, len(self))
         self._end_running()
+        self.steps = steps
         batches, errors = partial(self._batches, n), partial(self._record_errors, n)
         running = self._corrupt.walk(start, batches, errors)
         # A weak reference: an epoch and its threads end as soon as the user drops its iterator.
         self._running = weakref.ref(running)
-        return _Epoch(running, len(self) - start, self._require_own_process)
+        return _Epoch(running, range(start, len(steps)), self._require_own_process, taken)
 
     @abstractmethod
     def _batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
@@ -99,7 +159,7 @@ class Loader(AbstractContextManager["Loader"], ABC):
 
     def _samples(self, epoch: int, k: int) -> np.ndarray:
         """Samples of batch ``k``: int64, with a replacement for each skipped one."""
-        return self.order.batch(epoch, k, self._corrupt.skipped)
+        return self.steps.batch(epoch, k, self._corrupt.skipped)
 
     def _record_errors(self, epoch: int, k: int) -> Iterator[RecordError]:
         return filter(None, map(self._record_error, self._samples(epoch, k).tolist()))
@@ -133,12 +193,21 @@ class Loader(AbstractContextManager["Loader"], ABC):
 
 
 class _Epoch(Iterator[Batch]):
-    """The ``left`` batches that ``running`` yields; require_process: raises in another process."""
+    """The batches that ``running`` yields.
+
+    left: their numbers. require_process: raises in another process. taken: is called with the
+    number of each batch before it is handed out.
+    """
 
     def __init__(
-        self, running: Iterator[Batch], left: int, require_process: Callable[[], None]
+        self,
+        running: Iterator[Batch],
+        left: range,
+        require_process: Callable[[], None],
+        taken: Callable[[int], None],
     ) -> None:
-        self._running, self._left, self._require_process = running, left, require_process
+        self._running, self._left = running, left
+        self._require_process, self._taken = require_process, taken
 
     def __next__(self) -> Batch:
         self._require_process()
@@ -148,10 +217,11 @@ class _Epoch(Iterator[Batch]):
         except _OtherThreadError:
             raise
         except BaseException:
-            self._left = 0  # this error ended it; there is no other to raise
+            self._left = range(0)  # this error ended it; there is no other to raise
             raise
         if batch is not None:
-            self._left -= 1
+            self._taken(self._left[0])
+            self._left = self._left[1:]
             return batch
         if self._left:  # it was closed early, which looks like its end
             raise DataError(

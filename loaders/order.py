@@ -45,6 +45,7 @@ class Order:
     sample is seen exactly once. Equal ``B * W`` gives equal global steps for any ``W``.
 
     n: samples in the data set, 1 to 2**40.
+    first: positions that are left out at the start of an epoch: steps begin there.
     options: ``indices``, ``batch_size`` (B), ``shuffle``, ``drop_last``, ``seed``, ``rank`` (r)
         and ``world_size`` (W) are used.
 
@@ -53,6 +54,7 @@ class Order:
 
     n: int
     options: LoaderOptions
+    first: int = 0
 
     def __post_init__(self) -> None:
         expect("number of samples", self.n, 1, MAX_SAMPLES)
@@ -73,8 +75,8 @@ class Order:
 
     def steps(self, batch_size: int) -> int:
         """Steps of an epoch with this batch size."""
-        step = batch_size * self.options.world_size
-        return self.samples // step if self.options.drop_last else -(-self.samples // step)
+        step, samples = batch_size * self.options.world_size, self.samples - self.first
+        return samples // step if self.options.drop_last else -(-samples // step)
 
     def batch(self, epoch: int, k: int, corrupt: Collection[int] = ()) -> np.ndarray:
         """Samples of this rank's batch ``k``: int64 (B,), fewer or none in a partial last step.
@@ -96,6 +98,12 @@ class Order:
                     samples[row] = self._replacement(first + row, epoch, corrupt)
         return samples
 
+    def seen(self, k: int) -> int:
+        """Positions of an epoch before the end of step ``k``, of all ranks."""
+        return min(
+            self.samples, self.first + (k + 1) * self.options.batch_size * self.options.world_size
+        )
+
     def size(self, k: int, rank: int | None = None) -> int:
         """Samples of batch ``k`` on this or another rank; IndexError as for `batch`."""
         first, last = self._span(k, self.options.rank if rank is None else rank)
@@ -107,8 +115,9 @@ class Order:
             raise IndexError(f"batch {k} of an epoch of {len(self)}")
         world_size = self.options.world_size
         step = self.options.batch_size * world_size
-        size = min(step, self.samples - k * step)
-        return k * step + rank * size // world_size, k * step + (rank + 1) * size // world_size
+        first = self.first + k * step
+        size = min(step, self.samples - first)
+        return first + rank * size // world_size, first + (rank + 1) * size // world_size
 
     def _at(self, positions: np.ndarray, epoch: int) -> np.ndarray:
         """Samples at some positions of the epoch's order: int64, a new array."""

@@ -36,7 +36,8 @@ ALLOWED = {
     "loaders/": (
         "convert.codecs convert.errors convert.interrupts convert.jpeg.difference "
         "convert.jpeg.record convert.jpeg.streaming convert.layout convert.limits "
-        "convert.manifest convert.moments convert.shards convert.storage convert.workers"
+        "convert.manifest convert.moments convert.schema convert.shards convert.storage "
+        "convert.workers"
     ),
     "loaders/folder.py": "convert.names convert.source",
     "loaders/engines/reference.py": "convert.files convert.names convert.source",

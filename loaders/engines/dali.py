@@ -199,9 +199,9 @@ class DALILoader(ShardLoader):
         self._drained = False
         try:
             self._pipeline.schedule_run()
-            for k in range(start, len(self)):
+            for k in range(start, len(self.steps)):
                 # Only the last step can be too small to give every rank a sample.
-                if self.order.size(k):
+                if self.steps.size(k):
                     batch = self._take()
                     self._pipeline.schedule_run()
                     yield batch
@@ -222,7 +222,7 @@ class DALILoader(ShardLoader):
     def _stored(self, epoch: int, start: int) -> Generator[Stored, None, None]:
         """Stored bytes of the batches from ``start`` on; DataError at a corrupt record."""
         files = [np.asarray(file) for file in self.shards.files]
-        for k in range(start, len(self)):
+        for k in range(start, len(self.steps)):
             indices = self._samples(epoch, k)
             if self._fails_check(indices):
                 raise DataError(CORRUPT)

@@ -33,6 +33,7 @@ from loaders.engines.dali import (
 )
 from loaders.options import LoaderOptions
 from loaders.order import Order, permute
+from loaders.position import Position
 
 WINDOW = 1024
 """Samples among which the reader shuffles."""
@@ -104,8 +105,18 @@ class DALIStreamLoader(DALILoader):
         self._stream = StreamOrder(self.order, records["file"], records["offset"])
         self._taken: list[int] = []
 
+    def _rest(self, position: Position) -> tuple[Order, int]:
+        options, step = self.order.options, position.batch_size * position.world_size
+        if (position.batch_size, position.world_size) != (options.batch_size, options.world_size):
+            raise DataError(
+                f"dali-stream: found a state of batches of {position.batch_size} on "
+                f"{position.world_size} ranks, expected {options.batch_size} on "
+                f"{options.world_size}: its order depends on them; continue so, or with dali"
+            )
+        return self.order, -(-position.seen // step)
+
     def _stored(self, epoch: int, start: int) -> Generator[Stored, None, None]:
-        steps = [k for k in range(len(self)) if self.order.size(k)]
+        steps = [k for k in range(len(self.steps)) if self.steps.size(k)]
         if not steps:
             return
         reader = self._open(epoch)
@@ -114,7 +125,7 @@ class DALIStreamLoader(DALILoader):
             before: Stored | None = None
             for k in steps:
                 keep = k >= start - 1  # the batch before `start` may have to give a replacement
-                read = self._read(reader, self.order.size(k), unseen, keep=keep)
+                read = self._read(reader, self.steps.size(k), unseen, keep=keep)
                 if k >= start:
                     yield self._replace_corrupt(read, before)
                 before = read

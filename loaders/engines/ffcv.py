@@ -214,7 +214,7 @@ class FFCVLoader(ShardLoader):
             yield from transfer(host, CudaStreams(self.device)) if on_gpu else host
 
     def _host_batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
-        samples = (self._samples(epoch, k) for k in range(start, len(self)))
+        samples = (self._samples(epoch, k) for k in range(start, len(self.steps)))
         started = map(self._pipeline.start, samples)
         with closing(ThreadTeam(self.num_workers, "maskdepth-decode")) as team:
             self._pipeline.operation.team = team

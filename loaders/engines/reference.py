@@ -56,7 +56,7 @@ class ReferenceLoader(Loader):
         self._pool = ThreadPoolExecutor(options.num_workers) if options.num_workers else None
 
     def _batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
-        for k in range(start, len(self)):
+        for k in range(start, len(self.steps)):
             index = self._samples(epoch, k)
             fg_bg, mask, depth = (self._stack(field, index) for field in FIELDS)
             yield Batch(fg_bg, mask, depth, torch.from_numpy(index).to(self.device))

@@ -101,7 +101,7 @@ class ResidentLoader(ShardLoader):
         return tqdm(total=len(self._visited), unit=" samples", desc=title, disable=hidden)
 
     def _batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
-        for k in range(start, len(self)):
+        for k in range(start, len(self.steps)):
             samples = self._samples(epoch, k)
             if failed := self._failed.keys() & set(samples.tolist()):
                 raise self._failed[min(failed)]
