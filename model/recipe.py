@@ -255,8 +255,8 @@ _ROBUST = _SPRINT.changed(
     ),
 )
 
-# About eight minutes on two CPU cores with about 1,000 training composites. Half of the work is
-# done at 64x64, where a step takes a third of the time.
+# About seven minutes of CPU time with about 1,000 training composites. Four of its seven epochs are
+# at 64x64, where a step takes a third of the time.
 _DEMO = Recipe(
     name="demo",
     width=12,
@@ -264,7 +264,7 @@ _DEMO = Recipe(
     weight_decay=0,
     from_difference=True,
     camera=0.8,
-    stages=(_cycle_of_8(size=64, lr=0.04, epochs=5), _cycle_of_8(size=112, lr=0.03, epochs=4)),
+    stages=(_cycle_of_8(size=64, lr=0.04, epochs=4), _cycle_of_8(size=112, lr=0.03, epochs=3)),
 )
 
 RECIPES = {
