@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import random
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -313,6 +314,47 @@ def test_hostile_archives_are_refused(tmp_path: Path) -> None:
         copy.write_bytes(data[:cut])
         with pytest.raises(DataError, match="safe to load"):
             safe_archive(copy)
+
+
+def leaves(value: Any) -> list[tuple[Any, Any]]:
+    """Every place in nested tables and lists: what holds it, and its key."""
+    keys = value.keys() if isinstance(value, dict) else range(len(value))
+    found = [(value, key) for key in keys]
+    for key in keys:
+        if isinstance(value[key], dict | list):
+            found += leaves(value[key])
+    return found
+
+
+def test_any_damage_is_an_error_of_one_line(tmp_path: Path, image: np.ndarray) -> None:
+    """Or none: much of a file does not matter."""
+    rng = random.Random(0)
+    pt2, onnx = save_pt2(tmp_path / "red.pt2"), save_onnx(tmp_path / "red.onnx")
+    others: list[Any] = [None, 0, -1, 2**70, "", "x", [], {}, 1.5, True]
+
+    def damaged(number: int) -> Path:
+        if number % 2:
+            data = bytearray(onnx.read_bytes())
+            data[rng.randrange(len(data))] = rng.randrange(256)
+            path = tmp_path / "damaged.onnx"
+            path.write_bytes(data)
+            return path
+
+        def change(program: dict) -> None:
+            holder, key = rng.choice(leaves(program))
+            holder[key] = rng.choice(others)
+
+        return rewritten(pt2, change_program(change))
+
+    errors: list[str] = []
+    for number in range(60):
+        try:
+            model = load_model(str(damaged(number)), ModelOptions(predicts="depth", device="cpu"))
+            model.predict([model.prepare(image)] * 2)
+        except DataError as error:
+            errors.append(error.message)
+    assert len(errors) > 30
+    assert not any("\n" in error for error in errors)
 
 
 def test_safe_archive_computes_the_same(tmp_path: Path) -> None:

@@ -65,9 +65,10 @@ def safe_archive(path: Path) -> io.BytesIO:
         raise DataError(f"{path}: no such file; expected a network in a .pt2 file") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
-    # zipfile raises many kinds of exceptions on corrupt bytes.
-    except (ValueError, KeyError, zipfile.BadZipFile, EOFError, RecursionError, NotImplementedError,
-            SyntaxError, MemoryError) as error:  # fmt: skip
+    except DataError:
+        raise
+    # zipfile raises many kinds of exceptions on corrupt bytes, and a program may have any form.
+    except Exception as error:
         reason = str(error) or type(error).__name__
         raise DataError(f"{path}: no network that is safe to load ({reason}); {_FIX}") from None
     copy.seek(0)

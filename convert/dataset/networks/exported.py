@@ -117,15 +117,15 @@ def _load_onnx(path: Path, device: torch.device, options: ModelOptions) -> _Netw
     gpu = [("CUDAExecutionProvider", {"device_id": device.index})] if has_gpu else []
     try:
         session = onnxruntime.InferenceSession(
-            path, settings, providers=[*gpu, "CPUExecutionProvider"]
+            path, settings, providers=[*gpu, "CPUExecutionProvider"], enable_fallback=0
         )
         (entry,) = session.get_inputs()
         if entry.type != "tensor(float)":
             raise ValueError(f"its input is a {entry.type}, expected tensor(float)")
+        shape = tuple(d if isinstance(d, int) else None for d in entry.shape)
         output = session.get_outputs()[0].name
     except Exception as error:  # its exceptions have no base class
         raise _cannot_load(path, error) from None
-    shape = tuple(d if isinstance(d, int) else None for d in entry.shape)
 
     def run(pixels: np.ndarray) -> Any:
         return session.run([output], {entry.name: pixels})[0]
