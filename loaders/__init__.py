@@ -17,18 +17,20 @@ from convert.layout import Layout
 from loaders.backgrounds import Backgrounds
 from loaders.base import Loader
 from loaders.batch import Batch
+from loaders.camera import Camera
 from loaders.engines import ENGINES, open_loader, possible_engines
 from loaders.folder import read_layout
 from loaders.options import LoaderOptions
 from loaders.order import Order, distributed_rank
 from loaders.pair import DataSource, open_pair
-from loaders.preprocess import Inputs, Preprocess
+from loaders.preprocess import Augment, Inputs, Preprocess
 from loaders.split import SPLITS, split_indices
 
 __all__ = [
-    "ENGINES", "SPLITS", "Backgrounds", "Batch", "Commands", "DataError", "DataSource", "Inputs",
-    "Layout", "Loader", "LoaderOptions", "Order", "Preprocess", "RecordError", "build_loader",
-    "distributed_rank", "open_pair", "possible_engines", "read_layout", "split_indices",
+    "ENGINES", "SPLITS", "Augment", "Backgrounds", "Batch", "Camera", "Commands", "DataError",
+    "DataSource", "Inputs", "Layout", "Loader", "LoaderOptions", "Order", "Preprocess",
+    "RecordError", "build_loader", "distributed_rank", "open_pair", "possible_engines",
+    "read_layout", "split_indices",
 ]  # fmt: skip
 
 

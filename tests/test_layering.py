@@ -110,7 +110,7 @@ def test_every_python_file_belongs_to_a_layer():
         file.relative_to(ROOT).parts[0]
         for file in repository_files()
         if file.suffix == ".py" and "docs" not in file.parts
-    } - {"convert", "loaders", "model", "train.py", "benchmarks", "tests"}
+    } - {"convert", "loaders", "model", "train.py", "benchmarks", "examples", "tests"}
     assert not others, f"these belong to no layer: {sorted(others)}"
 
 
