@@ -36,10 +36,11 @@ from convert.dataset.networks.model import MEANING, DepthModel, ModelOptions
 from convert.dataset.networks.ranks import Ranks, joined
 from convert.disk import sync_file_system
 from convert.errors import DataError, OptionError
-from convert.files import write_json
+from convert.files import read_regular, write_json
 from convert.manifest import DEPTH_SOURCES, depth_source
 from convert.metadata import DATASET
 from convert.outputs import require_kept, require_outside, require_writable_folder
+from convert.schema import parse_table
 from convert.source import read_metadata
 from convert.unfinished import Output, check_target, work_folder, work_of
 
@@ -220,7 +221,12 @@ def write_backgrounds(
     about = _about(photos, model, options)
     metadata: dict[str, object] = {"format": FORMAT, "version": VERSION, "depth_model": about}
     job = _Job(out, _maps_of_backgrounds(photos), metadata, about, replace=options.force)
-    return _write(photos, model, options, ranks, job)
+    _write(photos, model, options, ranks, job)
+
+    def read() -> dict[str, Any]:
+        return parse_table(read_regular(out / ABOUT))
+
+    return ranks.from_first(read)
 
 
 class _Job(NamedTuple):
@@ -249,8 +255,8 @@ def _about(
 
 def _write(
     images: Composites | Photos, model: DepthModel, options: DepthOptions, ranks: Ranks, job: _Job
-) -> dict[str, object]:
-    """Write all maps, and last the metadata, which are returned."""
+) -> None:
+    """Write all maps, and last the metadata."""
     same: dict[str, object] = {
         "source": str(images.folder.absolute()),
         "names_sha256": hash_names(images.names),
@@ -284,7 +290,6 @@ def _write(
             sync_file_system(work)
             ranks.wait()
             ranks.from_first(lambda: write_json(work / job.kind.last, metadata))
-    return metadata
 
 
 def _announcement(model: DepthModel, options: DepthOptions, images: int) -> str:
