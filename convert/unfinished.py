@@ -205,6 +205,13 @@ def _locked_job_file(target: Path, work: Path) -> Iterator[BinaryIO]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise _is_busy(target) from None
+        except OSError as error:
+            if path == beside and not os.fstat(file.fileno()).st_size:
+                beside.unlink()
+            raise DataError(
+                f"{target}: its file system cannot lock files ({error.strerror}), so that two runs "
+                "could write it at once; write to another disk, and copy the result"
+            ) from None
         # Its holder may have moved or removed it after it was opened, or looked for, here.
         if (path == beside and inside.exists()) or not _is_at(file, path):
             raise _is_busy(target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -198,6 +199,18 @@ def test_a_file_system_that_lost_files_is_an_error(
     assert not (tmp_path / "out").exists()
     monkeypatch.undo()
     make_data(tmp_path / "out", resume=True)
+
+
+def test_a_file_system_without_locks_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(DataError, match=r"cannot lock files \(No locks available\).* another disk"):
+        make_data(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", [DATASET_FOLDER, SHARD_FOLDER])
