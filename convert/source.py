@@ -42,6 +42,7 @@ from convert.names import (
 )
 from convert.placements import PLACEMENTS, read_placements
 from convert.schema import Positive, Schema, parse_table, shown
+from convert.workers import SentOnce
 
 
 class PlacementsFile(ShardFile):
@@ -126,7 +127,7 @@ class Samples(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class Source(SentOnce):
     """A checked data set folder; see `Samples`."""
 
     folder: Path

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import fields
 from itertools import islice
 from multiprocessing import resource_tracker
 from typing import TypeVar
@@ -19,6 +23,37 @@ from convert.interrupts import interrupt_later
 T = TypeVar("T")
 _IN_FLIGHT = 4
 _CONNECT_S = 10
+_KEPT = 2  # objects of `SentOnce` in a process
+
+
+class SentOnce:
+    """Base of dataclasses that many tasks have as an argument, and that are large.
+
+    Each is pickled once, and unpickled once in each worker: a task costs the copy of its bytes.
+    """
+
+    @functools.cached_property
+    def _sent(self) -> tuple[str, bytes]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        data = pickle.dumps((type(self), values))
+        return hashlib.sha256(data).hexdigest(), data
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str, bytes]]:
+        return _receive, self._sent
+
+
+_received: dict[str, object] = {}
+"""What this process has unpickled last, by its hash."""
+
+
+def _receive(key: str, data: bytes) -> object:
+    """The object with this hash, as it was received first or from ``data``."""
+    if key not in _received:
+        kind, values = pickle.loads(data)
+        if len(_received) == _KEPT:
+            _received.pop(next(iter(_received)))
+        _received[key] = kind(**values)
+    return _received[key]
 
 
 def available_cores() -> int:

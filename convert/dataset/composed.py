@@ -29,14 +29,14 @@ from convert.maps import load_array
 from convert.names import FOLDERS
 from convert.placements import PLACEMENT, PLACEMENTS, write_placements
 from convert.source import PlacementsFile, Sample
-from convert.workers import run_all
+from convert.workers import SentOnce, run_all
 
 _KEPT = 512  # cut-outs of all heights, flipped and unflipped: 20 MB at size 224
 BG_QUALITY = 95  # composites are pasted on the decoded file, so its artefacts are in both
 
 
 @dataclass(frozen=True, kw_only=True)
-class Composed:
+class Composed(SentOnce):
     """The samples of a plan whose backgrounds, cut-outs and table are in ``folder``; a `Samples`.
 
     ``metadata``: what `dataset.json` says. ``fg_heights``: of the foregrounds' files, in pixels.
