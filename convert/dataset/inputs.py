@@ -6,7 +6,7 @@ ten.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from convert.dataset.photos import (
@@ -21,6 +21,8 @@ from convert.dataset.scaling import scale
 from convert.errors import DataError, raise_all
 from convert.recipe import Recipe
 from convert.workers import run_all, worker_pool
+
+_FEW_BYTES = 8 << 20
 
 
 def require_usable(
@@ -48,7 +50,7 @@ def require_usable(
     reads += [(open_depth, path, photo, size) for photo, path in maps.items()]
     problems = of_bg + of_fg + of_depth
     if reads:
-        with worker_pool(workers) as executor:
+        with worker_pool(pool_size([read[1] for read in reads], workers)) as executor:
             tasks = ((number, *read) for number, read in enumerate(reads))
             found = sorted(run_all(executor, _why_unusable, tasks))
         problems += [reason for _, reason in found if reason]
@@ -58,6 +60,15 @@ def require_usable(
 
 def _open_scaled(path: Path, size: int, recipe: Recipe) -> None:
     scale(recipe, open_cutout(path), size, path)
+
+
+def pool_size(paths: Iterable[Path], workers: int | None) -> int | None:
+    """``workers``, or none for so few bytes that starting processes would take longer."""
+    try:
+        few = sum(path.stat().st_size for path in paths) < _FEW_BYTES
+    except OSError:  # reported where the file is read
+        return workers
+    return 0 if few else workers
 
 
 def _why_unusable(number: int, read: Callable[..., object], *arguments: object) -> tuple[int, str]:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from convert.dataset.compose import compose
-from convert.dataset.inputs import require_usable
+from convert.dataset.inputs import pool_size, require_usable
 from convert.dataset.photos import (
     background_jpeg,
     open_cutout,
@@ -579,3 +579,13 @@ def test_nothing_changes_in_the_folders(tmp_path: Path) -> None:
     before = tree(fg)
     assert check(fg=fg) == []
     assert tree(fg) == before
+
+
+def test_processes_check_images_of_many_bytes_alone(tmp_path: Path) -> None:
+    small, large = tmp_path / "small", tmp_path / "large"
+    small.write_bytes(b"x")
+    with large.open("wb") as file:
+        file.truncate(8 << 20)
+    assert pool_size([small] * 100, 2) == pool_size([], None) == 0
+    assert pool_size([small, large], 2) == 2
+    assert pool_size([small, tmp_path / "missing"], None) is None
