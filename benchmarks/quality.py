@@ -35,6 +35,7 @@ CAMERA_FIGURES = {
     "rule_mask_iou": ("difference", "mask_iou"),
     "aligned_rule_mask_iou": ("aligned_difference", "mask_iou"),
     "depth_rmse": ("network", "depth_rmse"),
+    "aligned_depth_rmse": ("aligned_network", "depth_rmse"),
 }
 """Figure of a run with a camera -> the row and the score of its evaluation."""
 

@@ -125,19 +125,22 @@ def cameras(result: Result) -> Table:
         "rule_mask_iou": "rule's mask IoU, 0–1",
         "aligned_rule_mask_iou": "rule's mask IoU, images aligned, 0–1",
         "depth_rmse": "depth RMSE, 0–1",
+        "aligned_depth_rmse": "depth RMSE, images aligned, 0–1",
     }  # fmt: skip
-    return Table.of(
+    table = Table.of(
         {
             "run": str(case.parameters["run"]),
             "camera, name or pixels": str(case.parameters["camera"]),
         }
         | {
-            title: _score(case.figures[what]) + prior_mark(result, case) * ("depth" in what)
+            title: _score(case.figures.get(what))
+            + prior_mark(result, case) * ("depth" in what and what in case.figures)
             for what, title in heads.items()
         }
         for case in result.cases.values()
         if "camera" in case.parameters
     )
+    return table.filled()
 
 
 def _score(value: float | None) -> str:
