@@ -127,6 +127,8 @@ class DepthRun:
         (self.work / PARTS).mkdir(exist_ok=True)
         parts = self.parts[self.ranks.rank :: self.ranks.count]
         total = sum(len(part.indices) for part in parts)
+        if self.ranks.count > 1:
+            title += f", 1 of {self.ranks.count} ranks"
         threads = self.model.at_once + min(_READERS, available_cores())
         with (
             Progress(title, total, "images", shown=self.shown) as progress,
