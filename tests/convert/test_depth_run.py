@@ -130,7 +130,11 @@ ON_CPU = ModelOptions(predicts="depth", device="cpu")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_real_network_is_killed_and_resumed(tmp_path: Path, small_parts: None, kind: str) -> None:
+def test_real_network_is_killed_and_resumed(
+    tmp_path: Path, small_parts: None, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(depth_run, "_READERS", 0)  # one thread, so that parts end one by one
+    monkeypatch.setattr("convert.dataset.networks.device.available_cores", lambda: 1)
     path = save(kind, tmp_path)
     truth, data = (write_composites(tmp_path / name) for name in ("truth", "data"))
     quiet: dict[str, Any] = {"model": ON_CPU, "batch_size": 2, "progress": False}
