@@ -2,6 +2,8 @@
 
 import click
 
+from convert.errors import one_line
+
 
 class ModelError(click.ClickException):
     """The message names the file or option, what was found, what was expected, what to do.
@@ -10,3 +12,6 @@ class ModelError(click.ClickException):
     """
 
     exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))

@@ -351,7 +351,7 @@ MISTAKES = {
         "notes.txt is not a writable folder"
     ),
     "predict {best} --bg {image} --fg-bg {image} {tmp}/used/notes.txt": (
-        "notes.txt: cannot be written, because .*notes.txt is not a writable folder; name another"
+        "notes.txt: found a file, expected a folder for the results; name another place"
     ),
     "fit {data} {tmp}/new --validation 2": "--validation.*2.0 is not in the range 0<x<1",
     "fit {data} {tmp}/new --max-bad 99999999999999999999": "--max-bad must be at most 922",

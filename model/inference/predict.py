@@ -13,9 +13,9 @@ import click
 import numpy as np
 from PIL import Image
 
-from convert.errors import DataError, raise_all
+from convert.errors import DataError, one_line, raise_all
 from convert.files import read_regular
-from convert.found import DATA_SET, SHARDS, found_at
+from convert.found import DATA_SET, FILE, SHARDS, found_at
 from convert.outputs import png_mark, require_outputs, require_writable_folder
 from model.contract import about_depth
 from model.errors import ModelError
@@ -40,6 +40,11 @@ def require_results(pairs: Sequence[Pair], out: Path) -> None:
     """Raise DataError unless `predict_files` may write its files to this folder."""
     if (found := found_at(out)) in (SHARDS, DATA_SET):
         raise DataError(f"{out}: found {found}, which would be spoiled; name another OUT_DIR")
+    if found == FILE:
+        raise DataError(
+            f"{out}: found a file, expected a folder for the results; name another place (the "
+            "order is CHECKPOINT OUT_DIR)"
+        )
     require_writable_folder(out)
     inputs = [path for pair in pairs for path in (pair.bg, pair.fg_bg)]
     require_outputs((path for pair in pairs for path in pair.results(out)), COMMAND, inputs)
@@ -144,8 +149,8 @@ def naming_rest(pairs: Sequence[Pair], out: Path) -> Iterator[list[Predicted]]:
         if len(pairs) > 1:
             rest = len(pairs) - len(done)
             click.echo(
-                f"{out}: {len(done)} of {len(pairs)} pairs are done, {rest} not; the same command "
-                "with --resume does the rest",
+                f"{one_line(str(out))}: {len(done)} of {len(pairs)} pairs are done, {rest} not; "
+                "the same command with --resume does the rest",
                 err=True,
             )
         raise

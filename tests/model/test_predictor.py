@@ -123,6 +123,17 @@ def test_unequal_or_unreadable_images_are_named(predictor: Predictor, tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
+def test_errors_of_odd_names_are_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "a\nb"
+    folder.mkdir()
+    with pytest.raises(ModelError, match=r"a\\nb: found no image") as caught:
+        pair_images(str(folder), str(folder))
+    assert "\n" not in caught.value.message
+    (folder / "x").touch()
+    with pytest.raises(DataError, match=r"a\\nb/x: found a file, .* order is CHECKPOINT OUT_DIR"):
+        predict.require_results([], folder / "x")
+
+
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """One background and three photos, in folders empty and people."""
