@@ -1,4 +1,4 @@
-"""The examples: killed within an epoch, continued by other numbers of processes."""
+"""The examples: killed within an epoch, continued, also by other numbers of processes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,18 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from loaders.engines import is_installed
 
 ROOT = Path(__file__).parent.parent
+SAMPLES = 96
 COUNTING = '''
 """An example whose network counts the samples it is given, of all processes, in its state."""
-import os, signal, sys
+import importlib, os, signal, sys
 import torch
 from torch import distributed
 from examples import plain
@@ -39,44 +45,93 @@ class Preprocess(plain.Preprocess):
         Network.made.visits[torch.cat(indices)] += 1
         return super().__call__(batch)
 
-plain.Network, plain.Preprocess = Network, Preprocess
-plain.main()
+example = importlib.import_module(sys.argv.pop(1))
+example.Network, example.Preprocess = Network, Preprocess
+example.main()
 '''
 
 
-def test_plain_is_continued_by_other_numbers_of_processes(
+@pytest.fixture
+def run(
     need_engine: Callable[[str], None], shards: Path, tmp_path: Path
-) -> None:
-    """Each sample of an epoch is seen once overall: 1 process is killed, then 2, and 4 finish."""
+) -> Callable[[str, int, int], int]:
+    """Runs an example with so many processes, of which the first kills itself; the exit code."""
     need_engine("ffcv")
-    script, state = tmp_path / "counting.py", tmp_path / "state.pt"
+    script = tmp_path / "counting.py"
     script.write_text(COUNTING)
-    samples = 96
 
-    def run(ranks: int, killed_at: int) -> int:
-        start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
-        command = start if ranks > 1 else [sys.executable]
-        arguments = [str(shards), str(state), "--epochs", "1", "--batch-size", "8"]
+    def start(name: str, ranks: int, killed_at: int) -> int:
+        torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+        command = [sys.executable, *(torchrun if ranks > 1 else []), str(script)]
+        arguments = [str(shards), str(tmp_path / "state"), "--epochs", "1", "--batch-size", "8"]
         environment = {
-            **os.environ, "PYTHONPATH": str(ROOT), "SAMPLES": str(samples),
+            **os.environ, "PYTHONPATH": str(ROOT), "SAMPLES": str(SAMPLES),
             "KILLED_AT": str(killed_at), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
         }  # fmt: skip
         return subprocess.run(
-            [*command, str(script), *arguments, "--save-steps", "1"],
+            [*command, f"examples.{name}", *arguments, "--save-steps", "1"],
             env=environment, timeout=120, check=False, capture_output=True,
         ).returncode  # fmt: skip
 
-    assert run(1, 3) == -signal.SIGKILL
-    seen = torch.load(state, weights_only=True)["network"]["visits"]
-    assert int(seen.sum()) == 16
-    assert run(2, 4) != 0
-    seen = torch.load(state, weights_only=True)["network"]["visits"]
-    assert int(seen.sum()) == 40
-    assert run(4, 0) == 0
-    final = torch.load(state, weights_only=True)
-    visits = final["network"]["visits"]
+    return start
+
+
+@pytest.mark.slow
+def test_plain_is_continued_by_other_numbers_of_processes(
+    run: Callable[[str, int, int], int], tmp_path: Path
+) -> None:
+    """Each sample of an epoch is seen once overall: 1 process is killed, then 2, and 4 finish."""
+
+    def visits() -> Tensor:
+        found: Tensor = torch.load(tmp_path / "state", weights_only=True)["network"]["visits"]
+        return found
+
+    assert run("plain", 1, 3) == -signal.SIGKILL
+    assert int(visits().sum()) == 2 * 8
+    assert run("plain", 2, 4) != 0
+    seen = visits()
+    assert int(seen.sum()) == 5 * 8
+    assert run("plain", 4, 0) == 0
+    loader = torch.load(tmp_path / "state", weights_only=True)["loader"]
+    assert visits().max() == 1
+    assert int(visits().sum()) == 8 * (loader["samples"] // 8)
+    assert bool((visits() >= seen).all())
+    assert loader["epoch"] == 1
+
+
+def visits_of_accelerate(state: Path) -> Tensor:
+    (last,) = state.glob("*[0-9]")
+    return load_file(last / "model.safetensors")["visits"]
+
+
+def visits_of_lightning(state: Path) -> Tensor:
+    found: Tensor = torch.load(state / "last.ckpt", weights_only=False)["state_dict"][
+        "network.visits"
+    ]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "package", "read"),
+    [
+        ("with_accelerate", "accelerate", visits_of_accelerate),
+        ("with_lightning", "pytorch_lightning", visits_of_lightning),
+    ],
+)
+def test_a_loop_of_others_is_continued(
+    run: Callable[[str, int, int], int], tmp_path: Path,
+    name: str, package: str, read: Callable[[Path], Tensor],
+) -> None:  # fmt: skip
+    """It saves and loads the place of the loader, and does not shard it again."""
+    if not is_installed(package):
+        pytest.skip(f"{package} is not installed; pip install '.[examples]'")
+    assert run(name, 1, 3) == -signal.SIGKILL
+    seen = read(tmp_path / "state")
+    assert int(seen.sum()) == 2 * 8
+    assert run(name, 1, 0) == 0
+    visits = read(tmp_path / "state")
     assert visits.max() == 1
-    steps = final["loader"]["samples"] // 8
-    assert int(visits.sum()) == 8 * steps
-    assert final["loader"]["epoch"] == 1
+    assert int(visits.sum()) > 6 * 8
+    assert int(visits.sum()) % 8 == 0
     assert bool((visits >= seen).all())
