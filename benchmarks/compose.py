@@ -27,8 +27,8 @@ from convert.dataset.scenes import draw_background
 from convert.errors import DataError
 from convert.limits import MOST_WORKERS
 from convert.pack import PackConfig
-from convert.recipe import FG_SHARE
 from convert.source import Source, read_source
+from convert.style import FG_SHARE
 from convert.workers import available_cores
 
 OURS = "ours, files"

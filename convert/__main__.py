@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from convert.dataset.options import recipe_options
+from convert.dataset.options import style_options
 from convert.errors import Commands
 from convert.limits import MOST_WORKERS
 from convert.outputs import PNG, require_output, require_outside
@@ -58,7 +58,7 @@ def main() -> None:
 @click.option("--bg-depth", type=_FOLDER, help="Folder of depth maps named like the photos.")
 @click.option("--backgrounds", type=click.IntRange(1), help="Default: 100 drawn, or all of --bg.")
 @click.option("--foregrounds", type=click.IntRange(1), help="Default: 100 drawn, or all of --fg.")
-@recipe_options
+@style_options
 @click.option("--size", type=click.IntRange(32), default=224)
 @click.option("--seed", type=click.IntRange(0), default=0)
 @click.option(

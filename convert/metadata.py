@@ -7,8 +7,8 @@ from pathlib import Path
 
 from convert.layout import Layout
 from convert.names import Problem
-from convert.recipe import Recipe
 from convert.schema import Positive, Schema
+from convert.style import Style
 
 DATASET = "dataset.json"
 DATASET_FORMAT, DATASET_VERSION = "maskdepth-dataset", 2
@@ -23,7 +23,7 @@ class ComposedMetadata(Schema, extra="allow"):
     backgrounds: Positive | None = None
     foregrounds: Positive | None = None
     image_size: Positive | None = None
-    recipe: Recipe = Recipe()
+    style: Style = Style()
 
 
 def find_miscounts(folder: Path, metadata: Mapping[str, object], layout: Layout) -> list[Problem]:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from convert.dataset.effects import colour_moments, darken, match_colours, shadow_ellipse
 from convert.jpeg.splice import MCU, EncodedImage
-from convert.recipe import MASK_ALPHA, Recipe
+from convert.style import MASK_ALPHA, Style
 
 DEPTH_QUALITY = 75
 # A foreground is at most this share of the way from the nearest to the farthest depth. One pasted
@@ -30,15 +30,15 @@ class Cutout:
     unless edges are soft.
     """
 
-    def __init__(self, rgba: np.ndarray, recipe: Recipe, background: np.ndarray) -> None:
-        self.inside = rgba[..., 3] >= (MASK_ALPHA if recipe.soft_edges else 1)
+    def __init__(self, rgba: np.ndarray, style: Style, background: np.ndarray) -> None:
+        self.inside = rgba[..., 3] >= (MASK_ALPHA if style.soft_edges else 1)
         self.colour = np.ascontiguousarray(rgba[..., :3])
-        if recipe.match_colours:
-            self.colour = match_colours(self.colour, self.inside, background, recipe.match_colours)
+        if style.match_colours:
+            self.colour = match_colours(self.colour, self.inside, background, style.match_colours)
         soft = np.ascontiguousarray(rgba[..., 3])
-        self.alpha = soft if recipe.soft_edges else self.inside * np.uint8(255)
-        self.darkness = recipe.shadow
-        self.shadow = shadow_ellipse(self.inside) if recipe.shadow else None
+        self.alpha = soft if style.soft_edges else self.inside * np.uint8(255)
+        self.darkness = style.shadow
+        self.shadow = shadow_ellipse(self.inside) if style.shadow else None
 
     def box(self, size: tuple[int, int], x: int, y: int) -> tuple[int, int, int, int]:
         """Top, left, bottom and right of the MCUs that it changes at a place, shadow included."""
@@ -119,21 +119,21 @@ class Canvas:
     grows with distance.
     """
 
-    def __init__(self, image: np.ndarray, depth: np.ndarray, recipe: Recipe) -> None:
-        self._image, self._depth, self._recipe = image, depth, recipe
+    def __init__(self, image: np.ndarray, depth: np.ndarray, style: Style) -> None:
+        self._image, self._depth, self._style = image, depth, style
         self._moments = np.zeros((2, 3))
-        if recipe.match_colours:
+        if style.match_colours:
             self._moments = colour_moments(image.reshape(-1, 3))
         self._gray = stretch(depth)
         self._is_farthest = depth == depth.max()
         self._farthest_count = int(self._is_farthest.sum())
-        self._fg_bg = EncodedImage(image, recipe.quality)
-        self._mask = EncodedImage(np.zeros(depth.shape, np.uint8), recipe.quality)
+        self._fg_bg = EncodedImage(image, style.quality)
+        self._mask = EncodedImage(np.zeros(depth.shape, np.uint8), style.quality)
         self._gray_rgb = EncodedImage(_as_rgb(self._gray), DEPTH_QUALITY)
 
     def cutout(self, rgba: np.ndarray) -> Cutout:
         """A scaled foreground for this background."""
-        return Cutout(rgba, self._recipe, self._moments)
+        return Cutout(rgba, self._style, self._moments)
 
     def encode(self, cutout: Cutout, x: int, y: int) -> tuple[bytes, bytes, bytes]:
         """The JPEGs of a composite whose foreground has its top-left corner at ``x``, ``y``.

@@ -131,7 +131,7 @@ def checked_plan(
     require_usable(
         options.get("bg"), options.get("fg"), options.get("bg_depth"), size=size,
         backgrounds=options.get("backgrounds"), foregrounds=options.get("foregrounds"),
-        recipe=options.get("recipe", STANDARD), workers=workers,
+        style=options.get("style", STANDARD), workers=workers,
     )  # fmt: skip
     plan = make_plan(**options)
     if not target.absolute().parent.is_dir():

@@ -91,7 +91,7 @@ class Composed(SentOnce):
         canvas = Canvas(
             open_rgb(self.folder / "bg" / f"{name}.jpg"),
             np.load(self.folder / PARTS / f"{name}.npy"),
-            self.plan.recipe,
+            self.plan.style,
         )
 
         @functools.lru_cache(maxsize=_KEPT)  # samples of a foreground are neighbours
@@ -176,7 +176,7 @@ def _write_foreground(plan: Plan, folder: Path, fg: int) -> dict[int, Shape]:
         cutout, source = scenes.draw_person(plan.seed, fg), Path(name)
     else:
         cutout, source = photos.open_cutout(plan.fg.files[fg]), plan.fg.files[fg]
-    scaled = scaling.scale(plan.recipe, cutout, plan.size, source)
+    scaled = scaling.scale(plan.style, cutout, plan.size, source)
     Image.fromarray(cutout).save(folder / "fg" / f"{name}.png")
     np.save(folder / PARTS / f"{name}.npy", scaled)
     return {fg: Shape(*cutout.shape[:2])}

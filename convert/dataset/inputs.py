@@ -19,7 +19,7 @@ from convert.dataset.photos import (
 from convert.dataset.plan import STANDARD
 from convert.dataset.scaling import scale
 from convert.errors import DataError, raise_all
-from convert.recipe import Recipe
+from convert.style import Style
 from convert.workers import run_all, worker_pool
 
 _FEW_BYTES = 8 << 20
@@ -33,20 +33,20 @@ def require_usable(
     backgrounds: int | None,
     foregrounds: int | None,
     size: int,
-    recipe: Recipe = STANDARD,
+    style: Style = STANDARD,
     workers: int | None,
 ) -> None:
     """Raise one DataError with all problems of the folders and of the images that are used.
 
     ``backgrounds``, ``foregrounds``: how many are used, the first by name; None: all. ``size``: of
-    the composites. ``recipe``: of them. ``workers``: processes, as of `compose`.
+    the composites. ``style``: of them. ``workers``: processes, as of `compose`.
     """
     photos, of_bg = find_images(bg) if bg else ((), [])
     cutouts, of_fg = find_images(fg) if fg else ((), [])
     photos, cutouts = photos[:backgrounds], cutouts[:foregrounds]
     maps, of_depth = find_depth(photos, bg_depth) if bg_depth and photos else ({}, [])
     reads: list[tuple] = [(open_photo, photo) for photo in photos]
-    reads += [(_open_scaled, cutout, size, recipe) for cutout in cutouts]
+    reads += [(_open_scaled, cutout, size, style) for cutout in cutouts]
     reads += [(open_depth, path, photo, size) for photo, path in maps.items()]
     problems = of_bg + of_fg + of_depth
     if reads:
@@ -58,8 +58,8 @@ def require_usable(
     raise_all(list(dict.fromkeys(problems)), "nothing was written")
 
 
-def _open_scaled(path: Path, size: int, recipe: Recipe) -> None:
-    scale(recipe, open_cutout(path), size, path)
+def _open_scaled(path: Path, size: int, style: Style) -> None:
+    scale(style, open_cutout(path), size, path)
 
 
 def pool_size(paths: Iterable[Path], workers: int | None) -> int | None:

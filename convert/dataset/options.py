@@ -1,4 +1,4 @@
-"""The options of `compose` that change the recipe of composites."""
+"""The options of `compose` that change the style of composites."""
 
 from __future__ import annotations
 
@@ -53,26 +53,26 @@ _OPTIONS = (
 )  # fmt: skip
 
 
-def recipe_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function gets ``placements``, and the other options as ``recipe``."""
+def style_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function gets ``placements``, and the other options as ``style``."""
 
     @wraps(function)
-    def with_recipe(
+    def with_style(
         placements: int | str, heights: tuple[float, float] | None, soft_edges: bool,
         size_by_depth: bool, match_colours: float, shadow: float, quality: int, **values: Any,
     ) -> Any:  # fmt: skip
-        from convert.recipe import FG_SHARE, ORIGINAL_PLACEMENTS, make_recipe
+        from convert.style import FG_SHARE, ORIGINAL_PLACEMENTS, make_style
 
         original = placements == _ORIGINAL
-        recipe = make_recipe(
+        style = make_style(
             places="original" if original else "drawn",
             heights=heights or (FG_SHARE, FG_SHARE), soft_edges=soft_edges, shadow=shadow,
             size_by_depth=size_by_depth, match_colours=match_colours, quality=quality,
         )  # fmt: skip
         count = ORIGINAL_PLACEMENTS if original else placements
-        return function(placements=count, recipe=recipe, **values)
+        return function(placements=count, style=style, **values)
 
-    decorated: Callable[..., Any] = with_recipe
+    decorated: Callable[..., Any] = with_style
     for decorate in reversed(_OPTIONS):
         decorated = decorate(decorated)
     return decorated

@@ -10,7 +10,7 @@ import numpy as np
 
 from convert.dataset.plan import Plan
 from convert.placements import PLACEMENT
-from convert.recipe import ORIGINAL_PLACEMENTS
+from convert.style import ORIGINAL_PLACEMENTS
 
 STREAM_PLACES = 3  # random stream of a seed; scenes.draw uses 1, scenes.people 2
 
@@ -51,11 +51,11 @@ def _places(
 ) -> tuple[int | np.ndarray, np.ndarray, np.ndarray]:
     """Heights in pixels, x and y of all samples of a pair, flipped ones last."""
     height = plan.heights[1]
-    if plan.recipe.places == "original":
+    if plan.style.places == "original":
         x, y = original_places(plan.size, original_width(shape, height), height)
         return height, np.array(x), np.array(y)
     half = plan.placements // 2
-    if plan.recipe.has_one_height:
+    if plan.style.has_one_height:
         room = (plan.size - scaled_width(shape, height), plan.size - height)
         x, y = np.concatenate(place(plan.seed, bg, fg, half, room)).T
         return height, x, y
@@ -74,7 +74,7 @@ def _places_of_all_heights(
     bottom of the image.
     """
     least, most = plan.heights
-    if plan.recipe.size_by_depth:
+    if plan.style.size_by_depth:
         horizon = plan.size / 2
         first = horizon + (plan.size - horizon) * least / most
         feet = first + drawn[:, 0] * (plan.size - first)

@@ -16,10 +16,10 @@ from convert.dataset import photos
 from convert.dataset.depth_about import read_about
 from convert.errors import OptionError
 from convert.metadata import DATASET_FORMAT, DATASET_VERSION
-from convert.recipe import ORIGINAL_PLACEMENTS, Recipe
+from convert.style import ORIGINAL_PLACEMENTS, Style
 
 DEFAULT_SIZE = 224
-STANDARD = Recipe()
+STANDARD = Style()
 DRAWN = 100  # default number of built-in backgrounds, and of built-in foregrounds
 
 
@@ -47,7 +47,7 @@ class Plan:
     placements: int  # composites of each background and foreground, half of them flipped; even
     size: int  # height and width of every image, in pixels
     seed: int
-    recipe: Recipe
+    style: Style
 
     def __post_init__(self) -> None:
         """Raise OptionError for a number out of range."""
@@ -62,7 +62,7 @@ class Plan:
                 "the foreground flipped left-right",
             )
 
-        if self.recipe.places == "original" and self.placements != ORIGINAL_PLACEMENTS:
+        if self.style.places == "original" and self.placements != ORIGINAL_PLACEMENTS:
             raise OptionError(
                 "placements",
                 f": found {self.placements}, expected {ORIGINAL_PLACEMENTS} with the places of the "
@@ -72,7 +72,7 @@ class Plan:
     @property
     def heights(self) -> tuple[int, int]:
         """Smallest and largest height of a pasted foreground, in pixels."""
-        least, most = self.recipe.heights
+        least, most = self.style.heights
         return pixel_height(self.size, least), pixel_height(self.size, most)
 
     @property
@@ -119,7 +119,7 @@ class PlanOptions(TypedDict, total=False):
     placements: int
     size: int
     seed: int
-    recipe: Recipe
+    style: Style
 
 
 def make_plan(
@@ -132,7 +132,7 @@ def make_plan(
     placements: int = 40,
     size: int = DEFAULT_SIZE,
     seed: int = 0,
-    recipe: Recipe = STANDARD,
+    style: Style = STANDARD,
 ) -> Plan:
     """List and count the images of a data set.
 
@@ -142,7 +142,7 @@ def make_plan(
     by default all files, or 100 drawn ones. ``bg_depth``: folder with a depth image for each
     photo, of the same name apart from the suffix, dark near and bright far; without it, the depth
     of flat ground is assumed for photos. ``placements``: composites of each pair. ``size``: height
-    and width in pixels. ``recipe``: what is changed of the rule of the original work.
+    and width in pixels. ``style``: what is changed of the rule of the original work.
 
     Raises DataError for a number out of range, and for folders without the images.
     """
@@ -151,7 +151,7 @@ def make_plan(
     return Plan(
         bg=bg_images, fg=fg_images, bg_depth=choose_depth(bg_depth, bg_images),
         backgrounds=bg_count, foregrounds=fg_count, placements=placements, size=size, seed=seed,
-        recipe=recipe,
+        style=style,
     )  # fmt: skip
 
 
@@ -194,7 +194,7 @@ def plan_metadata(plan: Plan) -> dict[str, object]:
         "version": DATASET_VERSION,
         "arguments": {k: None if v is None else str(v.path) for k, v in folders.items()}
         | {name: getattr(plan, name) for name in counts},
-        "recipe": plan.recipe.model_dump(mode="json"),
+        "style": plan.style.model_dump(mode="json"),
         "seed": plan.seed,
         "image_size": plan.size,
         "backgrounds": plan.backgrounds,

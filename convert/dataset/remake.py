@@ -35,13 +35,13 @@ def remake(source: Source, index: int) -> tuple[np.ndarray, np.ndarray]:
             f"{source.folder / 'fg'}: found {len(files)} files, but sample {index} shows number "
             f"{fg + 1}; restore them, or compose again"
         )
-    recipe = ComposedMetadata.from_json(source.metadata).recipe
+    style = ComposedMetadata.from_json(source.metadata).style
     cutout, path = open_cutout(files[fg]), files[fg]
-    largest = scaling.scale(recipe, cutout, source.layout.width, path)
+    largest = scaling.scale(style, cutout, source.layout.width, path)
     scaled = scaling.reduce(largest, round(cutout.shape[0] * scale), path)
     fg_bg = open_rgb(source.bg[bg]).copy()
     moments = colour_moments(fg_bg.reshape(-1, 3))
-    patch = paste(fg_bg, Cutout(scaled[:, ::-1] if flipped else scaled, recipe, moments), x, y)
+    patch = paste(fg_bg, Cutout(scaled[:, ::-1] if flipped else scaled, style, moments), x, y)
     mask = np.zeros(fg_bg.shape[:2], np.uint8)
     fg_bg[patch.box], mask[patch.box] = patch.fg_bg, patch.mask != 0
     return fg_bg, mask

@@ -1,4 +1,4 @@
-"""Scales cut-outs as a recipe says."""
+"""Scales cut-outs as a style says."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from convert.dataset.photos import scale_cutout
 from convert.dataset.places import Shape, original_width
 from convert.dataset.plan import pixel_height
 from convert.errors import DataError
-from convert.recipe import MASK_ALPHA, ORIGINAL_PLACEMENTS, Recipe
+from convert.style import MASK_ALPHA, ORIGINAL_PLACEMENTS, Style
 
 
-def scale(recipe: Recipe, cutout: np.ndarray, size: int, path: Path) -> np.ndarray:
-    """A cut-out at the largest height of a recipe, RGBA uint8 (h, w, 4), for images of ``size``.
+def scale(style: Style, cutout: np.ndarray, size: int, path: Path) -> np.ndarray:
+    """A cut-out at the largest height of a style, RGBA uint8 (h, w, 4), for images of ``size``.
 
     Raises DataError naming ``path`` if it is too wide, or if the mask at any height would be empty.
     """
-    least, most = (pixel_height(size, share) for share in recipe.heights)
-    if recipe.places == "original":
+    least, most = (pixel_height(size, share) for share in style.heights)
+    if style.places == "original":
         scaled = _scale_as_original(cutout, most, size, path)
     else:
         scaled = scale_cutout(cutout, most, size, path)
     for height in {least, most}:
-        _require_mask(recipe, reduce(scaled, height, path), path)
+        _require_mask(style, reduce(scaled, height, path), path)
     return scaled
 
 
@@ -39,8 +39,8 @@ def reduce(scaled: np.ndarray, height: int, path: Path) -> np.ndarray:
     return scale_cutout(scaled, height, scaled.shape[1] + 1, path)
 
 
-def _require_mask(recipe: Recipe, scaled: np.ndarray, path: Path) -> None:
-    if recipe.soft_edges and scaled[..., 3].max() < MASK_ALPHA:
+def _require_mask(style: Style, scaled: np.ndarray, path: Path) -> None:
+    if style.soft_edges and scaled[..., 3].max() < MASK_ALPHA:
         raise DataError(
             f"{path}: found no pixel with an alpha of {MASK_ALPHA} or more when scaled to height "
             f"{len(scaled)}, expected some for the mask; leave out --soft-edges, or make it opaque"

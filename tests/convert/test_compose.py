@@ -35,7 +35,7 @@ from convert.errors import DataError
 from convert.files import write_json
 from convert.jpeg.splice import encode
 from convert.parts import Part, write_record
-from convert.recipe import QUALITY, Recipe
+from convert.style import QUALITY, Style
 from tests.trees import tree
 
 SMALL: dict[str, Any] = {
@@ -166,7 +166,7 @@ def test_paste_follows_the_rule(person: np.ndarray, data: st.DataObject) -> None
     depth[depth > data.draw(st.sampled_from([10, 30, 50]))] = 60
     x = data.draw(st.integers(0, 20 - person.shape[1]))
     y = data.draw(st.integers(0, 20 - person.shape[0]))
-    canvas = Canvas(image, depth, Recipe())
+    canvas = Canvas(image, depth, Style())
     cutout = canvas.cutout(person)
     fg_bg, mask, gray = whole(canvas, image, depth, cutout, x, y)
     qualities = (QUALITY, QUALITY, DEPTH_QUALITY)
@@ -227,7 +227,7 @@ def test_names_sort_as_numbers(counts: tuple[int, int]) -> None:
     plan = Plan(
         bg=None, fg=None, bg_depth=None, backgrounds=counts[0], foregrounds=counts[1],
         placements=10, size=224, seed=0,
-        recipe=Recipe(),
+        style=Style(),
     )  # fmt: skip
     backgrounds = [plan.bg_name(i) for i in range(min(plan.backgrounds, 2000))]
     assert backgrounds == sorted(backgrounds)

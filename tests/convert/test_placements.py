@@ -24,8 +24,8 @@ from convert.jpeg.splice import encode
 from convert.manifest import read_manifest
 from convert.pack import PackConfig, pack
 from convert.placements import PLACEMENT, read_placements, write_placements
-from convert.recipe import QUALITY
 from convert.source import PlacementsFile, read_source
+from convert.style import QUALITY
 from convert.verify import verify
 from loaders import build_loader, read_layout, split_indices
 from tests.damage import sign

@@ -22,8 +22,8 @@ _Share = Annotated[float, Field(gt=0, lt=1)]
 _Strength = Annotated[float, Field(ge=0, le=1)]
 
 
-class Recipe(Schema):
-    """The defaults are the rule of `convert.dataset.compose`.
+class Style(Schema):
+    """How composites are made. The defaults are the rule of `convert.dataset.compose`.
 
     places: "drawn" with the seed, or the "original" work's (`convert.dataset.places`). heights:
     smallest and largest of a foreground, as shares of the image's. size_by_depth: by the row of
@@ -57,10 +57,10 @@ class Recipe(Schema):
         return self
 
 
-def make_recipe(**values: object) -> Recipe:
-    """A recipe with these values; OptionError names the first that is wrong."""
+def make_style(**values: object) -> Style:
+    """A style with these values; OptionError names the first that is wrong."""
     try:
-        return Recipe.from_json(values)
+        return Style.from_json(values)
     except ValueError as error:
         name = re.match(r"\w*", text := str(error))[0]  # type: ignore[index]
         raise OptionError(name, text.removeprefix(name)) from None

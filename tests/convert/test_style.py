@@ -25,14 +25,14 @@ from convert.dataset.remake import remake
 from convert.errors import DataError, OptionError
 from convert.jpeg.splice import encode
 from convert.pack import pack
-from convert.recipe import Recipe, make_recipe
 from convert.source import Source, read_source
+from convert.style import Style, make_style
 from convert.verify import verify
 from tests.pictures import texture
 from tests.trees import tree
 
 QUIET: dict[str, Any] = {"workers": 0, "progress": False}
-EVERYTHING = Recipe(
+EVERYTHING = Style(
     heights=(0.25, 0.6), size_by_depth=True, soft_edges=True, match_colours=0.5, shadow=0.7,
     quality=80,
 )  # fmt: skip
@@ -62,29 +62,29 @@ def check_files(source: Source, quality: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "recipe",
+    "style",
     [
-        Recipe(soft_edges=True),
-        Recipe(heights=(0.2, 0.7)),
-        Recipe(heights=(0.3, 0.5), size_by_depth=True),
-        Recipe(match_colours=0.8),
-        Recipe(shadow=1.0),
+        Style(soft_edges=True),
+        Style(heights=(0.2, 0.7)),
+        Style(heights=(0.3, 0.5), size_by_depth=True),
+        Style(match_colours=0.8),
+        Style(shadow=1.0),
         EVERYTHING,
     ],
 )
-def test_every_sample_can_be_made_again(recipe: Recipe, tmp_path: Path) -> None:
+def test_every_sample_can_be_made_again(style: Style, tmp_path: Path) -> None:
     options = folders(tmp_path, 64, (90, 40), (41, 30))
-    compose(tmp_path / "data", recipe=recipe, placements=4, **options, **QUIET)
+    compose(tmp_path / "data", style=style, placements=4, **options, **QUIET)
     source = read_source(tmp_path / "data")
-    assert source.metadata["recipe"] == recipe.model_dump(mode="json")
-    check_files(source, recipe.quality)
+    assert source.metadata["style"] == style.model_dump(mode="json")
+    check_files(source, style.quality)
     plain = tmp_path / "plain"
     compose(plain, placements=4, **options, **QUIET)
     assert {n for n, data in tree(plain).items() if tree(tmp_path / "data")[n] != data}
 
 
 def test_shards_of_every_change_at_once(tmp_path: Path) -> None:
-    options = folders(tmp_path, 64, (90, 40)) | {"recipe": EVERYTHING, "placements": 4}
+    options = folders(tmp_path, 64, (90, 40)) | {"style": EVERYTHING, "placements": 4}
     options["backgrounds"] = 1
     compose(tmp_path / "data", **options, **QUIET)
     pack(tmp_path / "data", tmp_path / "packed", **QUIET)
@@ -97,7 +97,7 @@ def test_the_original_places_are_those_of_its_loop(tmp_path: Path) -> None:
     """The loop of the original work in plain Pillow, on the same images."""
     options = folders(tmp_path, 224, (211, 97), (300, 123))
     compose(
-        tmp_path / "data", recipe=Recipe(places="original"), placements=40, backgrounds=1,
+        tmp_path / "data", style=Style(places="original"), placements=40, backgrounds=1,
         **options, **QUIET,
     )  # fmt: skip
     source = read_source(tmp_path / "data")
@@ -127,15 +127,15 @@ def test_the_original_places_are_those_of_its_loop(tmp_path: Path) -> None:
 
 def test_cutouts_that_have_no_forty_places_are_named(tmp_path: Path) -> None:
     options = folders(tmp_path, 224, (100, 180), (100, 174))
-    original = Recipe(places="original")
+    original = Style(places="original")
     wide = r"0.png: found a cut-out that is 189 pixels wide at height 105, expected at most 184 for"
     with pytest.raises(DataError, match=wide):
-        compose(tmp_path / "data", recipe=original, **options, **QUIET)
+        compose(tmp_path / "data", style=original, **options, **QUIET)
     (tmp_path / "fg/0.png").unlink()
-    plan = make_plan(recipe=original, **options)
+    plan = make_plan(style=original, **options)
     assert len(set(draw_placements(plan, {0: Shape(100, 174)})["x"])) == 40
     with pytest.raises(OptionError, match="placements: found 4, expected 40 with the places of"):
-        make_plan(recipe=original, placements=4, **options)
+        make_plan(style=original, placements=4, **options)
 
 
 @settings(max_examples=25)
@@ -149,8 +149,8 @@ def test_heights_and_places_are_within_the_image(
     shares: list[float], by_depth: bool, size: int, shape: tuple[int, int]
 ) -> None:
     least, most = shares
-    recipe = Recipe(heights=(least, most), size_by_depth=by_depth and least < most)
-    plan = make_plan(backgrounds=2, foregrounds=1, placements=10, size=size, seed=3, recipe=recipe)
+    style = Style(heights=(least, most), size_by_depth=by_depth and least < most)
+    plan = make_plan(backgrounds=2, foregrounds=1, placements=10, size=size, seed=3, style=style)
     rows = draw_placements(plan, {0: Shape(*shape)})
     heights = np.rint(rows["scale"] * shape[0])
     assert np.allclose(heights, rows["scale"] * shape[0])
@@ -160,7 +160,7 @@ def test_heights_and_places_are_within_the_image(
     for low, extent in ((rows["x"], widths), (rows["y"], heights)):
         assert low.min() >= 0
         assert (low + extent <= size).all()
-    if recipe.size_by_depth:
+    if style.size_by_depth:
         expected = plan.heights[1] * (rows["y"] + heights - size / 2) / (size - size / 2)
         assert np.abs(heights - expected).max() <= 3
 
@@ -169,7 +169,7 @@ def test_soft_edges_blend_by_alpha() -> None:
     image, colour = texture(64, 64), texture(30, 20, seed=1)
     alpha = np.linspace(0, 255, 600).reshape(30, 20).astype(np.uint8)
     patch = paste(
-        image, Cutout(np.dstack([colour, alpha]), Recipe(soft_edges=True), np.ones((2, 3))), 9, 21
+        image, Cutout(np.dstack([colour, alpha]), Style(soft_edges=True), np.ones((2, 3))), 9, 21
     )
     found = image.copy()
     found[patch.box] = patch.fg_bg
@@ -201,7 +201,7 @@ def test_a_shadow_darkens_the_ground_at_the_feet_alone(place: tuple[int, int]) -
     rgba = np.zeros((31, 21, 4), np.uint8)
     rgba[:30, 5:16] = (9, 90, 30, 255)
     x, y = place
-    patch = paste(image, Cutout(rgba, Recipe(shadow=0.5), np.ones((2, 3))), x, y)
+    patch = paste(image, Cutout(rgba, Style(shadow=0.5), np.ones((2, 3))), x, y)
     found, mask = image.copy(), np.zeros((64, 64), bool)
     found[patch.box], mask[patch.box] = patch.fg_bg, patch.mask == 255
     assert (found[mask] == (9, 90, 30)).all()
@@ -241,30 +241,30 @@ def test_the_options_of_the_command_line(tmp_path: Path) -> None:
     changes += ["--match-colours", "0.3", "--shadow", "0.4", "--placements", "2"]
     result = CliRunner().invoke(main, ["compose", str(tmp_path / "out"), *sizes, *changes])
     assert result.exit_code == 0, result.output
-    recipe = make_recipe(
+    style = make_style(
         heights=(0.3, 0.5), size_by_depth=True, soft_edges=True, match_colours=0.3, shadow=0.4,
         quality=90,
     )  # fmt: skip
     check_files(read_source(tmp_path / "out"), 90)
-    found = json.loads((tmp_path / "out/dataset.json").read_text())["recipe"]
-    assert found == recipe.model_dump(mode="json")
+    found = json.loads((tmp_path / "out/dataset.json").read_text())["style"]
+    assert found == style.model_dump(mode="json")
 
 
 @pytest.mark.parametrize(
-    ("recipe", "problem"),
+    ("style", "problem"),
     [
-        ([], "recipe must be a table"),
+        ([], "style must be a table"),
         ({"shadow": 2}, "shadow must be at most 1.0, found 2"),
         ({"heights": [0.5]}, "heights"),
         ({"places": "later"}, "places must be 'drawn' or 'original'"),
         ({"blur": 1}, "unknown key 'blur'"),
     ],
 )
-def test_what_dataset_json_may_not_say(recipe: object, problem: str, tmp_path: Path) -> None:
+def test_what_dataset_json_may_not_say(style: object, problem: str, tmp_path: Path) -> None:
     options = folders(tmp_path, 32, (30, 10))
     compose(tmp_path / "data", placements=2, **options, **QUIET)
     path = tmp_path / "data/dataset.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"recipe": recipe}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"style": style}))
     with pytest.raises(DataError, match=f"dataset.json: .*{problem}.*; fix or delete it"):
         read_source(tmp_path / "data")
 
@@ -275,4 +275,4 @@ def test_soft_edges_need_an_opaque_pixel(tmp_path: Path) -> None:
         tmp_path / "fg/a.png"
     )
     with pytest.raises(DataError, match=r"a.png: found no pixel with an alpha of 128 or more when"):
-        compose(tmp_path / "data", recipe=Recipe(soft_edges=True), **options, **QUIET)
+        compose(tmp_path / "data", style=Style(soft_edges=True), **options, **QUIET)
