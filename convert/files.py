@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
-import re
-import secrets
 import shutil
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import click
 
-from convert.errors import DataError, is_users
+from convert.errors import DataError
 from convert.interrupts import interrupt_later
 
 REPLACED = ".maskdepth-replaced"
 """In a published folder: what it has replaced, until that is removed. Hidden, as no background
 and no file of shards is, so that it is never a user's."""
-
-_ATTEMPTS = 10  # to make a folder and lock it before another process does
 
 
 def why_irregular(mode: int) -> str | None:
@@ -166,96 +161,6 @@ def hash_file(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def temporary_folder(target: Path) -> Iterator[Path]:
-    """Create a hidden folder beside ``target`` to work in, removed at the end if it still exists.
-
-    Missing parents of ``target`` are created. What a killed process has left of such a folder is
-    removed. An OSError in the block that a user can fix becomes a DataError.
-    """
-    target = target.absolute()
-    try:
-        remove_leftovers(target)
-        with ExitStack() as stack:
-            work = _make_locked(target, stack)
-            stack.callback(_remove_unless_replaced, work)
-            yield work
-    except OSError as error:
-        if not is_users(error):
-            raise
-        raise DataError(
-            f"{error.filename or target}: {error.strerror or error}; fix that and run again, or "
-            "choose another folder"
-        ) from error
-
-
-def _make_locked(target: Path, stack: ExitStack) -> Path:
-    """A new folder beside ``target``, locked until ``stack`` ends."""
-    for _ in range(_ATTEMPTS):
-        # Not the number of this process: in another container that may be another process.
-        work = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
-        work.mkdir(parents=True)
-        try:
-            stack.enter_context(_locked(work))
-        except (BlockingIOError, FileNotFoundError):
-            continue  # another process took it for a leftover before it was locked
-        except OSError:  # some network file systems do not lock folders
-            pass
-        return work
-    raise _busy(target)
-
-
-def _remove_unless_replaced(work: Path) -> None:
-    """Remove a folder, unless it has the only copy of what could not be restored."""
-    if not os.path.lexists(work / REPLACED):
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def remove_leftovers(target: Path) -> None:
-    """Remove the folders of killed processes that `temporary_folder` has made for ``target``.
-
-    What such a process was replacing is restored first. DataError if a folder is locked: another
-    process, perhaps in another container or on another machine, is writing ``target``.
-    """
-    if not target.parent.is_dir():
-        return
-    is_busy = False
-    # Before version 0.2 the name ended with the number of a process.
-    name = re.compile(re.escape(f".{target.name}.partial-") + r"([0-9a-f]{8}|\d{1,10})")
-    for folder in target.parent.iterdir():
-        if not name.fullmatch(folder.name) or folder.is_symlink() or not folder.is_dir():
-            continue
-        try:
-            with _locked(folder):
-                restore_replaced(folder, target)
-                _remove_unless_replaced(folder)
-        except BlockingIOError:
-            is_busy = True
-        except OSError:  # removed meanwhile, or of a file system that does not lock folders
-            pass
-    if is_busy:
-        raise _busy(target)
-
-
-def _busy(target: Path) -> DataError:
-    return DataError(f"{target}: another process is writing it; wait for it")
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Lock a folder until the end of the block or of this process.
-
-    BlockingIOError if it is locked, FileNotFoundError if it was removed meanwhile.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.stat(folder)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def publish_folder(work: Path, target: Path) -> None:

@@ -15,7 +15,7 @@ from convert import jpeg
 from convert.dataset.depth_maps import Range, encode_background, encode_map
 from convert.dataset.photos import list_images, open_photo
 from convert.errors import DataError, RecordError, reading
-from convert.files import read_file, remove_leftovers, remove_replaced
+from convert.files import read_file, remove_replaced
 from convert.found import DATA_SET, FOLDER, NOTHING, found_at
 from convert.metadata import DATASET
 from convert.names import FOLDERS, list_backgrounds, list_jpegs, visible
@@ -90,7 +90,6 @@ def list_composites(dataset: str | Path) -> Composites:
             f"{folder / 'bg' / name}.jpg; add that or move the folder away"
         )
     target = folder / FOLDERS["depth"]
-    remove_leftovers(target)  # of versions before 0.2
     move_metadata(target, folder)
     if target.is_dir() and not target.is_symlink():
         remove_replaced(target)

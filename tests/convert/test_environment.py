@@ -24,7 +24,6 @@ from click.testing import CliRunner
 from convert.__main__ import main
 from convert.dataset.compose import compose
 from convert.errors import Commands, DataError, _system_error_in_one_line
-from convert.files import temporary_folder
 from convert.interrupts import end_at_once, ended_by_exception
 from convert.pack import pack
 from convert.unfinished import SHARD_FOLDER, work_folder
@@ -82,9 +81,6 @@ def test_an_unexpected_error_of_the_operating_system_is_one_line() -> None:
 def test_a_mistake_of_the_program_keeps_its_traceback(number: int | None, tmp_path: Path) -> None:
     error = OSError(number, "odd") if number else OSError("odd")
     assert CliRunner().invoke(failing(error), ["fail"]).exception is error
-    with pytest.raises(OSError, match="odd") as raised, temporary_folder(tmp_path / "out"):
-        raise error
-    assert raised.value is error
     with (
         pytest.raises(OSError, match="odd") as raised,
         work_folder(tmp_path / "out", SHARD_FOLDER, {}, resume=False, force=False),

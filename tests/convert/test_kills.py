@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ import pytest
 
 from convert.dataset.compose import compose
 from convert.errors import DataError
-from convert.files import REPLACED, remove_leftovers, temporary_folder
+from convert.files import REPLACED
 from convert.manifest import MANIFEST
 from convert.metadata import DATASET
 from convert.pack import PackConfig, pack
@@ -109,57 +107,6 @@ def test_compose_is_killed(tiny: Path, tmp_path: Path) -> None:
         assert {path.name for path in tmp_path.iterdir()} <= {".data.job"}
     assert states[0] == (False, False)
     assert len(states) > 3
-
-
-def test_leftovers_of_others_stay(tmp_path: Path) -> None:
-    target = tmp_path / "data"
-    leftovers = [f".data.partial-{n}" for n in ("0a1b2c3d", "deadbeef", os.getpid())]
-    names = [*leftovers, ".data.partial-x", ".data2.partial-deadbeef", "data.partial-deadbeef"]
-    for name in names:
-        (tmp_path / name).mkdir()
-    (tmp_path / ".data.partial-00000000").symlink_to(tmp_path / names[3])
-    (tmp_path / ".data.partial-00000001").write_text("a file")
-    locked = os.open(tmp_path / leftovers[0], os.O_RDONLY)
-    fcntl.flock(locked, fcntl.LOCK_EX)
-    (tmp_path / leftovers[1] / REPLACED).mkdir()
-    with pytest.raises(DataError, match="data: another process is writing it; wait"):
-        remove_leftovers(target)
-    os.close(locked)
-    (tmp_path / leftovers[0]).rmdir()
-    assert target.is_dir()  # restored: its process was killed between two renames
-    kept = {*names} - {*leftovers} | {"data"}
-    kept |= {".data.partial-00000000", ".data.partial-00000001"}
-    assert {path.name for path in tmp_path.iterdir()} == kept
-    (tmp_path / leftovers[2] / REPLACED).mkdir(parents=True)
-    remove_leftovers(target)
-    assert (tmp_path / leftovers[2] / REPLACED).is_dir()  # not while there is another
-
-
-@pytest.mark.parametrize("happens", ["removed", "locked"])
-def test_a_new_folder_is_taken_for_a_leftover_before_it_is_locked(
-    tmp_path: Path, happens: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By another process, whose number says nothing: it may be in another container."""
-    target, lock = tmp_path / "data", fcntl.flock
-    seen: list[Path] = []
-
-    def late(descriptor: int, operation: int) -> None:
-        if not seen:
-            seen[:] = tmp_path.iterdir()
-            if happens == "locked":
-                raise BlockingIOError
-            remove_leftovers(target)
-            assert not seen[0].exists()
-        lock(descriptor, operation)
-
-    monkeypatch.setattr(fcntl, "flock", late)
-    with temporary_folder(target) as work:
-        assert work.is_dir()
-        assert work not in seen
-        with pytest.raises(DataError, match="data: another process is writing it; wait"):
-            remove_leftovers(target)
-    remove_leftovers(target)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_force_restores_shards_that_were_being_replaced(tiny: Path, tmp_path: Path) -> None:
