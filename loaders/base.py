@@ -43,13 +43,17 @@ class Loader(IterableDataset[Batch], AbstractContextManager["Loader"], ABC):
     """
 
     backgrounds: Backgrounds
+    streamed = False
+    """Whether the order depends on the batch size and the number of ranks."""
 
     def __init__(self, layout: Layout, options: LoaderOptions) -> None:
         self.layout = layout
         self.device = torch.device(options.device)
         self.order = self.steps = Order(layout.samples, options)
         # Where the next pass begins, and what has been taken since.
-        self._begin = self._position = Position.of(self.order, epoch=0, seen=0)
+        self._begin = self._position = self._first = Position.first(
+            self.order, streamed=self.streamed
+        )
         self._corrupt = CorruptRecords(options.max_bad)
         self._running: weakref.ref[Generator[Batch, None, None]] | None = None
         self._closed = False
@@ -119,7 +123,8 @@ class Loader(IterableDataset[Batch], AbstractContextManager["Loader"], ABC):
     def state_dict(self) -> dict[str, int | bool]:
         """Where iterating over this loader is: equal on all ranks, after the same batch.
 
-        It holds for another batch size, number of ranks and engine, except for "dali-stream".
+        It holds for another batch size, number of ranks and engine. Within an epoch, a state of
+        "dali-stream" holds for that engine alone, with the same batch size and number of ranks.
         """
         return self._position.model_dump()
 
@@ -128,7 +133,7 @@ class Loader(IterableDataset[Batch], AbstractContextManager["Loader"], ABC):
 
         Raises DataError for a state of other samples, another seed or another order.
         """
-        self._begin = self._position = Position.read(state, self.order)
+        self._begin = self._position = self._first.moved(state)
 
     def _rest(self, position: Position) -> tuple[Order, int]:
         """The steps of the rest of an epoch, and the first of them to take."""

@@ -9,12 +9,16 @@ from convert.errors import DataError
 from convert.schema import Count, Positive, Schema
 from loaders.order import Order
 
+_ORDER = ("samples", "seed", "shuffle", "visits")
+_STREAMED = ("streamed", "batch_size", "world_size")
+
 
 class Position(Schema):
-    """A place in the order of all epochs, for any number of ranks and any batch size.
+    """A place in the order of all epochs.
 
     The order depends on ``samples``, ``seed``, ``shuffle`` and the samples to visit alone, so a
-    loader that agrees in these can continue, whatever its engine.
+    loader that agrees in these can continue, whatever its engine, batch size and number of ranks.
+    If it is ``streamed``, these must be equal too.
     """
 
     epoch: Count
@@ -26,41 +30,53 @@ class Position(Schema):
     shuffle: bool
     visits: Count
     """CRC-32 of the samples to visit, int64; 0 for all."""
+    streamed: bool
+    """Whether the order is that of "dali-stream"."""
     batch_size: Positive
     world_size: Positive
 
     @classmethod
-    def of(cls, order: Order, epoch: int, seen: int) -> Self:
-        """The place after so many samples of an epoch."""
+    def first(cls, order: Order, *, streamed: bool) -> Self:
+        """The place before the first sample."""
         options = order.options
         visits = 0 if options.indices is None else zlib.crc32(options.indices.tobytes())
         return cls(
-            epoch=epoch, seen=seen, samples=order.samples, seed=options.seed,
-            shuffle=options.shuffle, visits=visits, batch_size=options.batch_size,
+            epoch=0, seen=0, samples=order.samples, seed=options.seed, shuffle=options.shuffle,
+            visits=visits, streamed=streamed, batch_size=options.batch_size,
             world_size=options.world_size,
         )  # fmt: skip
 
-    @classmethod
-    def read(cls, state: object, order: Order) -> Self:
-        """A saved place. Raises DataError if it is damaged, or of another order."""
+    def moved(self, state: object) -> Self:
+        """The place that was saved, in this order.
+
+        Raises DataError if it is damaged, or of another order.
+        """
         try:
-            found = cls.from_json(state)
+            found = self.from_json(state)
         except ValueError as error:
             raise DataError(f"state of a loader: {error}") from None
-        expected = cls.of(order, found.epoch, found.seen)
-        for name in ("samples", "seed", "shuffle", "visits"):
-            if getattr(found, name) != getattr(expected, name):
-                what = (
-                    "other samples to visit"
-                    if name == "visits"
-                    else (f"{name} {getattr(found, name)}, expected {getattr(expected, name)}")
-                )
-                raise DataError(
-                    f"state of a loader: found {what}; it is of another order: build the loader "
-                    "with the shards, split, seed and shuffle with which it was saved"
-                )
+        self._require_same(
+            found, _ORDER, "build the loader with the shards, split, seed and shuffle"
+        )
+        if found.seen and (found.streamed or self.streamed):
+            self._require_same(
+                found, _STREAMED, "within an epoch, dali-stream continues dali-stream alone, with "
+                "the batch size and number of ranks",
+            )  # fmt: skip
         if found.seen > found.samples:
             raise DataError(
                 f"state of a loader: found {found.seen} samples seen of {found.samples}"
             )
-        return found
+        return self.changed(epoch=found.epoch, seen=found.seen)
+
+    def _require_same(self, found: Self, names: tuple[str, ...], fix: str) -> None:
+        for name in names:
+            value, expected = getattr(found, name), getattr(self, name)
+            if value != expected:
+                what = f"{name} {value}, expected {expected}"
+                if name == "visits":
+                    what = "other samples to visit"
+                raise DataError(
+                    f"state of a loader: found {what}; it is of another order: {fix} with which "
+                    "it was saved"
+                )

@@ -98,6 +98,8 @@ class DALIStreamLoader(DALILoader):
     if all are corrupt, the last valid record of the batch before.
     """
 
+    streamed = True
+
     def __init__(self, shards: str | Path, options: LoaderOptions) -> None:
         super().__init__(Shards(shards, "webdataset"), options)
         # The same for any field: the fields of a sample are adjacent.
@@ -106,13 +108,7 @@ class DALIStreamLoader(DALILoader):
         self._taken: list[int] = []
 
     def _rest(self, position: Position) -> tuple[Order, int]:
-        options, step = self.order.options, position.batch_size * position.world_size
-        if (position.batch_size, position.world_size) != (options.batch_size, options.world_size):
-            raise DataError(
-                f"dali-stream: found a state of batches of {position.batch_size} on "
-                f"{position.world_size} ranks, expected {options.batch_size} on "
-                f"{options.world_size}: its order depends on them; continue so, or with dali"
-            )
+        step = position.batch_size * position.world_size
         return self.order, -(-position.seen // step)
 
     def _stored(self, epoch: int, start: int) -> Generator[Stored, None, None]:

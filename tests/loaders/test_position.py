@@ -127,10 +127,28 @@ def test_dali_stream_continues_as_it_was(build: Callable[..., Loader]) -> None:
     other = build("dali-stream")
     other.load_state_dict(loader.state_dict())
     assert indices(iter(other)) == indices(whole.epoch(0, start=1))
-    different = build("dali-stream", batch_size=3)
-    different.load_state_dict(loader.state_dict())
-    with pytest.raises(DataError, match="state of batches of 4 on 1 ranks, expected 3 on 1"):
-        iter(different)
+    assert other.state_dict()["epoch"] == 1
+    for engine, options, message in (
+        ("dali-stream", {"batch_size": 3}, "found batch_size 4, expected 3"),
+        ("resident", {}, "found streamed True, expected False"),
+    ):
+        different = build(engine, **options)
+        with pytest.raises(DataError, match=message):
+            different.load_state_dict(loader.state_dict())
+        different.load_state_dict(other.state_dict())  # between epochs there is nothing to lose
+        assert indices(iter(different)) == indices(build(engine, **options).epoch(1))
+    with pytest.raises(DataError, match="found streamed False, expected True"):
+        other.load_state_dict({**loader.state_dict(), "streamed": False})
+
+
+def test_a_state_has_the_sizes_of_the_loader_that_continues(build: Callable[..., Loader]) -> None:
+    loader = build()
+    next(iter(loader))
+    other = build(batch_size=3)
+    other.load_state_dict(loader.state_dict())
+    next(iter(other))
+    state = other.state_dict()
+    assert (state["seen"], state["batch_size"]) == (7, 3)
 
 
 def test_a_rest_that_drop_last_leaves_out(build: Callable[..., Loader]) -> None:
