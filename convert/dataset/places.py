@@ -56,7 +56,7 @@ def _places(
         return height, np.array(x), np.array(y)
     half = plan.placements // 2
     if plan.style.has_one_height:
-        room = (plan.size - scaled_width(shape, height), plan.size - height)
+        room = (plan.size - scaled_width(shape, height), max(1, plan.size - height))
         x, y = np.concatenate(place(plan.seed, bg, fg, half, room)).T
         return height, x, y
     streams = _streams(plan.seed, bg, fg)

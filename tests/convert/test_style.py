@@ -83,6 +83,18 @@ def test_every_sample_can_be_made_again(style: Style, tmp_path: Path) -> None:
     assert {n for n, data in tree(plain).items() if tree(tmp_path / "data")[n] != data}
 
 
+def test_foregrounds_of_the_height_of_the_image(tmp_path: Path) -> None:
+    """Of 0.999 of 64 pixels, which is 64: there is one row to paste them at."""
+    style = Style(heights=(0.999, 0.999))
+    compose(
+        tmp_path / "data", style=style, placements=4, **folders(tmp_path, 64, (90, 40)), **QUIET
+    )
+    source = read_source(tmp_path / "data")
+    assert source.layout.placements is not None
+    assert not source.layout.placements["y"].any()
+    check_files(source, style.quality)
+
+
 def test_shards_of_every_change_at_once(tmp_path: Path) -> None:
     options = folders(tmp_path, 64, (90, 40)) | {"style": EVERYTHING, "placements": 4}
     options["backgrounds"] = 1
