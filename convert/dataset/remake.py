@@ -20,7 +20,8 @@ def remake(source: Source, index: int) -> tuple[np.ndarray, np.ndarray]:
     Returns fg_bg, uint8 (H, W, 3), and mask, uint8 (H, W) of 0 and 1. Outside the mask, fg_bg
     equals the decoded background, except for soft edges and shadows.
 
-    Raises DataError if there is no valid table of samples, or not the foreground of the sample.
+    Raises DataError if there is no valid table of samples, if it has the foreground beyond the
+    image, or if the foreground is missing.
     """
     placements = source.layout.placements
     if placements is None:
@@ -38,10 +39,22 @@ def remake(source: Source, index: int) -> tuple[np.ndarray, np.ndarray]:
     style = ComposedMetadata.from_json(source.metadata).style
     cutout, path = open_cutout(files[fg]), files[fg]
     largest = scaling.scale(style, cutout, source.layout.width, path)
-    scaled = scaling.reduce(largest, round(cutout.shape[0] * scale), path)
     fg_bg = open_rgb(source.bg[bg]).copy()
+    height = round(min(cutout.shape[0] * scale, 2**31))
+    if not 1 <= height <= fg_bg.shape[0] - y:
+        raise _beyond(source, index, f"{height} pixels high at row {y}")
+    scaled = scaling.reduce(largest, height, path)
+    if scaled.shape[1] > fg_bg.shape[1] - x:
+        raise _beyond(source, index, f"{scaled.shape[1]} pixels wide at column {x}")
     moments = colour_moments(fg_bg.reshape(-1, 3))
     patch = paste(fg_bg, Cutout(scaled[:, ::-1] if flipped else scaled, style, moments), x, y)
     mask = np.zeros(fg_bg.shape[:2], np.uint8)
     fg_bg[patch.box], mask[patch.box] = patch.fg_bg, patch.mask != 0
     return fg_bg, mask
+
+
+def _beyond(source: Source, index: int, what: str) -> DataError:
+    return DataError(
+        f"{source.layout.table}: row {index}: found a foreground {what}, expected one within "
+        f"images of {source.layout.width}x{source.layout.height}; compose again"
+    )

@@ -115,6 +115,29 @@ def test_a_missing_cutout_is_named(copy: Path) -> None:
         remake(read_source(copy), 12)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": 95}, "pixels wide at column 95, expected one within images of 96x96"),
+        ({"y": 95}, "pixels high at row 95"),
+        ({"y": 0, "scale": 1e300}, "2147483648 pixels high at row 0"),
+        ({"scale": 1e-9}, "0 pixels high"),
+    ],
+)
+def test_a_foreground_beyond_the_image_is_not_pasted(
+    copy: Path, change: dict[str, float], message: str
+) -> None:
+    """It would be written outside the arrays of the sample."""
+    rows = np.load(copy / "placements.npy")
+    for name, value in change.items():
+        rows[name][0] = value
+    np.save(copy / "placements.npy", rows)
+    table = PlacementsFile.of(copy / "placements.npy").model_dump()
+    change_metadata(copy, lambda metadata: metadata.update(placements_table=table))
+    with pytest.raises(DataError, match=rf"placements.npy: row 0: found a foreground .*{message}"):
+        remake(read_source(copy), 0)
+
+
 def test_shards_have_the_table_of_the_data_set(dataset: Path, shards: Path) -> None:
     table = (dataset / "placements.npy").read_bytes()
     assert (shards / "placements.npy").read_bytes() == table
