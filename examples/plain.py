@@ -76,6 +76,7 @@ def train(options: argparse.Namespace, device: torch.device, rank: int, ranks: i
         preprocess = Preprocess(loader.backgrounds, loader.statistics, size=112)
         for epoch in range(int(loader.state_dict()["epoch"]), options.epochs):
             loader.set_epoch(epoch)
+            loss = torch.tensor(torch.nan)  # the rest of an epoch may be less than a batch
             for step, batch in enumerate(loader, start=1):
                 optimizer.zero_grad()
                 loss = loss_of(model, preprocess(batch))

@@ -63,12 +63,14 @@ def main() -> None:
         preprocess = Preprocess(loader.backgrounds, loader.statistics, size=112)
         for epoch in range(int(loader.state_dict()["epoch"]), options.epochs):
             loader.set_epoch(epoch)
+            loss = torch.tensor(torch.nan)  # the rest of an epoch may be less than a batch
             for step, batch in enumerate(loader, start=1):
                 optimizer.zero_grad()
                 loss = loss_of(network, preprocess(batch))
                 accelerator.backward(loss)
                 optimizer.step()
-                if step % options.save_steps == 0 or step == len(loader):
+                is_end = loader.state_dict()["epoch"] > epoch  # also of the rest of an epoch
+                if step % options.save_steps == 0 or is_end:
                     save(accelerator, options.state, loader)
             accelerator.print(f"epoch {epoch}: loss of the last batch {loss:.4f}", flush=True)
 

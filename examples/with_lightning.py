@@ -60,7 +60,10 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     options = parser.parse_args()
     seed_everything(0)
-    saving = ModelCheckpoint(options.state, save_last=True, every_n_train_steps=options.save_steps)
+    saving = ModelCheckpoint(
+        options.state, save_last=True, every_n_train_steps=options.save_steps,
+        save_on_train_epoch_end=True, enable_version_counter=False,
+    )  # fmt: skip
     trainer = Trainer(
         max_epochs=options.epochs, devices=options.processes, callbacks=[saving], logger=False,
         strategy="ddp" if options.processes > 1 else "auto", enable_model_summary=False,

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from examples import plain
+from loaders import build_loader, read_layout, split_indices
 from loaders.engines import is_installed
 
 ROOT = Path(__file__).parent.parent
@@ -55,7 +58,10 @@ example.main()
 def run(
     need_engine: Callable[[str], None], shards: Path, tmp_path: Path
 ) -> Callable[[str, int, int], int]:
-    """Runs an example with so many processes, of which the first kills itself; the exit code."""
+    """Runs an example with so many processes, of which the first kills itself; the exit code.
+
+    It saves its state after each step, and where it is not killed only at the end.
+    """
     need_engine("ffcv")
     script = tmp_path / "counting.py"
     script.write_text(COUNTING)
@@ -69,7 +75,7 @@ def run(
             "KILLED_AT": str(killed_at), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
         }  # fmt: skip
         return subprocess.run(
-            [*command, f"examples.{name}", *arguments, "--save-steps", "1"],
+            [*command, f"examples.{name}", *arguments, "--save-steps", "1" if killed_at else "99"],
             env=environment, timeout=120, check=False, capture_output=True,
         ).returncode  # fmt: skip
 
@@ -97,6 +103,21 @@ def test_plain_is_continued_by_other_numbers_of_processes(
     assert int(visits().sum()) == 8 * (loader["samples"] // 8)
     assert bool((visits() >= seen).all())
     assert loader["epoch"] == 1
+
+
+def test_the_rest_of_an_epoch_is_less_than_a_batch(
+    need_engine: Callable[[str], None], shards: Path, tmp_path: Path
+) -> None:
+    need_engine("ffcv")
+    state, network = tmp_path / "state", plain.Network()
+    training, _ = split_indices(read_layout(shards), "random")
+    with build_loader("ffcv", shards, indices=training, batch_size=len(training) - 4) as loader:
+        next(iter(loader))
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+        plain.save(state, network, optimizer, loader)
+    options = Namespace(shards=shards, state=state, epochs=1, batch_size=8, save_steps=1)
+    plain.train(options, torch.device("cpu"), 0, 1)
+    assert torch.load(state, weights_only=True)["loader"]["epoch"] == 1
 
 
 def visits_of_accelerate(state: Path) -> Tensor:
