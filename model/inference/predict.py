@@ -80,7 +80,7 @@ def predict_files(
         paths = pair.results(out)
         try:
             made_of = _made_of(pair, f"{network} {threshold!r} {align}")
-            if resume and _description(paths[0]) == made_of:
+            if resume and all(map(Path.is_file, paths)) and _description(paths[0]) == made_of:
                 yield Predicted(paths, f"{pair.fg_bg}: is done already")
                 continue
             bg, fg_bg = pair.read()

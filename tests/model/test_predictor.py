@@ -186,6 +186,8 @@ def test_a_pair_that_cannot_be_used_does_not_stop_the_others(
     Image.fromarray(_pixels(40, 40, 9)).save(photos / "people/c.png")
     (out / "a_mask.png").unlink()
     assert again() == ["a", "c"]
+    (out / "b_depth.png").unlink()
+    assert again() == ["b"]
     predictor.network.state_dict()["encoder.inc.0.weight"].add_(1e-6)
     assert again() == ["a", "b", "c"]
 
