@@ -10,7 +10,7 @@ from convert.schema import Count, Positive, Schema
 from loaders.order import Order
 
 _ORDER = ("samples", "seed", "shuffle", "visits")
-_STREAMED = ("streamed", "batch_size", "world_size")
+_STREAMED = ("streamed", "batch_size", "world_size", "drop_last")
 
 
 class Position(Schema):
@@ -18,7 +18,7 @@ class Position(Schema):
 
     The order depends on ``samples``, ``seed``, ``shuffle`` and the samples to visit alone, so a
     loader that agrees in these can continue, whatever its engine, batch size and number of ranks.
-    If it is ``streamed``, these must be equal too.
+    If it is ``streamed``, these and ``drop_last`` must be equal too.
     """
 
     epoch: Count
@@ -34,6 +34,7 @@ class Position(Schema):
     """Whether the order is that of "dali-stream"."""
     batch_size: Positive
     world_size: Positive
+    drop_last: bool
 
     @classmethod
     def first(cls, order: Order, *, streamed: bool) -> Self:
@@ -43,7 +44,7 @@ class Position(Schema):
         return cls(
             epoch=0, seen=0, samples=order.samples, seed=options.seed, shuffle=options.shuffle,
             visits=visits, streamed=streamed, batch_size=options.batch_size,
-            world_size=options.world_size,
+            world_size=options.world_size, drop_last=options.drop_last,
         )  # fmt: skip
 
     def moved(self, state: object) -> Self:

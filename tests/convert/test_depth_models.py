@@ -309,6 +309,11 @@ def test_hostile_archives_are_refused(tmp_path: Path) -> None:
         archive.writestr("red/MODELS/model.json", b"{}")
     with pytest.raises(DataError, match="two members of one name"):
         safe_archive(copy)
+    copy = rewritten(path, lambda _, content: content)
+    with zipfile.ZipFile(copy, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("red/data/weights/weight_9", bytes(10**6))
+    with pytest.raises(DataError, match="a member is compressed"):
+        safe_archive(copy)
     data = path.read_bytes()
     for cut in (0, 10, len(data) // 2, len(data) - 1):
         copy.write_bytes(data[:cut])

@@ -130,6 +130,7 @@ def test_dali_stream_continues_as_it_was(build: Callable[..., Loader]) -> None:
     assert other.state_dict()["epoch"] == 1
     for engine, options, message in (
         ("dali-stream", {"batch_size": 3}, "found batch_size 4, expected 3"),
+        ("dali-stream", {"drop_last": True}, "found drop_last False, expected True"),
         ("resident", {}, "found streamed True, expected False"),
     ):
         different = build(engine, **options)

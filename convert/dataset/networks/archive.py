@@ -80,6 +80,8 @@ def _checked(archive: zipfile.ZipFile) -> Iterator[tuple[str, bytes]]:
     names = archive.namelist()
     if len({name.casefold() for name in names}) < len(names):
         raise ValueError("two members of one name")
+    if any(one.compress_type != zipfile.ZIP_STORED for one in archive.infolist()):
+        raise ValueError("a member is compressed, and torch compresses none")
     roots = {name.partition("/")[0] for name in names}
     if len(roots) != 1:
         raise ValueError("expected an archive of torch 2.8 or newer")

@@ -49,13 +49,13 @@ def load_exported(path: Path, options: ModelOptions) -> DepthModel:
         ) from None
     predicts, reason = direction(str(path), None, options.predicts)
     device = devices.find_device(options.device)
+    with reading(path):
+        revision = hash_file(path)  # before it is loaded: what replaces it meanwhile is not named
     load = _load_pt2 if path.suffix.lower() == ".pt2" else _load_onnx
     network = load(path, device, options)
     size = _input_size(path, network.shape, options.input_size)
     normalise = options.normalise or "imagenet"
     run = _Run(path, network, size, *_MEAN_STD[normalise])
-    with reading(path):
-        revision = hash_file(path)
     made = {
         "library": network.library,
         "revision": revision,
