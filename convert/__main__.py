@@ -18,7 +18,7 @@ import click
 
 from convert.dataset.options import style_options
 from convert.errors import Commands
-from convert.limits import MOST_WORKERS
+from convert.limits import LARGEST_SIDE, MOST_ROWS, MOST_WORKERS
 from convert.outputs import PNG, require_output, require_outside
 from convert.storage import DEPTH_CODECS, MASK_CODECS
 
@@ -59,7 +59,7 @@ def main() -> None:
 @click.option("--backgrounds", type=click.IntRange(1), help="Default: 100 drawn, or all of --bg.")
 @click.option("--foregrounds", type=click.IntRange(1), help="Default: 100 drawn, or all of --fg.")
 @style_options
-@click.option("--size", type=click.IntRange(32), default=224)
+@click.option("--size", type=click.IntRange(32, LARGEST_SIDE), default=224)
 @click.option("--seed", type=click.IntRange(0), default=0)
 @click.option(
     "--pack",
@@ -321,7 +321,7 @@ def inspect(shards: Path, as_json: bool) -> None:
 @main.command()
 @click.argument("shards", type=_FOLDER)
 @click.argument("out", type=PNG)
-@click.option("--rows", type=click.IntRange(1), default=8)
+@click.option("--rows", type=click.IntRange(1, MOST_ROWS), default=8)
 def show(shards: Path, out: Path, rows: int) -> None:
     """Draw a contact sheet of SHARDS into the PNG file OUT."""
     from convert.show import contact_sheet, write_sheet

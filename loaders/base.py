@@ -18,11 +18,12 @@ from torch.utils.data import IterableDataset
 from convert.errors import DataError, RecordError
 from convert.layout import Layout
 from convert.moments import Statistics
+from convert.schema import LARGEST
 from convert.shards import Shards
 from loaders.backgrounds import Backgrounds
 from loaders.batch import Batch
 from loaders.corrupt import CorruptRecords
-from loaders.options import LoaderOptions, expect
+from loaders.options import LoaderOptions, expect, whole
 from loaders.order import Order
 from loaders.position import Position
 from loaders.threads import default_threads
@@ -115,7 +116,7 @@ class Loader(IterableDataset[Batch], AbstractContextManager["Loader"], ABC):
 
     def set_epoch(self, epoch: int) -> None:
         """Iterate over this epoch next: from its start, unless a loaded state is within it."""
-        expect("epoch", epoch, 0)
+        epoch = whole("epoch", epoch, 0, LARGEST)
         if epoch != self._begin.epoch:
             self._begin = self._begin.changed(epoch=epoch, seen=0)
         self._position = self._begin

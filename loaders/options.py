@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
+from typing import SupportsIndex
 
 import numpy as np
 import torch
 
 from convert.errors import DataError, OptionError
 from convert.limits import LARGEST_BATCH, MOST_WORKERS
+from convert.schema import LARGEST
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,17 +52,47 @@ class LoaderOptions:
     decoded by its cores. DALI on a GPU alone; None leaves it to DALI (0.65)."""
 
     def __post_init__(self) -> None:
-        expect("batch_size", self.batch_size, 1, LARGEST_BATCH)
-        expect("seed", self.seed, 0)
-        expect("world size", self.world_size, 1)
-        expect("rank", self.rank, 0, self.world_size - 1)
-        expect("workers", 0 if self.num_workers is None else self.num_workers, 0, MOST_WORKERS)
-        expect("max_bad", self.max_bad, 0)
+        self._whole("batch_size", 1, LARGEST_BATCH)
+        self._whole("seed", 0, LARGEST)
+        self._whole("world_size", 1, LARGEST, shown="world size")
+        self._whole("rank", 0, self.world_size - 1)
+        if self.num_workers is not None:
+            self._whole("num_workers", 0, MOST_WORKERS, shown="workers")
+        self._whole("max_bad", 0, LARGEST)
+        self._true_or_false("shuffle")
+        self._true_or_false("drop_last")
+        if self.check is not None:
+            self._true_or_false("check")
         if self.hw_decoder_load is not None:
             expect("hw_decoder_load", self.hw_decoder_load, 0, 1)
         object.__setattr__(self, "device", resolve_device(self.device))
         if self.indices is not None:
             object.__setattr__(self, "indices", _distinct(self.indices))
+
+    def _whole(self, name: str, low: int, high: int, shown: str | None = None) -> None:
+        """Store an option as an int, also one of numpy's; OptionError unless low <= it <= high."""
+        object.__setattr__(self, name, whole(shown or name, getattr(self, name), low, high))
+
+    def _true_or_false(self, name: str) -> None:
+        """Store an option as a bool, also one of numpy's; OptionError for anything else."""
+        found = getattr(self, name)
+        if not isinstance(found, bool | np.bool_):
+            raise OptionError(name, f": found {found!r}, expected True or False")
+        object.__setattr__(self, name, bool(found))
+
+
+def whole(name: str, found: object, low: int, high: int) -> int:
+    """The number as an int, also one of numpy's; OptionError unless whole and in low..high."""
+    wanted = f"{low} or more" if high == LARGEST else f"{low} to {high}"
+    if isinstance(found, bool | np.bool_) or not isinstance(found, SupportsIndex):
+        raise OptionError(name, f": found {found!r}, expected a whole number, {wanted}")
+    number = operator.index(found)
+    if number > LARGEST:
+        raise OptionError(
+            name, f": found a number of {number.bit_length()} bits, expected {wanted}"
+        )
+    expect(name, number, low, None if high == LARGEST else high)
+    return number
 
 
 def expect(name: str, found: float, low: int, high: float | None = None) -> None:

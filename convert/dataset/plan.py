@@ -15,6 +15,7 @@ from convert import names
 from convert.dataset import photos
 from convert.dataset.depth_about import read_about
 from convert.errors import OptionError
+from convert.limits import LARGEST_SIDE
 from convert.metadata import DATASET_FORMAT, DATASET_VERSION
 from convert.style import ORIGINAL_PLACEMENTS, Style
 
@@ -55,6 +56,8 @@ class Plan:
         for name, minimum in least.items():
             if (found := getattr(self, name)) < minimum:
                 raise OptionError(name, f": found {found}, expected {minimum} or more")
+        if self.size > LARGEST_SIDE:
+            raise OptionError("size", f": found {self.size}, expected at most {LARGEST_SIDE}")
         if self.placements % 2:
             raise OptionError(
                 "placements",

@@ -150,6 +150,8 @@ def test_show_says_where_it_cannot_write(shards: Path, tmp_path: Path) -> None:
         ("sheet.jpg", "found suffix '.jpg', expected a name that ends in .png"),
     ):
         expect_one_line(run("show", shards, tmp_path / name, "--rows", 1), name, reason)
+    many = run("show", shards, tmp_path / "many.png", "--rows", 10**20)
+    expect_one_line(many, "--rows", "is not in the range 1<=x<=1000")
     inside = run("show", shards, shards / "new/sheet.png", "--rows", 1)
     expect_one_line(inside, "sheet.png: is inside", "which is read and would be spoiled")
     assert not (shards / "new").exists()

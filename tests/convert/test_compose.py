@@ -372,6 +372,7 @@ def test_numbers_out_of_range_are_refused(tmp_path: Path) -> None:
     refused(tmp_path, "even", placements=3)
     refused(tmp_path, "backgrounds: found 0, expected 1 or more", backgrounds=0)
     refused(tmp_path, "size: found 8, expected 32", size=8)
+    refused(tmp_path, "size: found 13378, expected at most 13377", size=13_378)
     refused(tmp_path, "seed: found -1", seed=-1)
     refused(tmp_path, "workers: found -1", workers=-1)
 
