@@ -172,4 +172,4 @@ def test_scores_of_a_run_are_marked(
         scores.quality(result, ("random",)).rows,
         scores.cameras(result).rows,
     )
-    assert [" ".join(row).count("(prior)") for row in (scored, disturbed)] == [3, 1]
+    assert [" ".join(row).count("(prior)") for row in (scored, disturbed)] == [3, 2]
