@@ -89,7 +89,7 @@ def whole(name: str, found: object, low: int, high: int) -> int:
     number = operator.index(found)
     if number > LARGEST:
         raise OptionError(
-            name, f": found a number of {number.bit_length()} bits, expected {wanted}"
+            name, f": found a number of {number.bit_length()} bits, expected {low} to {LARGEST}"
         )
     expect(name, number, low, None if high == LARGEST else high)
     return number

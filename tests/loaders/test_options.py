@@ -20,7 +20,7 @@ from loaders.options import LoaderOptions
         ("seed", None, "found None, expected a whole number, 0 or more"),
         ("seed", float("nan"), "found nan, expected a whole number"),
         ("seed", -1, "found -1, expected 0 or more"),
-        ("seed", 2**63, "found a number of 64 bits, expected 0 or more"),
+        ("seed", 2**63, f"found a number of 64 bits, expected 0 to {2**63 - 1}"),
         ("num_workers", "2", "found '2', expected a whole number, 0 to 4096"),
         ("max_bad", 0.5, "found 0.5, expected a whole number"),
         ("shuffle", 2, "found 2, expected True or False"),
