@@ -42,7 +42,7 @@ _Grid = np.ndarray
 def find_exchanged(source: Source, executor: Executor) -> list[Problem]:
     """Backgrounds whose composites show another background of the data set, in their order.
 
-    Two that look alike cannot be told apart. Reads each background with one of its composites;
+    Two that look alike are not noticed. Reads each background with one of its composites;
     files that cannot be read or have another size are left out, as other checks report them.
     """
     groups = range(len(source.bg))

@@ -189,12 +189,18 @@ def _compare(folder: Path, found: list[str], expected: list[str], what: str) -> 
 def require_dataset(dataset: str | Path) -> Path:
     """The folder of a data set; DataError if there is something else, or nothing."""
     folder = Path(dataset)
+    require_folder(folder, f"a data set with {_EXPECTED}")
+    return folder
+
+
+def require_folder(folder: Path, expected: str) -> str:
+    """`DATA_SET` or `FOLDER`; DataError with what was ``expected`` for anything else."""
     with reading(folder):
         kind = found_at(folder)
     if kind not in (DATA_SET, FOLDER):
         reason = "no such folder" if kind == NOTHING else f"found {kind}"
-        raise DataError(f"{folder}: {reason}; expected a data set with {_EXPECTED}")
-    return folder
+        raise DataError(f"{folder}: {reason}; expected {expected}")
+    return kind
 
 
 @contextmanager

@@ -89,7 +89,7 @@ class Loader(IterableDataset[Batch], AbstractContextManager["Loader"], ABC):
         before its last batch, in another process than the loader's, and in a thread while another
         takes a batch; RecordError at a corrupt record that may not be skipped.
         """
-        expect("epoch", n, 0)
+        n = whole("epoch", n, 0, LARGEST)
         expect("batch to start from", start, 0, len(self))
         return self._start(n, self.order, start, lambda k: None)
 

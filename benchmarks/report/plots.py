@@ -72,9 +72,8 @@ def bars(result: Result) -> Canvas:
     ]
     rows.sort(key=lambda row: row[1])
     canvas, axes = pyplot.subplots(figsize=(_WIDTH, 0.9 + 0.42 * len(rows)))
-    kinds = {
-        _OURS: "ours", _OTHERS: "others", _FLOOR: "floor: decoding alone",
-    }  # fmt: skip
+    floor = "writing" if result.benchmark == "compose" else "decoding"
+    kinds = {_OURS: "ours", _OTHERS: "others", _FLOOR: f"floor: {floor} alone"}
     used = set()
     for at, (name, rate, spread) in enumerate(rows):
         ours = name.startswith("ours") or ", ours" in name

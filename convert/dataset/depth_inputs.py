@@ -14,11 +14,11 @@ from PIL import Image
 from convert import jpeg
 from convert.dataset.depth_maps import Range, encode_background, encode_map
 from convert.dataset.photos import list_images, open_photo
-from convert.errors import DataError, RecordError, reading
+from convert.errors import DataError, RecordError
 from convert.files import read_file, remove_replaced
-from convert.found import DATA_SET, FOLDER, NOTHING, found_at
+from convert.found import DATA_SET
 from convert.metadata import DATASET
-from convert.names import FOLDERS, list_backgrounds, list_jpegs, visible
+from convert.names import FOLDERS, list_backgrounds, list_jpegs, require_folder, visible
 from convert.source import read_metadata
 
 LONGEST_SIDE = 1024
@@ -144,12 +144,7 @@ class Photos:
 def list_photos(folder: str | Path) -> Photos:
     """The images of a folder, or the backgrounds of a data set; DataError with all problems."""
     folder = Path(folder)
-    with reading(folder):
-        kind = found_at(folder)
-    if kind not in (DATA_SET, FOLDER):
-        reason = "no such folder" if kind == NOTHING else f"found {kind}"
-        raise DataError(f"{folder}: {reason}; expected a folder of photos, or a data set")
-    if kind == DATA_SET:
+    if require_folder(folder, "a folder of photos, or a data set") == DATA_SET:
         folder /= "bg"
     return Photos(folder=folder, files=list_images(folder))
 

@@ -319,7 +319,7 @@ def test_backgrounds_that_were_exchanged(
 
 
 def test_other_backgrounds_than_those_of_bg_are_allowed(copy: Path, tmp_path: Path) -> None:
-    """Darker ones, for example: nobody has exchanged them."""
+    """Darker ones, for example: they have not been exchanged."""
     path = copy / "bg/bg_001.jpg"
     with Image.open(path) as image:
         dark = image.point(lambda value: value // 2)

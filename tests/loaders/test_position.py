@@ -85,6 +85,14 @@ def test_each_pass_is_the_next_epoch(build: Callable[..., Loader], engine: str) 
     assert indices(iter(loader)) == indices(build(engine).epoch(7))
 
 
+@pytest.mark.parametrize("epoch", [-1, 2**63, 0.5, None])
+def test_an_epoch_is_a_whole_number(build: Callable[..., Loader], epoch: Any) -> None:
+    loader = build("reference")
+    for ask in (loader.set_epoch, loader.epoch):
+        with pytest.raises(DataError, match="epoch: found"):
+            ask(epoch)
+
+
 def test_stopping_at_the_last_batch_ends_the_epoch(build: Callable[..., Loader]) -> None:
     loader = build()
     for _ in zip(range(len(loader)), loader, strict=False):
