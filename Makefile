@@ -12,7 +12,7 @@ ifdef DALI
 $(error DALI=$(DALI) is no longer an option; CUDA=12 or CUDA=13 is that of torch and DALI)
 endif
 
-.PHONY: help install demo test lint format bench gpu-check clean
+.PHONY: help install demo test lint format docs bench gpu-check clean
 
 help:
 	@echo "make install    Build .venv. Options: PYTHON=python3.12, CUDA=12, APT=no."
@@ -20,6 +20,7 @@ help:
 	@echo "make test       Run all tests that this machine can run, on up to 4 cores. ARGS is passed to pytest."
 	@echo "make lint       Run ruff and mypy."
 	@echo "make format     Fix and format the code with ruff."
+	@echo "make docs       Build the documents as a site: build/site/index.html."
 	@echo "make bench      Run the benchmarks on drawn data; write $(RESULTS_DIR)/report.html."
 	@echo "make gpu-check  On a machine with a GPU: pixel parity, benchmarks, tests, one report. GPU=cuda:1, ARGS."
 	@echo "make clean      Remove the demo, benchmark data and caches, but not .venv."
@@ -66,6 +67,11 @@ lint: install
 format: install
 	$(RUN) -m ruff check --fix
 	$(RUN) -m ruff format
+
+# Strict: a warning, such as a link that leads nowhere, is an error.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet
+	@echo "docs: wrote build/site/index.html"
 
 # All benchmarks but the trainings, on drawn data: about 15 minutes on two idle cores.
 BENCH = $(RUN) -m benchmarks
