@@ -26,7 +26,7 @@ import click
 import torch
 from click.core import ParameterSource
 
-from convert.outputs import PNG, OutputFile, require_output, require_outside
+from convert.outputs import PNG, OutputFile, require_output, require_outside, require_unspoilt
 from loaders import ENGINES, Commands, distributed_rank, open_pair, possible_engines
 from loaders.augment import make_augment
 from loaders.preprocess import Preprocess
@@ -89,6 +89,7 @@ def fit(
     first = rank == 0
     config, given = read_options(context, options, world_size)
     require_outside(run_dir, Path(config.data.shards))
+    require_unspoilt(run_dir)
     lock = locked(run_dir) if first else nullcontext()
     with lock, naming_resume(run_dir, first=first):
         config = config_to_run(config, given, run_dir, resume=resume, first=first)

@@ -23,6 +23,7 @@ from benchmarks.harness.results import CaseResult, Result, make_result, read_res
 from benchmarks.report.figures import figures_of
 from benchmarks.report.page import PAGE, drawn_figures, write_page
 from convert.errors import Command, DataError
+from convert.found import is_vacant
 from convert.outputs import require_writable_folder
 from convert.workers import run_all, worker_pool
 from model.files import make_folder
@@ -126,7 +127,7 @@ def _require_own(plan: Plan) -> None:
     """Raise DataError where another command has written: the results of checks replace files."""
     for folder in (plan.results, plan.data):
         require_writable_folder(folder)
-    if plan.results.is_dir() and any(plan.results.iterdir()) and not plan.recipe.exists():
+    if plan.results.is_dir() and not is_vacant(plan.results) and not plan.recipe.exists():
         raise DataError(
             f"{plan.results}: not empty, and not the folder of an earlier gpu-check; name another"
         )

@@ -169,7 +169,7 @@ def depth(
     if (what == "backgrounds") != (out is not None):
         raise click.UsageError("--of backgrounds and --out belong together: give both, or neither.")
     from convert.dataset.depth import estimate, estimate_backgrounds
-    from convert.dataset.networks.model import ModelOptions
+    from convert.dataset.networks.model import MEANING, ModelOptions
 
     model = ModelOptions(
         predicts=predicts,  # type: ignore[arg-type]
@@ -186,7 +186,8 @@ def depth(
         return
     about = made["depth_model"]
     click.echo(
-        f"{out or dataset}: {about['images']} depth maps by {name} ({about['predicts']} depth)"
+        f"{out or dataset}: {about['images']} depth maps by {name}, which predicts "
+        f"{MEANING[about['predicts']]}"
     )
     if scale := made.get("depth_scale"):
         unit = " metres" if scale["unit"] == "metres" else ""

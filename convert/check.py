@@ -15,6 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
 from convert import jpeg
@@ -22,7 +23,7 @@ from convert.codecs import ENCODERS
 from convert.errors import DataError
 from convert.exchanged import find_exchanged
 from convert.files import read_file
-from convert.layout import FIELDS
+from convert.layout import FIELDS, Layout
 from convert.metadata import DATASET, find_miscounts
 from convert.names import (
     FOLDERS,
@@ -35,7 +36,13 @@ from convert.names import (
 )
 from convert.pack import PackConfig
 from convert.placements import PLACEMENTS
-from convert.source import find_per_fg, read_metadata, require_placements, source_of
+from convert.source import (
+    find_per_fg,
+    note_unknown_keys,
+    read_metadata,
+    require_placements,
+    source_of,
+)
 from convert.storage import CODECS
 from convert.workers import run_all, worker_pool
 
@@ -71,8 +78,8 @@ def check(
     """
     folder = require_dataset(dataset)
     names = find_names(folder)
-    problems = names.problems + _check_metadata(folder, names, samples_per_fg)
     size = _common_size(folder)
+    problems = names.problems + _check_metadata(folder, names, size, samples_per_fg)
     hidden = None if progress else True  # None: shown on a terminal only
     total = len(names.bg) + len(FIELDS) * sum(names.counts.values())
     found: list[Problem] = []
@@ -86,12 +93,18 @@ def check(
     return list(dict.fromkeys(problems))
 
 
-def _check_metadata(folder: Path, names: Names, samples_per_fg: int | None) -> list[Problem]:
+def _check_metadata(
+    folder: Path, names: Names, size: tuple[int, int], samples_per_fg: int | None
+) -> list[Problem]:
     try:
         metadata = read_metadata(folder)
     except DataError as error:
         return [Problem(str(folder / DATASET), error.message, DATASET)]
-    return find_per_fg(folder, samples_per_fg, metadata, names.counts)[1]
+    note_unknown_keys(folder, metadata)
+    starts = np.cumsum([0, *names.counts.values()], dtype=np.int64)
+    layout = Layout(height=size[0], width=size[1], group_starts=starts, samples_per_fg=None)
+    miscounts = find_miscounts(folder, metadata, layout) if layout.samples else []
+    return miscounts + find_per_fg(folder, samples_per_fg, metadata, names.counts)[1]
 
 
 def _check_samples(
@@ -103,8 +116,8 @@ def _check_samples(
         source = source_of(folder, names, samples_per_fg)
     except DataError as error:
         return [] if others else [Problem(str(folder), error.message, "other")]
-    problems = find_miscounts(folder, source.metadata, source.layout)
-    if not problems:
+    problems = []
+    if not find_miscounts(folder, source.metadata, source.layout):  # they are reported already
         try:
             require_placements(source)
         except DataError as error:

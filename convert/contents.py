@@ -1,6 +1,7 @@
 """Which files in an output's folder its command has written, and which somebody else has put there.
 
-Only the former are published or removed; the latter end the run with their name.
+Only the former are published or removed; the latter end the run with their name. What file
+managers add (`.DS_Store`) is ignored: it stays where it is, and is removed with its folder.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import click
 
 from convert.errors import DataError, one_line
 from convert.files import REPLACED
+from convert.found import is_of_system
 
 Content = Mapping[str, frozenset[str]]
 """The names of all files of a finished output by their folder in it, which is "." for its own."""
@@ -28,8 +30,8 @@ _WORKING = re.compile(
     rf"|{PARTS}/source/(bg/bg_\d+\.jpg|fg/fg_\d+\.png|placements\.npy|{PARTS}/{_PREPARED})"
 )
 """Paths of what `pack`, `compose` and `depth` write in a work folder beside the output."""
-_OF_NFS = re.compile(r"\.nfs[0-9a-f]{16,}")
-"""What NFS makes of a file that was removed while it was open, until that is closed."""
+_REMOVED = re.compile(r"\.nfs[0-9a-f]{16,}|\.fuse_hidden[0-9a-f]+")
+"""What NFS and FUSE make of a file that was removed while it was open, until that is closed."""
 
 
 def foreign_files(folder: Path, names: re.Pattern[str]) -> Iterator[str]:
@@ -94,13 +96,13 @@ def _foreign_in_work(work: Path, names: re.Pattern[str]) -> str | None:
 def _walk(top: Path) -> Iterator[tuple[str, list[str], list[str]]]:
     """As `os.walk`: links to folders are files, and folders are relative to ``top``.
 
-    Leaves out what is being replaced.
+    Leaves out what is being replaced, and what file managers add.
     """
     for folder, folders, files in os.walk(top):
-        if REPLACED in folders:
-            folders.remove(REPLACED)
+        folders[:] = [n for n in folders if n != REPLACED and not is_of_system(n)]
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-        found = [name for name in (*files, *links) if not _OF_NFS.fullmatch(name)]
+        names = (name for name in (*files, *links) if not _REMOVED.fullmatch(name))
+        found = [name for name in names if not is_of_system(name)]
         yield os.path.relpath(folder, top), folders, found
 
 

@@ -8,6 +8,7 @@ import re
 import select
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -268,4 +269,7 @@ def _where_it_failed(error: OSError) -> str:
     except FileNotFoundError:
         return "the working folder has been removed; change to another one and run again"
     reason = error.strerror or str(error)
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    if frame.f_code is click.echo.__code__:  # without a buffer, nothing is left to flush
+        return f"standard output: cannot be written ({reason}); fix that and run again"
     return f"{error.filename}: {reason}; fix that and run again" if error.filename else reason

@@ -1,13 +1,26 @@
-"""What a path is that a user has named in the place of another, in words for the error."""
+"""What a path is that a user has named in the place of another, in words for the error.
+
+And which entries of a folder are a user's: not those that file managers add.
+"""
 
 from __future__ import annotations
 
+import os
 import stat
+from collections.abc import Iterable
 from os.path import exists, isdir
 from pathlib import Path
 
 NOTHING, FILE, FOLDER = "nothing", "a file", "a folder"
 SHARDS, DATA_SET, RUN = "a shard folder", "a data set", "the folder of a run"
+
+_IGNORED = frozenset({
+    "thumbs.db", "ehthumbs.db", "desktop.ini", "picasa.ini", "icon\r", "__macosx", "@eadir",
+})  # fmt: skip
+"""Files and folders that file managers, archives and network disks add, in lower case."""
+_HIDDEN = frozenset({".ds_store", ".localized", ".directory"})
+"""Hidden ones of that kind, as are those that begin with `_OF_MACOS`."""
+_OF_MACOS = "._"
 
 
 def found_at(path: Path) -> str:
@@ -25,3 +38,20 @@ def found_at(path: Path) -> str:
     if exists(path / "config.json") and exists(path / "last.pt"):
         return RUN
     return FOLDER
+
+
+def visible(names: Iterable[str]) -> list[str]:
+    """Sorted names, without hidden files and those that no person has put into a folder."""
+    return sorted(n for n in names if n[0] != "." and not is_of_system(n))
+
+
+def is_of_system(name: str) -> bool:
+    """Whether a file or folder has a name that no person gives, but a file manager may."""
+    plain = name.casefold()
+    return plain in _IGNORED or plain in _HIDDEN or plain.startswith(_OF_MACOS)
+
+
+def is_vacant(folder: Path) -> bool:
+    """Whether nothing but files of the system are in a folder. Raises OSError."""
+    with os.scandir(folder) as entries:
+        return all(is_of_system(e.name) and not e.is_dir(follow_symlinks=False) for e in entries)

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 
 from convert.layout import Layout
 from convert.names import Problem
-from convert.schema import Positive, Schema
+from convert.schema import Positive, Schema, shown
 from convert.style import Style
 
 DATASET = "dataset.json"
 DATASET_FORMAT, DATASET_VERSION = "maskdepth-dataset", 2
 """What `compose` writes; version 1 has no table of samples."""
+
+KNOWN = frozenset({
+    "format", "version", "arguments", "style", "seed", "image_size", "backgrounds", "foregrounds",
+    "placements", "samples", "samples_per_bg", "samples_per_fg", "depth", "sources", "depth_model",
+    "depth_scale", "libraries", "placements_table",
+})  # fmt: skip
+"""Keys of `dataset.json` that `compose` and `depth` write."""
+_IN_ANY = ("format", "samples_per_fg", "placements_table", "depth", "depth_model", "depth_scale")
+"""Those that mean something in a user's own file too."""
+_SIMILAR = 0.85
 
 
 class ComposedMetadata(Schema, extra="allow"):
@@ -24,6 +35,26 @@ class ComposedMetadata(Schema, extra="allow"):
     foregrounds: Positive | None = None
     image_size: Positive | None = None
     style: Style = Style()
+
+
+def require_spelt(metadata: Mapping[str, object]) -> None:
+    """ValueError for a key that is almost one with a meaning: a typing error would be ignored.
+
+    Other unknown keys are allowed: a user's own, and those of later versions (see `unknown_keys`).
+    """
+    meant: Collection[str] = KNOWN if metadata.get("format") == DATASET_FORMAT else _IN_ANY
+    for key in unknown_keys(metadata):
+        plain = key.casefold().replace("-", "_").replace(" ", "_")
+        if close := get_close_matches(plain, sorted(meant), 1, _SIMILAR):
+            raise ValueError(
+                f"unknown key {shown(key)}, almost {close[0]!r}; rename it to that, or, if it is "
+                "a note of your own, to something else"
+            )
+
+
+def unknown_keys(metadata: Mapping[str, object]) -> list[str]:
+    """Keys of `dataset.json` that are kept and have no effect."""
+    return [key for key in metadata if key not in KNOWN]
 
 
 def find_miscounts(folder: Path, metadata: Mapping[str, object], layout: Layout) -> list[Problem]:

@@ -6,7 +6,7 @@ docs/format.md describes the folders. Images are not read here.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise, zip_longest
 from pathlib import Path
@@ -14,7 +14,7 @@ from shlex import quote
 from typing import NamedTuple, Self, TypeVar
 
 from convert.errors import DataError, OptionError, one_line, reading
-from convert.found import DATA_SET, FOLDER, NOTHING, found_at
+from convert.found import DATA_SET, FOLDER, NOTHING, found_at, visible
 
 T = TypeVar("T")
 
@@ -22,10 +22,6 @@ FOLDERS = {"fg_bg": "fg_bg", "mask": "fg_bg_mask", "depth": "fg_bg_depth"}
 """Folder of each field."""
 
 _JPEG_SUFFIXES = (".jpg", ".jpeg")
-_IGNORED = frozenset({
-    "thumbs.db", "ehthumbs.db", "desktop.ini", "picasa.ini", "icon\r", "__macosx", "@eadir",
-})  # fmt: skip
-"""Files and folders that file managers, archives and network disks add, in lower case."""
 _EXPECTED = "bg/, fg_bg/, fg_bg_mask/ and fg_bg_depth/ as in docs/format.md"
 
 
@@ -126,11 +122,6 @@ def _find_backgrounds(folder: Path) -> tuple[tuple[Path, ...], list[Problem]]:
             )
             problems.append(Problem.of(path, text, "found twice"))
     return found, problems
-
-
-def visible(names: Iterable[str]) -> list[str]:
-    """Sorted names, without hidden files and those that no person has put into a folder."""
-    return sorted(n for n in names if n[0] != "." and n.casefold() not in _IGNORED)
 
 
 def find_visible(folder: Path) -> tuple[list[str], list[Problem]]:

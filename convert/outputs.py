@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterable, Sequence
+from os.path import exists, isdir
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -16,6 +17,7 @@ import click
 
 from convert.errors import DataError, reading
 from convert.files import require_regular
+from convert.found import DATA_SET, SHARDS
 
 if TYPE_CHECKING:
     from PIL.PngImagePlugin import PngInfo
@@ -23,6 +25,11 @@ if TYPE_CHECKING:
 PNG_KEY = "Software"
 """Keyword of the PNG text chunk that holds the mark."""
 
+_OF_SHARDS = ("manifest.json", "backgrounds.npy")
+"""Files of every shard folder."""
+_OF_DATA = ("bg", "fg_bg")
+"""Folders of every data set; a folder of something else may have one of them."""
+_FOLDERS = (*_OF_DATA, "fg", "fg_bg_mask", "fg_bg_depth")
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"  # how such files begin
 
 
@@ -100,6 +107,22 @@ def require_outside(output: Path, folder: Path) -> None:
         )
 
 
+def require_unspoilt(output: Path) -> None:
+    """Raise DataError if an output would be among the files of a shard folder or a data set."""
+    with reading(output):
+        place = output.resolve()
+        for folder in place.parents:
+            inside = place.relative_to(folder).parts
+            is_shards = len(inside) == 1 and all(exists(folder / n) for n in _OF_SHARDS)
+            is_data = len(inside) == 1 or inside[0] in _FOLDERS
+            is_data = is_data and all(isdir(folder / n) for n in _OF_DATA)
+            if is_shards or is_data:
+                raise DataError(
+                    f"{output}: is inside {SHARDS if is_shards else DATA_SET} ({folder}), which "
+                    "would be spoiled; name a place elsewhere"
+                )
+
+
 def require_kept(folder: Path, output: Path) -> None:
     """Raise DataError if a folder that is read is inside an output, which may be replaced."""
     with reading(folder):
@@ -135,8 +158,9 @@ def require_outputs(paths: Iterable[Path], command: str, inputs: Iterable[Path] 
 
 
 def require_free(path: Path) -> None:
-    """Raise DataError unless a file can be written here."""
+    """Raise DataError unless a file can be written here, without spoiling a folder of ours."""
     require_writable(path)
+    require_unspoilt(path)
     if path.exists():
         with reading(path):
             require_regular(path)

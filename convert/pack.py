@@ -46,10 +46,10 @@ from convert.manifest import (
 from convert.maps import create_array
 from convert.moments import Accumulator, Moments
 from convert.names import pointing_to_check, required
-from convert.outputs import require_outside
+from convert.outputs import require_outside, require_unspoilt
 from convert.parts import SAMPLES_PER_PART, Part, PartSummary, read_summary, split_parts
 from convert.placements import PLACEMENTS
-from convert.source import Samples, Source, read_source
+from convert.source import Samples, Source, note_unknown_keys, read_source
 from convert.storage import CODECS, DEPTH_CODECS, DIFFERENCE_CODECS, MASK_CODECS
 from convert.unfinished import SHARD_FOLDER, check_target, work_folder
 from convert.vote import write_bases
@@ -133,7 +133,9 @@ def pack(
         dataset, shards = dataset.absolute(), shards.absolute()
     check_target(shards, SHARD_FOLDER, force=force, hint=" (the order is DATASET SHARDS)")
     require_outside(shards, dataset)
+    require_unspoilt(shards)
     source = read_source(dataset, samples_per_fg=config.samples_per_fg)
+    note_unknown_keys(dataset, source.metadata)
 
     def checked(_: Path, executor: Executor) -> Source:
         with pointing_to_check(dataset, DataError, config.samples_per_fg):

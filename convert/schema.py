@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence, Sized
 from typing import Annotated, Any, Self, TypeVar
 
@@ -124,7 +125,9 @@ class Schema(BaseModel):
 def parse_json(text: str | bytes) -> object:
     """Plain values, all numbers finite; ValueError with the reason for anything else."""
     try:
-        value = json.loads(text, parse_float=_finite, parse_constant=_finite)
+        value = json.loads(
+            text, parse_float=_finite, parse_constant=_finite, object_pairs_hook=_distinct
+        )
         _check_depth(value, _DEEPEST)
     except RecursionError:
         raise ValueError("expected JSON, found tables or lists that are nested too deep") from None
@@ -148,6 +151,15 @@ def _check_depth(value: object, left: int) -> None:
             raise RecursionError
         for entry in value.values() if isinstance(value, dict) else value:
             _check_depth(entry, left - 1)
+
+
+def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A table; ValueError for a key that is there twice, of which Python takes the last."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        raise ValueError(f"the key {shown(twice)} twice in one table")
+    return table
 
 
 def _finite(text: str) -> float:

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, Self
 
+import click
 import numpy as np
 from pydantic import model_validator
 
 from convert import jpeg
-from convert.errors import DataError, OptionError, RecordError
+from convert.errors import DataError, OptionError, RecordError, one_line
 from convert.files import read_file, read_regular
 from convert.layout import FIELDS, Layout
 from convert.manifest import ShardFile
@@ -27,6 +28,8 @@ from convert.metadata import (
     DATASET_VERSION,
     ComposedMetadata,
     find_miscounts,
+    require_spelt,
+    unknown_keys,
 )
 from convert.names import (
     FOLDERS,
@@ -306,11 +309,20 @@ def find_per_fg(
     return found, problems
 
 
+def note_unknown_keys(folder: Path, metadata: dict[str, object]) -> None:
+    """Report keys of `dataset.json` that have no effect, in one line."""
+    if unknown := unknown_keys(metadata):
+        names = ", ".join(map(shown, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+        line = f"{folder / DATASET}: unknown keys have no effect, and are kept: {names}"
+        click.echo(one_line(line), err=True)
+
+
 def read_metadata(folder: Path) -> dict[str, object]:
     """What a data set's `dataset.json` says, empty if there is none; DataError if it is corrupt."""
     path = folder / DATASET
     try:
         metadata = parse_table(read_regular(path))
+        require_spelt(metadata)
         Metadata.from_json(metadata)
         if metadata.get("format") == DATASET_FORMAT:
             ComposedMetadata.from_json(metadata)

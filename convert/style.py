@@ -51,7 +51,10 @@ class Style(Schema):
         if self.heights[0] > self.heights[1]:
             raise ValueError("heights: found the larger one first, expected the smaller one first")
         if self.size_by_depth and self.has_one_height:
-            raise ValueError("size_by_depth: found one height, expected two with --heights")
+            raise ValueError(
+                "size_by_depth: found one height, expected two; add --heights LEAST MOST, such as "
+                "--heights 0.2 0.6"
+            )
         if self.places == "original" and self.heights != (FG_SHARE, FG_SHARE):
             raise ValueError("placements: found original with --heights; leave one out")
         return self

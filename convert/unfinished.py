@@ -40,6 +40,7 @@ from convert.files import (
     replace_folder,
     restore_replaced,
 )
+from convert.found import is_vacant
 from convert.manifest import MANIFEST, read_manifest
 from convert.outputs import require_writable_folder
 
@@ -93,7 +94,7 @@ def check_target(target: Path, kind: Output, *, force: bool, hint: str = "") -> 
         raise DataError(f"{target}: is a link; give the name of the folder itself")
     if target.is_mount():
         raise DataError(f"{target}: is a mount point; give the name of a folder inside it")
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+    if not target.exists() or (target.is_dir() and is_vacant(target)):
         return
     if not kind.is_finished(target):
         raise DataError(
@@ -176,6 +177,9 @@ def _publish(work: Path, target: Path, kind: Output, *, force: bool) -> None:
         raise DataError(
             f"{error.message}; the finished {kind.name} is {work}: --resume renames it"
         ) from None
+    if target.is_dir() and is_vacant(target):
+        for name in os.listdir(target):
+            (target / name).unlink()
     if force:
         replace_folder(work, target)
     else:

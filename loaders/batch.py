@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
+from torch.utils.data._utils.collate import default_collate_fn_map
+
+from convert.errors import DataError
 
 
 class Batch(NamedTuple):
@@ -22,3 +25,15 @@ class Batch(NamedTuple):
     mask: torch.Tensor
     depth: torch.Tensor
     index: torch.Tensor  # type: ignore[assignment]  # hides tuple.index, which is not needed
+
+
+def _refuse_to_stack(batches: list[Batch], **_: Any) -> NoReturn:
+    raise DataError(
+        f"DataLoader: found a batch size of {len(batches)} (1 by default), but a loader yields "
+        "batches already, which would be stacked; use DataLoader(loader, batch_size=None), or the "
+        "loader without it"
+    )
+
+
+# The table that `torch.utils.data.default_collate` documents for types of one's own.
+default_collate_fn_map[Batch] = _refuse_to_stack

@@ -106,7 +106,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
     """The device with its number; "cuda" is the current GPU. DataError if it is missing."""
     try:
         found = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError, ValueError):  # a name that torch does not know, None, 2**64
         found = torch.device("meta")
     if found.type == "cpu":
         return torch.device("cpu")

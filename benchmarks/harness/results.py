@@ -387,7 +387,7 @@ def read_results(folder: Path) -> dict[str, Result]:
     """Read all results of a folder, by file name without suffix; DataError if there are none."""
     if (found := found_at(folder)) in (SHARDS, DATA_SET, RUN):
         raise DataError(f"{folder}: found {found}, expected results of `python -m benchmarks`")
-    paths = sorted(folder.glob("*.json")) if folder.is_dir() else []
+    paths = sorted(folder.glob("[!.]*.json")) if folder.is_dir() else []
     if not paths:
         raise DataError(f"{folder}: no results (*.json) here; run `python -m benchmarks` first")
     return {path.stem: read_result(path) for path in paths}

@@ -118,7 +118,7 @@ def drawn_figures(folder: Path, without: str) -> tuple[list[Figure], dict[str, s
     without: name of a result that is left out.
     """
     results, figures, wrong = {}, {}, {}
-    for path in folder.glob("*.json"):
+    for path in folder.glob("[!.]*.json"):
         name = path.stem
         if name == without:
             continue

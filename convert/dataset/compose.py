@@ -36,7 +36,12 @@ from convert.errors import DataError
 from convert.files import read_file, write_json
 from convert.metadata import DATASET, DATASET_FORMAT, ComposedMetadata
 from convert.names import FOLDERS, bg_name, fg_name, sample_name
-from convert.outputs import require_kept, require_outside, require_writable_folder
+from convert.outputs import (
+    require_kept,
+    require_outside,
+    require_unspoilt,
+    require_writable_folder,
+)
 from convert.parts import Part, read_record, split_parts, write_record
 from convert.placements import PLACEMENTS
 from convert.source import read_metadata
@@ -156,6 +161,7 @@ def require_target(target: Path, kind: Output, options: PlanOptions, *, force: b
         if folder is not None:
             require_outside(target, folder)
             require_kept(folder, target)
+    require_unspoilt(target)
     parent = target.absolute().parent
     if parent.is_dir():
         check_target(target, kind, force=force)

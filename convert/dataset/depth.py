@@ -39,7 +39,12 @@ from convert.errors import DataError, OptionError
 from convert.files import read_regular, write_json
 from convert.manifest import DEPTH_SOURCES, depth_source
 from convert.metadata import DATASET
-from convert.outputs import require_kept, require_outside, require_writable_folder
+from convert.outputs import (
+    require_kept,
+    require_outside,
+    require_unspoilt,
+    require_writable_folder,
+)
 from convert.schema import parse_table
 from convert.source import read_metadata
 from convert.unfinished import Output, check_target, work_folder, work_of
@@ -153,6 +158,7 @@ def _checked_photos(folder: str | Path, out: Path, *, force: bool) -> Photos:
     photos = list_photos(folder)
     require_outside(out, photos.folder)
     require_kept(photos.folder, out)
+    require_unspoilt(out)
     check_target(out, _maps_of_backgrounds(photos), force=force)
     return photos
 
@@ -176,6 +182,21 @@ def require_replaceable(composites: Composites, model: DepthModel, *, force: boo
     check_target(composites.target, _maps_of(composites), force=composites.replace)
 
 
+def require_unfinished(composites: Composites, about: dict[str, object], *, force: bool) -> None:
+    """Raise DataError if an earlier run with other options has finished, unless with force.
+
+    Resuming it would make all maps again. about: how `dataset.json` would describe this run.
+    """
+    found = composites.metadata.get("depth_model")
+    if force or not isinstance(found, dict) or found.get("images") != len(composites):
+        return  # `compose` writes the model of its backgrounds' depth
+    names = [n for n in sorted({*found, *about}) if found.get(n) != about.get(n)]
+    raise DataError(
+        f"{composites.target}: is finished, with other options ({', '.join(names)}), so there is "
+        "nothing to resume; --force makes all maps again with these"
+    )
+
+
 def write_depth(
     composites: Composites,
     model: DepthModel,
@@ -186,16 +207,18 @@ def write_depth(
 
     Maps have the name and size of their composite. All appear together at the end, and
     `dataset.json` then says that depth is estimated and by which model. Until then the data set
-    does not change, and the work is in `fg_bg_depth.partial`. Resuming a finished run does nothing.
+    does not change, and the work is in `fg_bg_depth.partial`. Resuming a finished run does nothing;
+    one with other options is a DataError without force.
 
     Raises RecordError for a composite that cannot be read or whose prediction is not finite, and
     DataError if the maps cannot be written.
     """
     options, ranks = options or DepthOptions(), ranks or Ranks()
     about = _about(composites, model, options)
-    is_made = composites.replace and composites.metadata.get("depth_model") == about
-    if options.resume and is_made and not work_of(composites.target).exists():
-        return composites.metadata
+    if options.resume and composites.replace and not work_of(composites.target).exists():
+        if composites.metadata.get("depth_model") == about:
+            return composites.metadata
+        ranks.from_first(lambda: require_unfinished(composites, about, force=options.force))
     ranks.from_first(lambda: require_replaceable(composites, model, force=options.force))
     kept = {k: v for k, v in composites.metadata.items() if k != "depth_scale"}
     metadata = kept | {"depth": "estimated", "depth_model": about}

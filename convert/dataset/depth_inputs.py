@@ -16,9 +16,9 @@ from convert.dataset.depth_maps import Range, encode_background, encode_map
 from convert.dataset.photos import list_images, open_photo
 from convert.errors import DataError, RecordError
 from convert.files import read_file, remove_replaced
-from convert.found import DATA_SET
+from convert.found import DATA_SET, visible
 from convert.metadata import DATASET
-from convert.names import FOLDERS, list_backgrounds, list_jpegs, require_folder, visible
+from convert.names import FOLDERS, list_backgrounds, list_jpegs, require_folder
 from convert.source import read_metadata
 
 LONGEST_SIDE = 1024

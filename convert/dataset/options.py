@@ -23,7 +23,10 @@ class Placements(click.ParamType):
     ) -> int | str:
         if value == _ORIGINAL:
             return _ORIGINAL
-        return int(click.IntRange(2).convert(value, param, ctx))
+        try:
+            return int(click.IntRange(2).convert(value, param, ctx))
+        except click.BadParameter:
+            self.fail(f"{value!r} is neither an even number from 2 on nor {_ORIGINAL}", param, ctx)
 
 
 _OPTIONS = (

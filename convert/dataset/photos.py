@@ -11,8 +11,8 @@ from convert import jpeg
 from convert.dataset.canvas import encode_jpeg
 from convert.errors import DataError, raise_all
 from convert.files import why_irregular
+from convert.found import visible
 from convert.images import SUFFIXES, opened, read_size, to_rgb, to_rgba, upright
-from convert.names import visible
 from convert.outputs import PNG_KEY, mark_of
 
 _MOST_COLOUR = 16

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -24,8 +27,9 @@ def scale(style: Style, cutout: np.ndarray, size: int, path: Path) -> np.ndarray
         scaled = _scale_as_original(cutout, most, size, path)
     else:
         scaled = scale_cutout(cutout, most, size, path)
-    for height in {least, most}:
-        _require_mask(style, reduce(scaled, height, path), path)
+    level = MASK_ALPHA if style.soft_edges else 1
+    if not _is_solid(scaled[..., 3], least, level):
+        _require_masks(scaled[..., 3], range(least, most + 1), level, path)
     return scaled
 
 
@@ -39,12 +43,38 @@ def reduce(scaled: np.ndarray, height: int, path: Path) -> np.ndarray:
     return scale_cutout(scaled, height, scaled.shape[1] + 1, path)
 
 
-def _require_mask(style: Style, scaled: np.ndarray, path: Path) -> None:
-    if style.soft_edges and scaled[..., 3].max() < MASK_ALPHA:
-        raise DataError(
-            f"{path}: found no pixel with an alpha of {MASK_ALPHA} or more when scaled to height "
-            f"{len(scaled)}, expected some for the mask; leave out --soft-edges, or make it opaque"
-        )
+def _is_solid(alpha: np.ndarray, least: int, level: int) -> bool:
+    """Whether some pixels keep this alpha at every height from ``least`` to that of the cut-out.
+
+    So it is where a square of such pixels is three times as wide as a pixel of the smallest image:
+    wherever it is, one pixel is then made of the square alone.
+    """
+    rows, columns = alpha.shape
+    narrowest = max(1.0, columns * least / rows - 0.5)
+    side = math.ceil(3 * max(rows / least, columns / narrowest)) + 1
+    if side > min(rows, columns):
+        return False
+    inside = (alpha >= level).astype(np.uint8)
+    ones = np.ones((side, side), np.uint8)
+    return bool(cv2.erode(inside, ones, borderType=cv2.BORDER_CONSTANT, borderValue=0).any())
+
+
+def _require_masks(alpha: np.ndarray, heights: Iterable[int], level: int, path: Path) -> None:
+    """DataError if the mask would be empty at one of these heights; see `reduce`."""
+    rows, columns = alpha.shape
+    plane = Image.fromarray(alpha.astype(np.float32))
+    for height in heights:
+        scaled = alpha
+        if height != rows:
+            width = max(1, round(columns * height / rows))
+            resized = plane.resize((width, height), Image.Resampling.BILINEAR)
+            scaled = np.rint(np.asarray(resized))
+        if scaled.max() < level:
+            hint = "leave out --soft-edges, or make it opaque" if level > 1 else "make it opaque"
+            raise DataError(
+                f"{path}: found no pixel with an alpha of {level} or more when scaled to height "
+                f"{height}, expected some for the mask; {hint}"
+            )
 
 
 def _scale_as_original(cutout: np.ndarray, height: int, size: int, path: Path) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from convert.errors import DataError, raise_all
+from convert.found import visible
 from convert.images import SUFFIXES, read_rgb, read_size
 from convert.outputs import is_output
 from model.errors import ModelError
@@ -101,15 +103,24 @@ def find_images(pattern: str) -> list[Path]:
     """
     path = Path(pattern)
     if path.is_dir():
-        named = [p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.is_dir()]
+        files = map(path.joinpath, visible(os.listdir(path)))
+        named = [p for p in files if p.suffix.lower() in SUFFIXES and not p.is_dir()]
     elif path.exists() or not glob.has_magic(pattern):
         return [path]
     else:
         named = [p for p in map(Path, glob.glob(pattern, recursive=True)) if not p.is_dir()]
-    found = [p for p in named if not is_output(p, COMMAND)]
+    found = [p for p in named if not _is_result(p)]
     if not found:
         raise ModelError(f"{pattern}: found no image; expected a file, a folder or a pattern")
     return sorted(found)
+
+
+def _is_result(path: Path) -> bool:
+    """Whether a file is an earlier result; `require_usable` reports one that cannot be read."""
+    try:
+        return is_output(path, COMMAND)
+    except DataError:
+        return False
 
 
 def _by_name(paths: list[Path]) -> dict[str, Path]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from convert.files import temporary_of
-from convert.found import DATA_SET, SHARDS, found_at
+from convert.found import DATA_SET, SHARDS, found_at, is_of_system
 from model.errors import ModelError
 from model.training.config import RunConfig, read_config, resumed_config
 
@@ -67,7 +67,8 @@ def _files_of(folder: Path) -> list[str]:
     unfinished = {
         temporary_of(folder / name).name for name in (CONFIG, LAST, BEST, METRICS, CURVES)
     }
-    return sorted(path.name for path in folder.iterdir() if path.name not in unfinished)
+    names = (path.name for path in folder.iterdir())
+    return sorted(name for name in names if name not in unfinished and not is_of_system(name))
 
 
 def _require_unsaved(folder: Path) -> None:

@@ -20,6 +20,7 @@ from convert.__main__ import main
 from convert.check import check, summarise
 from convert.errors import DataError, RecordError
 from convert.manifest import MANIFEST
+from convert.metadata import KNOWN
 from convert.names import FOLDERS, Problem
 from convert.pack import PackConfig, pack
 from tests.composites import as_jpeg, composites, make_dataset, reencode, write
@@ -364,3 +365,46 @@ def test_check_and_pack_agree_on_several_mutations(intact: Path, tmp_path: Path)
         good += not problems
         shutil.rmtree(data)
     assert 0 < good < 40
+
+
+def test_keys_of_metadata_that_are_almost_known(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a user's file, only keys that mean something there; notes are kept and reported."""
+    text = '{"samples-per_fgs": 1}'
+    (data / "dataset.json").write_text(text)
+    message = "dataset.json: unknown key 'samples-per_fgs', almost 'samples_per_fg'; rename it"
+    assert [line[: len(message)] for line in lines(data)] == [message]
+    with pytest.raises(DataError, match="unknown key 'samples-per_fgs', almost 'samples_per_fg'"):
+        pack(data, tmp_path / "shards", **QUIETLY)
+    (data / "dataset.json").write_text('{"depth": "given", "depth": "true"}')
+    assert "found the key 'depth' twice in one table" in lines(data)[0]
+    notes = {"licence": "x", "sources": 1, "samples_per_bg": 3, "a\nb": [], "image-size": 2}
+    (data / "dataset.json").write_text(json.dumps(notes))
+    capsys.readouterr()
+    assert lines(data) == []
+    note = "dataset.json: unknown keys have no effect, and are kept: 'licence', 'a\\nb', 'image-s"
+    assert note in capsys.readouterr().err
+    manifest = pack(data, tmp_path / "shards", **QUIETLY)
+    assert capsys.readouterr().err.count(note) == 1
+    assert manifest.provenance["dataset"] == notes
+    notes = {"format": "maskdepth-dataset", "version": 2, "image-size": 2}
+    (data / "dataset.json").write_text(json.dumps(notes))
+    assert "unknown key 'image-size', almost 'image_size'" in lines(data)[0]
+
+
+def test_metadata_is_compared_also_where_names_differ(data: Path) -> None:
+    (data / "fg_bg_mask/bg_000/img_0001.jpg").unlink()
+    notes = {"format": "maskdepth-dataset", "version": 2, "image_size": 2, "samples": 7}
+    (data / "dataset.json").write_text(json.dumps(notes))
+    found = lines(data)
+    assert len(found) == 2
+    assert "img_0001.jpg is missing" in found[0]
+    assert "dataset.json: samples is 7, found 5; image_size is 2, found 32x24" in found[1]
+
+
+def test_the_format_document_lists_the_known_keys() -> None:
+    text = (Path(__file__).parents[2] / "docs/format.md").read_text()
+    table = text.partition("### dataset.json")[2].partition("### placements.npy")[0]
+    rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    assert {name for row in rows for name in re.findall("`(.*?)`", row)} == KNOWN

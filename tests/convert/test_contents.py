@@ -222,3 +222,39 @@ def test_all_files_of_an_output_have_one_of_its_names(kind: Any, tmp_path: Path)
     paths = {f"{folder}/{name}".removeprefix("./") for folder, n in content.items() for name in n}
     assert paths == found
     assert list(contents.foreign_files(tmp_path / "out", kind.names)) == []
+
+
+OF_SYSTEM = (".DS_Store", "Thumbs.db", "._x.jpg", ".fuse_hidden0000a1")
+
+
+@RUNS
+def test_what_file_managers_add_is_ignored(
+    make: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a work folder, in an empty folder of the output's name, and in one that is replaced."""
+    target = tmp_path / "out"
+    work = interrupt(make, target, monkeypatch)
+    make(tmp_path / "truth")
+    truth = tree(tmp_path / "truth")
+
+    def put_all(folder: Path) -> None:
+        (folder / "__MACOSX/a").mkdir(parents=True)
+        for name in (*OF_SYSTEM, "__MACOSX/a/._b"):
+            (folder / name).write_text("x")
+
+    for folder in [work, *(path for path in work.iterdir() if path.is_dir())]:
+        put_all(folder)
+    target.mkdir()
+    (target / ".DS_Store").write_text("x")
+    make(target, resume=True)
+    assert truth.items() <= tree(target).items()
+    make(target, force=True)
+    assert tree(target) == truth
+
+
+def test_a_file_that_only_looks_like_one_of_a_file_manager_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/.DS_Store_notes").write_text("mine")
+    with pytest.raises(DataError, match="that is no finished data set of `compose`"):
+        make_data(tmp_path / "out", force=True)
+    assert (tmp_path / "out/.DS_Store_notes").read_text() == "mine"

@@ -22,7 +22,7 @@ from convert.dataset.networks.archive import safe_archive
 from convert.dataset.networks.device import find_amp, find_device
 from convert.dataset.networks.directions import direction
 from convert.dataset.networks.load import load_model
-from convert.dataset.networks.model import ModelOptions
+from convert.dataset.networks.model import MEANING, ModelOptions
 from convert.errors import DataError, OptionError
 from tests.depth_networks import (
     OFFSET,
@@ -92,7 +92,9 @@ def test_command_with_an_exported_file(tmp_path: Path, name: str) -> None:
     path = SAVE[name](tmp_path / name)
     output = run(data, "--model", path, "--device", "cpu", "--predicts", "inverse")
     assert f"{path}: inverse depth (larger is nearer), as --predicts says; dark will be" in output
-    assert f"{data}: 4 depth maps by {path} (inverse depth)" in output
+    assert (
+        f"{data}: 4 depth maps by {path}, which predicts inverse depth (larger is nearer)" in output
+    )
     made = json.loads((data / "dataset.json").read_text())["depth_model"]
     assert (made["predicts"], made["device"], made["amp"]) == ("inverse", "cpu", "off")
     assert len(made["revision"]) == 64
@@ -391,7 +393,7 @@ def test_model_of_transformers(tmp_path: Path, kind: str, predicts: str) -> None
     command = [data, "--model", folder, "--device", "cpu"]
     output = run(*command, "--batch-size", "4")
     assert f"by its configuration ({kind})" in output
-    assert f"6 depth maps by {folder} ({predicts} depth)" in output
+    assert f"6 depth maps by {folder}, which predicts {MEANING[predicts]}" in output
 
     def maps() -> list[np.ndarray]:
         files = sorted((data / "fg_bg_depth").rglob("*.jpg"))

@@ -82,7 +82,9 @@ def test_killed_at_calls_that_change_files(tmp_path: Path, small_parts: None, st
     states = set()
 
     def run() -> None:
-        write_depth(list_composites(data), MODEL, options(stretch=stretch, resume=True))
+        is_new = not (data / "fg_bg_depth.partial").exists()  # by another model than the old maps
+        how = options(stretch=stretch, resume=True, force=is_new)
+        write_depth(list_composites(data), MODEL, how)
 
     for _ in kill_at_each_call(run, first=4, step=7):
         now = tree(data)
@@ -342,7 +344,9 @@ def test_backgrounds_alone_are_what_compose_takes(photos: Path, tmp_path: Path) 
     made = [*arguments, "--predicts", "metric", "--device", "cpu", "--normalise", "none"]
     done = CliRunner().invoke(main, ["depth", *made, "--stretch", "dataset"])
     assert done.exit_code == 0, done.output
-    assert f"{out}: 3 depth maps by {model} (metric depth)" in done.output
+    assert (
+        f"{out}: 3 depth maps by {model}, which predicts metres (larger is farther)" in done.output
+    )
     assert sorted(path.name for path in out.iterdir()) == [".depth.json", "a.png", "b.png", "c.png"]
     with Image.open(out / "c.png") as image:
         assert image.size == (LONGEST_SIDE, round(30 * LONGEST_SIDE / 2100))
@@ -423,3 +427,17 @@ def test_log_files_have_the_time_that_is_left(
         now[0] += 60
         progress.add(1)
     assert capsys.readouterr().err == ""
+
+
+def test_a_finished_run_is_not_resumed_with_other_options(tmp_path: Path) -> None:
+    data = write_composites(tmp_path / "data", 4)
+    write_depth(list_composites(data), MODEL, options(stretch="dataset"))
+    before = tree(data)
+    message = r"is finished, with other options \(batch_size, stretch\), .* --force makes all maps"
+    with pytest.raises(DataError, match=message):
+        write_depth(list_composites(data), MODEL, options(batch_size=3, resume=True))
+    assert tree(data) == before
+    made = write_depth(list_composites(data), MODEL, options(resume=True, force=True))
+    assert made["depth_model"]["stretch"] == "image"
+    other = DepthModel("b/model", red, "metric")  # without --resume, estimates replace estimates
+    assert write_depth(list_composites(data), other, options())["depth_model"]["name"] == "b/model"

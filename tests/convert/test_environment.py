@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import shutil
 import signal
@@ -59,6 +60,17 @@ def test_a_full_disk_behind_the_standard_output(
     full.close()  # nothing is left in its buffer that would fail again
     expected = "Error: standard output: cannot be written (No space left on device); fix that"
     assert capsys.readouterr().err == f"{expected} and run again\n"
+
+
+def test_a_full_disk_behind_an_output_without_a_buffer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As with PYTHONUNBUFFERED: nothing is left that a later flush would fail to write."""
+    raw = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, write_through=True))
+    with pytest.raises(SystemExit, match="2"):
+        failing(None, "text")(["fail"])
+    assert "Error: standard output: cannot be written (No space" in capsys.readouterr().err
 
 
 def test_an_unexpected_error_of_the_operating_system_is_one_line() -> None:

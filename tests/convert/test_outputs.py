@@ -128,3 +128,18 @@ def test_a_picture_has_the_suffix_of_its_format(name: str) -> None:
         PNG.convert(name, None, None)
     for valid in ("x.png", "a/x.PNG"):
         assert PNG.convert(valid, None, None) == Path(valid)
+
+
+def test_nothing_is_written_among_files_of_ours(tmp_path: Path) -> None:
+    for name in ("data/bg", "data/fg_bg/a", "data/other", "photos/bg", "shards/other"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("manifest.json", "backgrounds.npy"):
+        (tmp_path / "shards" / name).touch()
+    (tmp_path / "link").symlink_to(tmp_path / "data/bg")
+    for name in ("data/x", "data/bg/x", "data/fg_bg/a/x", "data/fg_bg_mask/new/x", "link/x"):
+        with pytest.raises(DataError, match=rf"{name}: is inside a data set \(.*/data\), which w"):
+            require_output(tmp_path / name, "show")
+    with pytest.raises(DataError, match=r"x: is inside a shard folder \(.*/shards\), which would"):
+        require_output(tmp_path / "shards/x", "show")
+    for name in ("data/other/x", "photos/x", "photos/bg/x", "shards/other/x", "x"):
+        require_output(tmp_path / name, "show")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -19,14 +20,16 @@ from convert.dataset.canvas import Cutout, paste
 from convert.dataset.compose import compose
 from convert.dataset.compose_shards import compose_shards
 from convert.dataset.effects import colour_moments, match_colours
+from convert.dataset.photos import scale_cutout
 from convert.dataset.places import Shape, draw_placements
 from convert.dataset.plan import make_plan
 from convert.dataset.remake import remake
+from convert.dataset.scaling import reduce, scale
 from convert.errors import DataError, OptionError
 from convert.jpeg.splice import encode
 from convert.pack import pack
 from convert.source import Source, read_source
-from convert.style import Style, make_style
+from convert.style import MASK_ALPHA, Style, make_style
 from convert.verify import verify
 from tests.pictures import texture
 from tests.trees import tree
@@ -230,12 +233,13 @@ def test_a_shadow_darkens_the_ground_at_the_feet_alone(place: tuple[int, int]) -
     ("arguments", "message"),
     [
         (["--heights", "0.5", "0.3"], "--heights: found the larger one first, expected the smalle"),
-        (["--size-by-depth"], "--size-by-depth: found one height, expected two with --heights"),
+        (["--size-by-depth"], "--size-by-depth: found one height, expected two; add --heights"),
+        (["--placements", "foo"], "'foo' is neither an even number from 2 on nor original"),
+        (["--placements", "1"], "'1' is neither an even number from 2 on nor original"),
         (
             ["--placements", "original", "--heights", "0.3", "0.5"],
             "--placements: found original with --heights; leave one out",
         ),
-        (["--placements", "others"], "'others' is not a valid integer"),
         (["--heights", "0.5", "1"], "1.0 is not in the range 0<x<1"),
         (["--shadow", "nan"], "--shadow must be a finite number, found nan"),
     ],
@@ -288,3 +292,28 @@ def test_soft_edges_need_an_opaque_pixel(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match=r"a.png: found no pixel with an alpha of 128 or more when"):
         compose(tmp_path / "data", style=Style(soft_edges=True), **options, **QUIET)
+
+
+@pytest.mark.parametrize("soft_edges", [True, False])
+def test_a_mask_is_checked_at_all_heights(soft_edges: bool) -> None:
+    """A thin line may vanish at some heights between the smallest and the largest."""
+    level = MASK_ALPHA if soft_edges else 1
+    style, between = Style(heights=(0.5, 0.9), soft_edges=soft_edges), 0
+    lines = ((1, 255), (2, 190), (3, 1), (20, 255))
+    for row, (rows, alpha) in itertools.product(range(4, 50, 3), lines):
+        cutout = np.zeros((58, 20, 4), np.uint8)
+        cutout[row : row + rows, 2:18] = (200, 0, 0, alpha)
+        largest = scale_cutout(cutout, 58, 64, Path("x"))
+        shown = []
+        for height in range(32, 59):
+            try:
+                shown.append(bool((reduce(largest, height, Path("x"))[..., 3] >= level).any()))
+            except DataError:
+                shown.append(False)
+        if all(shown):
+            scale(style, cutout, 64, Path("x"))
+        else:
+            with pytest.raises(DataError, match=f"x: found no pixel with an alpha of {level} or"):
+                scale(style, cutout, 64, Path("x"))
+        between += shown[0] and shown[-1] and not all(shown)
+    assert not soft_edges or between > 5

@@ -289,8 +289,8 @@ def test_closed_loader_says_so(any_engine: str, shards: Path) -> None:
         loader.epoch(0)
 
 
-@pytest.mark.parametrize("device", ["mps", "nonsense", "cuda:99", "meta"])
-def test_unknown_device(any_engine: str, shards: Path, device: str) -> None:
+@pytest.mark.parametrize("device", ["mps", "nonsense", "cuda:99", "meta", None, 1.5, 2**64])
+def test_unknown_device(any_engine: str, shards: Path, device: Any) -> None:
     with pytest.raises(DataError, match=rf"device {device}: "):
         build_loader(any_engine, shards, batch_size=8, device=device)
 

@@ -94,6 +94,16 @@ def test_workers_of_a_data_loader(shards: Path, need_engine: Callable[[str], Non
         list(DataLoader(build, None, num_workers=2))
 
 
+def test_batches_are_not_stacked_to_batches(loader: Loader) -> None:
+    """DataLoader alone takes a batch size of 1, and yielded tensors of five dimensions."""
+    for stacked in (DataLoader(loader), DataLoader(loader, batch_size=4)):
+        with pytest.raises(DataError, match=r"use DataLoader\(loader, batch_size=None\)"):
+            next(iter(stacked))
+    (first, *_), batch = DataLoader(loader, batch_size=None), next(loader.epoch(0))
+    assert type(first) is Batch
+    assert first.fg_bg.shape == batch.fg_bg.shape == (8, 3, 96, 96)
+
+
 def test_it_cannot_be_copied(loader: Loader) -> None:
     for method in (pickle.dumps, copy.copy):
         with pytest.raises(DataError, match="cannot be copied or sent to another process"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,21 @@ def test_all_problems_of_headers_are_found_before_the_network_runs(photos: Path)
     (photos / "empty/bg.png").unlink()
     with pytest.raises(ModelError, match="empty: found no image"):
         pair_images(str(photos / "empty"), str(photos / "people"))
+
+
+def test_irregular_files_among_photos_are_all_listed(photos: Path) -> None:
+    for name in ("a", "c"):
+        (photos / f"people/{name}.png").unlink()
+        os.mkfifo(photos / f"people/{name}.png")
+    for name in ("._b.png", ".DS_Store", "Thumbs.db"):
+        (photos / "people" / name).write_text("of a file manager")
+    pairs = pair_images(str(photos / "empty"), str(photos / "people"))
+    assert [pair.name for pair in pairs] == ["a", "b", "c"]
+    with pytest.raises(DataError) as caught:
+        require_usable(pairs)
+    _, *found = caught.value.message.splitlines()
+    assert all("found a named pipe" in line for line in found)
+    assert len(found) == 2
 
 
 def test_a_pair_that_cannot_be_used_does_not_stop_the_others(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import ERROR, getLogger
@@ -18,6 +19,7 @@ from convert.dataset.networks.directions import direction
 from convert.dataset.networks.model import DepthModel, ModelOptions
 from convert.errors import DataError
 from convert.files import hash_file
+from convert.found import visible
 
 
 def load_from_hub(name: str, options: ModelOptions) -> DepthModel:
@@ -85,8 +87,8 @@ def _revision(name: str, config: Any) -> str:
     if not Path(name).is_dir():
         return str(getattr(config, "_commit_hash", None) or "")
     digest = hashlib.sha256()
-    for file in sorted(Path(name).iterdir()):
-        if file.is_file() and not file.name.startswith("."):
+    for file in (Path(name, entry) for entry in visible(os.listdir(name))):
+        if file.is_file():
             digest.update(f"{file.name} {hash_file(file)}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
