@@ -18,6 +18,9 @@ from convert.found import DATA_SET, FOLDER, NOTHING, found_at, visible
 
 T = TypeVar("T")
 
+LEVELS = "bg_depth"
+"""Folder of the depth maps of backgrounds, in data sets whose composites depend on them."""
+
 FOLDERS = {"fg_bg": "fg_bg", "mask": "fg_bg_mask", "depth": "fg_bg_depth"}
 """Folder of each field."""
 

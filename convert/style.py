@@ -21,6 +21,9 @@ ORIGINAL_PLACEMENTS = 40
 _Share = Annotated[float, Field(gt=0, lt=1)]
 _Strength = Annotated[float, Field(ge=0, le=1)]
 
+_LATER = ("occlusion",)
+"""Options of which `dataset.json` says nothing while they are off, as before there were any."""
+
 
 class Style(Schema):
     """How composites are made. The defaults are the rule of `convert.dataset.compose`.
@@ -29,7 +32,8 @@ class Style(Schema):
     smallest and largest of a foreground, as shares of the image's. size_by_depth: by the row of
     its feet, instead of at random. soft_edges: blend by alpha; the mask is where alpha is at least
     `MASK_ALPHA`. match_colours: how far the foreground's colours are moved to those of the
-    background, 0..1. shadow: how dark the shadow at its feet is, 0..1. quality: of the JPEGs of
+    background, 0..1. shadow: how dark the shadow at its feet is, 0..1. occlusion: nearer parts of
+    the background hide a foreground (`convert.dataset.pasting.stand`). quality: of the JPEGs of
     fg_bg and mask.
     """
 
@@ -39,12 +43,24 @@ class Style(Schema):
     soft_edges: bool = False
     match_colours: _Strength = 0.0
     shadow: _Strength = 0.0
+    occlusion: bool = False
     quality: Annotated[int, Field(ge=1, le=100)] = QUALITY
 
     @property
     def has_one_height(self) -> bool:
         """Whether all foregrounds have the same height."""
         return self.heights[0] == self.heights[1]
+
+    @property
+    def needs_levels(self) -> bool:
+        """Whether fg_bg and mask depend on the depth of the background."""
+        return self.occlusion
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values, without options that earlier versions do not have and that are off."""
+        values = self.model_dump(mode="json")
+        off = Style().model_dump(mode="json")
+        return {k: v for k, v in values.items() if k not in _LATER or v != off[k]}
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:

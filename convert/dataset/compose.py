@@ -35,7 +35,7 @@ from convert.disk import sync_file_system
 from convert.errors import DataError
 from convert.files import read_file, write_json
 from convert.metadata import DATASET, DATASET_FORMAT, ComposedMetadata
-from convert.names import FOLDERS, bg_name, fg_name, sample_name
+from convert.names import FOLDERS, LEVELS, bg_name, fg_name, sample_name
 from convert.outputs import (
     require_kept,
     require_outside,
@@ -66,10 +66,12 @@ def _content(folder: Path) -> Content:
     bgs, fgs, samples = made.backgrounds or 0, made.foregrounds or 0, made.samples_per_bg or 0
     stems = [bg_name(bg, bgs) for bg in range(bgs)]
     images = frozenset(f"{sample_name(number, samples)}.jpg" for number in range(samples))
+    levels = {LEVELS: frozenset(f"{stem}.png" for stem in stems)} if made.style.needs_levels else {}
     return {
         ".": frozenset({DATASET, PLACEMENTS}),
         "bg": frozenset(f"{stem}.jpg" for stem in stems),
         "fg": frozenset(f"{fg_name(fg, fgs)}.png" for fg in range(fgs)),
+        **levels,
         **{f"{name}/{stem}": images for name in FOLDERS.values() for stem in stems},
     }
 
@@ -79,7 +81,7 @@ DATASET_FOLDER = Output(
     command="compose",
     last=DATASET,
     names=re.compile(
-        rf"bg/bg_\d+\.jpg|fg/fg_\d+\.png|({'|'.join(FOLDERS.values())})/bg_\d+/img_\d+\.jpg"
+        rf"bg/bg_\d+\.jpg|fg/fg_\d+\.png|{LEVELS}/bg_\d+\.png|({'|'.join(FOLDERS.values())})/bg_\d+/img_\d+\.jpg"
         rf"|{re.escape(DATASET)}|{re.escape(PLACEMENTS)}"
     ),
     content=_content,

@@ -21,12 +21,13 @@ from tqdm import tqdm
 
 from convert.contents import PARTS
 from convert.dataset import photos, scaling, scenes
-from convert.dataset.canvas import Canvas, Cutout, encode_jpeg
+from convert.dataset.canvas import Canvas, encode_jpeg, stretch
+from convert.dataset.pasting import Cutout, Foreground
 from convert.dataset.places import Shape, draw_placements
 from convert.dataset.plan import Plan, plan_metadata
 from convert.layout import Layout
 from convert.maps import load_array
-from convert.names import FOLDERS
+from convert.names import FOLDERS, LEVELS
 from convert.placements import PLACEMENT, PLACEMENTS, write_placements
 from convert.source import PlacementsFile, Sample
 from convert.workers import SentOnce, run_all
@@ -102,18 +103,18 @@ class Composed(SentOnce):
             return canvas.cutout(scaled[:, ::-1] if flipped else scaled)
 
         for _, fg, flipped, x, y, scale in rows.tolist():
-            yield canvas.encode(cutout(fg, flipped, scale), x, y)
+            yield canvas.encode([Foreground(cutout(fg, flipped, scale), x, y)])
 
 
 def prepare(plan: Plan, folder: Path, executor: Executor, hidden: bool | None) -> Composed:
     """Write backgrounds, cut-outs and the table of samples to ``folder``.
 
     Depth of the backgrounds and cut-outs of the largest height are in `PARTS`: they are no part of
-    a data set.
+    a data set. The levels of that depth are, where a composite depends on them.
 
     hidden: as `disable` of a tqdm bar. Raises DataError for a file that cannot be used.
     """
-    for name in ("bg", "fg", PARTS):
+    for name in ("bg", "fg", PARTS, *([LEVELS] if plan.style.needs_levels else [])):
         (folder / name).mkdir(exist_ok=True)
     tasks: list[tuple[Any, ...]] = [
         (_write_background, plan, folder, bg) for bg in range(plan.backgrounds)
@@ -166,6 +167,8 @@ def _write_background(plan: Plan, folder: Path, bg: int) -> dict[int, Shape]:
         else:
             depth = photos.open_depth(plan.bg_depth.files[bg], photo, plan.size)
     np.save(folder / PARTS / f"{plan.bg_name(bg)}.npy", depth)
+    if plan.style.needs_levels:
+        Image.fromarray(stretch(depth)).save(folder / LEVELS / f"{plan.bg_name(bg)}.png")
     return {}
 
 

@@ -56,16 +56,18 @@ def shadow_ellipse(inside: np.ndarray) -> tuple[float, float, float, float]:
 
 @numba.njit(cache=True, nogil=True)
 def darken(
-    pixels: np.ndarray, row: float, column: float, down: float, across: float, strength: float
-) -> None:
+    pixels: np.ndarray, row: float, column: float, down: float, across: float, strength: float,
+    levels: np.ndarray, nearest: int,
+) -> None:  # fmt: skip
     """Multiply pixels within an ellipse by 1 - strength * (1 - distance^2)^2.
 
-    pixels: uint8 (h, w, 3), changed in place. distance: from the centre, 1 at the edge.
+    pixels: uint8 (h, w, 3), changed in place, but not those with ``levels`` below ``nearest``.
+    levels: uint8 (h, w). distance: from the centre, 1 at the edge.
     """
     for y in range(pixels.shape[0]):
         for x in range(pixels.shape[1]):
             far = ((y - row) / down) ** 2 + ((x - column) / across) ** 2
-            if far < 1:
+            if far < 1 and levels[y, x] >= nearest:
                 factor = 1 - strength * (1 - far) * (1 - far)
                 for channel in range(3):
                     pixels[y, x, channel] = np.uint8(pixels[y, x, channel] * factor + 0.5)

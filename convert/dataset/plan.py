@@ -65,6 +65,12 @@ class Plan:
                 "the foreground flipped left-right",
             )
 
+        if self.style.occlusion and self.depth == "prior":
+            raise OptionError(
+                "occlusion",
+                ": found photos without depth, expected their depth maps as --bg-depth; "
+                "`python -m convert depth --of backgrounds` makes some",
+            )
         if self.style.places == "original" and self.placements != ORIGINAL_PLACEMENTS:
             raise OptionError(
                 "placements",
@@ -90,6 +96,13 @@ class Plan:
             folder and folder.absolute() for folder in (self.bg, self.fg, self.bg_depth)
         )
         return replace(self, bg=bg, fg=fg, bg_depth=bg_depth)
+
+    @property
+    def depth(self) -> str:
+        """Where depth is from: "true", of drawn scenes, "given", or the "prior" of flat ground."""
+        if self.bg is None:
+            return "true"
+        return "prior" if self.bg_depth is None else "given"
 
     @property
     def samples_per_bg(self) -> int:
@@ -186,18 +199,15 @@ def plan_metadata(plan: Plan) -> dict[str, object]:
     """What `dataset.json` says of a plan: all that decides the bytes, no time and no host."""
     folders = {name: plan.folders.get(name) for name in ("bg", "fg", "bg_depth")}
     counts = ("backgrounds", "foregrounds", "placements", "size", "seed")
-    depth: dict[str, object] = {"depth": "true" if plan.bg is None else "prior"}
-    if plan.bg_depth is not None:
-        about = read_about(plan.bg_depth.path)
-        depth = {"depth": "given"}
-        if about is not None:
-            depth = {"depth": "estimated", "depth_model": about.depth_model}
+    depth: dict[str, object] = {"depth": plan.depth}
+    if plan.bg_depth is not None and (about := read_about(plan.bg_depth.path)) is not None:
+        depth = {"depth": "estimated", "depth_model": about.depth_model}
     return {
         "format": DATASET_FORMAT,
         "version": DATASET_VERSION,
         "arguments": {k: None if v is None else str(v.path) for k, v in folders.items()}
         | {name: getattr(plan, name) for name in counts},
-        "style": plan.style.model_dump(mode="json"),
+        "style": plan.style.to_json(),
         "seed": plan.seed,
         "image_size": plan.size,
         "backgrounds": plan.backgrounds,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from convert.dataset import scaling
-from convert.dataset.canvas import Cutout, paste
 from convert.dataset.composed import open_rgb
 from convert.dataset.effects import colour_moments
+from convert.dataset.pasting import Cutout, Foreground, paste
 from convert.dataset.photos import list_images, open_cutout
 from convert.errors import DataError
+from convert.images import opened
 from convert.metadata import ComposedMetadata
+from convert.names import LEVELS
 from convert.source import Source
 
 
@@ -47,10 +49,26 @@ def remake(source: Source, index: int) -> tuple[np.ndarray, np.ndarray]:
     if scaled.shape[1] > fg_bg.shape[1] - x:
         raise _beyond(source, index, f"{scaled.shape[1]} pixels wide at column {x}")
     moments = colour_moments(fg_bg.reshape(-1, 3))
-    patch = paste(fg_bg, Cutout(scaled[:, ::-1] if flipped else scaled, style, moments), x, y)
+    cut = Cutout(scaled[:, ::-1] if flipped else scaled, style, moments)
+    levels = read_levels(source, bg) if style.needs_levels else np.zeros(fg_bg.shape[:2], np.uint8)
+    patch = paste(fg_bg, levels, [Foreground(cut, x, y)], style)
     mask = np.zeros(fg_bg.shape[:2], np.uint8)
     fg_bg[patch.box], mask[patch.box] = patch.fg_bg, patch.mask != 0
     return fg_bg, mask
+
+
+def read_levels(source: Source, bg: int) -> np.ndarray:
+    """Depth of a background that `compose` wrote, uint8 (H, W); DataError for anything else."""
+    path = source.folder / LEVELS / f"{source.bg[bg].stem}.png"
+    with opened(path) as image:
+        mode, found = image.mode, np.asarray(image)
+    expected = source.layout.height, source.layout.width
+    if mode != "L" or found.shape != expected:
+        raise DataError(
+            f"{path}: found {mode} of {found.shape[1]}x{found.shape[0]}, expected 8 bit gray (L) "
+            f"of {expected[1]}x{expected[0]}; restore it, or compose again"
+        )
+    return found
 
 
 def _beyond(source: Source, index: int, what: str) -> DataError:

@@ -23,11 +23,10 @@ from PIL import Image
 from convert.dataset.canvas import (
     DEPTH_QUALITY,
     Canvas,
-    Cutout,
-    paste,
     stretch,
 )
 from convert.dataset.compose import compose
+from convert.dataset.pasting import Cutout, Foreground
 from convert.dataset.photos import open_cutout, scale_cutout
 from convert.dataset.places import place
 from convert.dataset.plan import Plan
@@ -171,7 +170,7 @@ def test_paste_follows_the_rule(person: np.ndarray, data: st.DataObject) -> None
     fg_bg, mask, gray = whole(canvas, image, depth, cutout, x, y)
     qualities = (QUALITY, QUALITY, DEPTH_QUALITY)
     expected = tuple(map(encode, (fg_bg, mask, gray), qualities))
-    assert canvas.encode(cutout, x, y) == expected
+    assert canvas.encode([Foreground(cutout, x, y)]) == expected
     inside = np.zeros((20, 20), bool)
     box = np.s_[y : y + person.shape[0], x : x + person.shape[1]]
     inside[box] = person[..., 3] != 0
@@ -195,11 +194,11 @@ def whole(
     canvas: Canvas, image: np.ndarray, depth: np.ndarray, cutout: Cutout, x: int, y: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A composite, its mask and its depth of three channels, before they become JPEGs."""
-    patch = paste(image, cutout, x, y)
+    patch = canvas.compose([Foreground(cutout, x, y)])
     fg_bg, mask = image.copy(), np.zeros(image.shape[:2], np.uint8)
     fg_bg[patch.box], mask[patch.box] = patch.fg_bg, patch.mask
     gray = np.repeat(stretch(depth)[..., None], 3, axis=2)
-    pixels, top, left = canvas.paste_depth(patch)
+    pixels, top, left = canvas.stretched_depth(patch)
     gray[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
     return fg_bg, mask, gray
 

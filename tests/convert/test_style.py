@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from convert.__main__ import main
-from convert.dataset.canvas import Cutout, paste
 from convert.dataset.compose import compose
 from convert.dataset.compose_shards import compose_shards
 from convert.dataset.effects import colour_moments, match_colours
+from convert.dataset.pasting import Cutout, Foreground, paste
 from convert.dataset.photos import scale_cutout
 from convert.dataset.places import Shape, draw_placements
 from convert.dataset.plan import make_plan
@@ -35,6 +35,7 @@ from tests.pictures import texture
 from tests.trees import tree
 
 QUIET: dict[str, Any] = {"workers": 0, "progress": False}
+FLAT = np.zeros((64, 64), np.uint8)
 EVERYTHING = Style(
     heights=(0.25, 0.6), size_by_depth=True, soft_edges=True, match_colours=0.5, shadow=0.7,
     quality=80,
@@ -79,7 +80,7 @@ def test_every_sample_can_be_made_again(style: Style, tmp_path: Path) -> None:
     options = folders(tmp_path, 64, (90, 40), (41, 30))
     compose(tmp_path / "data", style=style, placements=4, **options, **QUIET)
     source = read_source(tmp_path / "data")
-    assert source.metadata["style"] == style.model_dump(mode="json")
+    assert source.metadata["style"] == style.to_json()
     check_files(source, style.quality)
     plain = tmp_path / "plain"
     compose(plain, placements=4, **options, **QUIET)
@@ -183,9 +184,9 @@ def test_heights_and_places_are_within_the_image(
 def test_soft_edges_blend_by_alpha() -> None:
     image, colour = texture(64, 64), texture(30, 20, seed=1)
     alpha = np.linspace(0, 255, 600).reshape(30, 20).astype(np.uint8)
-    patch = paste(
-        image, Cutout(np.dstack([colour, alpha]), Style(soft_edges=True), np.ones((2, 3))), 9, 21
-    )
+    style = Style(soft_edges=True)
+    cutout = Cutout(np.dstack([colour, alpha]), style, np.ones((2, 3)))
+    patch = paste(image, FLAT, [Foreground(cutout, 9, 21)], style)
     found = image.copy()
     found[patch.box] = patch.fg_bg
     share = np.zeros((64, 64, 1))
@@ -216,7 +217,8 @@ def test_a_shadow_darkens_the_ground_at_the_feet_alone(place: tuple[int, int]) -
     rgba = np.zeros((31, 21, 4), np.uint8)
     rgba[:30, 5:16] = (9, 90, 30, 255)
     x, y = place
-    patch = paste(image, Cutout(rgba, Style(shadow=0.5), np.ones((2, 3))), x, y)
+    style = Style(shadow=0.5)
+    patch = paste(image, FLAT, [Foreground(Cutout(rgba, style, np.ones((2, 3))), x, y)], style)
     found, mask = image.copy(), np.zeros((64, 64), bool)
     found[patch.box], mask[patch.box] = patch.fg_bg, patch.mask == 255
     assert (found[mask] == (9, 90, 30)).all()
@@ -263,7 +265,7 @@ def test_the_options_of_the_command_line(tmp_path: Path) -> None:
     )  # fmt: skip
     check_files(read_source(tmp_path / "out"), 90)
     found = json.loads((tmp_path / "out/dataset.json").read_text())["style"]
-    assert found == style.model_dump(mode="json")
+    assert found == style.to_json()
 
 
 @pytest.mark.parametrize(
