@@ -50,7 +50,6 @@ from model.training.folder import (
     BEST,
     CURVES,
     PREDICTIONS,
-    TENSORBOARD,
     TRACE,
     config_to_run,
     naming_resume,
@@ -74,7 +73,7 @@ def main() -> None:
 # --- fit ---------------------------------------------------------------------------------
 
 
-@main.command()
+@main.command(cls=cli.Fit)
 @click.argument("shards")
 @click.argument("run_dir", type=cli.PATH)
 @cli.fit_options(SPLITS)
@@ -144,8 +143,13 @@ def train_run(run: Run, network: DualDecoderUNet, rank: int, profile: int) -> No
             err=True,
         )
     trials = try_in_training(run, engines, open_stage, device)
-    board = run.folder / TENSORBOARD if config.tensorboard else None
-    reporter = Reporter(shown=run.first, board=board, step=run.steps)
+    reporter = Reporter(
+        shown=run.first,
+        logs=config.logs,
+        folder=run.folder,
+        step=run.steps,
+        config=config.summary(),
+    )
     with joined(rank, config.world_size, device), reporter.reporting(), run.saving():
         trials = from_first_rank(trials)
         run.record(data=run.config.data.changed(engine=fastest(trials)))

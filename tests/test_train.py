@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import errno
 import json
 import re
 import resource
@@ -499,22 +498,6 @@ def test_two_runs_in_one_folder_are_kept_apart(dataset: Path, recipe: str, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_tensorboard_shows_every_epoch(dataset: Path, recipe: str, tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard", reason="tensorboard is not installed (its extra)")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    result = fit(dataset, tmp_path / "run", recipe, "--tensorboard")
-    assert result.exit_code == 0, result.output
-    events = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
-    losses = [(e.step, e.value) for e in events.Scalars("epoch/train_loss")]
-    expected = [float(row["train_loss"]) for row in figures(tmp_path / "run")]
-    assert losses == [(5 * n, pytest.approx(v)) for n, v in enumerate(expected, start=1)]
-    shapes = [(e.width, e.height) for e in events.Images("validation")]
-    assert "TensorBoard: " in result.output
-    assert shapes == [(4 * 16, 4 * 16)] * 3  # bg, fg_bg, target, prediction; four samples
-
-
 def test_resume_without_a_run_says_that_it_starts_one(
     dataset: Path, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -651,24 +634,6 @@ def test_a_full_disk_is_one_line(
         assert resumed.exit_code == 0, resumed.output
         assert "stopped before it saved a step; it starts from the beginning" in resumed.stderr
         assert load_file(tmp_path / "run/best.safetensors")["encoder.inc.0.weight"].shape[0] == 2
-
-
-@pytest.mark.usefixtures("no_pictures")
-def test_a_disk_that_is_full_for_tensorboard_is_one_line(
-    dataset: Path, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    pytest.importorskip("tensorboard", reason="tensorboard is not installed (its extra)")
-
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    record_writer = "tensorboard.summary.writer.record_writer.RecordWriter"
-    monkeypatch.setattr(f"{record_writer}.write", full)
-    result = fit(dataset, tmp_path / "run", recipe, "--tensorboard", "--loader", "reference")
-    expected = f"Error: {tmp_path}/run/tensorboard: cannot be written: No space left on device\n"
-    assert (result.exit_code, result.stderr) == (2, expected)
-    assert capsys.readouterr().err == ""
 
 
 def test_the_seed_decides_the_augmentation(

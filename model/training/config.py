@@ -9,20 +9,21 @@ from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from convert.errors import DataError, OptionError
 from convert.files import read_regular
 from convert.limits import MOST_WORKERS
-from convert.schema import Count, Positive, Schema, one_of, parse_table
+from convert.schema import Count, Items, Positive, Schema, one_of, parse_table
 from model.errors import ModelError
 from model.files import replace_bytes
 from model.precision import AMP, COMPILE
 from model.recipe import WIDEST, Recipe
+from model.training.logs import LOGS
 
 CHANGEABLE = (
     "shards", "engine", "device", "workers", "max_bad", "check",
-    "amp", "compile", "save_minutes", "tensorboard",
+    "amp", "compile", "save_minutes", "logs",
 )  # fmt: skip
 """Options that a resumed run may change: they decide where and how fast it runs and, but for
 rounding, not its results. The folder of the data may move or hold another format, because
@@ -31,6 +32,10 @@ rounding, not its results. The folder of the data may move or hold another forma
 
 OWN_ORDER = "dali-stream"
 """The engine whose epochs have another order than those of all other engines."""
+
+
+def _once(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
 
 
 class DataConfig(Schema):
@@ -80,14 +85,23 @@ class RunConfig(Schema):
     """Mixed precision: auto, off, tf32, bf16 or fp16."""
     compile: Annotated[str, one_of(COMPILE)] = "auto"
     """off, a mode of torch.compile (default, reduce-overhead, max-autotune), or auto."""
-    tensorboard: bool = False
-    """Whether scalars and pictures are also written to RUN_DIR/tensorboard."""
+    logs: Annotated[Items[Annotated[str, one_of(tuple(LOGS))]], AfterValidator(_once)] = ()
+    """Where scalars and pictures are also written: tensorboard, wandb, mlflow."""
     world_size: Positive = 1
     """Processes that train together; each takes batches of the recipe's size."""
     save_minutes: Annotated[float, Field(ge=0)] = 5.0
     """Minutes between two saved states within an epoch; 0 saves after every step."""
     fingerprint: str = ""
     """Fingerprint of the data set (`provenance.fingerprint`); empty until the data is open."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_old(cls, value: object) -> object:
+        """Runs that were started before there was `logs` have `tensorboard`, true or false."""
+        if isinstance(value, Mapping) and isinstance(value.get("tensorboard"), bool):
+            rest = {key: entry for key, entry in value.items() if key != "tensorboard"}
+            return {"logs": ["tensorboard"] if value["tensorboard"] else [], **rest}
+        return value
 
     @classmethod
     def from_options(cls, options: Mapping[str, object]) -> Self:
@@ -102,6 +116,13 @@ class RunConfig(Schema):
             return cls.from_json({"data": DataConfig.from_options(data), **rest})
         except ValueError as error:
             raise _wrong_option(cls, error) from None
+
+    def summary(self) -> dict[str, object]:
+        """Plain values without further levels, as logs show them."""
+        options = {**dict(self.data), **dict(self), "recipe": self.recipe.name}
+        del options["data"], options["logs"]
+        stages = {f"stage_{n}": str(stage) for n, stage in enumerate(self.recipe.stages, start=1)}
+        return {**options, **stages}
 
 
 def _wrong_option(schema: type[Schema], error: ValueError) -> DataError:

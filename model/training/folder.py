@@ -12,10 +12,12 @@ from convert.files import temporary_of
 from convert.found import DATA_SET, SHARDS, found_at, is_of_system
 from model.errors import ModelError
 from model.training.config import RunConfig, read_config, resumed_config
+from model.training.logs import IDS
 
 CONFIG, LAST, BEST, METRICS = "config.json", "last.pt", "best.safetensors", "metrics.csv"
-CURVES, PREDICTIONS, TENSORBOARD = "curves.png", "predictions.png", "tensorboard"
-TRACE = "trace.json.gz"
+CURVES, PREDICTIONS, TRACE = "curves.png", "predictions.png", "trace.json.gz"
+LOGGED = ("tensorboard", "wandb", IDS)
+"""What logs write."""
 
 
 def config_to_run(
@@ -74,7 +76,7 @@ def _files_of(folder: Path) -> list[str]:
 def _require_unsaved(folder: Path) -> None:
     """Raise ModelError if a run without `last.pt` has files that it would overwrite."""
     # Steps may have been traced and shown while the first state was being written.
-    found = [name for name in _files_of(folder) if name not in (CONFIG, TRACE, TENSORBOARD)]
+    found = [name for name in _files_of(folder) if name not in (CONFIG, TRACE, *LOGGED)]
     if found:
         raise ModelError(
             f"{folder}: found {', '.join(found)} of a run, but not {LAST}, without which it cannot "

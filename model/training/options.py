@@ -10,10 +10,12 @@ from typing import Any, TypeVar
 
 import click
 
+from convert import errors
 from convert.limits import MOST_WORKERS
 from model.precision import AMP, COMPILE
 from model.recipe import RECIPES, WIDEST
 from model.training.disturbance import load_disturbance
+from model.training.logs import LOGS
 
 Command = TypeVar("Command", bound=Callable[..., object])
 Decorator = Callable[[Command], Command]
@@ -142,7 +144,11 @@ def fit_options(splits: Sequence[str]) -> Decorator:
             "GPU from compute capability 7.0 with Triton, or off if that fails; off elsewhere; "
             "kept with --resume.",
         ),
-        flag("--tensorboard", help="Write scalars and pictures to RUN_DIR/tensorboard."),
+        option(
+            "--log", "logs", multiple=True, type=click.Choice(tuple(LOGS)),
+            help="Also write scalars and pictures to RUN_DIR/tensorboard, to Weights & Biases, or "
+            "to the MLflow that MLFLOW_TRACKING_URI names. May be given for several.",
+        ),
         option(
             "--profile", type=click.IntRange(min=0), default=0,
             help="Write a trace of that many training steps to RUN_DIR/trace.json.gz, after 3 to "
@@ -153,6 +159,17 @@ def fit_options(splits: Sequence[str]) -> Decorator:
             help="Resume the run in RUN_DIR; on a CPU with the same results, bit for bit.",
         ),
     )  # fmt: skip
+
+
+class Fit(errors.Command):
+    """Takes `--tensorboard`, the old form of `--log tensorboard`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--tensorboard" in args:
+            click.echo("Warning: --tensorboard is now --log tensorboard; use that", err=True)
+            at = args.index("--tensorboard")
+            args = [*args[:at], "--log", "tensorboard", *args[at + 1 :]]
+        return super().parse_args(ctx, args)
 
 
 def image_options(*, required: bool) -> Decorator:

@@ -1,15 +1,12 @@
-"""What a run reports while it trains: lines on standard output and, if wanted, TensorBoard."""
+"""What a run reports while it trains: lines on standard output, and to the logs it is given."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 import torch
@@ -20,54 +17,42 @@ from tqdm import tqdm
 from model.contract import PRIOR, Inputs, Loader, about_depth
 from model.errors import ModelError
 from model.training.evaluation import Prediction
+from model.training.logs import LOGS, Log, LoggedRun, require_installed
 from model.training.pace import Pace, Plan, duration
 from model.training.report import DEPTH_FIGURES
 from model.training.state import Position
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 PICTURE_ROWS = 4
 """Samples in a picture."""
 
 
 class Reporter:
-    """Prints lines, and writes TensorBoard's files if it has a folder for them.
+    """Prints lines, and writes to logs.
 
-    shown: whether anything is reported, on one rank of several.
-    board: the folder of TensorBoard's files, or None. step: where the run resumes; what an
-        earlier process wrote after it is hidden.
+    shown: whether anything is reported, on one rank of several. logs: names of `LOGS`.
+    folder: RUN_DIR. step: where the run begins or resumes. config: plain values, for the logs.
 
-    Raises ModelError if the extra `tensorboard` is not installed or the folder cannot be written.
+    Raises ModelError if the library of a log is not installed.
     """
 
-    def __init__(self, *, shown: bool, board: Path | None = None, step: int = 0) -> None:
+    def __init__(
+        self, *, shown: bool, logs: Sequence[str] = (), folder: Path = Path(), step: int = 0,
+        config: Mapping[str, object] | None = None,
+    ) -> None:  # fmt: skip
         self.shown, self.step = shown, step
         self.pace: Pace | None = None
-        self.board = board if shown else None
         self.depth_source = ""
         """Of the loader. Where depth is a prior, the names of figures of depth say so."""
-        self.cost_s = 0.0
-        """Time spent on TensorBoard so far, in seconds."""
-        if self.board and not find_spec("tensorboard"):
-            raise ModelError(
-                "--tensorboard needs tensorboard, which is not installed: "
-                "pip install 'maskdepth[tensorboard]', or leave the option out"
-            )
-
-    @cached_property
-    def _writer(self) -> SummaryWriter:
-        # Opened with the first value: a run that fails earlier leaves no folder.
-        from torch.utils.tensorboard import SummaryWriter
-
-        writer = SummaryWriter(str(self.board), purge_step=self.step)
-        if about := about_depth(self.depth_source):
-            writer.add_text("about", about, self.step)
-        return writer
+        self.cost_s = {name: 0.0 for name in logs if shown}
+        """Time spent on each log so far, in seconds."""
+        self._folder, self._config = folder, config or {}
+        self._logs: dict[str, Log] = {}
+        for name in self.cost_s:
+            require_installed(name)
 
     @property
     def _mark(self) -> str:
-        """Ends the name of what is of depth, where that is a prior; TensorBoard allows no space."""
+        """Ends the name of what is of depth, where that is a prior; no log allows spaces."""
         return "_prior" if self.depth_source == PRIOR else ""
 
     def line(self, text: str) -> None:
@@ -99,49 +84,58 @@ class Reporter:
         return f"about {duration(left_s)} left"
 
     def scalars(self, step: int, values: Mapping[str, object], group: str) -> None:
-        """Write numbers at a step of the run to TensorBoard; other values are left out."""
-        if self.board:
-            with self._writing():
-                for name, value in values.items():
-                    if isinstance(value, int | float):
-                        mark = self._mark if name in DEPTH_FIGURES else ""
-                        self._writer.add_scalar(f"{group}/{name}{mark}", value, step)
+        """Write numbers at a step of the run to the logs; other values are left out."""
+        if self.cost_s:
+            marks = {name: self._mark if name in DEPTH_FIGURES else "" for name in values}
+            numbers = {
+                f"{group}/{name}{marks[name]}": float(value)
+                for name, value in values.items() if isinstance(value, int | float)
+            }  # fmt: skip
+            self._write(lambda log: log.scalars(step, numbers), self.cost_s)
 
     def picture(
         self, step: int, bg: Tensor, fg_bg: Tensor, prediction: Prediction, inputs: Inputs
     ) -> None:
-        """Write the first samples of a batch to TensorBoard, see `grid`: a host sync."""
-        if self.board:
-            with self._writing():
-                mark = self._mark and f"_depth{self._mark}"
-                image = grid(bg, fg_bg, prediction, inputs)
-                self._writer.add_image(f"validation{mark}", image, step)
+        """Write the first samples of a batch to the logs, see `grid`: a host sync."""
+        if self.cost_s:
+            mark = self._mark and f"_depth{self._mark}"
+            image = grid(bg, fg_bg, prediction, inputs).permute(1, 2, 0).cpu().numpy()
+            self._write(lambda log: log.picture(step, f"validation{mark}", image), self.cost_s)
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        except OSError as error:
-            reason = error.strerror or error
-            raise ModelError(f"{self.board}: cannot be written: {reason}") from None
-        finally:
-            self.cost_s += time.perf_counter() - started
+    def _write(self, write: Callable[[Log], None], names: Iterable[str]) -> None:
+        """Write to logs. One that has become unreachable is reported and written no more."""
+        for name in list(names):
+            started = time.perf_counter()
+            try:
+                write(self._opened(name))
+            except ModelError as error:
+                if name not in self._logs or not self._logs[name].remote:
+                    raise
+                del self._logs[name], self.cost_s[name]
+                click.echo(f"Warning: {error}; the run continues without {name}", err=True)
+            else:
+                self.cost_s[name] += time.perf_counter() - started
+
+    def _opened(self, name: str) -> Log:
+        # Opened with the first value: a run that fails earlier leaves no folder.
+        if name not in self._logs:
+            about = about_depth(self.depth_source)
+            self._logs[name] = LOGS[name](LoggedRun(self._folder, self.step, self._config, about))
+        return self._logs[name]
 
     @contextmanager
     def reporting(self) -> Iterator[None]:
-        """At the end of the block, close TensorBoard's files and report what they cost."""
-        started = time.perf_counter()
+        """At the end of the block, close the logs and report what they cost."""
+        started, finished = time.perf_counter(), False
         with _no_traceback_of_writer():
             try:
                 yield
+                finished = True
             finally:
-                if "_writer" in vars(self):
-                    with self._writing():
-                        self._writer.close()
-        if self.board:
-            share = self.cost_s / (time.perf_counter() - started)
-            self.line(f"TensorBoard: {self.cost_s:.2f} s, {share:.2%} of the time of training")
+                self._write(lambda log: log.close(finished=finished), self._logs)
+        for name, cost_s in self.cost_s.items():
+            share = cost_s / (time.perf_counter() - started)
+            self.line(f"{name}: {cost_s:.2f} s, {share:.2%} of the time of training")
 
 
 @contextmanager
