@@ -27,10 +27,17 @@ import torch
 from click.core import ParameterSource
 
 from convert.outputs import PNG, OutputFile, require_output, require_outside, require_unspoilt
-from loaders import ENGINES, Commands, distributed_rank, open_pair, possible_engines
+from loaders import (
+    ENGINES,
+    Commands,
+    distributed_rank,
+    open_pair,
+    possible_engines,
+    read_layout,
+)
 from loaders.augment import make_augment
 from loaders.preprocess import Preprocess
-from loaders.split import SPLITS, split_indices
+from loaders.split import SPLITS, count_mixed, split_indices
 from model.checkpoint import Checkpoint, load_network
 from model.contract import about_depth
 from model.distributed import from_first_rank, joined, local_device
@@ -156,7 +163,21 @@ def train_run(run: Run, network: DualDecoderUNet, rank: int, profile: int) -> No
         if len(trials) > 1:
             reporter.line(f"loader: {describe(trials)}: using {run.config.data.engine}")
         recorded = StepProfile(path=run.folder / TRACE, steps=profile if run.first else 0)
+        if run.first and (note := mixed_note(data)):
+            reporter.line(note)
         fit_run(run, network, open_stage, reporter, recorded)
+
+
+def mixed_note(data: DataConfig) -> str | None:
+    """One line about samples that show people of both sides of the split; None without any."""
+    layout = read_layout(data.shards)
+    mixed = count_mixed(layout, data.split, seed=data.split_seed, validation=data.validation)
+    if not mixed:
+        return None
+    return (
+        f"split {data.split}: {mixed:,} of {layout.samples:,} samples show both people who are "
+        "held out and others; they neither train nor validate"
+    )
 
 
 @contextmanager

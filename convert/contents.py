@@ -28,7 +28,7 @@ _WORKING = re.compile(
     rf"{re.escape(JOB)}|(.*/)?\.[^/]+\.tmp"
     rf"|{PARTS}/(part-\d+\.(json|range\.json|\w+\.bin|\w+\.npy)|{_PREPARED})"
     rf"|{PARTS}/source/(bg/bg_\d+\.jpg|fg/fg_\d+\.png|bg_depth/bg_\d+\.png"
-    rf"|placements\.npy|{PARTS}/{_PREPARED})"
+    rf"|placements\.npy|others\.npy|{PARTS}/{_PREPARED})"
 )
 """Paths of what `pack`, `compose` and `depth` write in a work folder beside the output."""
 _REMOVED = re.compile(r"\.nfs[0-9a-f]{16,}|\.fuse_hidden[0-9a-f]+")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from convert import beton
+from convert.layout import Layout
 from convert.manifest import DEPTH_SOURCES, Manifest
 
 
@@ -16,6 +19,7 @@ def table(manifest: Manifest) -> str:
         f"image size     {layout.width} x {layout.height}",
         f"backgrounds    {len(manifest.backgrounds)} ({per_bg})",
         f"samples of fg  {layout.samples_per_fg or by_table}",
+        *([f"people         {people_line(layout)}"] if layout.others else []),
         f"depth          {DEPTH_SOURCES.get(manifest.depth_source, 'not known where from')}",
         "",
         "field          codec                       mean (0..1)             std (0..1)",
@@ -27,6 +31,14 @@ def table(manifest: Manifest) -> str:
         lines.append(f"{marked:14} {codec:27} {mean:23} {std}")
     files = [f"{name:28} {file.bytes:>15,} bytes" for name, file in manifest.files.items()]
     return "\n".join([*lines, "", *files, "", *count_lines(manifest)])
+
+
+def people_line(layout: Layout) -> str:
+    """How many samples show how many foregrounds."""
+    further = np.bincount(layout.other_placements["sample"].astype(np.int64), minlength=1)
+    more = np.bincount(further)[1:].tolist()  # samples with one further foreground, with two, ...
+    counts = {1: layout.samples - sum(more)} | dict(enumerate(more, start=2))
+    return ", ".join(f"{people} in {count:,} samples" for people, count in counts.items() if count)
 
 
 def _codec_of(manifest: Manifest, field: str) -> str:

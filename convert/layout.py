@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from convert.errors import DataError
-from convert.placements import read_placements
+from convert.placements import OTHER, read_others, read_placements
 
 FIELDS = ("fg_bg", "mask", "depth")
 CHANNELS = {"fg_bg": 3, "mask": 1, "depth": 1}
@@ -33,7 +33,8 @@ class Layout:
     ``group_starts`` is int64 (n_bg + 1): samples ``group_starts[b]`` to ``group_starts[b + 1] - 1``
     show background ``b``. ``samples_per_fg`` neighbours show one foreground; None: not known.
     ``table`` is the file of the table of samples (`convert.placements`), which then says which
-    foreground each one shows; None: there is none.
+    foreground each one shows; None: there is none. ``others`` is that of the further foregrounds of
+    samples that show several.
     """
 
     height: int
@@ -41,6 +42,7 @@ class Layout:
     group_starts: np.ndarray
     samples_per_fg: int | None
     table: Path | None = None
+    others: Path | None = None
 
     @property
     def samples(self) -> int:
@@ -68,8 +70,18 @@ class Layout:
             return None
         return read_placements(self.table, self.group_starts, (self.height, self.width))
 
+    @cached_property
+    def other_placements(self) -> np.ndarray:
+        """The table of further foregrounds, `OTHER`, mapped; without one, no rows.
+
+        Each sample shows the foreground that `foreground_of` gives, and these. Raises DataError.
+        """
+        if self.others is None or self.placements is None:
+            return np.empty(0, OTHER)
+        return read_others(self.others, self.placements, (self.height, self.width))
+
     def foreground_of(self, index: np.ndarray) -> np.ndarray:
-        """Foreground of each sample, the same when flipped; int64, same shape as ``index``.
+        """The (first) foreground of each sample, the same when flipped; int64, shape of ``index``.
 
         Raises DataError if the data set does not say which samples show one foreground, or its
         table is not valid.
@@ -83,3 +95,10 @@ class Layout:
             )
         within = index - self.group_starts[self.background_of(index)]
         return np.asarray(within // self.samples_per_fg)
+
+    def foregrounds_of(self, index: np.ndarray) -> np.ndarray:
+        """All foregrounds that these samples show together, each once; int64. Raises DataError."""
+        others = self.other_placements
+        is_shown = np.isin(others["sample"], index.astype(np.uint64))
+        found = [self.foreground_of(index).ravel(), others["fg"][is_shown].astype(np.int64)]
+        return np.unique(np.concatenate(found))

@@ -193,6 +193,7 @@ class Manifest:
             "group_starts": starts,
             "samples_per_fg": layout.samples_per_fg,
             "placements": None if layout.table is None else layout.table.name,
+            **({} if layout.others is None else {"others": layout.others.name}),
             "backgrounds": list(self.backgrounds),
             "codecs": self.codecs,
             "bases": {name: base.model_dump() for name, base in self.bases.items()},
@@ -223,6 +224,7 @@ class _Content(Schema):
     group_starts: Items[Count] | None
     samples_per_fg: Positive | None
     placements: Literal["placements.npy"] | None = None
+    others: Literal["others.npy"] | None = None
     backgrounds: Annotated[Items[PhotoName], Field(min_length=1)]
     codecs: dict[FormatName, dict[FieldName, str]]
     bases: dict[FieldName, BaseFile] = Field(default_factory=dict)
@@ -293,7 +295,9 @@ class _Content(Schema):
         formats = self.formats.values()
         used = [BACKGROUNDS, *(base.file for base in self.bases.values())]
         used += chain.from_iterable((*form.files, form.index) for form in formats)
-        used += [self.placements] if self.placements else []
+        used += [table for table in (self.placements, self.others) if table]
+        if self.others and not self.placements:
+            raise ValueError("others are of no placements")
         for name in used:
             if name not in self.files:
                 raise ValueError(f"{name!r} is not one of the files")
@@ -313,6 +317,7 @@ class _Content(Schema):
                 group_starts=starts,
                 samples_per_fg=self.samples_per_fg,
                 table=folder / self.placements if self.placements else None,
+                others=folder / self.others if self.others else None,
             ),
             backgrounds=self.backgrounds,
             codecs=self.codecs,

@@ -75,11 +75,12 @@ def map_file(path: Path) -> np.ndarray:
 
 
 def load_array(
-    path: Path, dtype: np.dtype, shape: tuple[int, ...], fix: str = "pack again"
+    path: Path, dtype: np.dtype, shape: tuple[int | None, ...], fix: str = "pack again"
 ) -> np.ndarray:
     """Map an `.npy` file for reading; DataError unless it has this type and shape.
 
-    fix: what to do about any other file, for the message.
+    shape: with None for its first number, of any number of rows. fix: what to do about any other
+    file, for the message.
     """
     if not path.exists():
         raise DataError(f"{path}: is missing; {fix}")
@@ -91,12 +92,14 @@ def load_array(
         found = np.lib.format.read_array_header_1_0(header)
     except Exception as error:  # NumPy fails in many ways at a corrupt header
         raise DataError(f"{path}: not a NumPy file ({error}); {fix}") from None
-    if found != (shape, False, dtype):
-        raise DataError(f"{path}: {_other_array(found, (shape, False, dtype))}; {fix}")
-    content, size = mapped[header.tell() :], math.prod(shape) * dtype.itemsize
+    rows = next(iter(found[0]), 0) if shape[0] is None else shape[0]
+    expected = (max(0, rows), *(size or 0 for size in shape[1:]))
+    if found != (expected, False, dtype):
+        raise DataError(f"{path}: {_other_array(found, (expected, False, dtype))}; {fix}")
+    content, size = mapped[header.tell() :], math.prod(expected) * dtype.itemsize
     if len(content) < size:
         raise DataError(f"{path}: found {len(content)} bytes of values, expected {size}; {fix}")
-    return content[:size].view(dtype).reshape(shape)
+    return content[:size].view(dtype).reshape(expected)
 
 
 _Header = tuple[tuple[int, ...], bool, np.dtype]

@@ -18,10 +18,13 @@ DATASET_FORMAT, DATASET_VERSION = "maskdepth-dataset", 2
 KNOWN = frozenset({
     "format", "version", "arguments", "style", "seed", "image_size", "backgrounds", "foregrounds",
     "placements", "samples", "samples_per_bg", "samples_per_fg", "depth", "sources", "depth_model",
-    "depth_scale", "libraries", "placements_table",
+    "depth_scale", "libraries", "placements_table", "others_table",
 })  # fmt: skip
 """Keys of `dataset.json` that `compose` and `depth` write."""
-_IN_ANY = ("format", "samples_per_fg", "placements_table", "depth", "depth_model", "depth_scale")
+_IN_ANY = (
+    "format", "samples_per_fg", "placements_table", "others_table", "depth", "depth_model",
+    "depth_scale",
+)  # fmt: skip
 """Those that mean something in a user's own file too."""
 _SIMILAR = 0.85
 
@@ -73,7 +76,7 @@ def find_miscounts(folder: Path, metadata: Mapping[str, object], layout: Layout)
     if not wrong:
         return []
     differences = "; ".join(f"{name} is {said[name]}, found {found[name]}" for name in wrong)
-    keys = [*wrong, *(["placements_table"] if "placements_table" in metadata else [])]
+    keys = [*wrong, *(key for key in ("placements_table", "others_table") if key in metadata)]
     text = (
         f"{differences}; compose again, or if files were added or removed on purpose, delete "
         f"{', '.join(keys)} in it"

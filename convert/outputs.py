@@ -29,7 +29,7 @@ _OF_SHARDS = ("manifest.json", "backgrounds.npy")
 """Files of every shard folder."""
 _OF_DATA = ("bg", "fg_bg")
 """Folders of every data set; a folder of something else may have one of them."""
-_FOLDERS = (*_OF_DATA, "fg", "fg_bg_mask", "fg_bg_depth")
+_FOLDERS = (*_OF_DATA, "fg", "bg_depth", "fg_bg_mask", "fg_bg_depth")
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"  # how such files begin
 
 

@@ -48,7 +48,6 @@ from convert.moments import Accumulator, Moments
 from convert.names import pointing_to_check, required
 from convert.outputs import require_outside, require_unspoilt
 from convert.parts import SAMPLES_PER_PART, Part, PartSummary, read_summary, split_parts
-from convert.placements import PLACEMENTS
 from convert.source import Samples, Source, note_unknown_keys, read_source
 from convert.storage import CODECS, DEPTH_CODECS, DIFFERENCE_CODECS, MASK_CODECS
 from convert.unfinished import SHARD_FOLDER, check_target, work_folder
@@ -224,7 +223,10 @@ class _Conversion:
         bases = self.write_bases()
         summary = self.write_parts(bases)
         formats = self.assemble()
-        layout = replace(self.source.layout, table=self.copy_placements())
+        table, others = self.source.layout.table, self.source.layout.others
+        layout = replace(
+            self.source.layout, table=self.copy_table(table), others=self.copy_table(others)
+        )
         manifest = Manifest(
             layout=layout,
             backgrounds=tuple(path.name for path in self.source.bg),
@@ -255,10 +257,9 @@ class _Conversion:
         backgrounds.flush()
         return sums.moments
 
-    def copy_placements(self) -> Path | None:
-        """Copy the table of samples, if there is one; returns the copy."""
-        table = self.source.layout.table
-        return None if table is None else Path(shutil.copyfile(table, self.work / PLACEMENTS))
+    def copy_table(self, table: Path | None) -> Path | None:
+        """Copy a table of samples, if there is one; returns the copy."""
+        return None if table is None else Path(shutil.copyfile(table, self.work / table.name))
 
     def write_bases(self) -> dict[str, BaseFile]:
         """Find and write the bases of each field that is stored as differences from them."""
@@ -325,7 +326,7 @@ class _Conversion:
     ) -> dict[str, ShardFile]:
         """Write all files of the folder through to the disk, and measure and hash them."""
         names = [BACKGROUNDS, *(base.file for base in bases.values())]
-        names += [layout.table.name] if layout.table else []
+        names += [table.name for table in (layout.table, layout.others) if table]
         for name, form in formats.items():
             names += [*form.files, form.index]
             if name == "webdataset":

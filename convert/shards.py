@@ -27,7 +27,7 @@ class Shards:
     codecs: the codec of each field in this format.
     bases: of each field that is stored as differences from them.
     shared: names of the files that all records need: backgrounds, per-record index, bases, and the
-        table of samples if there is one.
+        tables of samples if there are any.
 
     Opening checks that every file can be read and has the size given in the manifest, and that
     every record is inside its file; raises DataError otherwise.
@@ -48,10 +48,10 @@ class Shards:
         self.codecs = self.manifest.codecs[self.form]
         bases = {n: b for n, b in self.manifest.bases.items() if CODECS[self.codecs[n]].fallback}
         self.shared = (BACKGROUNDS, index_name, *(b.file for b in bases.values()))
-        if table := self.manifest.layout.table:
-            self.shared += (table.name,)
+        layout = self.manifest.layout
+        self.shared += tuple(table.name for table in (layout.table, layout.others) if table)
         self.check_files((*self.shared, *self.names), hashed=False)
-        layout, n_bg = self.manifest.layout, len(self.manifest.backgrounds)
+        n_bg = len(self.manifest.backgrounds)
         image = (layout.height, layout.width, 3)
         self.backgrounds = load_array(self.folder / BACKGROUNDS, np.dtype(np.uint8), (n_bg, *image))
         self.records = load_array(self.folder / index_name, RECORD, (layout.samples,))

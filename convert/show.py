@@ -11,6 +11,7 @@ from convert.errors import DataError
 from convert.files import replace_file
 from convert.layout import FIELDS
 from convert.outputs import png_mark, require_output
+from convert.placements import others_of
 from convert.shards import Shards
 
 _GAP = 6
@@ -34,6 +35,8 @@ def contact_sheet(shards: str | Path, rows: int = 8) -> Image.Image:
         group = int(layout.background_of(np.asarray(index)))
         images = [opened.backgrounds[group], *(opened.decode(index, name) for name in FIELDS)]
         labels = [opened.manifest.backgrounds[group], *(f"sample {index}" for _ in FIELDS)]
+        (others,) = others_of(layout.other_placements, [index])
+        labels[1] += f", {1 + len(others)} people" if len(others) else ""
         if opened.manifest.depth_source == "prior":
             labels[-1] += " (a prior, not measured)"
         top = _GAP + row * high

@@ -43,7 +43,7 @@ from convert.names import (
     required,
     sample_name,
 )
-from convert.placements import PLACEMENTS, read_placements
+from convert.placements import PLACEMENTS, read_others, read_placements
 from convert.schema import Positive, Schema, parse_table, shown
 from convert.workers import SentOnce
 
@@ -57,6 +57,17 @@ class PlacementsFile(ShardFile):
     def of(cls, path: Path) -> Self:
         """Measure and hash a file."""
         return cls(file="placements.npy", **ShardFile.of(path).model_dump())
+
+
+class OthersFile(ShardFile):
+    """The same of the table of further foregrounds."""
+
+    file: Literal["others.npy"]
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """Measure and hash a file."""
+        return cls(file="others.npy", **ShardFile.of(path).model_dump())
 
 
 class DepthScale(Schema):
@@ -81,6 +92,7 @@ class Metadata(Schema, extra="allow"):
 
     samples_per_fg: Positive | None = None
     placements_table: PlacementsFile | None = None
+    others_table: OthersFile | None = None
     depth_scale: DepthScale | None = None
 
     @model_validator(mode="before")
@@ -95,6 +107,12 @@ class Metadata(Schema, extra="allow"):
                     f"{DATASET_VERSION}"
                 )
         return value
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.others_table is not None and self.placements_table is None:
+            raise ValueError("found others_table without placements_table; delete both")
+        return self
 
 
 class Sample(NamedTuple):
@@ -232,27 +250,34 @@ def source_of(folder: Path, names: Names, samples_per_fg: int | None) -> Source:
         first = jpeg.read_header(read_regular(names.bg[0]))
     except (OSError, ValueError) as error:
         raise DataError(f"{names.bg[0]}: {error}; expected a JPEG image") from None
-    table = Metadata.from_json(metadata).placements_table
+    about = Metadata.from_json(metadata)
+    table, others = about.placements_table, about.others_table
     layout = Layout(
         height=first.height,
         width=first.width,
         group_starts=np.cumsum([0, *names.counts.values()], dtype=np.int64),
         samples_per_fg=required(*find_per_fg(folder, samples_per_fg, metadata, names.counts)),
         table=folder / table.file if table else None,
+        others=folder / others.file if others else None,
     )
     return Source(folder=folder, bg=names.bg, layout=layout, metadata=metadata)
 
 
 def require_placements(source: Source) -> None:
     """DataError unless the table of samples, if there is one, is that of these samples."""
-    layout, described = source.layout, Metadata.from_json(source.metadata).placements_table
-    if described is None or layout.table is None:
+    layout, about = source.layout, Metadata.from_json(source.metadata)
+    if about.placements_table is None or layout.table is None:
         return
-    fix = f"compose again, or delete placements_table in {DATASET} if files were added or removed"
-    if problem := described.problem(layout.table, fix=fix):
+    keys = "placements_table" if layout.others is None else "placements_table and others_table"
+    fix = f"compose again, or delete {keys} in {DATASET} if files were added or removed"
+    if problem := about.placements_table.problem(layout.table, fix=fix):
         raise DataError(problem)
     size = (layout.height, layout.width)
     rows = read_placements(layout.table, layout.group_starts, size, fix)
+    if about.others_table is not None and layout.others is not None:
+        if problem := about.others_table.problem(layout.others, fix=fix):
+            raise DataError(problem)
+        read_others(layout.others, rows, size, fix)
     _require_names_of_compose(source)
     per_fg = layout.samples_per_fg
     if per_fg is None:
@@ -288,6 +313,15 @@ def find_per_fg(
 
     A missing sample would shift the foregrounds of all after it.
     """
+    if _shows_several(metadata):
+        if given is not None:
+            raise OptionError(
+                "samples_per_fg",
+                f": found {given}, but samples of {folder} show several people, as style in "
+                f"{DATASET} says; leave that out",
+            )
+        if Metadata.from_json(metadata).others_table is None:
+            return None, []
     found, fix = given, "give --samples-per-fg another number"
     if given is None:
         found = Metadata.from_json(metadata).samples_per_fg
@@ -309,6 +343,12 @@ def find_per_fg(
     return found, problems
 
 
+def _shows_several(metadata: dict[str, object]) -> bool:
+    """Whether samples may show several foregrounds."""
+    is_composed = metadata.get("format") == DATASET_FORMAT
+    return is_composed and ComposedMetadata.from_json(metadata).style.has_several
+
+
 def note_unknown_keys(folder: Path, metadata: dict[str, object]) -> None:
     """Report keys of `dataset.json` that have no effect, in one line."""
     if unknown := unknown_keys(metadata):
@@ -326,6 +366,12 @@ def read_metadata(folder: Path) -> dict[str, object]:
         Metadata.from_json(metadata)
         if metadata.get("format") == DATASET_FORMAT:
             ComposedMetadata.from_json(metadata)
+        has_tables = "placements_table" in metadata, "others_table" in metadata
+        if _shows_several(metadata) and has_tables == (True, False):
+            raise ValueError(
+                "found placements_table without others_table, though samples may show several "
+                "people by style; delete both"
+            )
     except FileNotFoundError:
         return {}
     except OSError as error:

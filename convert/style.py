@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from convert.errors import OptionError
+from convert.placements import MOST_PEOPLE
 from convert.schema import Pair, Schema
 
 FG_SHARE = 105 / 224
@@ -21,7 +22,7 @@ ORIGINAL_PLACEMENTS = 40
 _Share = Annotated[float, Field(gt=0, lt=1)]
 _Strength = Annotated[float, Field(ge=0, le=1)]
 
-_LATER = ("occlusion",)
+_LATER = ("occlusion", "people")
 """Options of which `dataset.json` says nothing while they are off, as before there were any."""
 
 
@@ -33,8 +34,8 @@ class Style(Schema):
     its feet, instead of at random. soft_edges: blend by alpha; the mask is where alpha is at least
     `MASK_ALPHA`. match_colours: how far the foreground's colours are moved to those of the
     background, 0..1. shadow: how dark the shadow at its feet is, 0..1. occlusion: nearer parts of
-    the background hide a foreground (`convert.dataset.pasting.stand`). quality: of the JPEGs of
-    fg_bg and mask.
+    the background hide a foreground (`convert.dataset.pasting.stand`). people: least and most
+    foregrounds of a sample. quality: of the JPEGs of fg_bg and mask.
     """
 
     places: Literal["drawn", "original"] = "drawn"
@@ -44,6 +45,7 @@ class Style(Schema):
     match_colours: _Strength = 0.0
     shadow: _Strength = 0.0
     occlusion: bool = False
+    people: Pair[Annotated[int, Field(ge=1, le=MOST_PEOPLE)]] = (1, 1)
     quality: Annotated[int, Field(ge=1, le=100)] = QUALITY
 
     @property
@@ -54,7 +56,12 @@ class Style(Schema):
     @property
     def needs_levels(self) -> bool:
         """Whether fg_bg and mask depend on the depth of the background."""
-        return self.occlusion
+        return self.occlusion or self.has_several
+
+    @property
+    def has_several(self) -> bool:
+        """Whether samples may show several foregrounds."""
+        return self.people[1] > 1
 
     def to_json(self) -> dict[str, object]:
         """Plain values, without options that earlier versions do not have and that are off."""
@@ -71,6 +78,12 @@ class Style(Schema):
                 "size_by_depth: found one height, expected two; add --heights LEAST MOST, such as "
                 "--heights 0.2 0.6"
             )
+        if self.people[0] > self.people[1]:
+            raise ValueError(
+                "people: found the larger number first, expected the smaller one first"
+            )
+        if self.places == "original" and self.has_several:
+            raise ValueError("placements: found original with --people; leave one out")
         if self.places == "original" and self.heights != (FG_SHARE, FG_SHARE):
             raise ValueError("placements: found original with --heights; leave one out")
         return self

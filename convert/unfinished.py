@@ -72,7 +72,7 @@ SHARD_FOLDER = Output(
     command="pack",
     last=MANIFEST,
     names=re.compile(
-        r"manifest\.json|(samples|bases|backgrounds|placements)\b[\w.-]*\.(beton|npy|tar|idx)"
+        r"manifest\.json|(samples|bases|backgrounds|placements|others)\b[\w.-]*\.(beton|npy|tar|idx)"
     ),
     content=lambda folder: {".": frozenset({MANIFEST, *read_manifest(folder).files})},
     is_finished=lambda folder: (folder / MANIFEST).exists(),

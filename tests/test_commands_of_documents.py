@@ -135,7 +135,7 @@ def test_recipe_of_the_guide_is_read(tmp_path: Path) -> None:
 
 
 SMALL = {
-    "compose --pack": "--backgrounds 1 --foregrounds 1 --placements 2 --size 32 --workers 0",
+    "compose --pack": "--backgrounds 1 --foregrounds 4 --placements 2 --size 32 --workers 0",
     "compose data": "--backgrounds 4 --foregrounds 2 --placements 4 --size 32 --workers 0",
     "compose mine": "--placements 4 --size 32 --workers 0",
     "compose original": "--workers 0",

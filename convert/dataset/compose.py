@@ -43,7 +43,7 @@ from convert.outputs import (
     require_writable_folder,
 )
 from convert.parts import Part, read_record, split_parts, write_record
-from convert.placements import PLACEMENTS
+from convert.placements import OTHERS, PLACEMENTS
 from convert.source import read_metadata
 from convert.unfinished import Output, check_target, work_folder
 from convert.workers import open_pool, run_all
@@ -68,7 +68,7 @@ def _content(folder: Path) -> Content:
     images = frozenset(f"{sample_name(number, samples)}.jpg" for number in range(samples))
     levels = {LEVELS: frozenset(f"{stem}.png" for stem in stems)} if made.style.needs_levels else {}
     return {
-        ".": frozenset({DATASET, PLACEMENTS}),
+        ".": frozenset({DATASET, PLACEMENTS, *([OTHERS] if made.style.has_several else [])}),
         "bg": frozenset(f"{stem}.jpg" for stem in stems),
         "fg": frozenset(f"{fg_name(fg, fgs)}.png" for fg in range(fgs)),
         **levels,
@@ -82,7 +82,7 @@ DATASET_FOLDER = Output(
     last=DATASET,
     names=re.compile(
         rf"bg/bg_\d+\.jpg|fg/fg_\d+\.png|{LEVELS}/bg_\d+\.png|({'|'.join(FOLDERS.values())})/bg_\d+/img_\d+\.jpg"
-        rf"|{re.escape(DATASET)}|{re.escape(PLACEMENTS)}"
+        rf"|{re.escape(DATASET)}|{re.escape(PLACEMENTS)}|{re.escape(OTHERS)}"
     ),
     content=_content,
     is_finished=is_composed,

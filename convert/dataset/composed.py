@@ -22,14 +22,22 @@ from tqdm import tqdm
 from convert.contents import PARTS
 from convert.dataset import photos, scaling, scenes
 from convert.dataset.canvas import Canvas, encode_jpeg, stretch
+from convert.dataset.others import draw_others
 from convert.dataset.pasting import Cutout, Foreground
 from convert.dataset.places import Shape, draw_placements
 from convert.dataset.plan import Plan, plan_metadata
 from convert.layout import Layout
 from convert.maps import load_array
 from convert.names import FOLDERS, LEVELS
-from convert.placements import PLACEMENT, PLACEMENTS, write_placements
-from convert.source import PlacementsFile, Sample
+from convert.placements import (
+    OTHER,
+    OTHERS,
+    PLACEMENT,
+    PLACEMENTS,
+    others_of,
+    write_placements,
+)
+from convert.source import OthersFile, PlacementsFile, Sample
 from convert.workers import SentOnce, run_all
 
 _KEPT = 512  # cut-outs of all heights, flipped and unflipped: 20 MB at size 224
@@ -60,17 +68,24 @@ class Composed(SentOnce):
         table = load_array(self.folder / PLACEMENTS, PLACEMENT, (self.layout.samples,))
         return np.asarray(table[np.asarray(indices)])
 
+    def others(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """Rows of the further foregrounds of each sample, `OTHER`."""
+        if self.layout.others is None:
+            return [np.empty(0, OTHER)] * len(indices)
+        return others_of(load_array(self.layout.others, OTHER, (None,)), indices)
+
     def stamps(self, indices: Sequence[int]) -> Iterator[bytes]:
         """What each of some samples of one background is made from, hashed."""
         rows = self.rows(indices)
         name = self.plan.bg_name(int(rows["bg"][0]))
         bg = _hash(self.folder / "bg" / f"{name}.jpg", self.folder / PARTS / f"{name}.npy")
         fgs: dict[int, bytes] = {}
-        for row in rows:
-            fg = int(row["fg"])
-            if fg not in fgs:
-                fgs[fg] = _hash(self.folder / PARTS / f"{self.plan.fg_name(fg)}.npy")
-            yield bg + fgs[fg] + row.tobytes()
+        for row, others in zip(rows, self.others(indices), strict=True):
+            shown = [int(row["fg"]), *others["fg"].tolist()]
+            for fg in shown:
+                if fg not in fgs:
+                    fgs[fg] = _hash(self.folder / PARTS / f"{self.plan.fg_name(fg)}.npy")
+            yield bg + b"".join(fgs[fg] for fg in shown) + row.tobytes() + others.tobytes()
 
     def paths(self, index: int) -> tuple[str, ...]:
         """Where the files of a sample are if it is written, in the order of `FIELDS`."""
@@ -102,8 +117,13 @@ class Composed(SentOnce):
             scaled = scaling.reduce(np.load(path), height, path)
             return canvas.cutout(scaled[:, ::-1] if flipped else scaled)
 
-        for _, fg, flipped, x, y, scale in rows.tolist():
-            yield canvas.encode([Foreground(cutout(fg, flipped, scale), x, y)])
+        for row, others in zip(rows.tolist(), self.others(indices), strict=True):
+            yield canvas.encode(
+                [
+                    Foreground(cutout(fg, flipped, scale), x, y)
+                    for _, fg, flipped, x, y, scale in (row, *others.tolist())
+                ]
+            )
 
 
 def prepare(plan: Plan, folder: Path, executor: Executor, hidden: bool | None) -> Composed:
@@ -124,16 +144,21 @@ def prepare(plan: Plan, folder: Path, executor: Executor, hidden: bool | None) -
     written = run_all(executor, operator.call, tasks)
     for shape in tqdm(written, total=len(tasks), unit=" images", disable=hidden):
         shapes |= shape
-    write_placements(folder / PLACEMENTS, draw_placements(plan, shapes))
-    table = PlacementsFile.of(folder / PLACEMENTS).model_dump()
+    rows = draw_placements(plan, shapes)
+    write_placements(folder / PLACEMENTS, rows)
+    tables = {"placements_table": PlacementsFile.of(folder / PLACEMENTS).model_dump()}
+    if plan.style.has_several:
+        write_placements(folder / OTHERS, draw_others(plan, shapes, rows))
+        tables["others_table"] = OthersFile.of(folder / OTHERS).model_dump()
     layout = Layout(
         height=plan.size,
         width=plan.size,
         group_starts=np.arange(plan.backgrounds + 1, dtype=np.int64) * plan.samples_per_bg,
         samples_per_fg=plan.placements,
         table=folder / PLACEMENTS,
+        others=folder / OTHERS if plan.style.has_several else None,
     )
-    metadata = plan_metadata(plan) | {"placements_table": table}
+    metadata = plan_metadata(plan) | tables
     heights = tuple(shapes[fg].height for fg in range(plan.foregrounds))
     return Composed(plan=plan, folder=folder, layout=layout, metadata=metadata, fg_heights=heights)
 

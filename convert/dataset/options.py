@@ -55,6 +55,10 @@ _OPTIONS = (
         help="Hide what of foregrounds is behind nearer parts of a background of known depth.",
     ),
     click.option(
+        "--people", type=click.IntRange(1, 8), nargs=2, metavar="LEAST MOST", default=(1, 1),
+        help="How many foregrounds a sample shows, up to 8; default: 1 1.",
+    ),
+    click.option(
         "--quality", type=click.IntRange(1, 100), default=65, help="Of the JPEGs of fg_bg and mask."
     ),
 )  # fmt: skip
@@ -66,8 +70,8 @@ def style_options(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def with_style(
         placements: int | str, heights: tuple[float, float] | None, soft_edges: bool,
-        size_by_depth: bool, match_colours: float, shadow: float, occlusion: bool, quality: int,
-        **values: Any,
+        size_by_depth: bool, match_colours: float, shadow: float, occlusion: bool,
+        people: tuple[int, int], quality: int, **values: Any,
     ) -> Any:  # fmt: skip
         from convert.style import FG_SHARE, ORIGINAL_PLACEMENTS, make_style
 
@@ -76,7 +80,7 @@ def style_options(function: Callable[..., Any]) -> Callable[..., Any]:
             places="original" if original else "drawn",
             heights=heights or (FG_SHARE, FG_SHARE), soft_edges=soft_edges, shadow=shadow,
             size_by_depth=size_by_depth, match_colours=match_colours, quality=quality,
-            occlusion=occlusion,
+            occlusion=occlusion, people=people,
         )  # fmt: skip
         count = ORIGINAL_PLACEMENTS if original else placements
         return function(placements=count, style=style, **values)

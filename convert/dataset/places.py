@@ -24,7 +24,14 @@ class Shape(NamedTuple):
 
 def scaled_width(shape: Shape, height: int) -> int:
     """Of a cut-out at a height, by its aspect ratio; at least 1."""
-    return max(1, round(shape.width * height / shape.height))
+    return int(scaled_widths(shape.height, shape.width, height))
+
+
+def scaled_widths(
+    height: int | np.ndarray, width: int | np.ndarray, heights: int | np.ndarray
+) -> np.ndarray:
+    """The same of many cut-outs, at many heights; int64."""
+    return np.maximum(1, np.rint(np.true_divide(width * heights, height))).astype(np.int64)
 
 
 def original_width(shape: Shape, height: int) -> int:
@@ -61,13 +68,15 @@ def _places(
         return height, x, y
     streams = _streams(plan.seed, bg, fg)
     drawn = np.concatenate([stream.random((half, 3)) for stream in streams])
-    return _places_of_all_heights(plan, drawn, shape)
+    return places_of_all_heights(plan, drawn, *shape)
 
 
-def _places_of_all_heights(
-    plan: Plan, drawn: np.ndarray, shape: Shape
+def places_of_all_heights(
+    plan: Plan, drawn: np.ndarray, height: int | np.ndarray, width: int | np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Heights, x and y from three numbers in 0..1 for each sample.
+    """Heights, x and y from three numbers in 0..1 for each place; int64 (...) of drawn (..., 3).
+
+    height, width: of the cut-outs' files, in pixels.
 
     By depth: on flat ground with the horizon at half of the image, a person whose feet are at row
     f has a height in proportion to f minus the row of the horizon, and the largest one at the
@@ -77,16 +86,16 @@ def _places_of_all_heights(
     if plan.style.size_by_depth:
         horizon = plan.size / 2
         first = horizon + (plan.size - horizon) * least / most
-        feet = first + drawn[:, 0] * (plan.size - first)
+        feet = first + drawn[..., 0] * (plan.size - first)
         heights = np.rint(most * (feet - horizon) / (plan.size - horizon)).astype(np.int64)
         heights = np.clip(heights, least, most)
         y = np.clip(feet.astype(np.int64) - heights, 0, plan.size - heights)
     else:
-        heights = least + (drawn[:, 0] * (most - least + 1)).astype(np.int64)
-        y = (drawn[:, 2] * (plan.size - heights)).astype(np.int64)
-    largest = Shape(most, scaled_width(shape, most))  # the others are made from it
-    widths = np.array([scaled_width(largest, height) for height in heights.tolist()])
-    x = (drawn[:, 1] * (plan.size - widths)).astype(np.int64)
+        heights = least + (drawn[..., 0] * (most - least + 1)).astype(np.int64)
+        y = (drawn[..., 2] * (plan.size - heights)).astype(np.int64)
+    largest = scaled_widths(height, width, most)  # the other sizes are made from this one
+    widths = scaled_widths(most, largest, heights)
+    x = (drawn[..., 1] * (plan.size - widths)).astype(np.int64)
     return heights, x, y
 
 

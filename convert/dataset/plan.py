@@ -71,6 +71,12 @@ class Plan:
                 ": found photos without depth, expected their depth maps as --bg-depth; "
                 "`python -m convert depth --of backgrounds` makes some",
             )
+        if self.style.people[1] > self.foregrounds:
+            raise OptionError(
+                "people",
+                f": found up to {self.style.people[1]}, expected at most {self.foregrounds}, the "
+                "number of foregrounds, because all of a sample are different",
+            )
         if self.style.places == "original" and self.placements != ORIGINAL_PLACEMENTS:
             raise OptionError(
                 "placements",

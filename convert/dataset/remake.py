@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from convert.dataset import scaling
@@ -13,7 +15,9 @@ from convert.errors import DataError
 from convert.images import opened
 from convert.metadata import ComposedMetadata
 from convert.names import LEVELS
+from convert.placements import others_of
 from convert.source import Source
+from convert.style import Style
 
 
 def remake(source: Source, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -31,30 +35,52 @@ def remake(source: Source, index: int) -> tuple[np.ndarray, np.ndarray]:
             f"{source.folder}: found no table of samples, expected a data set that `compose` of "
             "this version wrote; compose again"
         )
-    bg, fg, flipped, x, y, scale = placements[index].item()
-    files = list_images(source.folder / "fg")
-    if fg >= len(files):
-        raise DataError(
-            f"{source.folder / 'fg'}: found {len(files)} files, but sample {index} shows number "
-            f"{fg + 1}; restore them, or compose again"
-        )
     style = ComposedMetadata.from_json(source.metadata).style
-    cutout, path = open_cutout(files[fg]), files[fg]
-    largest = scaling.scale(style, cutout, source.layout.width, path)
+    bg, *first = placements[index].item()
     fg_bg = open_rgb(source.bg[bg]).copy()
-    height = round(min(cutout.shape[0] * scale, 2**31))
-    if not 1 <= height <= fg_bg.shape[0] - y:
-        raise _beyond(source, index, f"{height} pixels high at row {y}")
-    scaled = scaling.reduce(largest, height, path)
-    if scaled.shape[1] > fg_bg.shape[1] - x:
-        raise _beyond(source, index, f"{scaled.shape[1]} pixels wide at column {x}")
     moments = colour_moments(fg_bg.reshape(-1, 3))
-    cut = Cutout(scaled[:, ::-1] if flipped else scaled, style, moments)
+    (others,) = others_of(source.layout.other_placements, [index])
+    rows = [_Row(f"{source.layout.table}: row {index}", *first)]
+    rows += [_Row(f"{source.layout.others}: sample {index}", *one[1:]) for one in others.tolist()]
+    foregrounds = [
+        Foreground(Cutout(_scaled(source, index, row, style), style, moments), row.x, row.y)
+        for row in rows
+    ]
     levels = read_levels(source, bg) if style.needs_levels else np.zeros(fg_bg.shape[:2], np.uint8)
-    patch = paste(fg_bg, levels, [Foreground(cut, x, y)], style)
+    patch = paste(fg_bg, levels, foregrounds, style)
     mask = np.zeros(fg_bg.shape[:2], np.uint8)
     fg_bg[patch.box], mask[patch.box] = patch.fg_bg, patch.mask != 0
     return fg_bg, mask
+
+
+class _Row(NamedTuple):
+    """A row of a table: which foreground, and where. name: of the row, for messages."""
+
+    name: str
+    fg: int
+    flipped: int
+    x: int
+    y: int
+    scale: float
+
+
+def _scaled(source: Source, index: int, row: _Row, style: Style) -> np.ndarray:
+    """The cut-out of a row, scaled and mirrored, RGBA uint8 (h, w, 4)."""
+    files = list_images(source.folder / "fg")
+    if row.fg >= len(files):
+        raise DataError(
+            f"{source.folder / 'fg'}: found {len(files)} files, but sample {index} shows number "
+            f"{row.fg + 1}; restore them, or compose again"
+        )
+    cutout, path = open_cutout(files[row.fg]), files[row.fg]
+    largest = scaling.scale(style, cutout, source.layout.width, path)
+    height = round(min(cutout.shape[0] * row.scale, 2**31))
+    if not 1 <= height <= source.layout.height - row.y:
+        raise _beyond(source, row, f"{height} pixels high at row {row.y}")
+    scaled = scaling.reduce(largest, height, path)
+    if scaled.shape[1] > source.layout.width - row.x:
+        raise _beyond(source, row, f"{scaled.shape[1]} pixels wide at column {row.x}")
+    return scaled[:, ::-1] if row.flipped else scaled
 
 
 def read_levels(source: Source, bg: int) -> np.ndarray:
@@ -71,8 +97,8 @@ def read_levels(source: Source, bg: int) -> np.ndarray:
     return found
 
 
-def _beyond(source: Source, index: int, what: str) -> DataError:
+def _beyond(source: Source, row: _Row, what: str) -> DataError:
     return DataError(
-        f"{source.layout.table}: row {index}: found a foreground {what}, expected one within "
+        f"{row.name}: found a foreground {what}, expected one within "
         f"images of {source.layout.width}x{source.layout.height}; compose again"
     )

@@ -40,6 +40,9 @@ def fingerprint(data: DataSummary, split: str) -> str:
         if layout.samples_per_fg is None and layout.has_foregrounds:
             foregrounds = layout.foreground_of(np.arange(layout.samples))
             content["foregrounds"] = hashlib.sha256(foregrounds.astype("<i8").tobytes()).hexdigest()
+        if len(others := layout.other_placements):
+            shown = np.stack([others["sample"], others["fg"]]).astype("<i8")
+            content["others"] = hashlib.sha256(shown.tobytes()).hexdigest()
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -52,7 +55,7 @@ def count_seen(layout: Layout, train: np.ndarray, validation: np.ndarray) -> dic
     groups = {"samples": (train, validation)}
     groups["backgrounds"] = layout.background_of(train), layout.background_of(validation)
     if layout.has_foregrounds:
-        groups["foregrounds"] = layout.foreground_of(train), layout.foreground_of(validation)
+        groups["foregrounds"] = layout.foregrounds_of(train), layout.foregrounds_of(validation)
     return {name: len(np.intersect1d(*both)) for name, both in groups.items()}
 
 

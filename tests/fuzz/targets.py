@@ -27,7 +27,14 @@ from convert.errors import DataError
 from convert.images import read_rgb
 from convert.manifest import MANIFEST, read_manifest
 from convert.parts import read_summary
-from convert.placements import PLACEMENT, read_placements, write_placements
+from convert.placements import (
+    OTHER,
+    PLACEMENT,
+    others_of,
+    read_others,
+    read_placements,
+    write_placements,
+)
 from convert.shards import Shards
 from convert.source import read_metadata, read_source
 from convert.storage import CODECS
@@ -111,6 +118,21 @@ def table(files: Files, rng: random.Random) -> None:
     path.write_bytes(overwritten(rng, path.read_bytes(), 128 + rows.nbytes))
     found = read_placements(path, starts, (32, 40))
     require(len(found) == 24 and bool((found["bg"] == rows["bg"]).all()), "another table")
+
+
+def others(files: Files, rng: random.Random) -> None:
+    """The table of further foregrounds."""
+    placements, path = np.zeros(24, PLACEMENT), files.folder / "others.npy"
+    placements["fg"] = np.arange(24) % 8 // 2
+    rows = np.zeros(30, OTHER)
+    rows["sample"], rows["fg"], rows["scale"] = np.arange(30) * 23 // 29, 1, 0.5
+    write_placements(path, rows)
+    # Half of the time in the header, which says how many rows there are.
+    first = 128 if rng.random() < 0.5 else 128 + rows.nbytes
+    path.write_bytes(overwritten(rng, path.read_bytes(), first))
+    found = read_others(path, placements, (32, 40))
+    require(len(found) <= 30 and bool((found["sample"] < 24).all()), "another table")
+    require(all(len(one) < 8 for one in others_of(found, range(24))), "too many people")
 
 
 def part_of_pack(files: Files, rng: random.Random) -> None:
@@ -294,6 +316,7 @@ TARGETS: dict[str, tuple[Target, int]] = {
     "arrays of shards": (array, 2),
     "dataset.json": (dataset, 2),
     "table of samples": (table, 2),
+    "table of further foregrounds": (others, 2),
     "part of a pack": (part_of_pack, 2),
     "recipe": (recipe, 4),
     "config.json": (configuration, 3),
