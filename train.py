@@ -51,10 +51,12 @@ from model.metrics import BASELINE_SAMPLES
 from model.precision import choose_compile, choose_device, precision_for
 from model.recipe import Stage, load_recipe
 from model.training import options as cli
+from model.training.card import write_card
 from model.training.config import DataConfig, RunConfig
 from model.training.evaluation import Evaluator, training_means
 from model.training.folder import (
     BEST,
+    CARD,
     CURVES,
     PREDICTIONS,
     TRACE,
@@ -112,6 +114,7 @@ def fit(
                     f"--profile {profile}: the run in {run_dir} is finished and trains no step; "
                     "leave the option out, or use a new RUN_DIR"
                 )
+        trained = not run.finished
         train_run(run, network, rank, profile)
         if first:
             config, best = run.config, load_network(run_dir / BEST)
@@ -119,7 +122,9 @@ def fit(
                 best, config.data, config.amp, device, expected=config.fingerprint
             )
             report.draw(run_dir / PREDICTIONS, "fit")
-            written = f"written to {run_dir}, with {CURVES} and {PREDICTIONS}"
+            if trained or not (run_dir / CARD).exists():  # a user may have changed it
+                write_card(run_dir / CARD, config, best.info, run.history, report)
+            written = f"written to {run_dir}, with {CURVES}, {PREDICTIONS} and a model card"
             click.echo(f"\n{report.table()}\n\n{written}")
 
 

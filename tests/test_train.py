@@ -109,6 +109,7 @@ def figures(folder: Path) -> list[dict[str, str]]:
 
 def test_fit_writes_a_run_and_a_table(finished: Path, dataset: Path) -> None:
     assert sorted(path.name for path in finished.iterdir()) == [
+        "README.md",
         "best.safetensors",
         "config.json",
         "curves.png",
@@ -281,7 +282,7 @@ def test_a_run_is_killed_again_and_again_and_resumed(
         left |= {path.name for path in folder.iterdir()}
         minutes = 0 if call % 4 == 3 else 5  # after each step, or at the ends of epochs alone
     names = {path.name for path in folder.iterdir()}
-    assert names == {"best.safetensors", "config.json", "last.pt", "metrics.csv"}
+    assert names == {"README.md", "best.safetensors", "config.json", "last.pt", "metrics.csv"}
     assert {".config.json.tmp", ".last.pt.tmp", ".best.safetensors.tmp"} < left  # torn writes
     best, truth = (load_file(f / "best.safetensors") for f in (folder, finished))
     assert all(torch.equal(best[name], truth[name]) for name in truth)
@@ -522,14 +523,14 @@ def test_resume_without_a_run_says_that_it_starts_one(
     [
         (
             ["last.pt"],
-            "found best.safetensors, curves.png, metrics.csv, predictions.png of a run, but not "
-            "last.pt, without which it cannot be resumed and would start over; put last.pt back",
+            "found README.md, best.safetensors, curves.png, metrics.csv, predictions.png of a run, "
+            "but not last.pt, without which it cannot be resumed and would start over; put it back",
         ),
         (
             ["last.pt", "config.json"],
-            "not empty, found best.safetensors, .*, but no config.json of a run to resume; name",
+            "not empty, found README.md, best.*, but no config.json of a run to resume; name",
         ),
-        (["config.json"], "not empty, found best.*, but no config.json of a run to resume; name"),
+        (["config.json"], "not empty, found README.*, but no config.json of a run to resume; name"),
         (
             ["best.safetensors"],
             "found last.pt, but not best.safetensors, the weights of stage 2, epoch 1; put it back",

@@ -16,6 +16,7 @@ from model.training.logs import IDS
 
 CONFIG, LAST, BEST, METRICS = "config.json", "last.pt", "best.safetensors", "metrics.csv"
 CURVES, PREDICTIONS, TRACE = "curves.png", "predictions.png", "trace.json.gz"
+CARD = "README.md"
 LOGGED = ("tensorboard", "wandb", IDS)
 """What logs write."""
 
@@ -67,7 +68,7 @@ def require_run(folder: Path) -> None:
 def _files_of(folder: Path) -> list[str]:
     """What is in a folder of a run, without files that were never finished."""
     unfinished = {
-        temporary_of(folder / name).name for name in (CONFIG, LAST, BEST, METRICS, CURVES)
+        temporary_of(folder / name).name for name in (CONFIG, LAST, BEST, METRICS, CURVES, CARD)
     }
     names = (path.name for path in folder.iterdir())
     return sorted(name for name in names if name not in unfinished and not is_of_system(name))
@@ -80,7 +81,7 @@ def _require_unsaved(folder: Path) -> None:
     if found:
         raise ModelError(
             f"{folder}: found {', '.join(found)} of a run, but not {LAST}, without which it cannot "
-            f"be resumed and would start over; put {LAST} back, or name a new RUN_DIR"
+            f"be resumed and would start over; put it back, or name a new RUN_DIR"
         )
 
 
