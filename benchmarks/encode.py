@@ -39,7 +39,7 @@ def encode(dataset: Path, samples: int, repeats: int) -> Result:
     with tempfile.TemporaryDirectory(prefix="maskdepth-bench-") as name:
         work = Path(name)
         with worker_pool(0) as executor:
-            bases = write_bases(source, DIFFERENCE_CODECS, work, executor, hidden=True)
+            bases = write_bases(source, DIFFERENCE_CODECS, work, executor, shown=False)
         rounds = [_round(source, samples, bases, work) for _ in range(repeats + 1)][1:]
     cases = {
         step: CaseResult(figures=summarize([one[step] for one in rounds], "cpu_us"))

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from convert import jpeg
 from convert.codecs import ENCODERS
@@ -36,6 +35,7 @@ from convert.names import (
 )
 from convert.pack import PackConfig
 from convert.placements import PLACEMENTS
+from convert.progress import Progress
 from convert.source import (
     find_per_fg,
     note_unknown_keys,
@@ -80,14 +80,14 @@ def check(
     names = find_names(folder)
     size = _common_size(folder)
     problems = names.problems + _check_metadata(folder, names, size, samples_per_fg)
-    hidden = None if progress else True  # None: shown on a terminal only
     total = len(names.bg) + len(FIELDS) * sum(names.counts.values())
     found: list[Problem] = []
-    with worker_pool(workers) as executor, tqdm(total=total, unit=" files", disable=hidden) as bar:
+    with worker_pool(workers) as executor:
         tasks = ((files, size) for files in _list_files(folder))
-        for checked, of_files in run_all(executor, _check_files, tasks):
-            found += of_files
-            bar.update(checked)
+        with Progress("check", total, "files", shown=progress) as shown:
+            for checked, of_files in run_all(executor, _check_files, tasks):
+                found += of_files
+                shown.add(checked)
         problems += sorted(found)
         problems += _check_samples(folder, names, samples_per_fg, executor, others=problems)
     return list(dict.fromkeys(problems))

@@ -20,7 +20,6 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from convert import beton, tarshards
 from convert.bases import open_bases
@@ -48,6 +47,7 @@ from convert.moments import Accumulator, Moments
 from convert.names import pointing_to_check, required
 from convert.outputs import require_outside, require_unspoilt
 from convert.parts import SAMPLES_PER_PART, Part, PartSummary, read_summary, split_parts
+from convert.progress import Progress, followed
 from convert.source import Samples, Source, note_unknown_keys, read_source
 from convert.storage import CODECS, DEPTH_CODECS, DIFFERENCE_CODECS, MASK_CODECS
 from convert.unfinished import SHARD_FOLDER, check_target, work_folder
@@ -174,8 +174,7 @@ def write_shards(
             (work / PARTS).mkdir(exist_ok=True)
             source = open_source(work / PARTS, executor)
             parts = split_parts(source.layout, part_size)
-            hidden = None if progress else True  # None: shown on a terminal only
-            _Conversion(source, config, parts, work, work / PARTS, executor, hidden).run()
+            _Conversion(source, config, parts, work, work / PARTS, executor, progress).run()
     return read_manifest(shards)
 
 
@@ -215,7 +214,7 @@ class _Conversion:
     work: Path
     parts_folder: Path
     executor: Executor
-    hidden: bool | None
+    shown: bool
 
     def run(self) -> None:
         """Write backgrounds and parts, assemble the formats, hash all files; last the manifest."""
@@ -265,7 +264,7 @@ class _Conversion:
         """Find and write the bases of each field that is stored as differences from them."""
         codecs = self.config.codecs.get("ffcv", {})
         fields = [name for name, codec in codecs.items() if CODECS[codec].fallback]
-        return write_bases(self.source, fields, self.work, self.executor, self.hidden)
+        return write_bases(self.source, fields, self.work, self.executor, self.shown)
 
     def write_parts(self, bases: dict[str, BaseFile]) -> PartSummary:
         """Write the parts that an earlier run has not finished; returns the summary of all."""
@@ -276,11 +275,11 @@ class _Conversion:
             for part in self.parts
             if not is_finished(part, self.source, codecs, opened, folder)
         ]
-        with tqdm(total=samples, unit=" samples", disable=self.hidden) as bar:
-            bar.update(samples - sum(p.stop - p.start for p in missing))
+        with Progress("pack", samples, "samples", shown=self.shown) as progress:
+            progress.add(samples - sum(p.stop - p.start for p in missing), kept=True)
             tasks = ((self.source, codecs, bases, part, folder) for part in missing)
             for size in run_all(self.executor, write_part, tasks):
-                bar.update(size)
+                progress.add(size)
         total = PartSummary()
         for part in self.parts:
             total.add(read_summary(part, self.parts_folder))
@@ -316,7 +315,7 @@ class _Conversion:
             names = tuple(tarshards.shard_name(number) for number in range(len(orders)))
             formats["webdataset"] = Format(files=names, index=tarshards.INDEX)
         written = run_all(self.executor, operator.call, chain(*tasks))
-        list(tqdm(written, total=pieces, unit=" pieces", disable=self.hidden))
+        list(followed(written, "write", pieces, "pieces", shown=self.shown))
         for finish_format in finish:
             finish_format()
         return formats
@@ -332,7 +331,7 @@ class _Conversion:
             if name == "webdataset":
                 names += [tarshards.dali_index_name(number) for number in range(len(form.files))]
         hashed = run_all(self.executor, _sync_and_hash, ((self.work / name,) for name in names))
-        return dict(sorted(tqdm(hashed, total=len(names), unit=" files", disable=self.hidden)))
+        return dict(sorted(followed(hashed, "hash", len(names), "files", shown=self.shown)))
 
 
 def _sync_and_hash(path: Path) -> tuple[str, ShardFile]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Self
+from collections.abc import Iterable, Iterator
+from typing import Self, TypeVar
 
 import click
 from tqdm import tqdm
 
+T = TypeVar("T")
 LINE_EVERY_S = 30.0
 
 
@@ -62,3 +64,13 @@ class Progress:
         text = f"{self.title}: {self.done:,} of {self.total:,} {self.unit}"
         made, left = self.done - self.kept, self.total - self.done
         return f"{text}, {duration(elapsed_s * left / made)} left" if made and left else text
+
+
+def followed(
+    results: Iterable[T], title: str, total: int, unit: str, *, shown: bool
+) -> Iterator[T]:
+    """The results, with their `Progress`: each counts as one of ``total``."""
+    with Progress(title, total, unit, shown=shown) as progress:
+        for result in results:
+            yield result
+            progress.add(1)

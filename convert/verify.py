@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
 
 from convert import beton, tarshards
 from convert.errors import DataError, RecordError
@@ -18,6 +17,7 @@ from convert.layout import FIELDS, MASK_THRESHOLD
 from convert.manifest import Manifest, ShardFile, read_manifest
 from convert.moments import Accumulator
 from convert.parts import PartSummary, new_accumulators, split_parts
+from convert.progress import followed
 from convert.shards import Shards
 from convert.source import Source, read_source
 from convert.workers import run_all, worker_pool
@@ -39,14 +39,13 @@ def verify(
     folder = Path(shards)
     manifest = read_manifest(folder)
     original = None if source is None else _matching_source(Path(source), manifest)
-    hidden = None if progress else True  # None: shown on a terminal only
     try:
         with worker_pool(workers) as executor:
             files = ((expected, folder / name) for name, expected in manifest.files.items())
             problems = sorted(filter(None, run_all(executor, ShardFile.problem, files)))
             problems += _check_backgrounds(folder, manifest, original)
             for form in manifest.formats:
-                problems += _check_format(folder, manifest, form, original, executor, hidden)
+                problems += _check_format(folder, manifest, form, original, executor, progress)
     finally:
         _opened.cache_clear()  # of this process, which is the worker if there is no other
     return list(dict.fromkeys(problems))
@@ -54,7 +53,7 @@ def verify(
 
 def _check_format(
     folder: Path, manifest: Manifest, form: str, source: Source | None, executor: Executor,
-    hidden: bool | None,
+    shown: bool,
 ) -> list[str]:  # fmt: skip
     """Problems of the structure, the records and the statistics of one format."""
     try:
@@ -67,8 +66,8 @@ def _check_format(
     results = run_all(executor, _check_records, tasks)
     found: list[str] = []
     summary = PartSummary()
-    for problems_of_part, summary_of_part in tqdm(
-        results, total=len(parts), unit=" parts", desc=form, disable=hidden
+    for problems_of_part, summary_of_part in followed(
+        results, f"verify {form}", len(parts), "parts", shown=shown
     ):
         found += problems_of_part
         summary.add(summary_of_part)

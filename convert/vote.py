@@ -9,7 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from convert.errors import DataError
 from convert.files import read_regular
@@ -19,6 +18,7 @@ from convert.jpeg.luma import Luma, luma_of
 from convert.layout import CHANNELS, FIELDS
 from convert.manifest import BaseFile
 from convert.maps import create_array
+from convert.progress import followed
 from convert.source import Samples
 from convert.workers import run_all
 
@@ -29,14 +29,14 @@ _Kind = tuple[tuple[tuple[int, int], ...], tuple[tuple[int, ...], ...]]
 
 
 def write_bases(
-    source: Samples, fields: Iterable[str], folder: Path, executor: Executor, hidden: bool | None
+    source: Samples, fields: Iterable[str], folder: Path, executor: Executor, shown: bool
 ) -> dict[str, BaseFile]:
     """Find the bases of some fields and write them to ``folder``; returns their descriptions.
 
     The sampling and the quantisers are those of most voters. Files that are not baseline JPEGs do
     not vote; `convert.encoding` stores them as JPEGs, or reports them if they are corrupt.
 
-    hidden: as `disable` of a tqdm bar.
+    shown: whether to show the progress.
     """
     written = {}
     for name in fields:
@@ -55,8 +55,8 @@ def write_bases(
         )
         tasks = ((source, name, group, described) for group in groups)
         found_bases = run_all(executor, _vote, tasks)
-        bar = tqdm(found_bases, total=len(array), unit=f" bases of {name}", disable=hidden)
-        for group, base in bar:
+        title = f"bases of {name}"
+        for group, base in followed(found_bases, title, len(array), "backgrounds", shown=shown):
             array[group] = base
         array.flush()
         written[name] = described

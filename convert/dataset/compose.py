@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Unpack
 
 import crc32c
-from tqdm import tqdm
 
 from convert.contents import PARTS, Content
 from convert.dataset.composed import Composed, prepare
@@ -44,6 +43,7 @@ from convert.outputs import (
 )
 from convert.parts import Part, read_record, split_parts, write_record
 from convert.placements import OTHERS, PLACEMENTS
+from convert.progress import Progress
 from convert.source import read_metadata
 from convert.unfinished import Output, check_target, work_folder
 from convert.workers import open_pool, run_all
@@ -115,13 +115,12 @@ def compose(
     plan = checked_plan(dataset, DATASET_FOLDER, options, workers=workers, force=force)
     if scheduler is not None:  # its workers may run in other folders
         dataset, plan = dataset.absolute(), plan.absolute()
-    hidden = None if progress else True  # None: shown on a terminal only
     with (
         work_folder(dataset, DATASET_FOLDER, plan_job(plan), resume=resume, force=force) as work,
         open_pool(workers, scheduler) as executor,
     ):
         if not (work / DATASET).exists():  # otherwise an earlier run finished all but the cleanup
-            _write_dataset(plan, work, part_size, executor, hidden)
+            _write_dataset(plan, work, part_size, executor, progress)
     return read_metadata(dataset)
 
 
@@ -180,27 +179,26 @@ def plan_job(plan: Plan) -> dict[str, object]:
     return {"folders": folders, "made": plan_metadata(plan)}
 
 
-def _write_dataset(
-    plan: Plan, work: Path, part_size: int, executor: Executor, hidden: bool | None
-) -> None:
+def _write_dataset(plan: Plan, work: Path, part_size: int, executor: Executor, shown: bool) -> None:
     """Write what is missing of a data set; last `dataset.json`."""
     # Made here at once, so that workers only write files.
     (work / PARTS).mkdir(exist_ok=True)
     for name, number in itertools.product(FOLDERS.values(), range(plan.backgrounds)):
         (work / name / plan.bg_name(number)).mkdir(parents=True, exist_ok=True)
-    composed = prepare(plan, work, executor, hidden)
+    composed = prepare(plan, work, executor, shown)
     tasks = ((composed, part) for part in split_parts(composed.layout, part_size))
-    with tqdm(total=composed.layout.samples, unit=" samples", disable=hidden) as bar:
-        for written in run_all(executor, _write_part, tasks):
-            bar.update(written)
+    with Progress("compose", composed.layout.samples, "samples", shown=shown) as progress:
+        for samples, kept in run_all(executor, _write_part, tasks):
+            progress.add(samples, kept=kept)
     # Before the file that says that the others are complete; a power failure must not empty them.
     sync_file_system(work)
     write_json(work / DATASET, composed.metadata)
 
 
-def _write_part(composed: Composed, part: Part) -> int:
-    """Write the images of a part's samples, unless they are there already; returns their number."""
-    if not _is_finished(composed, part):
+def _write_part(composed: Composed, part: Part) -> tuple[int, bool]:
+    """Write the images of a part's samples; returns how many, and if they were there already."""
+    is_finished = _is_finished(composed, part)
+    if not is_finished:
         crc, stamps = 0, hashlib.sha256()
         for sample in composed.read(part.indices):
             stamps.update(sample.stamp)
@@ -210,7 +208,7 @@ def _write_part(composed: Composed, part: Part) -> int:
                 crc = crc32c.crc32c(data, crc)
         record = {"stamps": stamps.hexdigest(), "crc32c": {"images": crc}}
         write_record(part, composed.folder / PARTS, record)
-    return len(part.indices)
+    return len(part.indices), is_finished
 
 
 def _is_finished(composed: Composed, part: Part) -> bool:

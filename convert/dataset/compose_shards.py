@@ -59,7 +59,7 @@ def compose_shards(
 
     def prepare_source(folder: Path, executor: Executor) -> Composed:
         (folder / _SOURCE).mkdir(exist_ok=True)
-        return prepare(plan, folder / _SOURCE, executor, None if progress else True)
+        return prepare(plan, folder / _SOURCE, executor, progress)
 
     job = plan_job(plan) | {"made": provenance(plan_metadata(plan), config)}
     return write_shards(

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from convert.contents import PARTS
 from convert.dataset import photos, scaling, scenes
@@ -37,6 +36,7 @@ from convert.placements import (
     others_of,
     write_placements,
 )
+from convert.progress import followed
 from convert.source import OthersFile, PlacementsFile, Sample
 from convert.workers import SentOnce, run_all
 
@@ -126,13 +126,13 @@ class Composed(SentOnce):
             )
 
 
-def prepare(plan: Plan, folder: Path, executor: Executor, hidden: bool | None) -> Composed:
+def prepare(plan: Plan, folder: Path, executor: Executor, shown: bool) -> Composed:
     """Write backgrounds, cut-outs and the table of samples to ``folder``.
 
     Depth of the backgrounds and cut-outs of the largest height are in `PARTS`: they are no part of
     a data set. The levels of that depth are, where a composite depends on them.
 
-    hidden: as `disable` of a tqdm bar. Raises DataError for a file that cannot be used.
+    shown: whether to show the progress. Raises DataError for a file that cannot be used.
     """
     for name in ("bg", "fg", PARTS, *([LEVELS] if plan.style.needs_levels else [])):
         (folder / name).mkdir(exist_ok=True)
@@ -142,7 +142,7 @@ def prepare(plan: Plan, folder: Path, executor: Executor, hidden: bool | None) -
     tasks += [(_write_foreground, plan, folder, fg) for fg in range(plan.foregrounds)]
     shapes: dict[int, Shape] = {}
     written = run_all(executor, operator.call, tasks)
-    for shape in tqdm(written, total=len(tasks), unit=" images", disable=hidden):
+    for shape in followed(written, "prepare", len(tasks), "images", shown=shown):
         shapes |= shape
     rows = draw_placements(plan, shapes)
     write_placements(folder / PLACEMENTS, rows)
