@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable
 
+import numba
 import numpy as np
 from PIL import Image
 
@@ -67,16 +68,30 @@ class Canvas:
         Foregrounds keep the minimum, and also the maximum unless all farthest pixels are covered.
         So nearly always the background's levels stay valid, and only those covered change.
         """
-        is_covered = self._is_farthest[patch.box] & (patch.mask != 0)
-        if np.count_nonzero(is_covered) < self._farthest_count:
-            return _as_rgb(patch.levels), patch.top, patch.left
+        pixels, covered = _stretched(patch.levels, self._is_farthest[patch.box], patch.mask)
+        if covered < self._farthest_count:
+            return pixels, patch.top, patch.left
         depth, near, far = self._depth.copy(), float(self._depth.min()), float(self._depth.max())
         farthest = near + FARTHEST_SHARE * (far - near)
         for foreground, _, is_among, inside, _ in patch.standing:
-            window, covered = depth[foreground.window], self._depth[foreground.window][inside]
-            own = self._depth[foreground.ground].max() if is_among else covered.min()
+            window, below = depth[foreground.window], self._depth[foreground.window][inside]
+            own = self._depth[foreground.ground].max() if is_among else below.min()
             window[inside] = np.minimum(window[inside], min(farthest, float(own)))
         return _as_rgb(stretch(depth)), 0, 0
+
+
+@numba.njit(cache=True, nogil=True)
+def _stretched(
+    levels: np.ndarray, is_farthest: np.ndarray, mask: np.ndarray
+) -> tuple[np.ndarray, int]:
+    """Levels in three channels, and how many of the farthest pixels are in the mask."""
+    pixels, covered = np.empty((*levels.shape, 3), np.uint8), 0
+    for y in range(levels.shape[0]):
+        for x in range(levels.shape[1]):
+            pixels[y, x, :] = levels[y, x]
+            if mask[y, x]:
+                covered += is_farthest[y, x]
+    return pixels, covered
 
 
 def _as_rgb(gray: np.ndarray) -> np.ndarray:

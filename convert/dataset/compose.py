@@ -106,8 +106,9 @@ def compose(
     ``scheduler`` do not change a byte, ``resume`` continues an interrupted run of the same
     options, ``force`` replaces a finished data set of `compose` or what an unfinished run left.
 
-    The depth of a foreground is the smallest depth that it covers, and never in the farther half
-    of the scene. Each depth map is stretched so that its minimum is 0 and its maximum 255.
+    The depth of a foreground is the smallest depth that it covers, or with `Style.occlusion` that
+    of the ground at its feet, and never in the farther half of the scene. Each depth map is
+    stretched so that its minimum is 0 and its maximum 255.
 
     After a kill, Ctrl-C, a full disk or a dead worker, finished parts stay in `DATASET.partial`
     for ``resume``. Raises DataError as `checked_plan` does.

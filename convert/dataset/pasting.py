@@ -164,8 +164,8 @@ def paste(
     standing = [stand(foreground, levels, style) for foreground in foregrounds]
     standing.sort(key=lambda one: -one.level)  # keeps the order of equal ones
     boxes = [f.cutout.box(image.shape[:2], f.x, f.y) for f, *_ in standing]
-    top, left = (min(box[side] for box in boxes) for side in (0, 1))
-    bottom, right = (max(box[side] for box in boxes) for side in (2, 3))
+    tops, lefts, bottoms, rights = zip(*boxes, strict=True)
+    top, left, bottom, right = min(tops), min(lefts), max(bottoms), max(rights)
     below = levels[top:bottom, left:right]
     fg_bg, depth = image[top:bottom, left:right].copy(), below.copy()
     mask = np.zeros(below.shape, np.uint8)

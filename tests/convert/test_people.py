@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -356,6 +357,19 @@ def test_options_that_do_not_fit(arguments: list[str], message: str, tmp_path: P
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert message in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_without_the_options_nothing_is_said_of_them() -> None:
+    """So that a data set without them has the bytes that it had before there were any."""
+    names = "places heights size_by_depth soft_edges match_colours shadow quality"
+    assert list(Style().to_json()) == names.split()
+    several = Style(people=(1, 2), occlusion=True).to_json()
+    assert several.keys() - Style().to_json().keys() == {"people", "occlusion"}
+    assert Style.from_json(several) == Style(people=(1, 2), occlusion=True)
+    rows = draw_placements(
+        make_plan(backgrounds=2, foregrounds=3, seed=9), dict.fromkeys(range(3), Shape(300, 140))
+    )
+    assert sha256(rows.tobytes()).hexdigest()[:16] == "5ee730a5a092c3c5"
 
 
 def test_on_the_command_line(tmp_path: Path) -> None:
