@@ -189,7 +189,8 @@ def mixed_note(data: DataConfig) -> str | None:
 def open_data(config: RunConfig, stage: Stage, *, device: torch.device) -> Iterator[StageData]:
     """The training and validation data of a stage; the loaders are closed at the end."""
     data = config.data
-    pair = open_pair(data, device=device, batch_size=stage.batch_size, world_size=config.world_size)
+    share = config.step_size(stage).share
+    pair = open_pair(data, device=device, batch_size=share, world_size=config.world_size)
     with pair as (training, validation):
         preprocess = partial(Preprocess, training.backgrounds, training.statistics, size=stage.size)
         augment = make_augment(config.recipe, data.seed)

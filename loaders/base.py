@@ -82,16 +82,23 @@ class Loader(IterableDataset[Batch], AbstractContextManager["Loader"], ABC):
         """Batches of an epoch on this rank."""
         return len(self.order)
 
-    def epoch(self, n: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, n: int, start: int = 0, first: int = 0) -> Iterator[Batch]:
         """Batches ``start`` to the end of epoch ``n``.
+
+        first: samples at the start of the epoch, of all ranks together, that are left out: batches
+            begin after them. Not with "dali-stream".
 
         Raises DataError if there is no such batch, if another epoch or `close` ended this one
         before its last batch, in another process than the loader's, and in a thread while another
         takes a batch; RecordError at a corrupt record that may not be skipped.
         """
         n = whole("epoch", n, 0, LARGEST)
-        expect("batch to start from", start, 0, len(self))
-        return self._start(n, self.order, start, lambda k: None)
+        expect("samples to leave out", first, 0, self.order.samples)
+        if first and self.streamed:
+            raise DataError("dali-stream: an epoch cannot begin within; start from a batch instead")
+        steps = replace(self.order, first=first)
+        expect("batch to start from", start, 0, len(steps))
+        return self._start(n, steps, start, lambda k: None)
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches of the next epoch, or of the rest of one after `load_state_dict`.

@@ -62,13 +62,13 @@ def open_pair(
     """Training and validation loaders of one split; closed at the end.
 
     batch_size: samples of a batch on each rank; if ``world_size`` is above 1, `distributed_rank`
-        gives the rank, and training leaves out an incomplete last step, so that all ranks weigh
-        the same in each gradient.
+        gives the rank. The last step of an epoch may be incomplete, and is divided as evenly as
+        possible.
     shuffle: of training; validation visits all its samples in their order.
     train_limit: train on this many samples, the same random ones each time, in ascending order.
     validation_limit: validate on this many samples, spread evenly over the validation split.
 
-    Raises DataError if the split leaves too few samples for one training step.
+    Raises DataError if the split leaves fewer samples for training than there are ranks.
     """
     layout = read_layout(source.shards)
     train, val = split_indices(
@@ -84,12 +84,14 @@ def open_pair(
         num_workers=source.workers, rank=distributed_rank()[0] if world_size > 1 else 0,
         world_size=world_size, max_bad=source.max_bad, check=source.check,
     )  # fmt: skip
-    training = replace(validating, indices=train, shuffle=shuffle, drop_last=world_size > 1)
-    with open_loader(source.engine, source.shards, training) as first:
-        if not len(first):
-            raise DataError(
-                f"{source.shards}: found {len(train)} samples for training, expected a batch of "
-                f"{batch_size} for each of {world_size} ranks"
-            )
-        with open_loader(source.engine, source.shards, validating) as second:
-            yield first, second
+    training = replace(validating, indices=train, shuffle=shuffle)
+    if len(train) < world_size:
+        raise DataError(
+            f"{source.shards}: found {len(train)} samples for training, expected one for each of "
+            f"{world_size} ranks at least"
+        )
+    with (
+        open_loader(source.engine, source.shards, training) as first,
+        open_loader(source.engine, source.shards, validating) as second,
+    ):
+        yield first, second

@@ -8,20 +8,28 @@ times the batch size, except for rounding.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import TypeVar
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.nn.functional import all_reduce
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from model.errors import ModelError
 from model.unet import DualDecoderUNet
 
 Value = TypeVar("Value")
+
+JOIN_S = 600.0
+"""Seconds in which all ranks must join."""
 
 
 def local_device(device: torch.device, world_size: int) -> torch.device:
@@ -45,11 +53,59 @@ def joined(rank: int, world_size: int, device: torch.device) -> Iterator[None]:
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
-        dist.init_process_group(backend, rank=rank, world_size=world_size)
+        shared, _, _ = next(iter(rendezvous("env://", rank, world_size)))
     except ValueError as error:  # MASTER_ADDR or MASTER_PORT is missing
         raise ModelError(f"environment: {error}; start with torchrun") from None
+    store = agreed_store(shared, rank, world_size)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     yield
     dist.destroy_process_group()
+
+
+def agreed_store(shared: Store, rank: int, world_size: int) -> Store:
+    """The part of a store that only the ranks that call this now use.
+
+    torchrun keeps its store when it restarts ranks, with the addresses at which the ranks before
+    could be reached; new ranks that read those wait in vain. So the first rank draws a name, each
+    of the others answers to it with one of its own, and the first rank confirms that.
+
+    Raises ModelError if a rank does not answer for `JOIN_S`.
+    """
+    own = uuid4().hex
+    if rank:
+        return PrefixStore(_wait(partial(_answer, shared, own, rank), rank, 0), shared)
+    shared.set("first", own)
+    for other in range(1, world_size):
+        _wait(partial(_confirm, shared, own, other), rank, other)
+    return PrefixStore(own, shared)
+
+
+def _answer(shared: Store, own: str, rank: int) -> str:
+    """The name of the first rank, once it has confirmed ours; empty before."""
+    if not shared.check(["first"]):
+        return ""
+    name = shared.get("first").decode()  # that of an earlier start until the first rank sets it
+    shared.set(f"answer of {rank}", f"{name} {own}")
+    return name if shared.check([f"{name} confirms {own}"]) else ""
+
+
+def _confirm(shared: Store, own: str, other: int) -> bool:
+    """Whether another rank has answered to our name; confirms it."""
+    key = f"answer of {other}"
+    name, answer = shared.get(key).decode().split() if shared.check([key]) else ("", "")
+    if name == own:
+        shared.set(f"{own} confirms {answer}", "")
+    return name == own
+
+
+def _wait(until: Callable[[], Value], rank: int, other: int) -> Value:
+    """The first result that is true; ModelError after `JOIN_S`."""
+    deadline = time.monotonic() + JOIN_S
+    while not (found := until()):
+        if time.monotonic() > deadline:
+            raise ModelError(f"rank {rank}: rank {other} has not joined in {JOIN_S:.0f} s")
+        time.sleep(0.02)
+    return found
 
 
 def from_first_rank(value: Value) -> Value:
@@ -64,6 +120,28 @@ def from_first_rank(value: Value) -> Value:
 def is_distributed() -> bool:
     """Whether this process is one of several ranks."""
     return dist.is_available() and dist.is_initialized()
+
+
+def count_ranks() -> int:
+    """Processes that train together; 1 before they have joined."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def without_exchange(module: nn.Module) -> AbstractContextManager[object]:
+    """Context in which a wrapped network adds up the gradients of its rank alone."""
+    if isinstance(module, DistributedDataParallel):
+        return module.no_sync()
+    return nullcontext()
+
+
+def require_same(value: object, what: str) -> None:
+    """ModelError on each rank whose value is not that of the first. All ranks must call it."""
+    expected = from_first_rank(value)
+    if value != expected:
+        raise ModelError(
+            f"rank {dist.get_rank()}: found {what} {value}, and the first rank {expected}; all "
+            "machines must see the same RUN_DIR"
+        )
 
 
 def share_batch_norm(network: DualDecoderUNet) -> None:

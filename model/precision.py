@@ -18,6 +18,8 @@ from model.errors import ModelError
 AMP = ("auto", "off", "tf32", "bf16", "fp16")
 COMPILE = ("auto", "off", "default", "reduce-overhead", "max-autotune")
 """Modes of torch.compile, off, or auto (`choose_compile`)."""
+CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
+"""Modes that record CUDA graphs."""
 BF16_UNITS = frozenset({"avx512_bf16", "amx_bf16"})
 """Flags in /proc/cpuinfo of CPUs with bfloat16 multiplication in hardware."""
 DEVICES = "expected auto, cpu, cuda or cuda:N"

@@ -45,7 +45,7 @@ class Stage(Schema):
     size: Annotated[int, Field(ge=DOWNSAMPLING, le=8192, multiple_of=DOWNSAMPLING)]
     """Height and width in pixels of the network's input; a multiple of 8."""
     batch_size: Annotated[int, Field(ge=1, le=LARGEST_BATCH)]
-    """Samples per optimiser step, on each rank."""
+    """Samples per optimiser step, for each rank with which a run begins."""
     lr: Annotated[float, Field(gt=0)]
     """Learning rate; with the one-cycle schedule, its maximum."""
     trains: Annotated[Items[Annotated[str, one_of(PARTS)]], AfterValidator(_can_train)]
@@ -75,14 +75,16 @@ class Stage(Schema):
         """Parts that do not train."""
         return tuple(part for part in PARTS if part not in self.trains)
 
-    def batches(self, available: int, world_size: int = 1) -> int:
-        """Batches of an epoch on each rank, of the ``available`` ones of its loader."""
+    def batches(self, available: int) -> int:
+        """Batches of an epoch on one rank, of the ``available`` ones of its loader."""
         if self.samples is None:
             return available
-        return min(available, max(1, self.samples // (self.batch_size * world_size)))
+        return min(available, max(1, self.samples // self.batch_size))
 
-    def lr_at(self, step: int, steps: int) -> float:
+    def lr_at(self, step: float, steps: int) -> float:
         """Learning rate of step ``step`` (from 0) of the stage's ``steps``.
+
+        A step between two others is one after a change of the size of steps.
 
         A pure function, so that a resumed run needs no scheduler state.
         """

@@ -13,20 +13,23 @@ from pydantic import AfterValidator, Field, model_validator
 
 from convert.errors import DataError, OptionError
 from convert.files import read_regular
-from convert.limits import MOST_WORKERS
+from convert.limits import LARGEST_BATCH, MOST_WORKERS
 from convert.schema import Count, Items, Positive, Schema, one_of, parse_table
 from model.errors import ModelError
 from model.files import replace_bytes
-from model.precision import AMP, COMPILE
-from model.recipe import WIDEST, Recipe
+from model.precision import AMP, COMPILE, CUDA_GRAPHS
+from model.recipe import WIDEST, Recipe, Stage
 from model.training.logs import LOGS
+from model.training.steps import StepSize
 
 CHANGEABLE = (
     "shards", "engine", "device", "workers", "max_bad", "check",
-    "amp", "compile", "save_minutes", "logs",
+    "amp", "compile", "save_minutes", "logs", "world_size", "accumulate",
 )  # fmt: skip
 """Options that a resumed run may change: they decide where and how fast it runs and, but for
-rounding, not its results. The folder of the data may move or hold another format, because
+rounding, not its results. `accumulate` and `world_size` also decide over how many samples BatchNorm
+computes its statistics, and where the ranks do not divide a step, `world_size` changes its size
+(`StepSize`). The folder of the data may move or hold another format, because
 `RunConfig.fingerprint` identifies its content. `engine` may not change to or from `OWN_ORDER`.
 """
 
@@ -88,7 +91,12 @@ class RunConfig(Schema):
     logs: Annotated[Items[Annotated[str, one_of(tuple(LOGS))]], AfterValidator(_once)] = ()
     """Where scalars and pictures are also written: tensorboard, wandb, mlflow."""
     world_size: Positive = 1
-    """Processes that train together; each takes batches of the recipe's size."""
+    """Processes that train together."""
+    started_on: Positive | None = None
+    """Ranks with which the run began: a step takes the recipe's batch for each of these, however
+    many train now. None: `world_size`."""
+    accumulate: Annotated[int, Field(ge=1, le=LARGEST_BATCH)] = 1
+    """Parts in which a batch of the recipe is computed, one after the other."""
     save_minutes: Annotated[float, Field(ge=0)] = 5.0
     """Minutes between two saved states within an epoch; 0 saves after every step."""
     fingerprint: str = ""
@@ -102,6 +110,52 @@ class RunConfig(Schema):
             rest = {key: entry for key, entry in value.items() if key != "tensorboard"}
             return {"logs": ["tensorboard"] if value["tensorboard"] else [], **rest}
         return value
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        least = min(stage.batch_size for stage in self.recipe.stages)
+        if self.accumulate > least:
+            raise ValueError(
+                f"accumulate: found {self.accumulate} parts, expected at most {least}, the "
+                "smallest batch_size of the recipe"
+            )
+        if self.compile in CUDA_GRAPHS and any(self.parts(s) > 1 for s in self.recipe.stages):
+            raise ValueError(
+                f"compile: {self.compile} uses CUDA graphs, which overwrite the gradients of a "
+                "part by those of the next; with --accumulate, or on fewer ranks, use default"
+            )
+        return self
+
+    def about_ranks(self) -> str:
+        """One line about a run that continues on another number of ranks; empty otherwise."""
+        if self.first_ranks == self.world_size:
+            return ""
+        about = f"started with {_ranks(self.first_ranks)}, now {_ranks(self.world_size)}: "
+        sizes = [(self.first_step(s), self.step_size(s).samples) for s in self.recipe.stages]
+        if changed := dict.fromkeys((a, b) for a, b in sizes if a != b):
+            listed = ", ".join(f"{after} samples in place of {before}" for before, after in changed)
+            return f"{about}they do not divide the steps, which take {listed}"
+        return f"{about}a step takes as many samples as before"
+
+    @property
+    def first_ranks(self) -> int:
+        """The ranks with which the run began."""
+        return self.started_on or self.world_size
+
+    def first_step(self, stage: Stage) -> int:
+        """Samples of a step of a stage when the run began, on all ranks together."""
+        return stage.batch_size * self.first_ranks
+
+    def step_size(self, stage: Stage) -> StepSize:
+        """What a step of a stage is on the ranks that train now."""
+        return StepSize.of(
+            stage, started=self.first_ranks, ranks=self.world_size, accumulate=self.accumulate
+        )
+
+    def parts(self, stage: Stage) -> int:
+        """Parts in which a rank computes its share of a full step of a stage."""
+        size = self.step_size(stage)
+        return size.parts(size.share)
 
     @classmethod
     def from_options(cls, options: Mapping[str, object]) -> Self:
@@ -123,6 +177,10 @@ class RunConfig(Schema):
         del options["data"], options["logs"]
         stages = {f"stage_{n}": str(stage) for n, stage in enumerate(self.recipe.stages, start=1)}
         return {**options, **stages}
+
+
+def _ranks(count: int) -> str:
+    return f"{count} rank" + ("" if count == 1 else "s")
 
 
 def _wrong_option(schema: type[Schema], error: ValueError) -> DataError:
@@ -166,11 +224,6 @@ def resumed_config(saved: RunConfig, given: Mapping[str, object], folder: Path) 
 
     Raises ModelError if an option would change what the run computes.
     """
-    if "world_size" in given and given["world_size"] != saved.world_size:
-        raise ModelError(
-            f"{folder} was started on {saved.world_size} ranks, now {given['world_size']}: its "
-            "epochs would have other steps; start as many ranks, or use a new RUN_DIR"
-        )
     options = {**dict(saved), **dict(saved.data)}
     del options["data"]
     for name, value in given.items():
@@ -183,4 +236,4 @@ def resumed_config(saved: RunConfig, given: Mapping[str, object], folder: Path) 
                 f"{folder} was started with another --{option} ({old!r}, now {new!r}): leave the "
                 "option out, or use a new RUN_DIR"
             )
-    return RunConfig.from_options({**options, **given})
+    return RunConfig.from_options({**options, "started_on": saved.first_ranks, **given})

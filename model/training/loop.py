@@ -8,7 +8,7 @@ import torch
 
 from model.checkpoint import channel_statistics
 from model.contract import Loader
-from model.distributed import share_batch_norm
+from model.distributed import require_same, share_batch_norm
 from model.precision import choose_compile
 from model.training.config import RunConfig
 from model.training.evaluation import validate
@@ -20,6 +20,7 @@ from model.training.provenance import require_fingerprint
 from model.training.reporter import Reporter, listing_skipped
 from model.training.run import Run
 from model.training.state import Position
+from model.training.steps import EpochSteps
 from model.training.trainer import OpenStage, StageData, StageTrainer
 from model.unet import DualDecoderUNet
 
@@ -40,15 +41,20 @@ def fit_run(
     profile: StepProfile,
 ) -> None:  # fmt: skip
     """Train the remaining stages of a run."""
+    require_same(tuple(run.position), "the run at stage, epoch, step and sample")
     config, stages = run.config, run.config.recipe.stages
     run.record(compile=choose_compile(config.compile, network.device, world_size=config.world_size))
+    if about := config.about_ranks():
+        reporter.line(about)
     for number in range(run.position.stage, len(stages)):
         stage = stages[number]
         with open_stage(run.config, stage) as data, listing_skipped(data.training, data.validation):
             _begin(run, network, data, reporter)
             trainer = StageTrainer.of_run(run, network, stage, data.augment)
             title = f"stage {number + 1} of {len(stages)}"
-            reporter.line(f"{title}: {stage}, {trainer.precision}")
+            parts = config.parts(stage)
+            in_parts = f", in {parts} parts" if parts > 1 else ""
+            reporter.line(f"{title}: {stage}, {trainer.precision}{in_parts}")
             fit_stage(run, trainer, data, reporter, profile)
 
 
@@ -60,8 +66,8 @@ def _begin(run: Run, network: DualDecoderUNet, data: StageData, reporter: Report
     reporter.depth_source = run.depth_source
     run.begin(network)
     plan = Plan(
-        recipe=config.recipe, training=data.training.order,
-        validation=data.validation.order.samples, ranks=config.world_size,
+        config=config, training=data.training.order.samples,
+        validation=data.validation.order.samples,
     )  # fmt: skip
     reporter.begin(plan)
 
@@ -86,28 +92,30 @@ def train_epoch(
     run: Run, trainer: StageTrainer, loader: Loader, reporter: Reporter, profile: StepProfile
 ) -> EpochRow:
     """Train on the remaining batches of the run's epoch; returns its row of metrics.csv."""
-    (number, epoch, start), stage, ranks = run.position, trainer.stage, run.config.world_size
-    batches = stage.batches(len(loader), ranks)
+    (number, epoch, start, first), stage = run.position, trainer.stage
+    size = run.config.step_size(stage).samples
+    steps = EpochSteps.of(stage, loader.order.samples, size, first)
+    batches, lr = len(steps), steps.lr_at(stage, epoch, 0)
     # Counted over all stages, so that every epoch of the run has its own order.
     run_epoch = len(run.history)
     title = f"stage {number + 1}, epoch {epoch + 1} of {stage.epochs}"
     trainer.wrapped.train()
-    meter = EpochMeter(title, batches, start, run.elapsed, ranks=ranks, shown=run.first)
+    meter = EpochMeter(title, batches, start, run.elapsed, shown=run.first)
     with meter.progress, profile.epoch(batches - start) as end_step:
-        remaining = meter.batches(loader.epoch(run_epoch, start=start))
+        remaining = meter.batches(loader.epoch(run_epoch, start=start, first=first))
         for done, batch in zip(range(start + 1, batches + 1), remaining, strict=False):
-            lr = stage.lr_at(epoch * batches + done - 1, stage.epochs * batches)
-            trainer.step(batch, epoch=run_epoch, lr=lr)
+            lr, samples = steps.lr_at(stage, epoch, done - 1), steps.samples_of(done - 1)
+            trainer.step(batch, epoch=run_epoch, lr=lr, of=samples)
             run.steps += 1
             run.require_saving()
-            if meter.count(len(batch.index)):
-                left = reporter.time_left(Position(number, epoch, done))
+            if meter.count(samples):
+                left = reporter.time_left(Position(number, epoch, done, first))
                 shown = meter.show(trainer.running.read(title), left)  # host sync: once per second
                 reporter.scalars(run.steps, {"lr": lr, **shown}, "training")
             if done < batches and run.save_due():
                 trainer.check_finite(title, done)  # host syncs: every save_minutes
                 state = trainer.state(meter.elapsed)
-                run.save(Position(number, epoch, done), trainer.network, state)
+                run.save(Position(number, epoch, done, first), trainer.network, state)
             end_step()
         loss = trainer.check_finite(title, batches, all_ranks=True)  # host syncs: once per epoch
     trainer.running.reset()

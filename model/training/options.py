@@ -134,6 +134,11 @@ def fit_options(splits: Sequence[str]) -> Decorator:
             help="Seed of the first weights, the order and the augmentation.",
         ),
         option(
+            "--accumulate", type=click.IntRange(min=1), default=1, metavar="N",
+            help="Compute a batch in N parts, one after the other, and add up their gradients: for "
+            "large batches on small GPUs. BatchNorm sees a part at a time.",
+        ),
+        option(
             "--save-minutes", type=FiniteRange(min=0), default=5.0,
             help="Minutes between two saved states within an epoch; an epoch's end is always "
             "saved. A thread writes while training continues.",
@@ -156,7 +161,8 @@ def fit_options(splits: Sequence[str]) -> Decorator:
         ),
         flag(
             "--resume",
-            help="Resume the run in RUN_DIR; on a CPU with the same results, bit for bit.",
+            help="Resume the run in RUN_DIR, with any number of ranks; on a CPU and with as many "
+            "as before with the same results, bit for bit.",
         ),
     )  # fmt: skip
 

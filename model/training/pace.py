@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from model.contract import Order
 from model.recipe import Recipe, Stage
+from model.training.config import RunConfig
 from model.training.state import Position
+from model.training.steps import EpochSteps
 
 MEASURED_S = 5.0
 """Seconds of training in a stage before an estimate rests on them."""
@@ -21,23 +22,26 @@ about twice as long as a forward."""
 class Plan:
     """Samples and steps of a run. Its work is counted in pixels of network input.
 
-    training: the order of an epoch. validation: samples of the split. ranks: processes that train
-        together.
+    training, validation: samples of the split.
     """
 
-    recipe: Recipe
-    training: Order
+    config: RunConfig
+    training: int
     validation: int
-    ranks: int = 1
 
-    def batches(self, stage: Stage) -> int:
-        """Steps of an epoch of a stage."""
-        return stage.batches(self.training.steps(stage.batch_size), self.ranks)
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of the run."""
+        return self.config.recipe
+
+    def steps_of(self, stage: Stage, first: int = 0) -> EpochSteps:
+        """The steps of an epoch of a stage, or of the rest after its ``first`` samples."""
+        return EpochSteps.of(stage, self.training, self.config.step_size(stage).samples, first)
 
     @property
     def steps(self) -> int:
         """Steps of all epochs of all stages."""
-        return sum(stage.epochs * self.batches(stage) for stage in self.recipe.stages)
+        return sum(stage.epochs * len(self.steps_of(stage)) for stage in self.recipe.stages)
 
     @property
     def work(self) -> float:
@@ -46,24 +50,21 @@ class Plan:
 
     def work_before(self, position: Position) -> float:
         """What is done when the next batch is the one at this position."""
-        number, epoch, batch = position
+        number, epoch, batch, first = position
         done = sum(stage.epochs * self._epoch(stage) for stage in self.recipe.stages[:number])
         if number == len(self.recipe.stages):
             return done
         stage = self.recipe.stages[number]
-        return done + epoch * self._epoch(stage) + batch * self._step(stage)
-
-    def _step(self, stage: Stage) -> float:
-        return stage.batch_size * self.ranks * stage.size**2
+        seen = self.steps_of(stage, first).seen(batch)
+        return done + epoch * self._epoch(stage) + seen * stage.size**2
 
     def _epoch(self, stage: Stage) -> float:
-        validated = VALIDATION * self.validation * stage.size**2
-        return self.batches(stage) * self._step(stage) + validated
+        return (self.steps_of(stage).samples + VALIDATION * self.validation) * stage.size**2
 
     def __str__(self) -> str:
         epochs = sum(stage.epochs for stage in self.recipe.stages)
         return (
-            f"{self.training.samples:,} samples for training, {self.validation:,} for validation; "
+            f"{self.training:,} samples for training, {self.validation:,} for validation; "
             f"{_count(len(self.recipe.stages), 'stage')}, {_count(epochs, 'epoch')}, "
             f"{_count(self.steps, 'step')}"
         )

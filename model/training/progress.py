@@ -40,12 +40,19 @@ class RunningLoss:
         self.sums[1] += samples
         self.sums[2] += self.sums[0].isfinite()  # once infinite or NaN, the sum stays so
 
-    def load(self, sums: Tensor) -> None:
-        """Continue from the ``sums`` of another; ValueError if they are none."""
+    def saved(self, ranks: int) -> Tensor:
+        """The ``sums``, for as many ranks as train together, of which each has about as much."""
+        sums = self.sums.clone()
+        sums[:2] *= ranks
+        return sums
+
+    def load(self, sums: Tensor, ranks: int) -> None:
+        """Continue from what another has `saved`; ValueError if it is none."""
         if (sums.shape, sums.dtype) != (self.sums.shape, self.sums.dtype):
             found = f"{sums.dtype} {tuple(sums.shape)}"
             raise ValueError(f"running: found {found}, expected three sums of float64")
         self.sums.copy_(sums)
+        self.sums[:2] /= ranks
 
     def reset(self) -> None:
         """Start at zero. No host sync."""
@@ -155,14 +162,14 @@ class EpochMeter:
     """
 
     def __init__(
-        self, title: str, batches: int, done: int, before: Elapsed, *, ranks: int, shown: bool
+        self, title: str, batches: int, done: int, before: Elapsed, *, shown: bool
     ) -> None:
         """Start after ``done`` of ``batches``, which took ``before`` in an interrupted run.
 
-        ranks: processes that each train on as many samples. shown: whether to show the progress.
+        shown: whether to show the progress.
         """
         self.progress = Progress(title, batches, done, shown=shown)
-        self.ranks, self.shown = ranks, shown
+        self.shown = shown
         self.samples, self.wait_s = before.samples, before.wait_s
         self.last_read = time.perf_counter()
         self.started = self.last_read - before.wall_s
@@ -181,8 +188,8 @@ class EpochMeter:
             yield batch
 
     def count(self, samples: int) -> bool:
-        """Count a batch. True when it is time to read the loss and call `show`."""
-        self.samples += samples * self.ranks
+        """Count a step of all ranks. True when it is time to read the loss and call `show`."""
+        self.samples += samples
         self.progress.update()
         return self.shown and time.perf_counter() - self.last_read >= READ_EVERY_S
 

@@ -25,7 +25,7 @@ from model.errors import ModelError
 from model.metrics import Scores
 from model.pictures import draw_curves
 from model.recipe import Stage
-from model.training.config import RunConfig, write_config
+from model.training.config import OWN_ORDER, RunConfig, write_config
 from model.training.folder import BEST, CONFIG, CURVES, LAST, METRICS, say_that_it_starts
 from model.training.history import EpochRow, write_history
 from model.training.progress import Elapsed, not_finite
@@ -58,7 +58,7 @@ class Run:
     history: list[EpochRow] = field(default_factory=list)
     """The rows of metrics.csv, one per finished epoch."""
     steps: int = 0
-    """Optimiser steps so far, over all stages."""
+    """Optimiser steps so far, over all stages, of any size."""
     elapsed: Elapsed = field(default_factory=Elapsed)
     """What the current epoch had taken at the last `save`."""
     best: dict[str, float] | None = None
@@ -96,7 +96,7 @@ class Run:
                 f"{path}: not the state of this run: {error}; put the run's own back, or name a "
                 "new RUN_DIR"
             ) from None
-        self.position, self.history = Position(*state.position), list(state.history)
+        self.position, self.history = self._position_of(state), list(state.history)
         self.steps = state.steps
         self.best = None if state.best is None else dict(state.best)
         if self.best is not None and not (self.folder / BEST).exists():
@@ -114,6 +114,23 @@ class Run:
             # The process may have been killed between state and reports.
             self.depth_source = load_network(self.folder / BEST).info.depth_source
             self._write_reports(self.history)
+
+    def _position_of(self, state: RunState) -> Position:
+        """Where the run continues, with the ranks that train now; ModelError if it cannot."""
+        config, position = self.config, Position(*state.position)
+        if position.stage == len(config.recipe.stages):
+            return position
+        stage = config.recipe.stages[position.stage]
+        position = state.position_in(config.step_size(stage).samples, config.first_step(stage))
+        before = state.counted.ranks if state.counted else config.first_ranks
+        moved = config.data.engine == OWN_ORDER and before != config.world_size
+        if moved and position.is_within_epoch:
+            raise ModelError(
+                f"{self.folder}: stopped within an epoch on {before} ranks, found "
+                f"{config.world_size}: the order of {OWN_ORDER} depends on their number; start as "
+                "many ranks until the epoch ends, or use a new RUN_DIR"
+            )
+        return position
 
     def record(self, **choices: object) -> None:
         """Change the configuration; the next `save` writes it, so that a resumed run keeps it."""
@@ -184,17 +201,26 @@ class Run:
         self._write_config()
         state = {
             "network": network.state_dict(),
-            "position": tuple(position),
+            "position": tuple(position[:3]),
+            "counted": self._counted(position),
             "history": self.history,
             "steps": self.steps,
             "best": self.best,
             # A new stage starts with a fresh optimiser.
-            "within_stage": stage_state if position.epoch or position.batch else None,
+            "within_stage": stage_state if position.epoch or position.is_within_epoch else None,
             "generators": generator_states(),
         }
         copy, wait = copy_to_host(state)
         self.writer.start(partial(self._write, copy, wait, best))
         self.saved_at = self.clock()
+
+    def _counted(self, position: Position) -> dict[str, int] | None:
+        """How the steps of a position are counted."""
+        config, stages = self.config, self.config.recipe.stages
+        if position.stage == len(stages):
+            return None
+        samples = config.step_size(stages[position.stage]).samples
+        return {"samples": samples, "first": position.first, "ranks": config.world_size}
 
     def _write(
         self, state: dict[str, Any], wait: Callable[[], None], best: NetworkInfo | None
@@ -203,7 +229,7 @@ class Run:
         if best is not None:
             save_weights(self.folder / BEST, state["network"], best)
         save_state(self.folder / LAST, state)
-        if state["history"] and Position(*state["position"]).batch == 0:  # an epoch has ended
+        if state["history"] and state["position"][2] == 0:  # an epoch has ended
             self._write_reports(state["history"])
 
     def finish_epoch(
@@ -219,7 +245,7 @@ class Run:
         statistics: what bg and fg_bg are normalised with. stage_state: with no time elapsed.
         """
         config, data = self.config, self.config.data
-        number, epoch, _ = self.position
+        number, epoch = self.position[:2]
         stage = config.recipe.stages[number]
         losses = {"mask": scores.mask_bce, "depth": scores.depth_l1}
         score = sum(losses[part] or 0.0 for part in stage.trains if part in losses)

@@ -14,18 +14,27 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from convert.schema import AnyFloat, Count, Items, Schema
+from convert.schema import AnyFloat, Count, Items, Positive, Schema
 from model.errors import ModelError
 from model.files import load_plain, replace_bytes
 from model.recipe import Recipe
 
 
 class Position(NamedTuple):
-    """The next batch to train on: stage, epoch of the stage, batch of the epoch; each from 0."""
+    """The next step to train: stage, epoch of the stage, step of the epoch; each from 0.
+
+    first: samples of the epoch that were seen before its step 0, in steps of another size.
+    """
 
     stage: int = 0
     epoch: int = 0
     batch: int = 0
+    first: int = 0
+
+    @property
+    def is_within_epoch(self) -> bool:
+        """Whether some samples of the epoch were seen."""
+        return bool(self.batch or self.first)
 
 
 class StageState(TypedDict):
@@ -41,6 +50,16 @@ class _Best(Schema):
     score: float
     stage: Count
     epoch: Count
+
+
+class _Steps(Schema):
+    """How the steps of the position are counted; files of version 0.1 do not say it."""
+
+    samples: Positive
+    """Of a full step of the stage, on all ranks together."""
+    first: Count
+    """Of `Position`."""
+    ranks: Positive
 
 
 class _WithinStage(Schema):
@@ -68,6 +87,20 @@ class RunState(Schema):
     best: _Best | None
     within_stage: _WithinStage | None
     generators: Annotated[Items[Tensor], Field(min_length=1)]
+    counted: _Steps | None = None
+
+    def position_in(self, size: int, before: int) -> Position:
+        """Where a run with steps of ``size`` samples continues: at the first sample not yet seen.
+
+        before: samples of a step, where the file does not say it.
+        """
+        number, epoch, batch = self.position
+        first = 0
+        if self.counted is not None:
+            before, first = self.counted.samples, self.counted.first
+        if before == size:
+            return Position(number, epoch, batch, first)
+        return Position(number, epoch, 0, first + batch * before)
 
     def check(self, recipe: Recipe) -> None:
         """Raise ValueError unless a run with this recipe can be in this state."""
@@ -75,7 +108,8 @@ class RunState(Schema):
         is_finished = number == len(stages) and not epoch and not batch
         if not is_finished and (number >= len(stages) or epoch >= stages[number].epochs):
             raise ValueError(f"position: the recipe has no stage {number + 1} of epoch {epoch + 1}")
-        if (self.within_stage is None) == bool(epoch or batch):
+        first = self.counted.first if self.counted else 0
+        if (self.within_stage is None) == bool(epoch or batch or first):
             raise ValueError("within_stage: expected at, and only at, a position within a stage")
         if len(self.history) != sum(stage.epochs for stage in stages[:number]) + epoch:
             raise ValueError("history: expected one row for each epoch before the position")

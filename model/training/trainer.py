@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple, Self
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from model.contract import Batch, Inputs, Loader, NoPhases, PhaseTimer, Preprocessor
-from model.distributed import wrap_network
+from model.distributed import count_ranks, without_exchange, wrap_network
 from model.errors import ModelError
 from model.losses import training_loss
 from model.precision import Precision, choose_compile, precision_for
@@ -24,6 +24,7 @@ from model.training.profiling import phase_range
 from model.training.progress import Elapsed, RunningLoss, require_finite_weights
 from model.training.run import Run
 from model.training.state import StageState
+from model.training.steps import StepSize, split_batch
 from model.unet import DualDecoderUNet
 
 
@@ -51,6 +52,8 @@ class StageTrainer:
     stage: Stage
     preprocess: Preprocessor
     precision: Precision
+    size: StepSize | None = None
+    """What a step is; None: a batch of the stage on one rank, at once."""
     compile: str = "off"
     """off, or a mode of torch.compile."""
     compile_failed: Callable[[str], None] | None = None
@@ -71,7 +74,7 @@ class StageTrainer:
         config, device = run.config, network.device
         return cls(
             network=network, recipe=config.recipe, stage=stage, preprocess=preprocess,
-            precision=precision_for(config.amp, device),
+            precision=precision_for(config.amp, device), size=config.step_size(stage),
             compile=choose_compile(config.compile, device, world_size=config.world_size),
             compile_failed=run.stop_compiling if run.may_stop_compiling else None,
         )  # fmt: skip
@@ -83,21 +86,44 @@ class StageTrainer:
         self.scaler = torch.amp.GradScaler(self.network.device.type, enabled=self.precision.scale)
         self.running = RunningLoss(self.network.device)
 
-    def step(self, batch: Batch, *, epoch: int, lr: float) -> None:
-        """Train on one batch without a host sync; ``epoch`` counts over all stages of the run."""
+    def step(self, batch: Batch, *, epoch: int, lr: float, of: int | None = None) -> None:
+        """Train on one batch without a host sync; ``epoch`` counts over all stages of the run.
+
+        of: samples of the step on all ranks together; None: every rank has as many as this one.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        with self._phase("preprocess"):
-            inputs = self.preprocess(batch, epoch)
-        full = len(batch.index) == self.stage.batch_size
-        if full:
-            self.compile_for("training", partial(self._backward, inputs))
-        with compiled_if(full or self.compile == "off"):
-            loss = self._backward(inputs)
+        ranks, samples = count_ranks(), len(batch.index)
+        of = of or max(1, samples * ranks)
+        largest = -(-of // ranks)
+        parts = split_batch(batch, self.size.parts(largest) if self.size else 1)
+        losses = []
+        for number, part in enumerate(parts, 1):
+            # Ranks average their gradients, of which each sample counts for as much.
+            share = len(part.index) * ranks / of
+            last = number == len(parts)
+            with nullcontext() if last else without_exchange(self.wrapped):
+                loss = self._train_part(part, epoch, share, first=number == 1)
+            losses.append(loss if len(parts) == 1 else loss * (len(part.index) / max(1, samples)))
         with self._phase("optimiser"):
             self.scaler.step(self.optimizer)
             self.scaler.update()
-            self.running.add(loss, len(batch.index))
+            self.running.add(losses[0] if len(parts) == 1 else torch.stack(losses).sum(), samples)
+
+    def _train_part(self, part: Batch, epoch: int, share: float, *, first: bool) -> Tensor:
+        """The mean loss of a part; adds its gradients, but for the ``first`` to those before.
+
+        share: of the part in the step, times the number of ranks.
+        """
+        if not len(part.index):  # the last step of an epoch has fewer samples than there are ranks
+            return self._backward_nothing(first=first)
+        with self._phase("preprocess"):
+            inputs = self.preprocess(part, epoch)
+        full = len(part.index) == (self.size.largest_part if self.size else self.stage.batch_size)
+        if full and first:
+            self.compile_for("training", partial(self._backward, inputs))
+        with compiled_if(full or self.compile == "off"):
+            return self._backward(inputs, share, first=first)
 
     def compile_for(self, use: str, run: Callable[[], object]) -> None:
         """Compile by running the network, if it has not been compiled for this use.
@@ -116,14 +142,25 @@ class StageTrainer:
             yield
         self.phases.end(name)
 
-    def _backward(self, inputs: Inputs) -> Tensor:
-        """The loss; its scaled gradients replace those of the parameters."""
+    def _backward(self, inputs: Inputs, share: float = 1, *, first: bool = True) -> Tensor:
+        """The loss; its scaled gradients replace those of the parameters, or are added to them."""
         with self._phase("forward"), self.precision.autocast(inputs.mask.device.type):
             mask_logits, depth = self.wrapped(inputs.bg, inputs.fg_bg, decode=self.stage.decode)
         with self._phase("loss and backward"):
             loss = training_loss(self.stage, inputs, mask_logits, depth)
+            if first:
+                self.optimizer.zero_grad(set_to_none=True)
+            self.scaler.scale(loss if share == 1 else loss * share).backward()
+        return loss
+
+    def _backward_nothing(self, *, first: bool) -> Tensor:
+        """Gradients of no sample, which other ranks wait for."""
+        nothing = torch.empty(0, 3, self.stage.size, self.stage.size, device=self.network.device)
+        outputs = self.wrapped(nothing, nothing, decode=self.stage.decode)
+        loss = torch.stack([output.float().sum() for output in outputs if output is not None]).sum()
+        if first:
             self.optimizer.zero_grad(set_to_none=True)
-            self.scaler.scale(loss).backward()
+        self.scaler.scale(loss).backward()
         return loss
 
     def check_finite(self, title: str, step: int, *, all_ranks: bool = False) -> float:
@@ -141,7 +178,7 @@ class StageTrainer:
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "running": self.running.sums,
+            "running": self.running.saved(count_ranks()),
             "elapsed": tuple(elapsed),
         }
 
@@ -154,7 +191,7 @@ class StageTrainer:
             load_optimizer(self.optimizer, state["optimizer"])
             if state["scaler"]:  # empty if the run did not scale gradients so far
                 load_scaler(self.scaler, state["scaler"])
-            self.running.load(state["running"])
+            self.running.load(state["running"], count_ranks())
         except ValueError as error:
             raise ModelError(
                 f"--resume: the saved optimiser does not fit the network ({error}); resume the run "

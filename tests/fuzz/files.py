@@ -96,6 +96,7 @@ class Files:
         (self.run / "best.safetensors").touch()
         self.state: dict[str, Any] = {
             "network": dict(self.network.state_dict()), "position": [0, 1, 2], "steps": 3,
+            "counted": {"samples": 4, "first": 0, "ranks": 1},
             "history": [{"stage": 1, "epoch": 1, "train_loss": 0.5, "mask_iou": None}],
             "best": {"score": 0.5, "stage": 0, "epoch": 0},
             "within_stage": dict(self.trainer.state(Elapsed(1.0, 2.0, 0.5, 4))),

@@ -243,8 +243,17 @@ def _restore(files: Files, state: Any) -> None:
         run.restore(network)
     if run.stage_state is not None:
         files.trainer.load_state(run.stage_state)
-    found = {"position": run.position, "steps": run.steps, "history": run.history}
+    found = {"steps": run.steps, "history": run.history}
     found |= {"best": run.best, "network": network.state_dict()}
+    size = files.config.first_step(files.config.recipe.stages[0])
+    counted = state.get("counted") or {"samples": size, "first": 0}
+    stage, epoch, batch = state["position"]
+    seen = counted["first"] + batch * counted["samples"]
+    moved = run.position
+    require(
+        (stage, epoch, seen) == (moved.stage, moved.epoch, moved.first + moved.batch * size),
+        "another position was read",
+    )
     require(all(same(state[name], found[name]) for name in found), "another state was read")
 
 

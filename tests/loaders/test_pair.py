@@ -72,14 +72,14 @@ def test_validation_can_be_limited_to_samples_spread_evenly(
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_several_ranks_train_on_full_steps_alone(
+def test_several_ranks_divide_the_last_step(
     source: Source, rank: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("WORLD_SIZE", "2")
     pair = open_pair(source, device=CPU, batch_size=8, world_size=2)
     with pair as (training, validation):
-        assert [len(batch.index) for batch in training.epoch(0)] == [8, 8, 8]
+        assert [len(batch.index) for batch in training.epoch(0)] == [8, 8, 8, 7 + rank]
         assert sum(len(batch.index) for batch in validation.epoch(0)) in (13, 14)
 
 
@@ -91,11 +91,11 @@ def test_the_rank_is_that_of_this_process(source: Source, monkeypatch: pytest.Mo
             assert [loader.order.options.rank for loader in pair] == [rank, rank]
 
 
-def test_too_few_samples_for_one_step(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fewer_samples_than_ranks(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    pair = open_pair(source, device=CPU, batch_size=32, world_size=2)
-    with pytest.raises(DataError, match="found 63 samples for training, expected a batch of 32"):
+    monkeypatch.setenv("WORLD_SIZE", "64")
+    pair = open_pair(source, device=CPU, batch_size=32, world_size=64)
+    with pytest.raises(DataError, match="found 63 samples for training, expected one for each of"):
         pair.__enter__()
 
 

@@ -40,6 +40,21 @@ def build(
         loader.close()
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_epoch_without_its_first_samples(build: Callable[..., Loader], engine: str) -> None:
+    whole = indices(build(batch_size=1).epoch(2))
+    loader = build(engine)
+    assert indices(loader.epoch(2, first=7)) == whole[7:]
+    assert indices(loader.epoch(2, start=2, first=7)) == whole[7 + 2 * 4 :]
+    with pytest.raises(DataError, match="samples to leave out: found 91, expected 0 to 90"):
+        loader.epoch(2, first=91)
+
+
+def test_dali_stream_leaves_none_out(build: Callable[..., Loader]) -> None:
+    with pytest.raises(DataError, match="dali-stream: an epoch cannot begin within"):
+        build("dali-stream").epoch(0, first=1)
+
+
 def indices(batches: Iterator[Batch]) -> list[int]:
     return [index for batch in batches for index in batch.index.tolist()]
 

@@ -7,6 +7,7 @@ import pytest
 from loaders.options import LoaderOptions
 from loaders.order import Order
 from model.recipe import Recipe, Stage
+from model.training.config import DataConfig, RunConfig
 from model.training.pace import Pace, Plan, duration
 from model.training.state import Position
 
@@ -16,35 +17,38 @@ RECIPE = Recipe(name="two", stages=(SMALL, LARGE))
 
 
 def plan(training: int = 18, validation: int = 12, ranks: int = 1) -> Plan:
-    return Plan(recipe=RECIPE, training=order(training, ranks), validation=validation, ranks=ranks)
+    return Plan(config=config(RECIPE, ranks), training=training, validation=validation)
 
 
-def order(samples: int, ranks: int = 1) -> Order:
-    """As the loaders of training have it."""
-    return Order(samples, LoaderOptions(rank=0, world_size=ranks, drop_last=ranks > 1))
+def config(recipe: Recipe, ranks: int = 1) -> RunConfig:
+    return RunConfig(data=DataConfig(shards="shards"), recipe=recipe, world_size=ranks)
 
 
 def test_steps_are_those_that_loaders_give() -> None:
-    """One rank trains on an incomplete last batch, several leave it out."""
-    assert plan().batches(SMALL) == 5
+    """The last one may be incomplete."""
+    assert len(plan().steps_of(SMALL)) == len(Order(18, LoaderOptions(batch_size=4))) == 5
     assert plan().steps == 15
-    assert plan(ranks=2).batches(SMALL) == 2
-    assert plan().batches(SMALL.changed(samples=13)) == 3
+    two = Order(18, LoaderOptions(batch_size=4, world_size=2))
+    assert len(plan(ranks=2).steps_of(SMALL)) == len(two) == 3
+    assert len(plan().steps_of(SMALL.changed(samples=13))) == 3
+    assert len(plan(ranks=2).steps_of(SMALL.changed(samples=13))) == 1
+    assert len(plan().steps_of(SMALL, first=12)) == 2
     assert str(plan(1_400)) == (
         "1,400 samples for training, 12 for validation; 2 stages, 3 epochs, 1,050 steps"
     )
-    one = Plan(recipe=Recipe(name="one", stages=(LARGE,)), training=order(2), validation=1)
+    one = Plan(config=config(Recipe(name="one", stages=(LARGE,))), training=2, validation=1)
     assert str(one).endswith("; 1 stage, 1 epoch, 1 step")
 
 
 def test_work_is_in_pixels() -> None:
     pixels, validated = 16 * 16, 12 / 3
     assert plan().work_before(Position(0, 0, 3)) == 3 * 4 * pixels
-    assert plan().work_before(Position(0, 1, 0)) == pytest.approx((20 + validated) * pixels)
+    assert plan().work_before(Position(0, 0, 1, 7)) == (7 + 4) * pixels
+    assert plan().work_before(Position(0, 1, 0)) == pytest.approx((18 + validated) * pixels)
     assert plan().work_before(Position(1, 0, 1)) == pytest.approx(
-        2 * (20 + validated) * pixels + 4 * 4 * pixels
+        2 * (18 + validated) * pixels + 4 * 4 * pixels
     )
-    assert plan().work == pytest.approx(6 * (20 + validated) * pixels)
+    assert plan().work == pytest.approx(6 * (18 + validated) * pixels)
 
 
 def test_a_steady_run_is_estimated_exactly_once_it_is_measured() -> None:
@@ -55,7 +59,7 @@ def test_a_steady_run_is_estimated_exactly_once_it_is_measured() -> None:
     for position in (Position(0, 0, 1), Position(0, 1, 2), Position(1, 0, 1), Position(1, 0, 4)):
         now = 60 + plan().work_before(position) / 1000
         left = pace.left_s(position)
-        expected = None if position == (0, 0, 1) else pytest.approx(60 + seconds - now)
+        expected = None if position == Position(0, 0, 1) else pytest.approx(60 + seconds - now)
         assert left == expected
 
 
@@ -66,9 +70,8 @@ def test_a_slower_stage_corrects_the_estimate() -> None:
     now = 10.0
     assert pace.left_s(Position(0, 1, 0)) == pytest.approx(50)
     assert pace.left_s(Position(1, 0, 0)) == pytest.approx(40)  # by the stage before
-    now = 30.0  # 4 s a step, where 10 / 6 were expected
-    expected = 20 / 5 * (1 / 4) * 4 * 6  # what 5 of 6 parts of the stage took, for all of it
-    assert pace.left_s(Position(1, 0, 5)) == pytest.approx(expected - 20)
+    now = 30.0  # 5 s a step, where 4 samples of 18 + 4 were expected to take 80 / 11
+    assert pace.left_s(Position(1, 0, 4)) == pytest.approx(20 / 16 * (18 + 4 - 16))
 
 
 @pytest.mark.parametrize(

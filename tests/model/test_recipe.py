@@ -186,7 +186,6 @@ def test_toml_files_and_unknown_names(tmp_path: Path) -> None:
 def test_samples_shorten_an_epoch() -> None:
     stage = Stage(**STAGE | {"samples": 100})
     assert stage.batches(50) == 12
-    assert stage.batches(50, world_size=4) == 3
     assert stage.batches(5) == 5
     assert Stage(**STAGE | {"samples": 1}).batches(5) == 1
-    assert Stage(**STAGE).batches(50, world_size=4) == 50
+    assert Stage(**STAGE).batches(50) == 50

@@ -152,6 +152,17 @@ def test_a_state_is_restored(run: Run, trainer: StageTrainer) -> None:
     assert [type(value) for value in run.history[0].values()] == [int, float, type(None)]
 
 
+def test_dali_stream_changes_its_ranks_between_epochs_alone(
+    run: Run, trainer: StageTrainer
+) -> None:
+    state = saved_state(run, trainer) | {"counted": {"samples": 8, "first": 0, "ranks": 1}}
+    run.record(data=run.config.data.changed(engine="dali-stream"), world_size=2, started_on=1)
+    with pytest.raises(ModelError, match=r"within an epoch on 1 ranks, found 2.*until the epoch"):
+        restored(run, trainer, state)
+    restored(run, trainer, state | {"position": (0, 1, 0)})
+    assert run.position == Position(0, 1)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
