@@ -113,7 +113,9 @@ def compose(
     After a kill, Ctrl-C, a full disk or a dead worker, finished parts stay in `DATASET.partial`
     for ``resume``. Raises DataError as `checked_plan` does.
     """
-    plan = checked_plan(dataset, DATASET_FOLDER, options, workers=workers, force=force)
+    plan = checked_plan(
+        dataset, DATASET_FOLDER, options, workers=workers, force=force, progress=progress
+    )
     if scheduler is not None:  # its workers may run in other folders
         dataset, plan = dataset.absolute(), plan.absolute()
     with (
@@ -126,19 +128,21 @@ def compose(
 
 
 def checked_plan(
-    target: Path, kind: Output, options: PlanOptions, *, workers: int | None, force: bool
-) -> Plan:
+    target: Path, kind: Output, options: PlanOptions, *, workers: int | None, force: bool,
+    progress: bool,
+) -> Plan:  # fmt: skip
     """The plan of an output; makes missing parent folders of it.
 
-    ``workers``: processes that read all images of the user. Raises DataError for anything wrong
-    with the arguments or the user's files; it has a line for each problem of the images.
+    ``workers``: processes that read all images of the user. ``progress``: whether to show how many.
+    Raises DataError for anything wrong with the arguments or the user's files; it has a line for
+    each problem of the images.
     """
     require_target(target, kind, options, force=force)
     size = options.get("size", DEFAULT_SIZE)
     require_usable(
         options.get("bg"), options.get("fg"), options.get("bg_depth"), size=size,
         backgrounds=options.get("backgrounds"), foregrounds=options.get("foregrounds"),
-        style=options.get("style", STANDARD), workers=workers,
+        style=options.get("style", STANDARD), workers=workers, progress=progress,
     )  # fmt: skip
     plan = make_plan(**options)
     if not target.absolute().parent.is_dir():

@@ -48,7 +48,9 @@ def compose_shards(
     Raises DataError for anything wrong with the arguments or the user's files.
     """
     config = config or PackConfig()
-    plan = checked_plan(shards, SHARD_FOLDER, options, workers=workers, force=force)
+    plan = checked_plan(
+        shards, SHARD_FOLDER, options, workers=workers, force=force, progress=progress
+    )
     if config.samples_per_fg not in (None, plan.placements):
         raise DataError(
             f"samples per foreground is {config.samples_per_fg}, expected none or "

@@ -19,6 +19,7 @@ from convert.dataset.photos import (
 from convert.dataset.plan import STANDARD
 from convert.dataset.scaling import scale
 from convert.errors import DataError, raise_all
+from convert.progress import followed
 from convert.style import Style
 from convert.workers import run_all, worker_pool
 
@@ -35,11 +36,13 @@ def require_usable(
     size: int,
     style: Style = STANDARD,
     workers: int | None,
+    progress: bool = False,
 ) -> None:
     """Raise one DataError with all problems of the folders and of the images that are used.
 
     ``backgrounds``, ``foregrounds``: how many are used, the first by name; None: all. ``size``: of
     the composites. ``style``: of them. ``workers``: processes, as of `compose`.
+    ``progress``: whether to show how many images are checked.
     """
     photos, of_bg = find_images(bg) if bg else ((), [])
     cutouts, of_fg = find_images(fg) if fg else ((), [])
@@ -52,7 +55,8 @@ def require_usable(
     if reads:
         with worker_pool(pool_size([read[1] for read in reads], workers)) as executor:
             tasks = ((number, *read) for number, read in enumerate(reads))
-            found = sorted(run_all(executor, _why_unusable, tasks))
+            checked = run_all(executor, _why_unusable, tasks)
+            found = sorted(followed(checked, "check", len(reads), "images", shown=progress))
         problems += [reason for _, reason in found if reason]
     # An unreadable photo is reported once, though its depth map cannot be compared either.
     raise_all(list(dict.fromkeys(problems)), "nothing was written")

@@ -15,6 +15,7 @@ from convert.errors import DataError
 from convert.pack import PackConfig, pack
 from convert.progress import followed
 from convert.verify import verify
+from tests.pasted import write_photos
 
 TINY: dict[str, Any] = {"backgrounds": 2, "foregrounds": 1, "placements": 4, "size": 32}
 TAR = PackConfig(formats=("webdataset",))
@@ -52,6 +53,19 @@ def test_of_each_command(
     ]
     compose(tmp_path / "silent", workers=0, progress=False, **TINY)
     assert said() == []
+
+
+def test_of_reading_the_images_of_a_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = write_photos(tmp_path, "street", "flat") | {"progress": True, "placements": 2}
+    monkeypatch.setattr("convert.progress.LINE_EVERY_S", 0.0)
+    compose(tmp_path / "data", **options)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(",")[0] for line in lines[:7]] == [
+        *(f"check: {number} of 7 images" for number in range(1, 8))  # photos, cut-outs, depth
+    ]
+    assert lines[7].startswith("prepare: 1 of 5 images")
 
 
 def test_what_an_earlier_run_has_done_says_nothing_of_the_rate(
