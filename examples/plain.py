@@ -14,6 +14,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional
@@ -21,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # not needed where the project is installed
 
-from loaders import Inputs, Loader, Preprocess, build_loader, read_layout, split_indices
+from loaders import Inputs, Layout, Loader, Preprocess, build_loader, read_layout, split_indices
 
 
 class Network(nn.Module):
@@ -45,6 +46,13 @@ def loss_of(network: nn.Module, inputs: Inputs) -> Tensor:
     return functional.binary_cross_entropy_with_logits(logits, inputs.mask)
 
 
+def balanced(layout: Layout, samples: np.ndarray) -> np.ndarray:
+    """Weights with which every background is drawn as often, however many samples it has."""
+    background = layout.background_of(samples)
+    weights: np.ndarray = 1 / np.bincount(background)[background]
+    return weights
+
+
 def save(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, loader: Loader) -> None:
     """Save all that is needed to continue; a kill meanwhile leaves the state before."""
     state = {
@@ -62,9 +70,11 @@ def train(options: argparse.Namespace, device: torch.device, rank: int, ranks: i
     torch.manual_seed(0)
     network = Network().to(device)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
-    training, _ = split_indices(read_layout(options.shards), "random")
+    layout = read_layout(options.shards)
+    training, _ = split_indices(layout, "random")
     with build_loader(
         "auto", options.shards, indices=training, batch_size=options.batch_size // ranks,
+        weights=balanced(layout, training) if options.balanced else None,
         drop_last=True, device=device,
     ) as loader:  # fmt: skip
         if options.state.exists():
@@ -97,6 +107,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=64, help="of all processes together")
     parser.add_argument("--save-steps", type=int, default=10)
+    parser.add_argument("--balanced", action="store_true", help="every background as often")
     options = parser.parse_args()
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     device = torch.device("cpu")

@@ -6,6 +6,7 @@ corrupt record, and `loaders.engines` is the registry of the engines.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +24,12 @@ from loaders.folder import read_layout
 from loaders.options import LoaderOptions
 from loaders.order import Order, distributed_rank
 from loaders.pair import DataSource, open_pair
-from loaders.preprocess import Augment, Inputs, Preprocess
+from loaders.preprocess import Augment, Augmentation, Inputs, Preprocess
 from loaders.split import SPLITS, split_indices
 
 __all__ = [
-    "ENGINES", "SPLITS", "Augment", "Backgrounds", "Batch", "Camera", "Commands", "DataError",
-    "DataSource", "Inputs", "Layout", "Loader", "LoaderOptions", "Order", "Preprocess",
+    "ENGINES", "SPLITS", "Augment", "Augmentation", "Backgrounds", "Batch", "Camera", "Commands",
+    "DataError", "DataSource", "Inputs", "Layout", "Loader", "LoaderOptions", "Order", "Preprocess",
     "RecordError", "build_loader", "distributed_rank", "open_pair", "possible_engines",
     "read_layout", "split_indices",
 ]  # fmt: skip
@@ -40,6 +41,8 @@ def build_loader(
     *,
     batch_size: int = 64,
     indices: np.ndarray | None = None,
+    weights: np.ndarray | Sequence[float] | None = None,
+    draws: int | None = None,
     shuffle: bool = True,
     drop_last: bool = False,
     seed: int = 0,
@@ -78,8 +81,8 @@ def build_loader(
             )
         rank, world_size = distributed_rank()
     options = LoaderOptions(
-        batch_size=batch_size, indices=indices, shuffle=shuffle, drop_last=drop_last, seed=seed,
-        device=device, num_workers=num_workers, rank=rank, world_size=world_size, max_bad=max_bad,
-        check=check, hw_decoder_load=hw_decoder_load,
+        batch_size=batch_size, indices=indices, weights=weights, draws=draws, shuffle=shuffle,
+        drop_last=drop_last, seed=seed, device=device, num_workers=num_workers, rank=rank,
+        world_size=world_size, max_bad=max_bad, check=check, hw_decoder_load=hw_decoder_load,
     )  # fmt: skip
     return open_loader(engine, shards, options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import SupportsIndex
 
@@ -12,6 +13,9 @@ import torch
 from convert.errors import DataError, OptionError
 from convert.limits import LARGEST_BATCH, MOST_WORKERS
 from convert.schema import LARGEST
+from loaders.weights import Weights
+
+MAX_SAMPLES = 2**40
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,6 +29,11 @@ class LoaderOptions:
     """Samples of a batch on this rank."""
     indices: np.ndarray | None = None
     """Distinct samples to visit, stored as a read-only int64 copy; None visits all."""
+    weights: np.ndarray | Sequence[float] | Weights | None = None
+    """How often each of the samples to visit is drawn, in proportion, stored as `Weights`; samples
+    may then repeat within an epoch, and those of weight 0 are left out. None: each once."""
+    draws: int | None = None
+    """Samples of an epoch with ``weights``; None: as many as there are weights."""
     shuffle: bool = True
     """Whether an epoch is permuted by (seed, epoch); False keeps the order of ``indices``."""
     drop_last: bool = False
@@ -68,6 +77,24 @@ class LoaderOptions:
         object.__setattr__(self, "device", resolve_device(self.device))
         if self.indices is not None:
             object.__setattr__(self, "indices", _distinct(self.indices))
+        self._check_weights()
+
+    def _check_weights(self) -> None:
+        if self.draws is not None:
+            self._whole("draws", 1, MAX_SAMPLES)
+            if self.weights is None:
+                raise OptionError("draws", f": found {self.draws} without weights; give both")
+        if self.weights is None:
+            return
+        if not isinstance(self.weights, Weights):
+            object.__setattr__(self, "weights", Weights(self.weights))
+        assert isinstance(self.weights, Weights)
+        if self.indices is not None and len(self.weights) != len(self.indices):
+            raise OptionError(
+                "weights",
+                f": found {len(self.weights)} of them, expected one for each of "
+                f"{len(self.indices)} indices",
+            )
 
     def _whole(self, name: str, low: int, high: int, shown: str | None = None) -> None:
         """Store an option as an int, also one of numpy's; OptionError unless low <= it <= high."""

@@ -19,9 +19,8 @@ import numpy as np
 from torch import distributed
 
 from convert.errors import DataError
-from loaders.options import LoaderOptions, expect
-
-MAX_SAMPLES = 2**40
+from loaders.options import MAX_SAMPLES, LoaderOptions, expect
+from loaders.weights import Weights
 
 # At 4,099 samples, statistics of pairs of values detect a cipher of 4 rounds but not of 5.
 _ROUNDS = 6
@@ -44,12 +43,15 @@ class Order:
     rank may get an empty batch there, but all ranks have the same number of steps and every
     sample is seen exactly once. Equal ``B * W`` gives equal global steps for any ``W``.
 
+    With ``weights``, the permutation is that of the draws of an epoch, and a sample may be seen
+    several times, see `Weights`.
+
     n: samples in the data set, 1 to 2**40.
     first: positions that are left out at the start of an epoch: steps begin there.
-    options: ``indices``, ``batch_size`` (B), ``shuffle``, ``drop_last``, ``seed``, ``rank`` (r)
-        and ``world_size`` (W) are used.
+    options: ``indices``, ``weights``, ``draws``, ``batch_size`` (B), ``shuffle``, ``drop_last``,
+        ``seed``, ``rank`` (r) and ``world_size`` (W) are used.
 
-    Raises DataError for another number of samples, and for indices outside 0..n-1.
+    Raises DataError for another number of samples or weights, and for indices outside 0..n-1.
     """
 
     n: int
@@ -63,10 +65,17 @@ class Order:
             raise DataError(
                 f"indices: found {indices.min()} to {indices.max()}, expected 0 to {self.n - 1}"
             )
+        weights = self.options.weights
+        if isinstance(weights, Weights) and indices is None and len(weights) != self.n:
+            raise DataError(
+                f"weights: found {len(weights)} of them, expected one for each of {self.n} samples"
+            )
 
     @property
     def samples(self) -> int:
         """Samples that all ranks together visit in an epoch, before ``drop_last``."""
+        if self.options.draws is not None:
+            return self.options.draws
         return self.n if self.options.indices is None else len(self.options.indices)
 
     def __len__(self) -> int:
@@ -123,6 +132,8 @@ class Order:
         """Samples at some positions of the epoch's order: int64, a new array."""
         if self.options.shuffle:
             positions = permute(positions, self.samples, self.options.seed, epoch)
+        if isinstance(self.options.weights, Weights):
+            positions = self.options.weights.draw(positions, self.samples, self.options.seed, epoch)
         indices = self.options.indices
         return positions if indices is None else indices[positions]
 

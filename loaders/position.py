@@ -8,6 +8,7 @@ from typing import Self
 from convert.errors import DataError
 from convert.schema import Count, Positive, Schema
 from loaders.order import Order
+from loaders.weights import Weights
 
 _ORDER = ("samples", "seed", "shuffle", "visits")
 _STREAMED = ("streamed", "batch_size", "world_size", "drop_last")
@@ -29,7 +30,7 @@ class Position(Schema):
     seed: Count
     shuffle: bool
     visits: Count
-    """CRC-32 of the samples to visit, int64; 0 for all."""
+    """CRC-32 of the samples to visit, int64, 0 for all; with weights also of these, float64."""
     streamed: bool
     """Whether the order is that of "dali-stream"."""
     batch_size: Positive
@@ -41,6 +42,8 @@ class Position(Schema):
         """The place before the first sample."""
         options = order.options
         visits = 0 if options.indices is None else zlib.crc32(options.indices.tobytes())
+        if isinstance(options.weights, Weights):
+            visits = zlib.crc32(options.weights.values.tobytes(), visits)
         return cls(
             epoch=0, seen=0, samples=order.samples, seed=options.seed, shuffle=options.shuffle,
             visits=visits, streamed=streamed, batch_size=options.batch_size,
@@ -57,7 +60,7 @@ class Position(Schema):
         except ValueError as error:
             raise DataError(f"state of a loader: {error}") from None
         self._require_same(
-            found, _ORDER, "build the loader with the shards, split, seed and shuffle"
+            found, _ORDER, "build the loader with the shards, split, weights, seed and shuffle"
         )
         if found.seen and (found.streamed or self.streamed):
             self._require_same(

@@ -99,6 +99,13 @@ class Augment:
         return image
 
 
+Augmentation = Callable[[Inputs, Tensor, int], Inputs]
+"""Changes inputs that are not normalised yet, bg and fg_bg float in 0..1, as `Augment` does.
+
+Called with the inputs, the samples, int64 (B,), and the epoch. It returns the same shapes.
+"""
+
+
 class MeanAndStd(Protocol):
     """Mean and standard deviation of each channel of a field, in 0..1."""
 
@@ -118,7 +125,8 @@ class Preprocess(nn.Module):
         is 1 where its mean is 0.5 or more.
     dtype: of bg and fg_bg. Arithmetic is in float32 and rounded once, at the end.
     channels_last: memory format of bg and fg_bg.
-    augment: random changes, or None.
+    augment: random changes, or None: an `Augment`, or any function that is an `Augmentation`. Its
+        results are normalised after it.
 
     Raises DataError for a size below 1 or statistics with a standard deviation of 0.
     """
@@ -136,7 +144,7 @@ class Preprocess(nn.Module):
         size: int | None = None,
         dtype: torch.dtype = torch.float32,
         channels_last: bool = True,
-        augment: Augment | None = None,
+        augment: Augmentation | None = None,
     ) -> None:
         super().__init__()
         if size is not None:
@@ -187,8 +195,9 @@ class Preprocess(nn.Module):
         if self.augment is not None:
             bg = bg.to(torch.float32).mul(1 / bg_full_scale)
             fg_bg = fg_bg.to(torch.float32).mul(1 / fg_bg_full_scale)
-            inputs = self.augment(Inputs(bg, fg_bg, mask, depth), batch.index, epoch)
-            bg, fg_bg, mask, depth = inputs
+            before = Inputs(bg, fg_bg, mask, depth)
+            after = self.augment(before, batch.index, epoch)
+            bg, fg_bg, mask, depth = _checked(after, before)
             bg_full_scale = fg_bg_full_scale = 1
         bg = self._normalise(bg, self.bg_scale, self.bg_shift, bg_full_scale)
         fg_bg = self._normalise(fg_bg, self.fg_bg_scale, self.fg_bg_shift, fg_bg_full_scale)
@@ -236,8 +245,24 @@ class Preprocess(nn.Module):
         resized, pixels_per_value = _resize(backgrounds.images, self.size)
         self._resized = resized.permute(0, 2, 3, 1).contiguous()
         self._bg_full_scale = 255 * pixels_per_value
-        if self.augment is not None and self.augment.camera is not None:
+        if isinstance(self.augment, Augment) and self.augment.camera is not None:
             self.augment.camera.prepare(self._resized.device, *self._resized.shape[1:3])
+
+
+def _checked(found: object, before: Inputs) -> Inputs:
+    """What an augmentation has returned. Raises DataError unless it is like its inputs."""
+    if not isinstance(found, tuple) or len(found) != len(before):
+        raise DataError(
+            f"augment: found a result of type {type(found).__name__}, expected Inputs(bg, fg_bg, "
+            "mask, depth)"
+        )
+    for name, one, like in zip(Inputs._fields, found, before, strict=True):
+        if not isinstance(one, Tensor) or (one.shape, one.dtype) != (like.shape, like.dtype):
+            what = f"{one.dtype} {tuple(one.shape)}" if isinstance(one, Tensor) else type(one)
+            raise DataError(
+                f"augment: found {name} of {what}, expected {like.dtype} {tuple(like.shape)}"
+            )
+    return Inputs(*found)
 
 
 def _scale_and_shift(statistics: Mapping[str, MeanAndStd], name: str) -> tuple[Tensor, Tensor]:

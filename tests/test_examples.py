@@ -111,11 +111,16 @@ def test_the_rest_of_an_epoch_is_less_than_a_batch(
     need_engine("ffcv")
     state, network = tmp_path / "state", plain.Network()
     training, _ = split_indices(read_layout(shards), "random")
-    with build_loader("ffcv", shards, indices=training, batch_size=len(training) - 4) as loader:
+    weights = plain.balanced(read_layout(shards), training)
+    with build_loader(
+        "ffcv", shards, indices=training, weights=weights, batch_size=len(training) - 4
+    ) as loader:
         next(iter(loader))
         optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
         plain.save(state, network, optimizer, loader)
-    options = Namespace(shards=shards, state=state, epochs=1, batch_size=8, save_steps=1)
+    options = Namespace(
+        shards=shards, state=state, epochs=1, batch_size=8, save_steps=1, balanced=True
+    )
     plain.train(options, torch.device("cpu"), 0, 1)
     assert torch.load(state, weights_only=True)["loader"]["epoch"] == 1
 

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 import train
 from convert.manifest import read_manifest
 from convert.pack import pack
-from loaders import Batch, Preprocess
+from loaders import Augment, Batch, Preprocess
 from model.errors import ModelError
 from model.files import locked
 from model.training.progress import RunningLoss
@@ -635,7 +635,7 @@ def test_the_seed_decides_the_augmentation(
 
     def caught(self: StageTrainer, batch: Batch, **options: object) -> None:
         assert isinstance(self.preprocess, Preprocess)
-        assert self.preprocess.augment is not None
+        assert isinstance(self.preprocess.augment, Augment)
         seeds.append(self.preprocess.augment.seed)
         raise KeyboardInterrupt
 

@@ -101,6 +101,11 @@ class DALIStreamLoader(DALILoader):
     streamed = True
 
     def __init__(self, shards: str | Path, options: LoaderOptions) -> None:
+        if options.weights is not None:
+            raise DataError(
+                "weights: dali-stream reads each sample once, in the order of the shards; use "
+                "another engine"
+            )
         super().__init__(Shards(shards, "webdataset"), options)
         # The same for any field: the fields of a sample are adjacent.
         records = self.shards.records[FIELDS[0]]

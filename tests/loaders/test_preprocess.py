@@ -318,3 +318,41 @@ def test_nothing_changes_by_default(backgrounds: Backgrounds) -> None:
     preprocess = Preprocess(backgrounds, STATISTICS)
     for a, b in zip(preprocess(batch, 0), preprocess(batch, 1), strict=True):
         assert torch.equal(a, b)
+
+
+def test_any_function_can_augment(backgrounds: Backgrounds) -> None:
+    """It takes and gives values before they are normalised, and knows samples and epoch."""
+    batch, seen = random_batch(), []
+
+    def darker(inputs: Inputs, index: torch.Tensor, epoch: int) -> Inputs:
+        seen.append((index.tolist(), epoch))
+        assert 0 <= inputs.fg_bg.min() <= inputs.fg_bg.max() <= 1
+        return inputs._replace(fg_bg=inputs.fg_bg / 2)
+
+    plain = Preprocess(backgrounds, STATISTICS)(batch)
+    found = Preprocess(backgrounds, STATISTICS, augment=darker)(batch, 3)
+    mean, std = (
+        torch.tensor(values).view(3, 1, 1)
+        for values in (STATISTICS["fg_bg"].mean, STATISTICS["fg_bg"].std)
+    )
+    torch.testing.assert_close(found.fg_bg, (plain.fg_bg * std + mean) / 2 / std - mean / std)
+    torch.testing.assert_close(found.bg, plain.bg)
+    assert seen == [(batch.index.tolist(), 3)]
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (lambda x: None, "augment: found a result of type NoneType, expected Inputs"),
+        (lambda x: x[:3], "augment: found a result of type tuple"),
+        (lambda x: x._replace(bg=x.bg[:, :1]), r"found bg of torch.float32 \(\d+, 1, .*expected"),
+        (lambda x: x._replace(mask=x.mask > 0), "found mask of torch.bool"),
+        (lambda x: x._replace(depth=3), "found depth of <class 'int'>"),
+    ],
+)
+def test_what_a_function_returns_is_checked(
+    backgrounds: Backgrounds, result: Any, message: str
+) -> None:
+    preprocess = Preprocess(backgrounds, STATISTICS, augment=lambda inputs, *_: result(inputs))
+    with pytest.raises(DataError, match=message):
+        preprocess(random_batch())
