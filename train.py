@@ -26,7 +26,7 @@ import click
 import torch
 from click.core import ParameterSource
 
-from convert.outputs import PNG, OutputFile, require_output, require_outside, require_unspoilt
+from convert.outputs import JSON, PNG, OutputFile, require_output, require_outside, require_unspoilt
 from loaders import (
     ENGINES,
     Commands,
@@ -66,7 +66,7 @@ from model.training.folder import (
 from model.training.loop import fit_run, new_network
 from model.training.profiling import StepProfile
 from model.training.provenance import require_fingerprint, seen_note, trained_samples
-from model.training.report import Report
+from model.training.report import EXAMPLES, Report
 from model.training.reporter import Reporter, listing_skipped
 from model.training.run import Run
 from model.training.trainer import StageData
@@ -208,23 +208,30 @@ def open_data(config: RunConfig, stage: Stage, *, device: torch.device) -> Itera
 @cli.camera_option
 @cli.samples_option
 @cli.option("--picture", type=PNG, help="Write predictions to this PNG file.")
+@cli.worst_option
+@cli.option("--scores", "listed", type=JSON, help="Write the scores of each sample to this file.")
 @cli.data_options(ENGINES)
 @cli.amp_option
 def evaluate(
     checkpoint: Path, split: str | None, as_json: bool, cameras: tuple[str, ...],
-    samples: int | None, picture: Path | None, amp: str, **data: object,
+    samples: int | None, picture: Path | None, worst: int | None, listed: Path | None, amp: str,
+    **data: object,
 ) -> None:  # fmt: skip
     """Score CHECKPOINT on the validation split of SHARDS, next to trivial baselines."""
-    if picture:
-        require_outside(picture, Path(str(data["shards"])))
-        require_output(picture, "evaluate", [checkpoint])
+    if worst and not picture:
+        raise ModelError(f"--worst {worst}: is for a picture; add --picture FILE")
+    for output in filter(None, (picture, listed)):
+        require_outside(output, Path(str(data["shards"])))
+        require_output(output, "evaluate", [checkpoint])
     loaded = load_network(checkpoint)
     info = loaded.info
     split = split or info.split
     data |= {"split": split, "split_seed": info.split_seed, "validation": info.validation}
     config = DataConfig.from_options(data)
     device = choose_device(config.device)
-    report = evaluate_checkpoint(loaded, config, amp, device, cameras=cameras, samples=samples)
+    report = evaluate_checkpoint(
+        loaded, config, amp, device, cameras=cameras, samples=samples, worst=worst or 0
+    )
     note = seen_note(split, info.split, report.seen)
     if note:
         click.echo(f"Note: {note}", err=True)
@@ -232,19 +239,25 @@ def evaluate(
     click.echo(json.dumps(scores, indent=1) if as_json else report.table())
     if picture:
         make_folder(picture.parent)
-        report.draw(picture, "evaluate")
+        report.draw(picture, "evaluate", worst or EXAMPLES)
         click.echo(f"{picture}: predictions beside their targets", err=as_json)
+    if listed:
+        make_folder(listed.parent)
+        report.write_scores(listed, "evaluate")
+        click.echo(f"{listed}: scores of each sample", err=as_json)
 
 
 def evaluate_checkpoint(
     checkpoint: Checkpoint, data: DataConfig, amp: str, device: torch.device, *,
     expected: str = "", cameras: Sequence[str] = (), samples: int | None = None,
+    worst: int = 0,
 ) -> Report:  # fmt: skip
     """Score a network from a checkpoint on the validation split, in this process alone.
 
     expected: fingerprint that the data must have; empty for any. cameras: names of disturbances
     of fg_bg; if any, the images are also aligned, see `Evaluator.evaluate`. samples: how many are
-    scored, spread evenly; None for all.
+    scored, spread evenly; None for all. worst: how many of the lowest mask IoU the report draws, in
+    place of some that are spread evenly.
     """
     network, info = checkpoint
     pair = open_pair(
@@ -261,7 +274,7 @@ def evaluate_checkpoint(
             precision=precision_for(amp, device),
             means=training_means(training, preprocess, info.size),
         )  # fmt: skip
-        evaluations = tuple(map(evaluator.evaluate, cameras or (None,)))
+        evaluations = tuple(evaluator.evaluate(name, worst) for name in cameras or (None,))
         split = partial(
             split_indices, validation.layout, seed=info.split_seed, validation=info.validation
         )

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import click
 
 from convert.dataset.options import style_options
-from convert.errors import Commands
+from convert.errors import Commands, DataError
 from convert.limits import LARGEST_SIDE, MOST_ROWS, MOST_WORKERS
-from convert.outputs import PNG, require_output, require_outside
+from convert.outputs import PNG, OutputFile, require_output, require_outside
 from convert.storage import DEPTH_CODECS, MASK_CODECS
 
 if TYPE_CHECKING:
@@ -321,17 +321,43 @@ def inspect(shards: Path, as_json: bool) -> None:
 
 @main.command()
 @click.argument("shards", type=_FOLDER)
-@click.argument("out", type=PNG)
-@click.option("--rows", type=click.IntRange(1, MOST_ROWS), default=8)
-def show(shards: Path, out: Path, rows: int) -> None:
-    """Draw a contact sheet of SHARDS into the PNG file OUT."""
+@click.argument("out", type=PNG, required=False)
+@click.option("--rows", type=click.IntRange(1, MOST_ROWS), default=8, help="Of the sheet.")
+@click.option(
+    "--html",
+    "page",
+    type=OutputFile(".html"),
+    help="Write one page, without other files, to browse samples by background and foreground.",
+)
+@click.option(
+    "--samples", type=click.IntRange(1, MOST_ROWS), default=200, help="Of the page, at most."
+)
+@click.option(
+    "--scores",
+    type=click.Path(path_type=Path),
+    help="What `train.py evaluate --scores` wrote: the page shows the worst samples.",
+)
+def show(
+    shards: Path, out: Path | None, rows: int, page: Path | None, samples: int,
+    scores: Path | None,
+) -> None:  # fmt: skip
+    """Draw a contact sheet of SHARDS into the PNG file OUT, or write a page of samples."""
+    from convert.browse import write_page
     from convert.show import contact_sheet, write_sheet
 
-    require_outside(out, shards)
-    require_output(out, "show")
-    sheet = contact_sheet(shards, rows)
-    write_sheet(sheet, out)
-    click.echo(f"{out}: {sheet.width}x{sheet.height} pixels")
+    if out is None and page is None:
+        raise DataError("show: found no file to write, expected OUT.png, --html FILE or both")
+    if scores and not page:
+        raise DataError(f"--scores {scores}: is for the page; add --html FILE")
+    for output in filter(None, (out, page)):
+        require_outside(output, shards)
+        require_output(output, "show", [scores] if scores else [])
+    if out:
+        sheet = contact_sheet(shards, rows)
+        write_sheet(sheet, out)
+        click.echo(f"{out}: {sheet.width}x{sheet.height} pixels")
+    if page:
+        click.echo(f"{page}: {write_page(shards, page, samples, scores)} samples")
 
 
 if __name__ == "__main__":

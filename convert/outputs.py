@@ -70,6 +70,8 @@ class OutputFile(click.Path):
 
 PNG = OutputFile(".png")
 """The type of every option and argument that names a picture to write."""
+JSON = OutputFile(".json")
+"""The type of every option that names a JSON file to write."""
 
 
 def require_writable(path: Path) -> None:

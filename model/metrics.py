@@ -145,6 +145,24 @@ def pooled_scores(table: Mapping[str, np.ndarray], rows: np.ndarray | None = Non
     return Scores(samples=int(total["seen"]), **figures)
 
 
+def sample_scores(table: Mapping[str, np.ndarray]) -> dict[str, list]:
+    """index, mask_iou and depth_rmse of each measured sample, in the order of samples.
+
+    A score is None where its decoder did not run. Each is that of `pooled_scores` of one sample.
+    """
+    index = np.flatnonzero(table["seen"])
+    chosen = {name: column[index] for name, column in table.items()}
+    union, pixels = chosen["union"], chosen["depth_pixels"]
+    iou = np.where(union > 0, chosen["intersection"] / np.maximum(union, 1), 1.0)
+    rmse = np.sqrt(chosen["depth_square"] / np.maximum(pixels, 1))
+    scores = ((iou, chosen["mask_pixels"]), (rmse, pixels))
+    mask, depth = (
+        [value if count else None for value, count in zip(values.tolist(), counts, strict=True)]
+        for values, counts in scores
+    )
+    return {"index": index.tolist(), "mask_iou": mask, "depth_rmse": depth}
+
+
 class FigureSpread(NamedTuple):
     """Worst, mean and best score of a group.
 

@@ -186,6 +186,33 @@ def test_resume_with_a_camera_muon_and_short_epochs(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_the_worst_samples_are_drawn_and_listed(
+    finished: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr(
+        "model.training.report.draw_predictions",
+        lambda path, examples, *_: drawn.extend(example.note for example in examples),
+    )
+    listed, picture = tmp_path / "new/scores.json", tmp_path / "worst.png"
+    arguments = (dataset, finished / "best.safetensors", "--picture", picture, "--worst", 4)
+    result = run("evaluate", *arguments, "--scores", listed, "--json")
+    assert result.exit_code == 0, result.output
+    pooled = json.loads(result.stdout)["scores"]["network"]
+    samples = json.loads(listed.read_text())["samples"]
+    assert len(set(samples["index"])) == len(samples["index"]) == 7
+    squares = np.square(samples["depth_rmse"]).mean()
+    assert squares**0.5 == pytest.approx(pooled["depth_rmse"], rel=1e-9)
+    assert min(samples["mask_iou"]) <= pooled["mask_iou"] <= max(samples["mask_iou"])
+    ranked = sorted(zip(samples["mask_iou"], samples["index"], strict=True))
+    assert drawn == [f"sample {index}, IoU {iou:.3f}" for iou, index in ranked[:4]]
+    result = run("evaluate", *arguments[:2], "--worst", 4)
+    assert (result.exit_code, "add --picture" in result.stderr) == (2, True)
+    listed.write_text("{}")
+    result = run("evaluate", *arguments[:2], "--scores", listed)
+    assert (result.exit_code, "was not made by evaluate" in result.stderr) == (2, True)
+
+
 def test_evaluate_with_cameras(finished: Path, dataset: Path, tmp_path: Path) -> None:
     picture = tmp_path / "grid.png"
     arguments = ("--camera", "none", "--camera", "2", "--picture", picture)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,11 +17,13 @@ from model.checkpoint import NetworkInfo
 from model.contract import Batch, Inputs, Loader, Preprocessor
 from model.losses import depth_values
 from model.metrics import (
+    SUM_COLUMNS,
     SampleTable,
     Scores,
     TrainingMeans,
     difference_logits,
     pooled_scores,
+    sample_scores,
     sample_sums,
 )
 from model.pictures import Example
@@ -118,8 +121,8 @@ class Evaluator:
     means: TrainingMeans
 
     @torch.inference_mode()
-    def evaluate(self, camera: str | None = None) -> Evaluation:
-        """Scores, and examples that are spread over the set.
+    def evaluate(self, camera: str | None = None, worst: int = 0) -> Evaluation:
+        """Scores, and examples: spread over the set, or those with the ``worst`` lowest mask IoU.
 
         camera: name of the disturbance of fg_bg (`load_disturbance`); the images are then aligned
         as well, for the rows that need it and for the examples, which takes some 40 ms per sample.
@@ -129,6 +132,7 @@ class Evaluator:
         new_table = partial(SampleTable, loader.layout.samples, loader.device)
         tables: defaultdict[str, SampleTable] = defaultdict(new_table)
         examples: list[Example] = []
+        lowest = _Lowest(worst)
         wanted: set[int] | None = None
         position = 0
         title = "evaluating" + (f", camera {camera}" if camera else "")
@@ -143,15 +147,18 @@ class Evaluator:
             if wanted is None:
                 # Spread over the full batches: the last one may be smaller.
                 wanted = _spread(max(1, len(loader) - 1) * count)
-            for row in (row for row in range(count) if position + row in wanted):
-                examples.append(_example(batch, bg, inputs, shown, row, camera))
+            note = f"camera {camera}, aligned" if camera else ""
+            if worst:
+                lowest.add(batch, bg, inputs, shown, note)
+            for row in (row for row in range(count) if not worst and position + row in wanted):
+                examples.append(_example(batch, bg, inputs, shown, row, note))
             position += count
         collected = {name: tables[name].collect() for name in ROWS if name in tables}
         return Evaluation(
             camera=camera,
             rows={name: pooled_scores(table) for name, table in collected.items()},
             table=collected["network"],
-            examples=examples,
+            examples=lowest.examples if worst else examples,
         )
 
     def _predictions(
@@ -183,14 +190,41 @@ def _spread(samples: int) -> set[int]:
     return set(middles.astype(int).tolist())
 
 
+class _Lowest:
+    """The samples with the lowest mask IoU so far, the lowest first; of equals the first."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._found: list[tuple[float, int, Example]] = []
+
+    @property
+    def examples(self) -> list[Example]:
+        return [example for _, _, example in self._found]
+
+    def add(
+        self, batch: Batch, bg: Tensor, inputs: Inputs, prediction: Prediction, note: str
+    ) -> None:
+        """Keep what belongs to the lowest: a host sync per batch."""
+        sums = measure(prediction, inputs).cpu().numpy()
+        scores = sample_scores(dict(zip(SUM_COLUMNS, sums.T, strict=True)))["mask_iou"]
+        for row, (index, iou) in enumerate(zip(batch.index.tolist(), scores, strict=True)):
+            last = self._found[-1][:2] if len(self._found) == self.count else (math.inf, 0)
+            if (iou, index) >= last:
+                continue
+            about = ", ".join(filter(None, (f"sample {index}, IoU {iou:.3f}", note)))
+            example = _example(batch, bg, inputs, prediction, row, about)
+            self._found = sorted([*self._found, (iou, index, example)], key=lambda one: one[:2])
+            del self._found[self.count :]
+
+
 def _example(
-    batch: Batch, bg: Tensor, inputs: Inputs, prediction: Prediction, row: int, camera: str | None
+    batch: Batch, bg: Tensor, inputs: Inputs, prediction: Prediction, row: int, note: str
 ) -> Example:
     """One sample and its prediction as host arrays; host syncs, a handful per evaluation."""
     if prediction.mask_logits is None or prediction.depth is None:
         raise ValueError("an example needs both decoders")
     return Example(
-        note=f"camera {camera}, aligned" if camera else "",
+        note=note,
         bg=bg[row].permute(1, 2, 0).cpu().numpy(),
         fg_bg=batch.fg_bg[row].permute(1, 2, 0).cpu().numpy(),
         mask=prediction.mask_logits[row, 0].sigmoid().cpu().numpy(),

@@ -34,6 +34,8 @@ class FiniteRange(click.FloatRange):
 
 
 PATH = click.Path(path_type=Path)
+MOST_EXAMPLES = 100
+"""Rows of a picture of predictions."""
 option = partial(click.option, show_default=True)
 flag = partial(click.option, is_flag=True, show_default=False)
 
@@ -72,6 +74,10 @@ samples_option = option(
     type=click.IntRange(min=1),
     help="Score at most this many samples, spread evenly over the validation split.",
 )
+worst_option = option(
+    "--worst", type=click.IntRange(1, MOST_EXAMPLES), default=None, metavar="N",
+    help="Show in --picture the N samples with the lowest mask IoU, the worst first.",
+)  # fmt: skip
 device_option = option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
 amp_option = option(
     "--amp",

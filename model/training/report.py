@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from convert.outputs import mark_of
 from model.checkpoint import NetworkInfo
 from model.contract import PRIOR, Loader, about_depth
-from model.metrics import DIFFERENCE_LEVELS, VALID_DEPTH, GroupSpread, Scores, group_spread
+from model.files import replace_bytes
+from model.metrics import (
+    DIFFERENCE_LEVELS,
+    VALID_DEPTH,
+    GroupSpread,
+    Scores,
+    group_spread,
+    sample_scores,
+)
 from model.pictures import Example, draw_predictions
 from model.training.disturbance import load_disturbance
 from model.training.provenance import count_seen
@@ -114,9 +124,18 @@ class Report(NamedTuple):
             "seen_in_training": self.seen,
         }
 
-    def draw(self, path: Path, command: str) -> None:
-        """Write the examples as a PNG of a command: all of one camera, or some of each."""
-        share = -(-EXAMPLES // len(self.evaluations))
+    def write_scores(self, path: Path, command: str) -> None:
+        """Write the network's scores of each sample, with the first camera, as JSON of a command.
+
+        See `metrics.sample_scores`; null where a score is not defined.
+        """
+        samples = sample_scores(self.evaluations[0].table)
+        content = {"made_by": mark_of(command), "title": self.title, "samples": samples}
+        replace_bytes(path, (json.dumps(content) + "\n").encode())
+
+    def draw(self, path: Path, command: str, rows: int = EXAMPLES) -> None:
+        """Write ``rows`` examples as a PNG of a command: all of one camera, or some of each."""
+        share = -(-rows // len(self.evaluations))
         examples = [example for e in self.evaluations for example in e.examples[:share]]
         title = "; ".join(filter(None, (self.title, about_depth(self.depth_source))))
         draw_predictions(path, examples, command, title)
