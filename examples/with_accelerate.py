@@ -2,8 +2,9 @@
 
     accelerate launch --num_processes 2 examples/with_accelerate.py SHARDS STATE --epochs 2
 
-Started again, it continues where it was. The loader has its rank's share already, so it is not
-given to `Accelerator.prepare`. Accelerate reads states with pickle: load none of a stranger.
+Started again, it continues where it was, with any number of processes. The loader has its rank's
+share already, so it is not given to `Accelerator.prepare`. Accelerate reads states with pickle:
+load none of a stranger.
 """
 
 from __future__ import annotations
