@@ -16,7 +16,7 @@ from benchmarks.report.page import insert
 from convert.errors import DataError
 from convert.files import replacing
 from model.checkpoint import load_network
-from model.inference.pairs import find_images, pair_images
+from model.inference.pairs import pair_images, require_usable
 from model.recipe import load_recipe
 from model.training.config import read_config
 from model.training.state import load_state
@@ -35,6 +35,10 @@ def put(request: pytest.FixtureRequest) -> tuple[str, Callable[[Path], None]]:
     return request.param
 
 
+def use_pairs(photos: str) -> None:
+    require_usable(pair_images(photos, photos))
+
+
 READERS: dict[str, Callable[[Path], object]] = {
     "recipe.toml": lambda path: load_recipe(str(path)),
     "recipe.json": lambda path: load_recipe(str(path)),
@@ -45,8 +49,8 @@ READERS: dict[str, Callable[[Path], object]] = {
     "result.json": read_result,
     "metrics.csv": _read_epochs,
     "page.md": lambda path: insert(path, []),
-    "photo.jpg": lambda path: find_images(str(path.parent)),
-    "photo.png": lambda path: find_images(f"{path.parent}/p*"),
+    "photo.jpg": lambda path: use_pairs(str(path.parent)),
+    "photo.png": lambda path: use_pairs(f"{path.parent}/p*"),
     "one.jpg": lambda path: pair_images(str(path), str(path))[0].read(),
 }
 
