@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from convert.interrupts import ended_by_exception, ignored_signals_repeated
-from convert.program import missing_package
+from convert.program import missing_memory, missing_package
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """What begins a line or means something to a terminal, and what Python makes of bytes that are not
@@ -226,6 +226,10 @@ def _one_line() -> Iterator[None]:
         raise DataError(error.format_message()) from None
     except ModuleNotFoundError as error:  # of what is imported when it is used
         if line := missing_package(error):
+            raise DataError(line) from None
+        raise
+    except (MemoryError, ImportError, RuntimeError) as error:
+        if line := missing_memory(error):
             raise DataError(line) from None
         raise
 

@@ -90,6 +90,10 @@ def _errors_named(path: Path) -> Iterator[None]:
         raise DataError(
             f"{path}: found an image of more than 179 million pixels; make it smaller"
         ) from None
+    except OSError as error:
+        if error.errno is None:  # of Pillow
+            raise DataError(f"{path}: {_reason(error)}; {_EXPECTED}") from None
+        raise DataError(f"{path}: cannot be read ({_reason(error)}); fix that") from None
     # Pillow's decoders raise almost any exception on corrupt bytes.
     except Exception as error:
         raise DataError(f"{path}: {_reason(error)}; {_EXPECTED}") from None

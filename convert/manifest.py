@@ -263,6 +263,9 @@ class _Content(Schema):
                 raise ValueError(f"statistics of {name} are not of {channels} channels of pixels")
         if not self.counts.get("source_bytes"):
             raise ValueError("counts: source_bytes must be at least 1")
+        for name, count in self.counts.items():
+            if name.endswith(("_as_jpeg", "_verbatim")) and count > self.samples:
+                raise ValueError(f"counts: {name} is {count}, above the number of samples")
         self._check_files()
         return self
 

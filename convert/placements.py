@@ -94,7 +94,11 @@ def _impossible_places(rows: np.ndarray, size: tuple[int, int]) -> dict[str, np.
         "flipped is neither 0 nor 1": rows["flipped"] > 1,
         f"x is not in 0..{width - 1}": (rows["x"] < 0) | (rows["x"] >= width),
         f"y is not in 0..{height - 1}": (rows["y"] < 0) | (rows["y"] >= height),
-        "scale is not a number above 0": ~((rows["scale"] > 0) & np.isfinite(rows["scale"])),
+        # A cut-out has a row of pixels or more, and is at most as high as the image.
+        f"scale is not above 0 and at most {height}": ~(
+            (rows["scale"] > 0) & (rows["scale"] <= height)
+        ),
+        f"fg is not in 0..{len(rows) - 1}": rows["fg"] >= len(rows),
     }
 
 

@@ -9,6 +9,9 @@ from types import TracebackType
 from convert.interrupts import end_at_once
 from convert.kernel_cache import require_folder
 
+_NO_MEMORY = (
+    "can't allocate memory", "cannot allocate memory", "failed to map segment", "out of memory",
+)  # fmt: skip
 _OURS = ("convert", "loaders", "model", "train", "benchmarks", "tests")
 
 
@@ -36,11 +39,27 @@ def missing_package(error: ModuleNotFoundError) -> str | None:
     )
 
 
+def missing_memory(error: BaseException) -> str | None:
+    """What to do where memory is missing; None for another error.
+
+    torch, numba and the loader of shared libraries report that in words alone.
+    """
+    text = str(error).casefold()
+    if not isinstance(error, MemoryError) and not any(words in text for words in _NO_MEMORY):
+        return None
+    about = f" ({' '.join(str(error).split())[:120]})" if text else ""
+    return (
+        f"not enough memory{about}: end other programs, raise the limit (ulimit -v), or use fewer "
+        "workers or smaller batches"
+    )
+
+
 def _end_if_missing(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
     """As `sys.excepthook`, which cannot change the exit code."""
     line = missing_package(error) if isinstance(error, ModuleNotFoundError) else None
+    line = line or missing_memory(error)
     if line is None:
         sys.__excepthook__(kind, error, trace)
         return

@@ -38,6 +38,7 @@ from convert.files import (
     publish_folder,
     remove_replaced,
     replace_folder,
+    require_regular,
     restore_replaced,
 )
 from convert.found import is_vacant
@@ -109,6 +110,7 @@ def check_target(target: Path, kind: Output, *, force: bool, hint: str = "") -> 
             f"{target}: found {foreign}, which `{kind.command}` has not written; --force would "
             "remove it: move it away, or choose another name"
         )
+    require_writable_folder(target)  # otherwise it cannot be moved, at the end of all the work
 
 
 @contextmanager
@@ -199,6 +201,8 @@ def _locked_job_file(target: Path, work: Path) -> Iterator[BinaryIO]:
     beside, inside = _beside(target), work / JOB
     path = inside if inside.exists() else beside
     try:
+        if path.exists():
+            require_regular(path)
         # Opening it inside must not create another one if its holder moves it at this moment.
         create = os.O_CREAT if path == beside else 0
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_APPEND | create, 0o666), "a+b")
@@ -307,7 +311,9 @@ def _remove(work: Path, kind: Output) -> bool:
     # A name of its own, so that the remains of a killed run do not collide.
     removed = tempfile.mkdtemp(prefix=f".{work.name}.removed-", dir=work.parent)
     work.rename(removed)
-    shutil.rmtree(removed)
+    shutil.rmtree(removed, ignore_errors=True)
+    if os.path.exists(removed):  # reported only, because it must not hide another error
+        click.echo(f"{removed}: could not be removed; delete it", err=True)
     return True
 
 

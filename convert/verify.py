@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from convert import beton, tarshards
 from convert.errors import DataError, RecordError
 from convert.files import read_regular
-from convert.layout import FIELDS, MASK_THRESHOLD
+from convert.layout import FIELDS, MASK_THRESHOLD, Layout
 from convert.manifest import Manifest, ShardFile, read_manifest
 from convert.moments import Accumulator
 from convert.parts import PartSummary, new_accumulators, split_parts
@@ -34,7 +34,8 @@ def verify(
 
     Checks the size and SHA-256 of every file, the structure of the FFCV file, the CRC32C and the
     decoding of every record, and the statistics; given ``source``, that all pixels are those that
-    Pillow decodes from its files. Raises DataError if the folder cannot be opened.
+    Pillow decodes from its files, and the table of samples is its own. Raises DataError if the
+    folder cannot be opened.
     """
     folder = Path(shards)
     manifest = read_manifest(folder)
@@ -44,6 +45,7 @@ def verify(
             files = ((expected, folder / name) for name, expected in manifest.files.items())
             problems = sorted(filter(None, run_all(executor, ShardFile.problem, files)))
             problems += _check_backgrounds(folder, manifest, original)
+            problems += _check_placements(manifest.layout, original)
             for form in manifest.formats:
                 problems += _check_format(folder, manifest, form, original, executor, progress)
     finally:
@@ -114,6 +116,18 @@ def _check_backgrounds(folder: Path, manifest: Manifest, source: Source | None) 
     if sums.moments != manifest.statistics["bg"]:
         problems.append(f"{folder}: statistics of bg are not those of the backgrounds")
     return problems
+
+
+def _check_placements(layout: Layout, source: Source | None) -> list[str]:
+    """Problems of the table of samples, which must be the source's, if both have one."""
+    try:
+        rows = layout.placements
+        expected = source.layout.placements if source else None
+    except DataError as error:
+        return [error.message]
+    if rows is None or expected is None or np.array_equal(rows, expected):
+        return []
+    return [f"{layout.table}: is not the table of samples in the source; pack again"]
 
 
 def _tar_header_problem(shards: Shards, index: int, name: str) -> str | None:

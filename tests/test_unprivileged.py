@@ -57,6 +57,9 @@ def folder(dataset: Path, shards: Path) -> Iterator[Path]:
         for path in (*found.glob("shut.*"), found / "shut/manifest.json"):
             path.chmod(0)
         (found / "results").mkdir(mode=0o755)
+        (found / "open").mkdir()
+        (found / "open").chmod(0o777)
+        shutil.copytree(shards, found / "open/shards")
         (found / "closed").chmod(0o700)
         yield found
 
@@ -65,6 +68,7 @@ COMMANDS = """
 convert pack data new --workers 0
 convert pack closed/data new
 convert pack data shards --force --workers 0
+convert pack data open/shards --force --workers 0
 convert check closed/data
 convert compose new --workers 0
 convert compose closed/new --workers 0
@@ -97,7 +101,7 @@ def test_a_user_without_permission(
     folder: Path, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
-    before = {path.name for path in folder.iterdir()}
+    before = {*folder.iterdir(), *(folder / "open").iterdir()}
     program, *arguments = command.split()
     os.seteuid(USER)
     try:
@@ -106,4 +110,4 @@ def test_a_user_without_permission(
         os.seteuid(0)
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.output
     assert result.stderr.startswith("Error: ")
-    assert {path.name for path in folder.iterdir()} == before
+    assert {*folder.iterdir(), *(folder / "open").iterdir()} == before

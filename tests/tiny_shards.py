@@ -61,7 +61,7 @@ def write_tiny_shards(
         bases={},
         statistics={"bg": colour, "fg_bg": colour, "mask": mask, "depth": gray},
         formats={form: Format(files=files, index=index)},
-        files={name: ShardFile.of(folder / name) for name in (BACKGROUNDS, index, *files)},
+        files={path.name: ShardFile.of(path) for path in sorted(folder.iterdir())},
         counts={"source_bytes": 1},
         provenance={},
     )

@@ -361,5 +361,7 @@ def shut_down(pipeline: Pipeline) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of one of DALI's long messages."""
-    return str(error).strip().splitlines()[0]
+    """The first line of one of DALI's long messages that says what failed."""
+    text = str(error)
+    *_, reason = text.partition("encountered:") if "encountered:" in text else [text]
+    return (reason.strip() or type(error).__name__).splitlines()[0]

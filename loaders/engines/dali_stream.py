@@ -175,7 +175,10 @@ class DALIStreamLoader(DALILoader):
         return str(own)
 
     def _unreadable(self, error: Exception) -> DataError:
-        self.shards.check_files(self.shards.names, hashed=False)  # names the file, as DALI does not
+        # They name the file, as DALI does not.
+        self.shards.check_files(self.shards.names, hashed=False)
+        names = map(dali_index_name, range(len(self.shards.names)))
+        self.shards.check_files(name for name in names if name in self.shards.manifest.files)
         reason = first_line(error)
         return DataError(f"{self.shards.folder}: DALI cannot read the tar shards: {reason}")
 

@@ -258,3 +258,17 @@ def test_a_file_that_only_looks_like_one_of_a_file_manager_is_kept(tmp_path: Pat
     with pytest.raises(DataError, match="that is no finished data set of `compose`"):
         make_data(tmp_path / "out", force=True)
     assert (tmp_path / "out/.DS_Store_notes").read_text() == "mine"
+
+
+def test_work_that_cannot_be_removed_does_not_hide_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("convert.dataset.compose._write_dataset", fail)
+        patched.setattr("convert.unfinished.shutil.rmtree", lambda *_, **__: None)
+        with pytest.raises(DataError, match="interrupted"):
+            make_data(tmp_path / "out")
+    (left,) = tmp_path.iterdir()
+    assert f"{left}: could not be removed; delete it" in capsys.readouterr().err
+    make_data(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

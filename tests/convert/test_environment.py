@@ -89,6 +89,21 @@ def test_an_unexpected_error_of_the_operating_system_is_one_line() -> None:
         assert message in result.stderr
 
 
+def test_missing_memory_is_one_line() -> None:
+    for error in (
+        MemoryError(),
+        ImportError("libx.so: failed to map segment from shared object"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory:\nmore"),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    ):
+        result = CliRunner().invoke(failing(error), ["fail"])
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+        assert result.stderr.startswith("Error: not enough memory")
+        assert "end other programs, raise the limit" in result.stderr
+    other = RuntimeError("a mistake")
+    assert CliRunner().invoke(failing(other), ["fail"]).exception is other
+
+
 @pytest.mark.parametrize("number", [errno.EBADF, errno.EINVAL, errno.EFAULT, None])
 def test_a_mistake_of_the_program_keeps_its_traceback(number: int | None, tmp_path: Path) -> None:
     error = OSError(number, "odd") if number else OSError("odd")

@@ -151,3 +151,14 @@ def test_links_to_regular_files_are_read(dataset: Path, shards: Path, tmp_path: 
     for path in shards.iterdir():
         (links / path.name).symlink_to(path)
     assert verify(links, source=dataset, workers=0, progress=False) == []
+
+
+@pytest.mark.parametrize("place", [".out.job", "out.partial/.job"])
+def test_in_the_place_of_the_lock(place: str, dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    os.mkfifo(tmp_path / place)
+    runs: list[dict[str, Any]] = [{}, {"resume": True}, {"force": True}]
+    for options in runs:
+        with pytest.raises(DataError, match=r"job: found a named pipe, expected a regular file"):
+            pack(dataset, tmp_path / "out", workers=0, progress=False, **options)
+    assert not (tmp_path / "out").exists()

@@ -107,6 +107,10 @@ def test_backgrounds_are_names_without_a_folder(folder: Path) -> None:
         (lambda v: v.update(extra=1), "unknown key 'extra'; known are format, version, samples"),
         (lambda v: v.pop("counts"), "missing key 'counts'"),
         (lambda v: v["counts"].update(source_bytes=0), "source_bytes must be at least 1"),
+        (
+            lambda v: v["counts"].update(fg_bg_stored_as_jpeg=13),
+            "counts: fg_bg_stored_as_jpeg is 13, above the number of samples",
+        ),
         (lambda v: v["files"].pop("backgrounds.npy"), "'backgrounds.npy' is not one of the files"),
         (
             lambda v: v["files"]["samples.beton"].update(bytes=-1),

@@ -480,7 +480,7 @@ def closed() -> Iterator[Path]:
 
 def test_a_file_that_may_not_be_read(closed: Path) -> None:
     (problem,) = check(fg=closed)
-    assert problem.startswith(f"{closed / 'a.png'}: Permission denied; expected")
+    assert problem == f"{closed / 'a.png'}: cannot be read (Permission denied); fix that"
 
 
 def test_a_folder_that_may_not_be_read(closed: Path) -> None:

@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from convert.dataset.compose import compose
 from convert.dataset.remake import remake
 from convert.errors import DataError
 from convert.jpeg.splice import encode
-from convert.manifest import read_manifest
+from convert.manifest import ShardFile, read_manifest
 from convert.pack import PackConfig, pack
 from convert.placements import PLACEMENT, read_placements, write_placements
 from convert.source import PlacementsFile, read_source
@@ -193,9 +194,11 @@ def spoil(name: str, value: float) -> Callable[[np.ndarray], None]:
         (spoil("flipped", 2), "row 40: flipped is neither 0 nor 1"),
         (spoil("x", -1), "row 40: x is not in 0..95"),
         (spoil("y", 96), "row 40: y is not in 0..95"),
-        (spoil("scale", 0), "row 40: scale is not a number above 0"),
-        (spoil("scale", np.nan), "row 40: scale is not a number above 0"),
-        (spoil("scale", np.inf), "row 40: scale is not a number above 0"),
+        (spoil("scale", 0), "row 40: scale is not above 0 and at most 96"),
+        (spoil("scale", np.nan), "row 40: scale is not above 0 and at most 96"),
+        (spoil("scale", np.inf), "row 40: scale is not above 0 and at most 96"),
+        (spoil("scale", 97), "row 40: scale is not above 0 and at most 96"),
+        (spoil("fg", 90), r"row 40: fg is not in 0\.\.89"),
         (spoil("fg", 2), "the foregrounds of samples are not those of 6 neighbours each"),
     ],
 )
@@ -408,3 +411,23 @@ def test_a_table_that_shards_have_lost(
     found = verify(folder, workers=0, progress=False)
     assert [line for line in found if not line.endswith("; pack again")] == []
     assert len(found) == 1
+
+
+def update_files(manifest: dict[str, Any], files: dict[str, Any]) -> None:
+    manifest["files"].update(files)
+
+
+def test_verify_compares_the_table_with_that_of_the_source(copy: Path, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    pack(copy, shards, **FORMAT)
+    rows = np.load(shards / "placements.npy")
+    for name, problem in (
+        ("x", "placements.npy: is not the table of samples in the source; pack again"),
+        ("flipped", "placements.npy: row 3: flipped is neither 0 nor 1; pack again"),
+    ):
+        rows[name][3] += 2
+        write_placements(shards / "placements.npy", rows)
+        files = {"placements.npy": ShardFile.of(shards / "placements.npy").model_dump()}
+        sign(shards, partial(update_files, files=files))
+        (found,) = verify(shards, source=copy, workers=0, progress=False)
+        assert found.endswith(problem)
