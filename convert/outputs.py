@@ -30,6 +30,7 @@ _OF_SHARDS = ("manifest.json", "backgrounds.npy")
 _OF_DATA = ("bg", "fg_bg")
 """Folders of every data set; a folder of something else may have one of them."""
 _FOLDERS = (*_OF_DATA, "fg", "bg_depth", "fg_bg_mask", "fg_bg_depth")
+_LONGEST_NAME = 250  # of 255 bytes; that of its temporary file is longer
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"  # how such files begin
 
 
@@ -161,6 +162,11 @@ def require_outputs(paths: Iterable[Path], command: str, inputs: Iterable[Path] 
 
 def require_free(path: Path) -> None:
     """Raise DataError unless a file can be written here, without spoiling a folder of ours."""
+    if (length := len(os.fsencode(path.name))) > _LONGEST_NAME:
+        raise DataError(
+            f"{path}: found a name of {length} bytes, expected at most {_LONGEST_NAME}; choose a "
+            "shorter one"
+        )
     require_writable(path)
     require_unspoilt(path)
     if path.exists():

@@ -16,7 +16,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -148,8 +148,10 @@ def work_folder(
                 is_corrupt = isinstance(error, RecordError) and not (resume or kind.is_slow)
                 is_complete = (work / kind.last).exists()  # its parts may be removed already
                 if not is_complete and (is_corrupt or not any(work.glob(f"{PARTS}/*.json"))):
-                    if _remove(work, kind) and isinstance(error, KeyboardInterrupt | SystemExit):
-                        click.echo(f"{target}: no part was finished, nothing is kept", err=True)
+                    with suppress(OSError):  # the folder may be gone, which is what ended the run
+                        removed = _remove(work, kind)
+                        if removed and isinstance(error, KeyboardInterrupt | SystemExit):
+                            click.echo(f"{target}: no part was finished, nothing is kept", err=True)
                 elif isinstance(error, KeyboardInterrupt | SystemExit):
                     click.echo(f"{work}: unfinished; --resume continues it", err=True)
                 raise

@@ -11,7 +11,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
@@ -99,11 +99,12 @@ def _serve(pipe: Connection, contender: Contender) -> None:
     except EOFError:
         return  # the parent has closed the pipe
     except BaseException as error:
-        traceback.print_exc()
         # The last line: a worker's error carries its complete traceback.
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = lines[-1] if ":" in lines[-1] else f"{type(error).__name__}: {lines[-1]}"
-        pipe.send((False, reason))
+        with suppress(OSError):  # the parent was interrupted, and no one reads the reason
+            pipe.send((False, reason))
+            traceback.print_exc()
 
 
 def _on_device(epochs: Epochs, device: torch.device, number: int) -> Iterator[Images | int]:

@@ -15,7 +15,14 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.harness.contender import Contender, Epochs, Isolated, Unavailable, race
+from benchmarks.harness.contender import (
+    Contender,
+    Epochs,
+    Isolated,
+    Unavailable,
+    _serve,
+    race,
+)
 from benchmarks.harness.images import Images, Scale, Truth, WrongImages, check, read_truth
 from benchmarks.harness.options import Loading
 from convert.shards import Shards
@@ -166,3 +173,15 @@ def test_a_process_that_is_interrupted_while_it_opens_is_ended(
     pipe.close.assert_called_once_with()
     process.kill.assert_called_once_with()
     assert signal.SIGINT in blocked  # which the process inherits: the parent alone handles Ctrl-C
+
+
+def test_a_process_whose_parent_was_interrupted_ends_silently(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("os.dup2", "torch.set_num_threads"):  # of the process of a contender
+        monkeypatch.setattr(f"benchmarks.harness.contender.{name}", lambda *_: None)
+    pipe = Mock()
+    pipe.send.side_effect = BrokenPipeError
+    _serve(pipe, contender("ours"))
+    assert pipe.send.call_count == 2
+    assert capsys.readouterr().err == ""

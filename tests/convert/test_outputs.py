@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from convert.errors import DataError
+from convert.files import replacing
 from convert.outputs import (
     PNG,
     is_output,
@@ -143,3 +144,12 @@ def test_nothing_is_written_among_files_of_ours(tmp_path: Path) -> None:
         require_output(tmp_path / "shards/x", "show")
     for name in ("data/other/x", "photos/x", "photos/bg/x", "shards/other/x", "x"):
         require_output(tmp_path / name, "show")
+
+
+def test_a_name_leaves_room_for_that_of_the_temporary_file(tmp_path: Path) -> None:
+    with replacing(tmp_path / ("é" * 123 + ".png")) as temporary:
+        temporary.touch()
+    require_output(tmp_path / ("é" * 123 + ".png"), "show")
+    for name in ("é" * 124 + ".png", "x" * 300):
+        with pytest.raises(DataError, match=r"found a name of \d+ bytes, expected at most 250"):
+            require_output(tmp_path / name, "show")
