@@ -186,6 +186,18 @@ def test_resume_with_a_camera_muon_and_short_epochs(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_batches_in_parts(dataset: Path, recipe: str, tmp_path: Path) -> None:
+    result = fit(dataset, tmp_path / "run", recipe, "--accumulate", 3)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("in 2 parts") == 2  # in both stages: 2 samples of a batch of 4
+    config = json.loads((tmp_path / "run/config.json").read_text())["config"]
+    assert (config["accumulate"], config["started_on"]) == (3, None)
+    result = fit(dataset, tmp_path / "other", recipe, "--accumulate", 5)
+    assert result.exit_code == 2
+    assert "--accumulate: found 5 parts, expected at most 4, the smallest" in result.stderr
+
+
 def test_the_worst_samples_are_drawn_and_listed(
     finished: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
