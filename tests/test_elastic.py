@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -113,7 +114,7 @@ def test_any_number_of_ranks_continues_a_run_with_its_results(
     broken = options(tmp_path, "broken", dataset, batch=4)
     train(broken, tmp_path, 1, "0:3")
     assert int(last(tmp_path / "broken")["visits"].sum()) == 2 * 4
-    text = train(broken, tmp_path, 2, "1:6")
+    text = train(broken, tmp_path, 2, "0:6")
     assert "started with 1 rank, now 2 ranks: a step takes as many samples as before" in text
     assert "parts" not in text
     assert last(tmp_path / "broken")["visits"].sum(1).tolist() == [TRAINED, 2 * 4]
@@ -156,7 +157,7 @@ def test_torchrun_restarts_a_killed_worker(dataset: Path, tmp_path: Path) -> Non
         env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "of which 3 are done" in done.stdout
+    assert re.search(r"of which [23] are done", done.stdout)  # rank 0 may not have saved the third
     visits = last(tmp_path / "run")["visits"]
     assert visits.max() == 1
     assert visits.sum(1).tolist() == [TRAINED, TRAINED]
