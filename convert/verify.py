@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -45,9 +47,7 @@ def verify(
             files = ((expected, folder / name) for name, expected in manifest.files.items())
             problems = sorted(filter(None, run_all(executor, ShardFile.problem, files)))
             problems += _check_backgrounds(folder, manifest, original)
-            table = manifest.layout.table
-            if not any(problem.startswith(f"{table}: ") for problem in problems):
-                problems += _check_placements(manifest.layout, original)
+            problems += _check_tables(manifest.layout, original, problems)
             for form in manifest.formats:
                 problems += _check_format(folder, manifest, form, original, executor, progress)
     finally:
@@ -120,16 +120,26 @@ def _check_backgrounds(folder: Path, manifest: Manifest, source: Source | None) 
     return problems
 
 
-def _check_placements(layout: Layout, source: Source | None) -> list[str]:
-    """Problems of the table of samples, which must be the source's, if both have one."""
-    try:
-        rows = layout.placements
-        expected = source.layout.placements if source else None
-    except DataError as error:
-        return [error.message]
-    if rows is None or expected is None or np.array_equal(rows, expected):
-        return []
-    return [f"{layout.table}: is not the table of samples in the source; pack again"]
+def _check_tables(layout: Layout, source: Source | None, known: Sequence[str]) -> Iterator[str]:
+    """Problems of the tables of samples, which must be those of a source that has them.
+
+    known: problems of files. A table with one is not read, nor the other table, which needs it.
+    """
+    for table, rows in (
+        (layout.table, attrgetter("placements")), (layout.others, attrgetter("other_placements")),
+    ):  # fmt: skip
+        if table is None:
+            continue
+        if any(problem.startswith(f"{table}: ") for problem in known):
+            return
+        try:
+            found = rows(layout)
+            expected = rows(source.layout) if source and source.layout.table else found
+        except DataError as error:
+            yield error.message
+            return
+        if not np.array_equal(found, expected):
+            yield f"{table}: is not the table of samples in the source; pack again"
 
 
 def _tar_header_problem(shards: Shards, index: int, name: str) -> str | None:

@@ -4,7 +4,7 @@
 
 Started again, it continues where it was, with any number of processes. The loader has its rank's
 share already, so it is not given to `Accelerator.prepare`. Accelerate reads states with pickle:
-load none of a stranger.
+do not load those of others.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python examples/with_lightning.py SHARDS STATE --epochs 2 --processes 2
 
 Started again, it continues where it was, with as many processes as before: Lightning counts the
-batches of an epoch. It saves the state of the loader with its own, and shards it not again.
+batches of an epoch. It saves the state of the loader with its own, and does not shard it again.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from click.testing import CliRunner
 
 import train
@@ -18,7 +17,7 @@ from tests.tiny import RECIPE, leave_out_pictures, make_dataset
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
     """A finished run of both decoders with a camera."""
     root = tmp_path_factory.mktemp("card")
     (root / "data").mkdir()
@@ -29,12 +28,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "fit", dataset, root / "run", "--recipe", root / "tiny.toml", "--width", 2,
         "--device", "cpu", "--loader", "reference", "--split", "bg",
     ]  # fmt: skip
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         leave_out_pictures(patch)
         result = CliRunner().invoke(train.main, [str(argument) for argument in command])
-    torch.set_num_threads(threads)
     assert result.exit_code == 0, result.output
     return root / "run"
 

@@ -34,7 +34,7 @@ class LogIds(Schema):
 
 
 class LoggedRun(NamedTuple):
-    """What a log is told of a run before its first value."""
+    """What a log needs to know of a run."""
 
     folder: Path
     step: int

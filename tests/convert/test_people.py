@@ -27,12 +27,13 @@ from convert.dataset.plan import make_plan
 from convert.dataset.remake import remake
 from convert.errors import DataError
 from convert.inspect import table
-from convert.manifest import read_manifest
+from convert.manifest import ShardFile, read_manifest
 from convert.pack import PackConfig, pack
 from convert.placements import OTHER, read_others, write_placements
 from convert.show import contact_sheet
 from convert.source import OthersFile, read_metadata, read_source
 from convert.style import Style
+from convert.verify import verify
 from loaders import read_layout, split_indices
 from loaders.split import count_mixed
 from model.training.config import DataConfig
@@ -313,6 +314,28 @@ def test_fit_says_how_many_are_in_neither_half(data: Path) -> None:
     assert note is not None
     assert note.startswith(f"split fg: {mixed} of 24 samples show both people who are held out and")
     assert mixed_note(DataConfig(shards=str(data), split="bg")) is None
+
+
+@pytest.mark.parametrize(
+    ("column", "problem"),
+    [
+        ("flipped", "others.npy: is not the table of samples in the source; pack again"),
+        ("fg", "others.npy: row 0: fg is no foreground of the table of samples"),
+    ],
+)
+def test_verify_compares_the_table_with_that_of_the_source(
+    data: Path, column: str, problem: str, tmp_path: Path
+) -> None:
+    shards = tmp_path / "shards"
+    pack(data, shards, config=TAR, **QUIET)
+    assert verify(shards, source=data, **QUIET) == []
+    rows = np.load(shards / "others.npy")
+    rows[column][0] = 1 - rows[column][0] if column == "flipped" else 200
+    write_placements(shards / "others.npy", rows)
+    files = {"others.npy": ShardFile.of(shards / "others.npy").model_dump()}
+    sign(shards, lambda manifest: manifest["files"].update(files))
+    (found,) = verify(shards, source=data, **QUIET)
+    assert problem in found
 
 
 def test_what_is_shown_of_shards(data: Path, tmp_path: Path) -> None:
