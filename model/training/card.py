@@ -88,7 +88,7 @@ def _text(config: RunConfig, info: NetworkInfo, history: Sequence[EpochRow], rep
 
 
 def _data(config: RunConfig, info: NetworkInfo, report: Report) -> list[str]:
-    held_out = ["random samples"]
+    held_out = ["the samples, drawn at random,"]
     if info.split in (*HOLD_OUT_BACKGROUNDS, *HOLD_OUT_FOREGROUNDS):
         kinds = (("backgrounds", HOLD_OUT_BACKGROUNDS), ("foregrounds", HOLD_OUT_FOREGROUNDS))
         held_out = [kind for kind, splits in kinds if info.split in splits]
