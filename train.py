@@ -8,10 +8,14 @@ from __future__ import annotations
 import json
 import os
 
-from convert import program
+from maskdepth.convert import program
 
 if __name__ == "__main__":
     program.begin()
+elif __name__ == "train":  # the old name
+    from maskdepth.old_names import redirect
+
+    redirect(__name__)
 
 # Before torch loads libgomp, whose waiting threads spin by default: next to other work on the
 # same cores, steps took up to 4.6 times as long (docs/guide.md, "Threads").
@@ -26,8 +30,15 @@ import click
 import torch
 from click.core import ParameterSource
 
-from convert.outputs import JSON, PNG, OutputFile, require_output, require_outside, require_unspoilt
-from loaders import (
+from maskdepth.convert.outputs import (
+    JSON,
+    PNG,
+    OutputFile,
+    require_output,
+    require_outside,
+    require_unspoilt,
+)
+from maskdepth.loaders import (
     ENGINES,
     Commands,
     distributed_rank,
@@ -35,26 +46,26 @@ from loaders import (
     possible_engines,
     read_layout,
 )
-from loaders.augment import make_augment
-from loaders.preprocess import Preprocess
-from loaders.split import SPLITS, count_mixed, split_indices
-from model.checkpoint import Checkpoint, load_network
-from model.contract import about_depth
-from model.distributed import from_first_rank, joined, local_device
-from model.errors import ModelError
-from model.files import locked, make_folder
-from model.inference.export import SUFFIXES, export_network, require_export
-from model.inference.pairs import pair_images, require_usable
-from model.inference.predict import naming_rest, predict_files, require_results
-from model.inference.predictor import THRESHOLD, Predictor
-from model.metrics import BASELINE_SAMPLES
-from model.precision import choose_compile, choose_device, precision_for
-from model.recipe import Stage, load_recipe
-from model.training import options as cli
-from model.training.card import write_card
-from model.training.config import DataConfig, RunConfig
-from model.training.evaluation import Evaluator, training_means
-from model.training.folder import (
+from maskdepth.loaders.augment import make_augment
+from maskdepth.loaders.preprocess import Preprocess
+from maskdepth.loaders.split import SPLITS, count_mixed, split_indices
+from maskdepth.model.checkpoint import Checkpoint, load_network
+from maskdepth.model.contract import about_depth
+from maskdepth.model.distributed import from_first_rank, joined, local_device
+from maskdepth.model.errors import ModelError
+from maskdepth.model.files import locked, make_folder
+from maskdepth.model.inference.export import SUFFIXES, export_network, require_export
+from maskdepth.model.inference.pairs import pair_images, require_usable
+from maskdepth.model.inference.predict import naming_rest, predict_files, require_results
+from maskdepth.model.inference.predictor import THRESHOLD, Predictor
+from maskdepth.model.metrics import BASELINE_SAMPLES
+from maskdepth.model.precision import choose_compile, choose_device, precision_for
+from maskdepth.model.recipe import Stage, load_recipe
+from maskdepth.model.training import options as cli
+from maskdepth.model.training.card import write_card
+from maskdepth.model.training.config import DataConfig, RunConfig
+from maskdepth.model.training.evaluation import Evaluator, training_means
+from maskdepth.model.training.folder import (
     BEST,
     CARD,
     CURVES,
@@ -63,15 +74,15 @@ from model.training.folder import (
     config_to_run,
     naming_resume,
 )
-from model.training.loop import fit_run, new_network
-from model.training.profiling import StepProfile
-from model.training.provenance import require_fingerprint, seen_note, trained_samples
-from model.training.report import EXAMPLES, Report
-from model.training.reporter import Reporter, listing_skipped
-from model.training.run import Run
-from model.training.trainer import StageData
-from model.training.trial import describe, fastest, try_in_training
-from model.unet import DualDecoderUNet
+from maskdepth.model.training.loop import fit_run, new_network
+from maskdepth.model.training.profiling import StepProfile
+from maskdepth.model.training.provenance import require_fingerprint, seen_note, trained_samples
+from maskdepth.model.training.report import EXAMPLES, Report
+from maskdepth.model.training.reporter import Reporter, listing_skipped
+from maskdepth.model.training.run import Run
+from maskdepth.model.training.trainer import StageData
+from maskdepth.model.training.trial import describe, fastest, try_in_training
+from maskdepth.model.unet import DualDecoderUNet
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from convert import program
+from maskdepth.convert import program
 
 if __name__ == "__main__":
     program.begin()
@@ -11,7 +11,7 @@ from importlib import import_module
 
 import click
 
-from convert import errors
+from maskdepth.convert import errors
 
 COMMANDS = (
     "batch", "codecs", "compare", "compose", "convert", "decode", "encode", "epoch", "estimate",
@@ -39,7 +39,7 @@ class Commands(errors.Commands):
             return None
         function = cmd_name.replace("-", "_")
         try:
-            module = import_module(f"benchmarks.{_MODULES.get(cmd_name, function)}")
+            module = import_module(f"maskdepth.benchmarks.{_MODULES.get(cmd_name, function)}")
         except ModuleNotFoundError as error:
             return _unavailable(cmd_name, error)
         command: click.Command = getattr(module, function)
@@ -49,7 +49,7 @@ class Commands(errors.Commands):
 def _unavailable(command: str, error: ModuleNotFoundError) -> click.Command:
     """A command that only says which package it needs, and is listed with it."""
     package = (error.name or "").partition(".")[0]
-    if package in ("", "convert", "loaders", "model", "train", "benchmarks"):
+    if package in ("", "maskdepth"):
         raise error
     needs = f"needs {package}, which is not installed: pip install 'maskdepth[bench]'"
 

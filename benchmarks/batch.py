@@ -12,18 +12,18 @@ import numba
 import numpy as np
 import torch
 
-from benchmarks.harness.options import REPEATS, SHARDS, at_least_1, command
-from benchmarks.harness.results import CaseResult, Result, make_result, summarize
-from benchmarks.harness.timing import StepClock
-from convert.codecs import unpack_runs
-from convert.errors import DataError
-from convert.jpeg.difference import Decoding, decode_record
-from convert.jpeg.record import is_record
-from convert.jpeg.streaming import stream_copy
-from convert.layout import CHANNELS, FIELDS
-from convert.shards import Shards
-from loaders import Loader, build_loader
-from loaders.backgrounds import Backgrounds
+from maskdepth.benchmarks.harness.options import REPEATS, SHARDS, at_least_1, command
+from maskdepth.benchmarks.harness.results import CaseResult, Result, make_result, summarize
+from maskdepth.benchmarks.harness.timing import StepClock
+from maskdepth.convert.codecs import unpack_runs
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.jpeg.difference import Decoding, decode_record
+from maskdepth.convert.jpeg.record import is_record
+from maskdepth.convert.jpeg.streaming import stream_copy
+from maskdepth.convert.layout import CHANNELS, FIELDS
+from maskdepth.convert.shards import Shards
+from maskdepth.loaders import Loader, build_loader
+from maskdepth.loaders.backgrounds import Backgrounds
 
 ALL_STEPS = "all of it, as `ffcv` does it"
 FLOOR = "floor: write as many bytes to memory"

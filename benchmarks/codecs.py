@@ -16,17 +16,17 @@ from typing import NamedTuple
 import numpy as np
 import simplejpeg
 
-from benchmarks.harness.images import spread_indices
-from benchmarks.harness.options import DATASET, REPEATS, SHARDS, at_least_1, command
-from benchmarks.harness.results import CaseResult, Result, make_result, summarize
-from benchmarks.harness.timing import time_cpu
-from convert import jpeg
-from convert.codecs import decode_mask_jpeg, decode_runs, pack_runs
-from convert.errors import DataError
-from convert.jpeg.luma import cut_to_luma
-from convert.manifest import read_manifest
-from convert.shards import Shards
-from convert.source import read_source
+from maskdepth.benchmarks.harness.images import spread_indices
+from maskdepth.benchmarks.harness.options import DATASET, REPEATS, SHARDS, at_least_1, command
+from maskdepth.benchmarks.harness.results import CaseResult, Result, make_result, summarize
+from maskdepth.benchmarks.harness.timing import time_cpu
+from maskdepth.convert import jpeg
+from maskdepth.convert.codecs import decode_mask_jpeg, decode_runs, pack_runs
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.jpeg.luma import cut_to_luma
+from maskdepth.convert.manifest import read_manifest
+from maskdepth.convert.shards import Shards
+from maskdepth.convert.source import read_source
 
 LIBRARY = "libturbojpeg.so.0"
 # TJXOPT_GRAY | TJXOPT_COPYNONE | TJXOPT_OPTIMIZE; libjpeg-turbo before 3.0 ignores the last.

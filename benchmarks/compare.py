@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import click
 
-from benchmarks.harness.options import PATH, option
-from benchmarks.harness.results import (
+from maskdepth.benchmarks.harness.options import PATH, option
+from maskdepth.benchmarks.harness.results import (
     FEW_REPEATS,
     CaseResult,
     Result,
@@ -17,9 +17,9 @@ from benchmarks.harness.results import (
     read_result,
     read_results,
 )
-from benchmarks.report.tables import number
-from convert.errors import Command, DataError
-from model.training.options import FiniteRange
+from maskdepth.benchmarks.report.tables import number
+from maskdepth.convert.errors import Command, DataError
+from maskdepth.model.training.options import FiniteRange
 
 MEASURES = ("samples_per_s", "cpu_us_per_sample")
 _EFFORT = ("repeats", "minutes")

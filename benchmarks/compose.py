@@ -15,21 +15,21 @@ import numpy as np
 from click import IntRange
 from PIL import Image
 
-from benchmarks.harness.options import MINUTES, REPEATS, at_least_1, command, keep, option
-from benchmarks.harness.results import CaseResult, Result, make_result
-from benchmarks.harness.timing import Found, Repeat, interleave, print_progress, time_once
-from benchmarks.peers.pillow import loop, write
-from convert.dataset.canvas import stretch
-from convert.dataset.compose import compose as compose_files
-from convert.dataset.compose_shards import compose_shards
-from convert.dataset.photos import open_cutout, scale_cutout
-from convert.dataset.scenes import draw_background
-from convert.errors import DataError
-from convert.limits import MOST_WORKERS
-from convert.pack import PackConfig
-from convert.source import Source, read_source
-from convert.style import FG_SHARE
-from convert.workers import available_cores
+from maskdepth.benchmarks.harness.options import MINUTES, REPEATS, at_least_1, command, keep, option
+from maskdepth.benchmarks.harness.results import CaseResult, Result, make_result
+from maskdepth.benchmarks.harness.timing import Found, Repeat, interleave, print_progress, time_once
+from maskdepth.benchmarks.peers.pillow import loop, write
+from maskdepth.convert.dataset.canvas import stretch
+from maskdepth.convert.dataset.compose import compose as compose_files
+from maskdepth.convert.dataset.compose_shards import compose_shards
+from maskdepth.convert.dataset.photos import open_cutout, scale_cutout
+from maskdepth.convert.dataset.scenes import draw_background
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.limits import MOST_WORKERS
+from maskdepth.convert.pack import PackConfig
+from maskdepth.convert.source import Source, read_source
+from maskdepth.convert.style import FG_SHARE
+from maskdepth.convert.workers import available_cores
 
 OURS = "ours, files"
 SHARDS = "ours, straight into an FFCV file"

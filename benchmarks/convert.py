@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
-from benchmarks.harness.images import spread_indices
-from benchmarks.harness.options import (
+from maskdepth.benchmarks.harness.images import spread_indices
+from maskdepth.benchmarks.harness.options import (
     DATASET,
     MINUTES,
     REPEATS,
@@ -23,14 +23,14 @@ from benchmarks.harness.options import (
     keep,
     up_to_most_workers,
 )
-from benchmarks.harness.results import CaseResult, Result, make_result
-from benchmarks.harness.timing import Found, Repeat, interleave, print_progress, time_once
-from benchmarks.peers.ffcv import write_beton
-from benchmarks.peers.source import Files
-from convert.manifest import Manifest, read_manifest
-from convert.pack import PackConfig, pack
-from convert.source import Source, read_source
-from convert.workers import run_all, worker_pool
+from maskdepth.benchmarks.harness.results import CaseResult, Result, make_result
+from maskdepth.benchmarks.harness.timing import Found, Repeat, interleave, print_progress, time_once
+from maskdepth.benchmarks.peers.ffcv import write_beton
+from maskdepth.benchmarks.peers.source import Files
+from maskdepth.convert.manifest import Manifest, read_manifest
+from maskdepth.convert.pack import PackConfig, pack
+from maskdepth.convert.source import Source, read_source
+from maskdepth.convert.workers import run_all, worker_pool
 
 OURS = "ours, FFCV file"
 _CHUNK = 1000

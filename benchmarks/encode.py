@@ -8,22 +8,22 @@ from pathlib import Path
 import crc32c
 import numpy as np
 
-from benchmarks.harness.options import DATASET, REPEATS, at_least_1, command
-from benchmarks.harness.results import CaseResult, Result, make_result, summarize
-from benchmarks.harness.timing import StepClock
-from convert import jpeg
-from convert.bases import RecordWriter, open_bases
-from convert.codecs import Encoded, pack_runs, threshold_mask
-from convert.encoding import write_part
-from convert.jpeg.coefficients import read_coefficients
-from convert.jpeg.luma import Luma, luma_of, write_luma
-from convert.manifest import BaseFile
-from convert.pack import PackConfig
-from convert.parts import Part, new_accumulators
-from convert.source import Source, read_source
-from convert.storage import DIFFERENCE_CODECS
-from convert.vote import write_bases
-from convert.workers import worker_pool
+from maskdepth.benchmarks.harness.options import DATASET, REPEATS, at_least_1, command
+from maskdepth.benchmarks.harness.results import CaseResult, Result, make_result, summarize
+from maskdepth.benchmarks.harness.timing import StepClock
+from maskdepth.convert import jpeg
+from maskdepth.convert.bases import RecordWriter, open_bases
+from maskdepth.convert.codecs import Encoded, pack_runs, threshold_mask
+from maskdepth.convert.encoding import write_part
+from maskdepth.convert.jpeg.coefficients import read_coefficients
+from maskdepth.convert.jpeg.luma import Luma, luma_of, write_luma
+from maskdepth.convert.manifest import BaseFile
+from maskdepth.convert.pack import PackConfig
+from maskdepth.convert.parts import Part, new_accumulators
+from maskdepth.convert.source import Source, read_source
+from maskdepth.convert.storage import DIFFERENCE_CODECS
+from maskdepth.convert.vote import write_bases
+from maskdepth.convert.workers import worker_pool
 
 ALL_STEPS = "all of it, as `pack` does it"
 

@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity
 
-from benchmarks.harness import options as cli
-from benchmarks.harness.gpus import peak_tflops
-from benchmarks.harness.nvml import added_gib, open_nvml
-from benchmarks.harness.results import CaseResult, Result, make_result
-from benchmarks.harness.steps import TRAINS, OurStep, Setup, gflop_per_sample, make_stage
-from benchmarks.harness.timing import Found, Phases, Repeat, interleave, time_once
-from benchmarks.harness.traces import Event, busy_s, host_to_device, trace
-from convert.errors import DataError
-from loaders import Batch, Loader, build_loader, read_layout, split_indices
-from model.precision import AMP, precision_for
+from maskdepth.benchmarks.harness import options as cli
+from maskdepth.benchmarks.harness.gpus import peak_tflops
+from maskdepth.benchmarks.harness.nvml import added_gib, open_nvml
+from maskdepth.benchmarks.harness.results import CaseResult, Result, make_result
+from maskdepth.benchmarks.harness.steps import TRAINS, OurStep, Setup, gflop_per_sample, make_stage
+from maskdepth.benchmarks.harness.timing import Found, Phases, Repeat, interleave, time_once
+from maskdepth.benchmarks.harness.traces import Event, busy_s, host_to_device, trace
+from maskdepth.convert.errors import DataError
+from maskdepth.loaders import Batch, Loader, build_loader, read_layout, split_indices
+from maskdepth.model.precision import AMP, precision_for
 
 _TRACED = 20
 """Steps that the profiler records, of one epoch."""

@@ -18,17 +18,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.harness.gpus import GPUS, Gpu
-from benchmarks.harness.options import PATH, command, width_option
-from benchmarks.harness.results import CaseResult, Result, make_result, read_result
-from benchmarks.harness.steps import make_stage
-from convert.errors import DataError
-from loaders import Inputs
-from model.losses import training_loss
-from model.recipe import Recipe, Stage
-from model.training.optimizer import make_optimizer
-from model.unet import DualDecoderUNet
-from model.upsampling import Upsampling
+from maskdepth.benchmarks.harness.gpus import GPUS, Gpu
+from maskdepth.benchmarks.harness.options import PATH, command, width_option
+from maskdepth.benchmarks.harness.results import CaseResult, Result, make_result, read_result
+from maskdepth.benchmarks.harness.steps import make_stage
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.program import BENCH
+from maskdepth.loaders import Inputs
+from maskdepth.model.losses import training_loss
+from maskdepth.model.recipe import Recipe, Stage
+from maskdepth.model.training.optimizer import make_optimizer
+from maskdepth.model.unet import DualDecoderUNet
+from maskdepth.model.upsampling import Upsampling
 
 DEVICES = ("T4", "A100", "H100")
 BATCH_SIZES = {112: 128, 224: 32}  # of the recipe `original`
@@ -105,7 +106,7 @@ def measured_host_us(path: Path) -> dict[str, float]:
     if result.benchmark != "loader" or not measured:
         raise DataError(
             f"{path}: found a result of `{result.benchmark}` without thread_us_per_sample of "
-            f"{' or '.join(HOST_US)}, expected one of `python -m benchmarks loader`; measure again"
+            f"{' or '.join(HOST_US)}, expected one of `{BENCH} loader`; measure again"
         )
     return HOST_US | measured
 

@@ -16,18 +16,18 @@ from pathlib import Path
 
 import click
 
-from benchmarks.harness import options as cli
-from benchmarks.harness.checks import FOLDER, RESULT, Check, Outcome, run_checks
-from benchmarks.harness.plan import NAME, ROOT, Plan
-from benchmarks.harness.results import CaseResult, Result, make_result, read_result
-from benchmarks.report.figures import figures_of
-from benchmarks.report.page import PAGE, drawn_figures, write_page
-from convert.errors import Command, DataError
-from convert.found import is_vacant
-from convert.outputs import require_writable_folder
-from convert.workers import run_all, worker_pool
-from model.files import make_folder
-from model.precision import choose_device
+from maskdepth.benchmarks.harness import options as cli
+from maskdepth.benchmarks.harness.checks import FOLDER, RESULT, Check, Outcome, run_checks
+from maskdepth.benchmarks.harness.plan import NAME, ROOT, Plan
+from maskdepth.benchmarks.harness.results import CaseResult, Result, make_result, read_result
+from maskdepth.benchmarks.report.figures import figures_of
+from maskdepth.benchmarks.report.page import PAGE, drawn_figures, write_page
+from maskdepth.convert.errors import Command, DataError
+from maskdepth.convert.found import is_vacant
+from maskdepth.convert.outputs import require_writable_folder
+from maskdepth.convert.workers import run_all, worker_pool
+from maskdepth.model.files import make_folder
+from maskdepth.model.precision import choose_device
 
 EPOCHS = "epochs"
 """Name of the result that joins those of all epochs."""

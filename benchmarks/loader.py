@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.harness.contender import Isolated, race
-from benchmarks.harness.images import read_truth, some_of, spread_indices
-from benchmarks.harness.options import (
+from maskdepth.benchmarks.harness.contender import Isolated, race
+from maskdepth.benchmarks.harness.images import read_truth, some_of, spread_indices
+from maskdepth.benchmarks.harness.options import (
     SAMPLES,
     SHARDS,
     FailedCheck,
@@ -18,17 +18,17 @@ from benchmarks.harness.options import (
     keep,
     loading_options,
 )
-from benchmarks.harness.ours import (
+from maskdepth.benchmarks.harness.ours import (
     DECODING,
     compared,
     floor_contender,
     our_contenders,
     skipped_engines,
 )
-from benchmarks.harness.resources import drop_cache
-from benchmarks.harness.results import CaseResult, Result, make_result
-from benchmarks.harness.timing import print_progress
-from convert.shards import Shards
+from maskdepth.benchmarks.harness.resources import drop_cache
+from maskdepth.benchmarks.harness.results import CaseResult, Result, make_result
+from maskdepth.benchmarks.harness.timing import print_progress
+from maskdepth.convert.shards import Shards
 
 
 @command(SHARDS, SAMPLES, loading_options)

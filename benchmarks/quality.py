@@ -8,21 +8,22 @@ from typing import NamedTuple
 
 import click
 
-from benchmarks.estimate import step_pflop
-from benchmarks.harness.options import DEVICE, PATH, command, keep, option
-from benchmarks.harness.results import CaseResult, Result, make_result
-from benchmarks.harness.timing import print_progress
-from convert.errors import DataError
-from convert.files import read_regular
-from model.checkpoint import load_network
-from model.contract import PRIOR
-from model.metrics import Scores
-from model.precision import choose_device
-from model.recipe import Recipe
-from model.training.config import read_config
-from model.training.folder import BEST, CONFIG, METRICS, require_run
-from model.training.options import camera_option, samples_option
-from train import evaluate_checkpoint
+from maskdepth.benchmarks.estimate import step_pflop
+from maskdepth.benchmarks.harness.options import DEVICE, PATH, command, keep, option
+from maskdepth.benchmarks.harness.results import CaseResult, Result, make_result
+from maskdepth.benchmarks.harness.timing import print_progress
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.files import read_regular
+from maskdepth.convert.program import TRAIN
+from maskdepth.model.checkpoint import load_network
+from maskdepth.model.contract import PRIOR
+from maskdepth.model.metrics import Scores
+from maskdepth.model.precision import choose_device
+from maskdepth.model.recipe import Recipe
+from maskdepth.model.training.config import read_config
+from maskdepth.model.training.folder import BEST, CONFIG, METRICS, require_run
+from maskdepth.model.training.options import camera_option, samples_option
+from maskdepth.train import evaluate_checkpoint
 
 SCORED = ("mask_bce", "mask_iou", "depth_l1", "depth_rmse")
 BASELINES = {"mask_iou": "difference", "depth_rmse": "background_depth"}
@@ -101,7 +102,7 @@ def _score(
     if len(epochs) != planned:
         raise DataError(
             f"{folder}: found {len(epochs)} epochs of {planned}; finish the run by "
-            "`train.py fit --resume`"
+            f"`{TRAIN} fit --resume`"
         )
     checkpoint = load_network(folder / BEST)
     report = evaluate_checkpoint(

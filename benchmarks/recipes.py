@@ -19,22 +19,22 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.estimate import work
-from benchmarks.harness import options as cli
-from benchmarks.harness.images import spread_indices
-from benchmarks.harness.results import NO_NETWORK, CaseResult, Result, make_result
-from benchmarks.harness.timing import print_progress
-from benchmarks.quality import BASELINES, value_of
-from convert.errors import DataError
-from loaders import Loader, Preprocess, build_loader, read_layout, split_indices
-from loaders.folder import read_depth_source
-from model import DualDecoderUNet
-from model.checkpoint import NetworkInfo
-from model.metrics import BASELINE_SAMPLES, SampleTable, pooled_scores, sample_sums
-from model.precision import Precision
-from model.recipe import Recipe, load_recipe
-from model.training.evaluation import Evaluator, predict_step, training_means
-from model.training.trainer import StageTrainer
+from maskdepth.benchmarks.estimate import work
+from maskdepth.benchmarks.harness import options as cli
+from maskdepth.benchmarks.harness.images import spread_indices
+from maskdepth.benchmarks.harness.results import NO_NETWORK, CaseResult, Result, make_result
+from maskdepth.benchmarks.harness.timing import print_progress
+from maskdepth.benchmarks.quality import BASELINES, value_of
+from maskdepth.convert.errors import DataError
+from maskdepth.loaders import Loader, Preprocess, build_loader, read_layout, split_indices
+from maskdepth.loaders.folder import read_depth_source
+from maskdepth.model import DualDecoderUNet
+from maskdepth.model.checkpoint import NetworkInfo
+from maskdepth.model.metrics import BASELINE_SAMPLES, SampleTable, pooled_scores, sample_sums
+from maskdepth.model.precision import Precision
+from maskdepth.model.recipe import Recipe, load_recipe
+from maskdepth.model.training.evaluation import Evaluator, predict_step, training_means
+from maskdepth.model.training.trainer import StageTrainer
 
 _COUNTED_WIDTH = 8  # of the network whose FLOPs are counted
 FLOAT32 = Precision(dtype=None, scale=False)

@@ -13,18 +13,25 @@ import click
 import numpy as np
 import psutil
 
-from benchmarks.harness.contender import Contender, race
-from benchmarks.harness.images import read_truth
-from benchmarks.harness.options import SHARDS, Loading, command, keep, loading_options, option
-from benchmarks.harness.ours import DECODING, our_contenders, skipped_engines
-from benchmarks.harness.repeated import write_repeated
-from benchmarks.harness.results import CaseResult, Result, make_result
-from benchmarks.harness.timing import print_progress
-from convert.dataset.compose import compose
-from convert.pack import pack
-from convert.shards import Shards
-from convert.workers import run_all, worker_pool
-from loaders import build_loader
+from maskdepth.benchmarks.harness.contender import Contender, race
+from maskdepth.benchmarks.harness.images import read_truth
+from maskdepth.benchmarks.harness.options import (
+    SHARDS,
+    Loading,
+    command,
+    keep,
+    loading_options,
+    option,
+)
+from maskdepth.benchmarks.harness.ours import DECODING, our_contenders, skipped_engines
+from maskdepth.benchmarks.harness.repeated import write_repeated
+from maskdepth.benchmarks.harness.results import CaseResult, Result, make_result
+from maskdepth.benchmarks.harness.timing import print_progress
+from maskdepth.convert.dataset.compose import compose
+from maskdepth.convert.pack import pack
+from maskdepth.convert.shards import Shards
+from maskdepth.convert.workers import run_all, worker_pool
+from maskdepth.loaders import build_loader
 
 BATCH_SIZES = (16, 64, 256)
 IMAGE_SIZES = (112, 224, 448)

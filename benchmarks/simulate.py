@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.harness.options import SHARDS, command
-from benchmarks.harness.results import CaseResult, Result, make_result
-from convert.layout import RECORD
-from convert.manifest import Manifest, read_manifest
-from loaders.options import LoaderOptions
-from loaders.order import Order
+from maskdepth.benchmarks.harness.options import SHARDS, command
+from maskdepth.benchmarks.harness.results import CaseResult, Result, make_result
+from maskdepth.convert.layout import RECORD
+from maskdepth.convert.manifest import Manifest, read_manifest
+from maskdepth.loaders.options import LoaderOptions
+from maskdepth.loaders.order import Order
 
 SAMPLES = (400_000, 4_000_000, 4_000_000_000)
 WORLDS = (1, 8, 1024)

@@ -21,22 +21,22 @@ import click
 import numpy as np
 import torch
 
-from benchmarks.estimate import step_pflop
-from benchmarks.harness import options as cli
-from benchmarks.harness.images import spread_indices
-from benchmarks.harness.results import NO_NETWORK, CaseResult, Result, make_result
-from benchmarks.harness.timing import print_progress
-from benchmarks.recipes import FLOAT32, Data, baselines, score
-from convert.errors import DataError
-from convert.limits import LARGEST_BATCH
-from loaders import Loader, Preprocess, read_layout, split_indices
-from loaders.augment import make_augment
-from loaders.folder import read_depth_source
-from loaders.preprocess import Augment
-from model import DualDecoderUNet
-from model.precision import AMP, Precision, precision_for
-from model.recipe import Recipe, Stage, load_recipe
-from model.training.trainer import StageTrainer
+from maskdepth.benchmarks.estimate import step_pflop
+from maskdepth.benchmarks.harness import options as cli
+from maskdepth.benchmarks.harness.images import spread_indices
+from maskdepth.benchmarks.harness.results import NO_NETWORK, CaseResult, Result, make_result
+from maskdepth.benchmarks.harness.timing import print_progress
+from maskdepth.benchmarks.recipes import FLOAT32, Data, baselines, score
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.limits import LARGEST_BATCH
+from maskdepth.loaders import Loader, Preprocess, read_layout, split_indices
+from maskdepth.loaders.augment import make_augment
+from maskdepth.loaders.folder import read_depth_source
+from maskdepth.loaders.preprocess import Augment
+from maskdepth.model import DualDecoderUNet
+from maskdepth.model.precision import AMP, Precision, precision_for
+from maskdepth.model.recipe import Recipe, Stage, load_recipe
+from maskdepth.model.training.trainer import StageTrainer
 
 TARGET = {"mask_iou": 0.9368, "depth_rmse": 0.0862}
 """What the original work reached on its data, with ten epochs of 280,000 samples."""

@@ -10,13 +10,19 @@ from pathlib import Path
 
 import click
 
-from benchmarks.harness import options as cli
-from benchmarks.harness.results import CaseResult, Result, make_result
-from benchmarks.harness.steps import OriginalStep, OurStep, Setup, gflop_per_sample, make_stage
-from benchmarks.harness.timing import Found, interleave, time_once
-from convert.errors import DataError
-from loaders import Batch, build_loader
-from model.precision import AMP, precision_for
+from maskdepth.benchmarks.harness import options as cli
+from maskdepth.benchmarks.harness.results import CaseResult, Result, make_result
+from maskdepth.benchmarks.harness.steps import (
+    OriginalStep,
+    OurStep,
+    Setup,
+    gflop_per_sample,
+    make_stage,
+)
+from maskdepth.benchmarks.harness.timing import Found, interleave, time_once
+from maskdepth.convert.errors import DataError
+from maskdepth.loaders import Batch, build_loader
+from maskdepth.model.precision import AMP, precision_for
 
 
 @cli.command(

@@ -18,12 +18,20 @@ from typing import NamedTuple
 import click
 import numpy as np
 
-from benchmarks.harness.images import spread_indices
-from benchmarks.harness.options import MINUTES, PATH, above_0, at_least_1, command, keep, option
-from benchmarks.harness.resources import drop_cache
-from benchmarks.harness.results import CaseResult, Result, make_result, summarize
-from benchmarks.harness.timing import print_progress
-from convert.errors import DataError
+from maskdepth.benchmarks.harness.images import spread_indices
+from maskdepth.benchmarks.harness.options import (
+    MINUTES,
+    PATH,
+    above_0,
+    at_least_1,
+    command,
+    keep,
+    option,
+)
+from maskdepth.benchmarks.harness.resources import drop_cache
+from maskdepth.benchmarks.harness.results import CaseResult, Result, make_result, summarize
+from maskdepth.benchmarks.harness.timing import print_progress
+from maskdepth.convert.errors import DataError
 
 WAYS = {"in order, 1 MiB": 2**20, "at random, 16 KiB": 2**14}
 """How is read -> bytes of a read. Streams of tar shards are read in order; an FFCV file, and a

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from convert import program
+from maskdepth.convert import program
 
 if __name__ == "__main__":
     program.begin()
@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from convert.dataset.options import style_options
-from convert.errors import Commands, DataError
-from convert.limits import LARGEST_SIDE, MOST_ROWS, MOST_WORKERS
-from convert.outputs import PNG, OutputFile, require_output, require_outside
-from convert.storage import DEPTH_CODECS, MASK_CODECS
+from maskdepth.convert.dataset.options import style_options
+from maskdepth.convert.errors import Commands, DataError
+from maskdepth.convert.limits import LARGEST_SIDE, MOST_ROWS, MOST_WORKERS
+from maskdepth.convert.outputs import PNG, OutputFile, require_output, require_outside
+from maskdepth.convert.storage import DEPTH_CODECS, MASK_CODECS
 
 if TYPE_CHECKING:
-    from convert.manifest import Manifest
+    from maskdepth.convert.manifest import Manifest
 
 # Commands import their work when they run, so that `--help` and usage errors answer at once.
 
@@ -90,10 +90,10 @@ def compose(
         raise click.UsageError(
             "--pack writes DATASET with --keep-images only: give both, or neither."
         )
-    from convert.dataset.compose import compose as run
-    from convert.dataset.compose_shards import compose_both, compose_shards
-    from convert.manifest import FORMATS
-    from convert.pack import PackConfig
+    from maskdepth.convert.dataset.compose import compose as run
+    from maskdepth.convert.dataset.compose_shards import compose_both, compose_shards
+    from maskdepth.convert.manifest import FORMATS
+    from maskdepth.convert.pack import PackConfig
 
     if shards is None:
         metadata = run(dataset, **options)  # type: ignore[arg-type]
@@ -168,8 +168,8 @@ def depth(
     """
     if (what == "backgrounds") != (out is not None):
         raise click.UsageError("--of backgrounds and --out belong together: give both, or neither.")
-    from convert.dataset.depth import estimate, estimate_backgrounds
-    from convert.dataset.networks.model import MEANING, ModelOptions
+    from maskdepth.convert.dataset.depth import estimate, estimate_backgrounds
+    from maskdepth.convert.dataset.networks.model import MEANING, ModelOptions
 
     model = ModelOptions(
         predicts=predicts,  # type: ignore[arg-type]
@@ -203,8 +203,8 @@ def depth(
 @_WORKERS
 def check(dataset: Path, samples_per_fg: int | None, as_json: bool, workers: int | None) -> None:
     """List every problem for which `pack` would refuse DATASET; exit 1 if there is any."""
-    from convert.check import check as run
-    from convert.check import summarise
+    from maskdepth.convert.check import check as run
+    from maskdepth.convert.check import summarise
 
     problems = run(dataset, samples_per_fg=samples_per_fg, workers=workers)
     if as_json:
@@ -256,9 +256,9 @@ def pack(
     **options: object,
 ) -> None:
     """Convert DATASET to SHARDS."""
-    from convert.manifest import FORMATS
-    from convert.pack import PackConfig
-    from convert.pack import pack as run
+    from maskdepth.convert.manifest import FORMATS
+    from maskdepth.convert.pack import PackConfig
+    from maskdepth.convert.pack import pack as run
 
     config = PackConfig(formats=formats or FORMATS, **options)  # type: ignore[arg-type]
     manifest = run(
@@ -275,7 +275,7 @@ def pack(
 
 def _print_shards(shards: Path, manifest: Manifest) -> None:
     """What was written, in a few lines."""
-    from convert.inspect import count_lines
+    from maskdepth.convert.inspect import count_lines
 
     click.echo(f"{shards}: {manifest.layout.samples} samples")
     for name, file in manifest.files.items():
@@ -290,7 +290,7 @@ def _print_shards(shards: Path, manifest: Manifest) -> None:
 @_WORKERS
 def verify(shards: Path, source: Path | None, workers: int | None) -> None:
     """Check every byte of SHARDS; exit 1 and one line for each problem."""
-    from convert.verify import verify as run
+    from maskdepth.convert.verify import verify as run
 
     problems = run(shards, source=source, workers=workers)
     for problem in problems:
@@ -312,8 +312,8 @@ def _conclude(folder: Path, problems: int) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def inspect(shards: Path, as_json: bool) -> None:
     """Describe what SHARDS holds."""
-    from convert.inspect import table
-    from convert.manifest import read_manifest
+    from maskdepth.convert.inspect import table
+    from maskdepth.convert.manifest import read_manifest
 
     manifest = read_manifest(shards)
     click.echo(json.dumps(manifest.to_json(), indent=1) if as_json else table(manifest))
@@ -335,15 +335,15 @@ def inspect(shards: Path, as_json: bool) -> None:
 @click.option(
     "--scores",
     type=click.Path(path_type=Path),
-    help="What `train.py evaluate --scores` wrote: the page shows the worst samples.",
+    help=f"What `{program.TRAIN} evaluate --scores` wrote: the page shows the worst samples.",
 )
 def show(
     shards: Path, out: Path | None, rows: int, page: Path | None, samples: int,
     scores: Path | None,
 ) -> None:  # fmt: skip
     """Draw a contact sheet of SHARDS into the PNG file OUT, or write a page of samples."""
-    from convert.browse import write_page
-    from convert.show import contact_sheet, write_sheet
+    from maskdepth.convert.browse import write_page
+    from maskdepth.convert.show import contact_sheet, write_sheet
 
     if out is None and page is None:
         raise DataError("show: found no file to write, expected OUT.png, --html FILE or both")

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.codecs import Encoded
-from convert.errors import DataError
-from convert.jpeg.coefficients import read_coefficients
-from convert.jpeg.difference import Decoding, decode_record, make_base, new_decoder
-from convert.jpeg.layout import NotBaseline
-from convert.jpeg.record import write_record
-from convert.layout import Layout
-from convert.manifest import BaseFile
-from convert.maps import load_array, require_complete
+from maskdepth.convert.codecs import Encoded
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.jpeg.coefficients import read_coefficients
+from maskdepth.convert.jpeg.difference import Decoding, decode_record, make_base, new_decoder
+from maskdepth.convert.jpeg.layout import NotBaseline
+from maskdepth.convert.jpeg.record import write_record
+from maskdepth.convert.layout import Layout
+from maskdepth.convert.manifest import BaseFile
+from maskdepth.convert.maps import load_array, require_complete
 
 _BYTES_PER_COEFFICIENT = 3
 _LARGEST_SHARE = {"fg_bg": 1 / 3, "depth": 1.0}

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.errors import DataError
-from convert.layout import FIELDS, RECORD, Layout
-from convert.maps import create_array
-from convert.parts import Part, read_data, read_records
-from convert.shards import Shards
-from convert.storage import CODECS
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.layout import FIELDS, RECORD, Layout
+from maskdepth.convert.maps import create_array
+from maskdepth.convert.parts import Part, read_data, read_records
+from maskdepth.convert.shards import Shards
+from maskdepth.convert.storage import CODECS
 
 NAME = "samples.beton"
 INDEX = "samples.beton.index.npy"

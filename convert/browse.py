@@ -18,12 +18,13 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from convert.errors import DataError
-from convert.files import read_regular, replace_file
-from convert.layout import FIELDS
-from convert.outputs import mark_of
-from convert.schema import Count, Items, Schema, parse_table
-from convert.shards import Shards
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.files import read_regular, replace_file
+from maskdepth.convert.layout import FIELDS
+from maskdepth.convert.outputs import mark_of
+from maskdepth.convert.program import TRAIN
+from maskdepth.convert.schema import Count, Items, Schema, parse_table
+from maskdepth.convert.shards import Shards
 
 _HEIGHT = 112
 """Pixels of a picture in the page, at most."""
@@ -69,7 +70,7 @@ def read_scores(path: Path, samples: int) -> Scores:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise DataError(
-            f"{path}: {error}; expected what `train.py evaluate --scores` has written"
+            f"{path}: {error}; expected what `{TRAIN} evaluate --scores` has written"
         ) from None
     counts = {len(scores.index), len(scores.mask_iou), len(scores.depth_rmse)}
     if len(counts) > 1 or not scores.index or len(set(scores.index)) < len(scores.index):

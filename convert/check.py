@@ -17,14 +17,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from convert import jpeg
-from convert.codecs import ENCODERS
-from convert.errors import DataError
-from convert.exchanged import find_exchanged
-from convert.files import read_file
-from convert.layout import FIELDS, Layout
-from convert.metadata import DATASET, find_miscounts
-from convert.names import (
+from maskdepth.convert import jpeg
+from maskdepth.convert.codecs import ENCODERS
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.exchanged import find_exchanged
+from maskdepth.convert.files import read_file
+from maskdepth.convert.layout import FIELDS, Layout
+from maskdepth.convert.metadata import DATASET, find_miscounts
+from maskdepth.convert.names import (
     FOLDERS,
     Names,
     Problem,
@@ -33,18 +33,18 @@ from convert.names import (
     find_visible,
     require_dataset,
 )
-from convert.pack import PackConfig
-from convert.placements import PLACEMENTS
-from convert.progress import Progress
-from convert.source import (
+from maskdepth.convert.pack import PackConfig
+from maskdepth.convert.placements import PLACEMENTS
+from maskdepth.convert.progress import Progress
+from maskdepth.convert.source import (
     find_per_fg,
     note_unknown_keys,
     read_metadata,
     require_placements,
     source_of,
 )
-from convert.storage import CODECS
-from convert.workers import run_all, worker_pool
+from maskdepth.convert.storage import CODECS
+from maskdepth.convert.workers import run_all, worker_pool
 
 _FILES_PER_TASK = 500  # but for backgrounds, which are one task
 _MOST_LINES, _MOST_OF_A_KIND = 50, 10

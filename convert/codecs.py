@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from convert import jpeg
-from convert.jpeg.coefficients import Coefficients, read_coefficients
-from convert.jpeg.layout import NotBaseline
-from convert.jpeg.luma import Luma, luma_of, write_luma
-from convert.layout import MASK_THRESHOLD
+from maskdepth.convert import jpeg
+from maskdepth.convert.jpeg.coefficients import Coefficients, read_coefficients
+from maskdepth.convert.jpeg.layout import NotBaseline
+from maskdepth.convert.jpeg.luma import Luma, luma_of, write_luma
+from maskdepth.convert.layout import MASK_THRESHOLD
 
 AMBIGUOUS = (64, 192)
 """Mask pixels of the source in this range (inclusive) are counted: not clearly 0 or 255."""

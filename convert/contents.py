@@ -13,9 +13,9 @@ from pathlib import Path
 
 import click
 
-from convert.errors import DataError, one_line
-from convert.files import REPLACED
-from convert.found import is_of_system
+from maskdepth.convert.errors import DataError, one_line
+from maskdepth.convert.files import REPLACED
+from maskdepth.convert.found import is_of_system
 
 Content = Mapping[str, frozenset[str]]
 """The names of all files of a finished output by their folder in it, which is "." for its own."""

@@ -12,13 +12,13 @@ from typing import Any
 import crc32c
 import numpy as np
 
-from convert.bases import Bases, RecordWriter, open_bases
-from convert.codecs import ENCODERS, Encoded
-from convert.errors import DataError, RecordError
-from convert.files import replace_file
-from convert.layout import FIELDS, RECORD, Layout
-from convert.manifest import BaseFile
-from convert.parts import (
+from maskdepth.convert.bases import Bases, RecordWriter, open_bases
+from maskdepth.convert.codecs import ENCODERS, Encoded
+from maskdepth.convert.errors import DataError, RecordError
+from maskdepth.convert.files import replace_file
+from maskdepth.convert.layout import FIELDS, RECORD, Layout
+from maskdepth.convert.manifest import BaseFile
+from maskdepth.convert.parts import (
     Part,
     check_crc,
     new_accumulators,
@@ -26,8 +26,8 @@ from convert.parts import (
     read_records,
     write_record,
 )
-from convert.source import Samples
-from convert.storage import CODECS
+from maskdepth.convert.source import Samples
+from maskdepth.convert.storage import CODECS
 
 Codecs = Mapping[str, Mapping[str, str]]
 """Codec of each field, for each format."""

@@ -16,8 +16,8 @@ from typing import Any
 
 import click
 
-from convert.interrupts import ended_by_exception, ignored_signals_repeated
-from convert.program import missing_memory, missing_package
+from maskdepth.convert.interrupts import ended_by_exception, ignored_signals_repeated
+from maskdepth.convert.program import missing_memory, missing_package
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """What begins a line or means something to a terminal, and what Python makes of bytes that are not

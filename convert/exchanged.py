@@ -12,12 +12,12 @@ from concurrent.futures import Executor
 import numpy as np
 from PIL import Image
 
-from convert import jpeg
-from convert.errors import DataError
-from convert.files import read_regular
-from convert.names import FOLDERS, Problem
-from convert.source import Source
-from convert.workers import run_all
+from maskdepth.convert import jpeg
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.files import read_regular
+from maskdepth.convert.names import FOLDERS, Problem
+from maskdepth.convert.source import Source
+from maskdepth.convert.workers import run_all
 
 _GRID, _AREA = 16, 8
 """Rows and columns of areas whose mean colours are compared, at most, and pixels of their sides, at

@@ -15,8 +15,8 @@ from typing import BinaryIO
 
 import click
 
-from convert.errors import DataError
-from convert.interrupts import interrupt_later
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.interrupts import interrupt_later
 
 REPLACED = ".maskdepth-replaced"
 """In a published folder: what it has replaced, until that is removed. Hidden, as no background

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from convert import jpeg
-from convert.errors import DataError
-from convert.files import read_regular, require_regular
+from maskdepth.convert import jpeg
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.files import read_regular, require_regular
 
 SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Of files that are taken for images where a user names a folder, in lower case."""

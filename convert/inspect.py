@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from convert import beton
-from convert.layout import Layout
-from convert.manifest import DEPTH_SOURCES, Manifest
+from maskdepth.convert import beton
+from maskdepth.convert.layout import Layout
+from maskdepth.convert.manifest import DEPTH_SOURCES, Manifest
 
 
 def table(manifest: Manifest) -> str:

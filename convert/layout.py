@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.errors import DataError
-from convert.placements import OTHER, read_others, read_placements
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.placements import OTHER, read_others, read_placements
 
 FIELDS = ("fg_bg", "mask", "depth")
 CHANNELS = {"fg_bg": 3, "mask": 1, "depth": 1}

@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from convert.errors import DataError, reading
-from convert.files import (
+from maskdepth.convert.errors import DataError, reading
+from maskdepth.convert.files import (
     check_signature,
     hash_file,
     read_regular,
@@ -24,11 +24,12 @@ from convert.files import (
     signed,
     write_json,
 )
-from convert.found import DATA_SET, FOLDER, NOTHING, found_at
-from convert.jpeg.planes import Geometry
-from convert.layout import CHANNELS, FIELDS, Layout
-from convert.moments import Moments, Statistics
-from convert.schema import (
+from maskdepth.convert.found import DATA_SET, FOLDER, NOTHING, found_at
+from maskdepth.convert.jpeg.planes import Geometry
+from maskdepth.convert.layout import CHANNELS, FIELDS, Layout
+from maskdepth.convert.moments import Moments, Statistics
+from maskdepth.convert.program import CONVERT
+from maskdepth.convert.schema import (
     Count,
     FileName,
     Items,
@@ -40,7 +41,7 @@ from convert.schema import (
     parse_table,
     shown,
 )
-from convert.storage import CODECS
+from maskdepth.convert.storage import CODECS
 
 FORMAT = "maskdepth-shards"
 VERSION = 2
@@ -345,10 +346,10 @@ def _why_unread(found: str) -> str:
     if found == FOLDER:
         return (
             f"no {MANIFEST}, so this is not a finished shard folder; "
-            "run `python -m convert pack DATASET SHARDS` to its end"
+            f"run `{CONVERT} pack DATASET SHARDS` to its end"
         )
     if found == DATA_SET:
-        return f"found {found}, expected shards; run `python -m convert pack DATASET SHARDS` first"
+        return f"found {found}, expected shards; run `{CONVERT} pack DATASET SHARDS` first"
     return f"found {found}, expected the folder that `pack` wrote; name that"
 
 

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.errors import DataError, reading
-from convert.files import require_regular
+from maskdepth.convert.errors import DataError, reading
+from maskdepth.convert.files import require_regular
 
 _MAP_FIXED, _MAP_FAILED = 0x10, ctypes.c_void_p(-1).value
 _SA_SIGINFO, _SI_ADDR = 4, 16

@@ -6,10 +6,10 @@ from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
-from convert.layout import Layout
-from convert.names import Problem
-from convert.schema import Positive, Schema, shown
-from convert.style import Style
+from maskdepth.convert.layout import Layout
+from maskdepth.convert.names import Problem
+from maskdepth.convert.schema import Positive, Schema, shown
+from maskdepth.convert.style import Style
 
 DATASET = "dataset.json"
 DATASET_FORMAT, DATASET_VERSION = "maskdepth-dataset", 2

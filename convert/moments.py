@@ -10,7 +10,7 @@ import numba
 import numpy as np
 from pydantic import ModelWrapValidatorHandler, model_validator
 
-from convert.schema import Count, Items, Schema
+from maskdepth.convert.schema import Count, Items, Schema
 
 
 @numba.njit(nogil=True, cache=True)

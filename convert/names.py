@@ -13,8 +13,9 @@ from pathlib import Path
 from shlex import quote
 from typing import NamedTuple, Self, TypeVar
 
-from convert.errors import DataError, OptionError, one_line, reading
-from convert.found import DATA_SET, FOLDER, NOTHING, found_at, visible
+from maskdepth.convert.errors import DataError, OptionError, one_line, reading
+from maskdepth.convert.found import DATA_SET, FOLDER, NOTHING, found_at, visible
+from maskdepth.convert.program import CONVERT
 
 T = TypeVar("T")
 
@@ -134,7 +135,7 @@ def find_visible(folder: Path) -> tuple[list[str], list[Problem]]:
     except FileNotFoundError:
         text = f"no such folder; expected {_EXPECTED}"
         if folder.name == FOLDERS["depth"]:
-            text += "; `python -m convert depth` makes it"
+            text += f"; `{CONVERT} depth` makes it"
     except OSError as error:
         text = f"cannot be read ({error.strerror}); expected a folder of images"
     return [], [Problem.of(folder, text)]
@@ -207,7 +208,7 @@ def pointing_to_check(
     except OptionError:
         raise
     except errors as error:
-        command = f"python -m convert check {quote(str(dataset))}"
+        command = f"{CONVERT} check {quote(str(dataset))}"
         if samples_per_fg is not None:
             command += f" --samples-per-fg {samples_per_fg}"
         raise error.with_advice(f"`{command}` lists all problems") from None

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from convert.errors import DataError, reading
-from convert.files import require_regular
-from convert.found import DATA_SET, SHARDS
+from maskdepth.convert.errors import DataError, reading
+from maskdepth.convert.files import require_regular
+from maskdepth.convert.found import DATA_SET, SHARDS
 
 if TYPE_CHECKING:
     from PIL.PngImagePlugin import PngInfo

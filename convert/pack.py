@@ -21,16 +21,16 @@ from pathlib import Path
 
 import numpy as np
 
-from convert import beton, tarshards
-from convert.bases import open_bases
-from convert.codecs import encode_rgb
-from convert.contents import PARTS
-from convert.encoding import is_finished, write_part
-from convert.errors import DataError, OptionError, RecordError
-from convert.exchanged import find_exchanged
-from convert.files import read_regular, sync
-from convert.layout import Layout
-from convert.manifest import (
+from maskdepth.convert import beton, tarshards
+from maskdepth.convert.bases import open_bases
+from maskdepth.convert.codecs import encode_rgb
+from maskdepth.convert.contents import PARTS
+from maskdepth.convert.encoding import is_finished, write_part
+from maskdepth.convert.errors import DataError, OptionError, RecordError
+from maskdepth.convert.exchanged import find_exchanged
+from maskdepth.convert.files import read_regular, sync
+from maskdepth.convert.layout import Layout
+from maskdepth.convert.manifest import (
     BACKGROUNDS,
     FORMATS,
     MANIFEST,
@@ -42,17 +42,17 @@ from convert.manifest import (
     read_manifest,
     write_manifest,
 )
-from convert.maps import create_array
-from convert.moments import Accumulator, Moments
-from convert.names import pointing_to_check, required
-from convert.outputs import require_outside, require_unspoilt
-from convert.parts import SAMPLES_PER_PART, Part, PartSummary, read_summary, split_parts
-from convert.progress import Progress, followed
-from convert.source import Samples, Source, note_unknown_keys, read_source
-from convert.storage import CODECS, DEPTH_CODECS, DIFFERENCE_CODECS, MASK_CODECS
-from convert.unfinished import SHARD_FOLDER, check_target, work_folder
-from convert.vote import write_bases
-from convert.workers import open_pool, run_all
+from maskdepth.convert.maps import create_array
+from maskdepth.convert.moments import Accumulator, Moments
+from maskdepth.convert.names import pointing_to_check, required
+from maskdepth.convert.outputs import require_outside, require_unspoilt
+from maskdepth.convert.parts import SAMPLES_PER_PART, Part, PartSummary, read_summary, split_parts
+from maskdepth.convert.progress import Progress, followed
+from maskdepth.convert.source import Samples, Source, note_unknown_keys, read_source
+from maskdepth.convert.storage import CODECS, DEPTH_CODECS, DIFFERENCE_CODECS, MASK_CODECS
+from maskdepth.convert.unfinished import SHARD_FOLDER, check_target, work_folder
+from maskdepth.convert.vote import write_bases
+from maskdepth.convert.workers import open_pool, run_all
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,12 +20,12 @@ import crc32c
 import numpy as np
 from pydantic import Field
 
-from convert.errors import DataError, reading
-from convert.files import check_signature, read_regular, signed, write_json
-from convert.layout import FIELDS, RECORD, Layout
-from convert.maps import load_array
-from convert.moments import Accumulator, Moments, Statistics
-from convert.schema import Count, Schema, parse_table
+from maskdepth.convert.errors import DataError, reading
+from maskdepth.convert.files import check_signature, read_regular, signed, write_json
+from maskdepth.convert.layout import FIELDS, RECORD, Layout
+from maskdepth.convert.maps import load_array
+from maskdepth.convert.moments import Accumulator, Moments, Statistics
+from maskdepth.convert.schema import Count, Schema, parse_table
 
 SAMPLES_PER_PART = 1000
 """About 12 MB per part: small enough to share work evenly, large enough to read efficiently."""

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.errors import DataError
-from convert.files import replace_file
-from convert.maps import load_array
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.files import replace_file
+from maskdepth.convert.maps import load_array
 
 PLACEMENTS = "placements.npy"
 OTHERS = "others.npy"

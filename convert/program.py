@@ -6,13 +6,22 @@ import os
 import sys
 from types import TracebackType
 
-from convert.interrupts import end_at_once
-from convert.kernel_cache import require_folder
+import maskdepth
+from maskdepth.convert.interrupts import end_at_once
+from maskdepth.convert.kernel_cache import require_folder
 
 _NO_MEMORY = (
     "can't allocate memory", "cannot allocate memory", "failed to map segment", "out of memory",
 )  # fmt: skip
-_OURS = ("convert", "loaders", "model", "train", "benchmarks", "tests")
+_OURS = ("maskdepth", "tests")
+_IN_CHECKOUT = os.path.islink(os.path.join(os.path.dirname(maskdepth.__file__), "train.py"))
+
+CONVERT, TRAIN, BENCH = (
+    ("python -m convert", "train.py", "python -m benchmarks")
+    if _IN_CHECKOUT
+    else ("maskdepth convert", "maskdepth train", "maskdepth bench")
+)
+"""The programs as messages name them: those of a checkout, or those of an installed package."""
 
 
 def begin() -> None:
@@ -33,10 +42,12 @@ def missing_package(error: ModuleNotFoundError) -> str | None:
     package, _, inside = (error.name or "").partition(".")
     if not package or package in _OURS or (inside and package in sys.modules):
         return None
-    return (
-        f"the package {package} is not installed for {sys.executable}: activate the environment by "
-        "`. .venv/bin/activate`; `make install` makes it (README.md)"
+    advice = (
+        "activate the environment by `. .venv/bin/activate`; `make install` makes it (README.md)"
+        if _IN_CHECKOUT
+        else "install it, or the extra of maskdepth that needs it"
     )
+    return f"the package {package} is not installed for {sys.executable}: {advice}"
 
 
 def missing_memory(error: BaseException) -> str | None:

@@ -8,14 +8,14 @@ from pathlib import Path
 import crc32c
 import numpy as np
 
-from convert.bases import open_bases
-from convert.codecs import DECODERS
-from convert.errors import DataError, RecordError
-from convert.jpeg.record import is_record
-from convert.layout import FIELDS, RECORD
-from convert.manifest import BACKGROUNDS, Manifest, format_name, read_manifest
-from convert.maps import load_array, map_file, release_pages, require_complete
-from convert.storage import CODECS
+from maskdepth.convert.bases import open_bases
+from maskdepth.convert.codecs import DECODERS
+from maskdepth.convert.errors import DataError, RecordError
+from maskdepth.convert.jpeg.record import is_record
+from maskdepth.convert.layout import FIELDS, RECORD
+from maskdepth.convert.manifest import BACKGROUNDS, Manifest, format_name, read_manifest
+from maskdepth.convert.maps import load_array, map_file, release_pages, require_complete
+from maskdepth.convert.storage import CODECS
 
 
 class Shards:

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from convert.errors import DataError
-from convert.files import replace_file
-from convert.layout import FIELDS
-from convert.outputs import png_mark, require_output
-from convert.placements import others_of
-from convert.shards import Shards
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.files import replace_file
+from maskdepth.convert.layout import FIELDS
+from maskdepth.convert.outputs import png_mark, require_output
+from maskdepth.convert.placements import others_of
+from maskdepth.convert.shards import Shards
 
 _GAP = 6
 _TITLE = 18

@@ -17,12 +17,12 @@ import click
 import numpy as np
 from pydantic import model_validator
 
-from convert import jpeg
-from convert.errors import DataError, OptionError, RecordError, one_line
-from convert.files import read_file, read_regular
-from convert.layout import FIELDS, Layout
-from convert.manifest import ShardFile
-from convert.metadata import (
+from maskdepth.convert import jpeg
+from maskdepth.convert.errors import DataError, OptionError, RecordError, one_line
+from maskdepth.convert.files import read_file, read_regular
+from maskdepth.convert.layout import FIELDS, Layout
+from maskdepth.convert.manifest import ShardFile
+from maskdepth.convert.metadata import (
     DATASET,
     DATASET_FORMAT,
     DATASET_VERSION,
@@ -31,7 +31,7 @@ from convert.metadata import (
     require_spelt,
     unknown_keys,
 )
-from convert.names import (
+from maskdepth.convert.names import (
     FOLDERS,
     Names,
     Problem,
@@ -43,9 +43,9 @@ from convert.names import (
     required,
     sample_name,
 )
-from convert.placements import PLACEMENTS, read_others, read_placements
-from convert.schema import Positive, Schema, parse_table, shown
-from convert.workers import SentOnce
+from maskdepth.convert.placements import PLACEMENTS, read_others, read_placements
+from maskdepth.convert.schema import Positive, Schema, parse_table, shown
+from maskdepth.convert.workers import SentOnce
 
 
 class PlacementsFile(ShardFile):

@@ -10,9 +10,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from convert.errors import OptionError
-from convert.placements import MOST_PEOPLE
-from convert.schema import Pair, Schema
+from maskdepth.convert.errors import OptionError
+from maskdepth.convert.placements import MOST_PEOPLE
+from maskdepth.convert.schema import Pair, Schema
 
 FG_SHARE = 105 / 224
 """Height of a pasted foreground as a share of the image's."""

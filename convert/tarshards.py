@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.layout import FIELDS, RECORD
-from convert.maps import create_array
-from convert.parts import Part, PartFiles, read_records
-from convert.storage import CODECS
+from maskdepth.convert.layout import FIELDS, RECORD
+from maskdepth.convert.maps import create_array
+from maskdepth.convert.parts import Part, PartFiles, read_records
+from maskdepth.convert.storage import CODECS
 
 INDEX = "samples.tar.index.npy"
 SAMPLES_PER_SHARD = 10_000

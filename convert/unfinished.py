@@ -23,7 +23,7 @@ from typing import BinaryIO
 
 import click
 
-from convert.contents import (
+from maskdepth.convert.contents import (
     JOB,
     PARTS,
     Content,
@@ -32,8 +32,8 @@ from convert.contents import (
     require_content,
     require_own,
 )
-from convert.errors import DataError, RecordError, is_users
-from convert.files import (
+from maskdepth.convert.errors import DataError, RecordError, is_users
+from maskdepth.convert.files import (
     REPLACED,
     publish_folder,
     remove_replaced,
@@ -41,9 +41,9 @@ from convert.files import (
     require_regular,
     restore_replaced,
 )
-from convert.found import is_vacant
-from convert.manifest import MANIFEST, read_manifest
-from convert.outputs import require_writable_folder
+from maskdepth.convert.found import is_vacant
+from maskdepth.convert.manifest import MANIFEST, read_manifest
+from maskdepth.convert.outputs import require_writable_folder
 
 _LONGEST_NAME = 220  # of 255 bytes; the names of the work folder and what it leaves are longer
 

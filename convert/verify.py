@@ -12,17 +12,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from convert import beton, tarshards
-from convert.errors import DataError, RecordError
-from convert.files import read_regular
-from convert.layout import FIELDS, MASK_THRESHOLD, Layout
-from convert.manifest import Manifest, ShardFile, read_manifest
-from convert.moments import Accumulator
-from convert.parts import PartSummary, new_accumulators, split_parts
-from convert.progress import followed
-from convert.shards import Shards
-from convert.source import Source, read_source
-from convert.workers import run_all, worker_pool
+from maskdepth.convert import beton, tarshards
+from maskdepth.convert.errors import DataError, RecordError
+from maskdepth.convert.files import read_regular
+from maskdepth.convert.layout import FIELDS, MASK_THRESHOLD, Layout
+from maskdepth.convert.manifest import Manifest, ShardFile, read_manifest
+from maskdepth.convert.moments import Accumulator
+from maskdepth.convert.parts import PartSummary, new_accumulators, split_parts
+from maskdepth.convert.progress import followed
+from maskdepth.convert.shards import Shards
+from maskdepth.convert.source import Source, read_source
+from maskdepth.convert.workers import run_all, worker_pool
 
 
 def verify(

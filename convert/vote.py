@@ -10,17 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.errors import DataError
-from convert.files import read_regular
-from convert.jpeg.coefficients import Coefficients, read_coefficients
-from convert.jpeg.layout import NotBaseline
-from convert.jpeg.luma import Luma, luma_of
-from convert.layout import CHANNELS, FIELDS
-from convert.manifest import BaseFile
-from convert.maps import create_array
-from convert.progress import followed
-from convert.source import Samples
-from convert.workers import run_all
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.files import read_regular
+from maskdepth.convert.jpeg.coefficients import Coefficients, read_coefficients
+from maskdepth.convert.jpeg.layout import NotBaseline
+from maskdepth.convert.jpeg.luma import Luma, luma_of
+from maskdepth.convert.layout import CHANNELS, FIELDS
+from maskdepth.convert.manifest import BaseFile
+from maskdepth.convert.maps import create_array
+from maskdepth.convert.progress import followed
+from maskdepth.convert.source import Samples
+from maskdepth.convert.workers import run_all
 
 _VOTERS = 9
 """Composites of each background that determine its base."""

@@ -17,8 +17,8 @@ from itertools import islice
 from multiprocessing import resource_tracker
 from typing import TypeVar
 
-from convert.errors import DataError, OptionError
-from convert.interrupts import interrupt_later
+from maskdepth.convert.errors import DataError, OptionError
+from maskdepth.convert.interrupts import interrupt_later
 
 T = TypeVar("T")
 _IN_FLIGHT = 4

@@ -22,7 +22,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # not needed where the project is installed
 
-from loaders import Inputs, Layout, Loader, Preprocess, build_loader, read_layout, split_indices
+from maskdepth.loaders import (
+    Inputs,
+    Layout,
+    Loader,
+    Preprocess,
+    build_loader,
+    read_layout,
+    split_indices,
+)
 
 
 class Network(nn.Module):

@@ -20,7 +20,7 @@ from accelerate import Accelerator
 sys.path.insert(0, str(Path(__file__).parents[1]))  # not needed where the project is installed
 
 from examples.plain import Network, loss_of
-from loaders import Loader, Preprocess, build_loader, read_layout, split_indices
+from maskdepth.loaders import Loader, Preprocess, build_loader, read_layout, split_indices
 
 
 def save(accelerator: Accelerator, folder: Path, loader: Loader) -> None:

@@ -19,7 +19,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 sys.path.insert(0, str(Path(__file__).parents[1]))  # not needed where the project is installed
 
 from examples.plain import Network, loss_of
-from loaders import Batch, Loader, Preprocess, build_loader, read_layout, split_indices
+from maskdepth.loaders import Batch, Loader, Preprocess, build_loader, read_layout, split_indices
 
 
 class Masks(LightningModule):

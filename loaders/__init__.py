@@ -13,19 +13,19 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
-from convert.errors import Commands, DataError, RecordError
-from convert.layout import Layout
-from loaders.backgrounds import Backgrounds
-from loaders.base import Loader
-from loaders.batch import Batch
-from loaders.camera import Camera
-from loaders.engines import ENGINES, open_loader, possible_engines
-from loaders.folder import read_layout
-from loaders.options import LoaderOptions
-from loaders.order import Order, distributed_rank
-from loaders.pair import DataSource, open_pair
-from loaders.preprocess import Augment, Augmentation, Inputs, Preprocess
-from loaders.split import SPLITS, split_indices
+from maskdepth.convert.errors import Commands, DataError, RecordError
+from maskdepth.convert.layout import Layout
+from maskdepth.loaders.backgrounds import Backgrounds
+from maskdepth.loaders.base import Loader
+from maskdepth.loaders.batch import Batch
+from maskdepth.loaders.camera import Camera
+from maskdepth.loaders.engines import ENGINES, open_loader, possible_engines
+from maskdepth.loaders.folder import read_layout
+from maskdepth.loaders.options import LoaderOptions
+from maskdepth.loaders.order import Order, distributed_rank
+from maskdepth.loaders.pair import DataSource, open_pair
+from maskdepth.loaders.preprocess import Augment, Augmentation, Inputs, Preprocess
+from maskdepth.loaders.split import SPLITS, split_indices
 
 __all__ = [
     "ENGINES", "SPLITS", "Augment", "Augmentation", "Backgrounds", "Batch", "Camera", "Commands",
@@ -86,3 +86,9 @@ def build_loader(
         world_size=world_size, max_bad=max_bad, check=check, hw_decoder_load=hw_decoder_load,
     )  # fmt: skip
     return open_loader(engine, shards, options)
+
+
+if __name__ == "loaders":  # the old name
+    from maskdepth.old_names import redirect
+
+    redirect(__name__)

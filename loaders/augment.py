@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from loaders.camera import Camera
-from loaders.preprocess import Augment
+from maskdepth.loaders.camera import Camera
+from maskdepth.loaders.preprocess import Augment
 
 
 class Changes(Protocol):

@@ -10,11 +10,11 @@ import numba
 import numpy as np
 import torch
 
-from convert.errors import DataError
-from convert.jpeg.streaming import stream_copy
-from convert.layout import Layout
-from loaders.buffers import BufferPool
-from loaders.threads import run_shared
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.jpeg.streaming import stream_copy
+from maskdepth.convert.layout import Layout
+from maskdepth.loaders.buffers import BufferPool
+from maskdepth.loaders.threads import run_shared
 
 
 def require_numbers(numbers: np.ndarray, count: int) -> None:

@@ -15,18 +15,18 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
-from convert.errors import DataError, RecordError
-from convert.layout import Layout
-from convert.moments import Statistics
-from convert.schema import LARGEST
-from convert.shards import Shards
-from loaders.backgrounds import Backgrounds
-from loaders.batch import Batch
-from loaders.corrupt import CorruptRecords
-from loaders.options import LoaderOptions, expect, whole
-from loaders.order import Order
-from loaders.position import Position
-from loaders.threads import default_threads
+from maskdepth.convert.errors import DataError, RecordError
+from maskdepth.convert.layout import Layout
+from maskdepth.convert.moments import Statistics
+from maskdepth.convert.schema import LARGEST
+from maskdepth.convert.shards import Shards
+from maskdepth.loaders.backgrounds import Backgrounds
+from maskdepth.loaders.batch import Batch
+from maskdepth.loaders.corrupt import CorruptRecords
+from maskdepth.loaders.options import LoaderOptions, expect, whole
+from maskdepth.loaders.order import Order
+from maskdepth.loaders.position import Position
+from maskdepth.loaders.threads import default_threads
 
 
 class Loader(IterableDataset[Batch], AbstractContextManager["Loader"], ABC):

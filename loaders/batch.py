@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch.utils.data._utils.collate import default_collate_fn_map
 
-from convert.errors import DataError
+from maskdepth.convert.errors import DataError
 
 
 class Batch(NamedTuple):

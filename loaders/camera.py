@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from loaders.options import expect
+from maskdepth.loaders.options import expect
 
 DRAWS = {
     "strength": 1, "recolour": 3,

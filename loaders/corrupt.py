@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
 
-from convert.errors import DataError, RecordError
-from convert.interrupts import interrupt_later
-from loaders.batch import Batch
+from maskdepth.convert.errors import DataError, RecordError
+from maskdepth.convert.interrupts import interrupt_later
+from maskdepth.loaders.batch import Batch
 
 
 class TooManyCorruptRecords(RecordError):

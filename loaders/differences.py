@@ -20,7 +20,7 @@ import numba
 import numpy as np
 import torch
 
-from convert.layout import CHANNELS, FIELDS, Layout
+from maskdepth.convert.layout import CHANNELS, FIELDS, Layout
 
 _LONGEST_RUN = 255
 

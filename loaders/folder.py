@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from convert.layout import Layout
-from convert.manifest import depth_source, read_manifest
-from convert.names import FOLDERS
-from convert.source import read_source
+from maskdepth.convert.layout import Layout
+from maskdepth.convert.manifest import depth_source, read_manifest
+from maskdepth.convert.names import FOLDERS
+from maskdepth.convert.source import read_source
 
 
 def is_dataset(path: str | Path) -> bool:

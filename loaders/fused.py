@@ -10,9 +10,9 @@ import numba
 import numpy as np
 import torch
 
-from loaders.backgrounds import require_numbers
-from loaders.buffers import BufferPool
-from loaders.threads import run_shared
+from maskdepth.loaders.backgrounds import require_numbers
+from maskdepth.loaders.buffers import BufferPool
+from maskdepth.loaders.threads import run_shared
 
 
 class Fused:

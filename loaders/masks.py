@@ -6,8 +6,8 @@ import numba
 import numpy as np
 import torch
 
-from convert.codecs import unpack_runs
-from loaders.buffers import BufferPool
+from maskdepth.convert.codecs import unpack_runs
+from maskdepth.loaders.buffers import BufferPool
 
 
 def pad_runs(runs: list[np.ndarray]) -> np.ndarray:

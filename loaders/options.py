@@ -10,10 +10,10 @@ from typing import SupportsIndex
 import numpy as np
 import torch
 
-from convert.errors import DataError, OptionError
-from convert.limits import LARGEST_BATCH, MOST_WORKERS
-from convert.schema import LARGEST
-from loaders.weights import Weights
+from maskdepth.convert.errors import DataError, OptionError
+from maskdepth.convert.limits import LARGEST_BATCH, MOST_WORKERS
+from maskdepth.convert.schema import LARGEST
+from maskdepth.loaders.weights import Weights
 
 MAX_SAMPLES = 2**40
 

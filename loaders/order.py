@@ -18,9 +18,9 @@ import numba
 import numpy as np
 from torch import distributed
 
-from convert.errors import DataError
-from loaders.options import MAX_SAMPLES, LoaderOptions, expect
-from loaders.weights import Weights
+from maskdepth.convert.errors import DataError
+from maskdepth.loaders.options import MAX_SAMPLES, LoaderOptions, expect
+from maskdepth.loaders.weights import Weights
 
 # At 4,099 samples, statistics of pairs of values detect a cipher of 4 rounds but not of 5.
 _ROUNDS = 6

@@ -10,13 +10,13 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from convert.errors import DataError
-from loaders.base import Loader
-from loaders.engines import open_loader
-from loaders.folder import read_layout
-from loaders.options import LoaderOptions
-from loaders.order import distributed_rank
-from loaders.split import split_indices
+from maskdepth.convert.errors import DataError
+from maskdepth.loaders.base import Loader
+from maskdepth.loaders.engines import open_loader
+from maskdepth.loaders.folder import read_layout
+from maskdepth.loaders.options import LoaderOptions
+from maskdepth.loaders.order import distributed_rank
+from maskdepth.loaders.split import split_indices
 
 
 class DataSource(Protocol):

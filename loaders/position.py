@@ -5,10 +5,10 @@ from __future__ import annotations
 import zlib
 from typing import Self
 
-from convert.errors import DataError
-from convert.schema import Count, Positive, Schema
-from loaders.order import Order
-from loaders.weights import Weights
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.schema import Count, Positive, Schema
+from maskdepth.loaders.order import Order
+from maskdepth.loaders.weights import Weights
 
 _ORDER = ("samples", "seed", "shuffle", "visits")
 _STREAMED = ("streamed", "batch_size", "world_size", "drop_last")

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from convert.errors import DataError
-from loaders.backgrounds import Backgrounds
-from loaders.batch import Batch
-from loaders.camera import COLUMNS, Camera
-from loaders.draws import uniform
-from loaders.fused import Fused
-from loaders.options import expect
+from maskdepth.convert.errors import DataError
+from maskdepth.loaders.backgrounds import Backgrounds
+from maskdepth.loaders.batch import Batch
+from maskdepth.loaders.camera import COLUMNS, Camera
+from maskdepth.loaders.draws import uniform
+from maskdepth.loaders.fused import Fused
+from maskdepth.loaders.options import expect
 
 
 class Inputs(NamedTuple):

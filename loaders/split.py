@@ -11,9 +11,9 @@ import math
 
 import numpy as np
 
-from convert.errors import DataError, OptionError
-from convert.layout import Layout
-from loaders.options import expect
+from maskdepth.convert.errors import DataError, OptionError
+from maskdepth.convert.layout import Layout
+from maskdepth.loaders.options import expect
 
 SPLITS = ("random", "bg", "fg", "both")
 

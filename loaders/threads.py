@@ -15,8 +15,8 @@ from threading import Event, Lock, Thread
 
 import torch
 
-from convert.errors import DataError
-from convert.workers import available_cores
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.workers import available_cores
 
 Work = Callable[[int, int, int], None]
 """Called with (thread, first, last): process items ``first`` to ``last - 1`` of a batch."""

@@ -15,8 +15,8 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from convert.errors import DataError
-from loaders.batch import Batch
+from maskdepth.convert.errors import DataError
+from maskdepth.loaders.batch import Batch
 
 Event = TypeVar("Event")
 

@@ -10,11 +10,11 @@ import numba
 import numpy as np
 from numba import types
 
-from convert.codecs import unpack_runs
-from convert.errors import DataError
-from convert.jpeg.difference import Decoding, decode_record
-from convert.jpeg.record import is_record
-from convert.layout import MASK_THRESHOLD
+from maskdepth.convert.codecs import unpack_runs
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.jpeg.difference import Decoding, decode_record
+from maskdepth.convert.jpeg.record import is_record
+from maskdepth.convert.layout import MASK_THRESHOLD
 
 LIBRARY = "libturbojpeg.so.0"
 RGB, GRAY = 0, 6  # TJPF_RGB, TJPF_GRAY of turbojpeg.h

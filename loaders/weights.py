@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from convert.errors import OptionError
+from maskdepth.convert.errors import OptionError
 
 _STEPS = 2**20
 

@@ -17,15 +17,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from convert.files import require_regular
-from convert.found import FOLDER, RUN, found_at
-from convert.schema import Items, Schema, one_of, parse_table, shown
-from model.contract import DEPTH_SOURCES, Moments
-from model.errors import ModelError
-from model.files import load_plain, replace_bytes
-from model.losses import DEPTH_LOSSES
-from model.recipe import WIDEST
-from model.unet import DOWNSAMPLING, DualDecoderUNet, rename_original
+from maskdepth.convert.files import require_regular
+from maskdepth.convert.found import FOLDER, RUN, found_at
+from maskdepth.convert.program import TRAIN
+from maskdepth.convert.schema import Items, Schema, one_of, parse_table, shown
+from maskdepth.model.contract import DEPTH_SOURCES, Moments
+from maskdepth.model.errors import ModelError
+from maskdepth.model.files import load_plain, replace_bytes
+from maskdepth.model.losses import DEPTH_LOSSES
+from maskdepth.model.recipe import WIDEST
+from maskdepth.model.unet import DOWNSAMPLING, DualDecoderUNet, rename_original
 
 FORMAT = "maskdepth-network"
 VERSION = 2
@@ -192,7 +193,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], NetworkInfo]:
     if form != FORMAT or version != VERSION:
         raise ModelError(
             f"checkpoint {path}: found format {shown(form)} version {shown(version)} in its "
-            f"metadata, expected {FORMAT!r} version {VERSION}, as `train.py fit` writes it"
+            f"metadata, expected {FORMAT!r} version {VERSION}, as `{TRAIN} fit` writes it"
         )
     found = about.pop("sha256", None)
     if found is not None and (

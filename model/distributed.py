@@ -23,8 +23,8 @@ from torch.distributed.nn.functional import all_reduce
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from model.errors import ModelError
-from model.unet import DualDecoderUNet
+from maskdepth.model.errors import ModelError
+from maskdepth.model.unet import DualDecoderUNet
 
 Value = TypeVar("Value")
 

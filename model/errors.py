@@ -2,7 +2,7 @@
 
 import click
 
-from convert.errors import one_line
+from maskdepth.convert.errors import one_line
 
 
 class ModelError(click.ClickException):

@@ -16,9 +16,9 @@ from pathlib import Path
 import click
 import torch
 
-from convert.files import replacing, replacing_together, require_regular
-from convert.outputs import require_writable_folder
-from model.errors import ModelError
+from maskdepth.convert.files import replacing, replacing_together, require_regular
+from maskdepth.convert.outputs import require_writable_folder
+from maskdepth.model.errors import ModelError
 
 
 def make_folder(path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.contract import Inputs
+from maskdepth.model.contract import Inputs
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

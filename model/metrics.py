@@ -18,7 +18,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.distributed import is_distributed
+from maskdepth.model.distributed import is_distributed
 
 SUM_COLUMNS = (
     "seen",

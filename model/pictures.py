@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from convert.outputs import PNG_KEY, mark_of
-from model.files import replace_bytes
+from maskdepth.convert.outputs import PNG_KEY, mark_of
+from maskdepth.model.files import replace_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,8 +12,8 @@ from pathlib import Path
 import click
 import torch
 
-from model.driver import find_mismatch, find_missing_code, read_driver
-from model.errors import ModelError
+from maskdepth.model.driver import find_mismatch, find_missing_code, read_driver
+from maskdepth.model.errors import ModelError
 
 AMP = ("auto", "off", "tf32", "bf16", "fp16")
 COMPILE = ("auto", "off", "default", "reduce-overhead", "max-autotune")

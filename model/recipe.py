@@ -10,12 +10,12 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from convert.files import read_regular
-from convert.limits import LARGEST_BATCH
-from convert.schema import Items, Positive, Schema, one_of, parse_json
-from model.errors import ModelError
-from model.losses import DEPTH_LOSSES, LOGIT_DEPTH, MASK_LOSSES
-from model.unet import DOWNSAMPLING, PARTS, Decode
+from maskdepth.convert.files import read_regular
+from maskdepth.convert.limits import LARGEST_BATCH
+from maskdepth.convert.schema import Items, Positive, Schema, one_of, parse_json
+from maskdepth.model.errors import ModelError
+from maskdepth.model.losses import DEPTH_LOSSES, LOGIT_DEPTH, MASK_LOSSES
+from maskdepth.model.unet import DOWNSAMPLING, PARTS, Decode
 
 SCHEDULES = ("constant", "onecycle")
 OPTIMIZERS = ("sgd", "muon")

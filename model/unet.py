@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.errors import ModelError
-from model.upsampling import Upsampling, make_upsample
+from maskdepth.model.errors import ModelError
+from maskdepth.model.upsampling import Upsampling, make_upsample
 
 Decode = Literal["both", "mask", "depth"]
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from convert.dataset.compose import compose
-from convert.errors import DataError
-from convert.pack import PackConfig, pack
+from maskdepth.convert.dataset.compose import compose
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.pack import PackConfig, pack
 
 with suppress(ModuleNotFoundError):  # tests/gpu does not need it
     from hypothesis import settings
@@ -44,7 +44,7 @@ def engine_missing(name: str) -> str | None:
     anywhere, so its absence is a failure, as is any other error.
     """
     try:
-        importlib.import_module(f"loaders.engines.{name}".replace("-", "_"))
+        importlib.import_module(f"maskdepth.loaders.engines.{name}".replace("-", "_"))
     except DataError as error:
         reason = Path(sys.prefix) / "ffcv-missing"
         if name == "ffcv" and reason.exists():

@@ -19,14 +19,14 @@ from torch import distributed
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import model.training.report
-import model.training.run
-import train
-from model.contract import Batch
-from model.distributed import is_distributed
-from model.training.run import Run
-from model.training.trainer import StageTrainer
-from model.unet import DualDecoderUNet
+from maskdepth import train
+from maskdepth.model.contract import Batch
+from maskdepth.model.distributed import is_distributed
+from maskdepth.model.training import report as training_report
+from maskdepth.model.training import run as training_run
+from maskdepth.model.training.run import Run
+from maskdepth.model.training.trainer import StageTrainer
+from maskdepth.model.unet import DualDecoderUNet
 
 
 def count_samples(counted: str, killed_at: str, *, restarts: int = 0) -> None:
@@ -58,8 +58,8 @@ def count_samples(counted: str, killed_at: str, *, restarts: int = 0) -> None:
         run.writer.wait()
 
     DualDecoderUNet.__init__ = init  # type: ignore[method-assign, assignment]
-    model.training.run.__dict__["draw_curves"] = lambda *arguments: None
-    model.training.report.__dict__["draw_predictions"] = lambda *arguments: None
+    training_run.__dict__["draw_curves"] = lambda *arguments: None
+    training_report.__dict__["draw_predictions"] = lambda *arguments: None
     Run.save = save  # type: ignore[method-assign, assignment]
     StageTrainer.step = step  # type: ignore[method-assign, assignment]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from convert.shards import Shards
+from maskdepth.convert.shards import Shards
 
 Damage = Callable[[bytes], bytes]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from convert.jpeg.coefficients import Coefficients, read_coefficients
+from maskdepth.convert.jpeg.coefficients import Coefficients, read_coefficients
 
 # The orthonormal DCT-II of 8 samples: row k is the k-th cosine (ITU-T T.81, A.3.3).
 _K, _N = np.arange(8)[:, None], np.arange(8)[None]

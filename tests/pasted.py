@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from convert.dataset.canvas import encode_jpeg
-from convert.dataset.remake import remake
-from convert.source import read_source
-from convert.style import Style
+from maskdepth.convert.dataset.canvas import encode_jpeg
+from maskdepth.convert.dataset.remake import remake
+from maskdepth.convert.source import read_source
+from maskdepth.convert.style import Style
 from tests.pictures import texture
 
 QUIET: dict[str, Any] = {"workers": 0, "progress": False}

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-import train
-from model.checkpoint import load_network
-from model.training.card import _plain
+from maskdepth import train
+from maskdepth.model.checkpoint import load_network
+from maskdepth.model.training.card import _plain
 from tests.tiny import RECIPE, leave_out_pictures, make_dataset
 
 

@@ -13,8 +13,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-import benchmarks.__main__ as benchmarks
-from convert.errors import Commands, OptionError
+import maskdepth.benchmarks.__main__ as benchmarks
+from maskdepth.convert.errors import Commands, OptionError
 
 ROOT = Path(__file__).parent.parent
 INTERRUPTED = 130
@@ -53,10 +53,10 @@ def without_jinja2(monkeypatch: pytest.MonkeyPatch) -> None:
     """As without the extra `bench`."""
 
     def imported(name: str) -> ModuleType:
-        if name == "benchmarks.report.page":
+        if name == "maskdepth.benchmarks.report.page":
             raise ModuleNotFoundError("No module named 'jinja2'", name="jinja2")
-        if name == "benchmarks.codecs":
-            raise ModuleNotFoundError("No module named 'convert.x'", name="convert.x")
+        if name == "maskdepth.benchmarks.codecs":
+            raise ModuleNotFoundError("No module named 'maskdepth.x'", name="maskdepth.x")
         return import_module(name)
 
     monkeypatch.setattr(benchmarks, "import_module", imported)
@@ -134,8 +134,8 @@ def test_python_without_our_packages_is_one_line(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "is_ours"),
-    [("kornia", False), ("no_such_package.part", False), ("convert.x", True), ("model", True),
-     ("click.no_such_part", True), (None, True)],
+    [("kornia", False), ("no_such_package.part", False), ("maskdepth.convert.x", True),
+     ("maskdepth", True), ("click.no_such_part", True), (None, True)],
 )  # fmt: skip
 def test_a_module_that_is_missing_by_our_mistake_is_not_hidden(
     name: str | None, is_ours: bool

@@ -15,12 +15,12 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-import benchmarks.__main__ as benchmarks
-import convert.__main__ as convert
-import train
-from convert.dataset.networks.model import DepthModel, ModelOptions
-from convert.errors import Command
-from model.recipe import RECIPES, load_recipe
+import maskdepth.benchmarks.__main__ as benchmarks
+import maskdepth.convert.__main__ as convert
+from maskdepth import train
+from maskdepth.convert.dataset.networks.model import DepthModel, ModelOptions
+from maskdepth.convert.errors import Command
+from maskdepth.model.recipe import RECIPES, load_recipe
 from tests.pictures import texture
 from tests.tiny import leave_out_pictures
 
@@ -178,7 +178,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def load(name: str, options: ModelOptions) -> DepthModel:
         return DepthModel(name, lambda images: [image[..., 0] for image in images], "inverse")
 
-    monkeypatch.setattr("convert.dataset.depth.load_model", load)
+    monkeypatch.setattr("maskdepth.convert.dataset.depth.load_model", load)
     return tmp_path
 
 

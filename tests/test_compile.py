@@ -15,11 +15,11 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-import train
-from loaders import Preprocess
-from model import DualDecoderUNet, ModelError
-from model.recipe import RECIPES, Stage
-from model.training.trainer import StageTrainer
+from maskdepth import train
+from maskdepth.loaders import Preprocess
+from maskdepth.model import DualDecoderUNet, ModelError
+from maskdepth.model.recipe import RECIPES, Stage
+from maskdepth.model.training.trainer import StageTrainer
 from tests.test_step import OFF, STATISTICS, _batch
 from tests.tiny import RECIPE, make_dataset
 
@@ -135,7 +135,7 @@ def test_a_resumed_run_keeps_what_auto_has_chosen(
         requests.append(request)
         return "default" if request == "auto" else request
 
-    for module in ("train", "model.training.loop"):
+    for module in ("maskdepth.train", "maskdepth.model.training.loop"):
         monkeypatch.setattr(f"{module}.choose_compile", choose)
     result = fit()
     assert result.exit_code == 0, result.output

@@ -14,23 +14,23 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-import train
-from benchmarks.__main__ import main as benchmarks
-from benchmarks.harness.results import read_result
-from benchmarks.report import scores
-from convert.__main__ import main as convert
-from convert.dataset.compose import compose
-from convert.manifest import DEPTH_SOURCES, read_manifest
-from convert.pack import PackConfig, pack
-from convert.show import contact_sheet
-from loaders import build_loader
-from loaders.folder import read_depth_source
-from model.checkpoint import load_network
-from model.contract import DEPTH_SOURCES as model_sources
-from model.inference.export import metadata_of
-from model.inference.predictor import Predictor
-from model.pictures import Example
-from model.training.report import PRIOR_NOTE
+from maskdepth import train
+from maskdepth.benchmarks.__main__ import main as benchmarks
+from maskdepth.benchmarks.harness.results import read_result
+from maskdepth.benchmarks.report import scores
+from maskdepth.convert.__main__ import main as convert
+from maskdepth.convert.dataset.compose import compose
+from maskdepth.convert.manifest import DEPTH_SOURCES, read_manifest
+from maskdepth.convert.pack import PackConfig, pack
+from maskdepth.convert.show import contact_sheet
+from maskdepth.loaders import build_loader
+from maskdepth.loaders.folder import read_depth_source
+from maskdepth.model.checkpoint import load_network
+from maskdepth.model.contract import DEPTH_SOURCES as model_sources
+from maskdepth.model.inference.export import metadata_of
+from maskdepth.model.inference.predictor import Predictor
+from maskdepth.model.pictures import Example
+from maskdepth.model.training.report import PRIOR_NOTE
 from tests.tiny import leave_out_pictures
 
 RECIPE = {
@@ -104,7 +104,7 @@ def check_predictions(
         titles.append(title)
         return b""
 
-    monkeypatch.setattr("model.inference.predict.predictions_png", keep)
+    monkeypatch.setattr("maskdepth.model.inference.predict.predictions_png", keep)
     photo = next((dataset / "fg_bg").glob("*/*.jpg"))
     photos = ("--bg", dataset / "bg" / f"{photo.parent.name}.jpg", "--fg-bg", photo)
     arguments = [str(one) for one in ("predict", checkpoint, *photos, out)]

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.unet import DualDecoderUNet
+from maskdepth.model.unet import DualDecoderUNet
 from tests.counting import run_counting
 from tests.tiny import make_dataset
 

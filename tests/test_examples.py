@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from examples import plain
-from loaders import build_loader, read_layout, split_indices
-from loaders.engines import is_installed
+from maskdepth.loaders import build_loader, read_layout, split_indices
+from maskdepth.loaders.engines import is_installed
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = 96

@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-import train
-from benchmarks.harness.results import read_result
-from benchmarks.quality import _read_epochs
-from benchmarks.report.page import insert
-from convert.errors import DataError
-from convert.files import replacing
-from model.checkpoint import load_network
-from model.inference.pairs import pair_images, require_usable
-from model.recipe import load_recipe
-from model.training.config import read_config
-from model.training.state import load_state
+from maskdepth import train
+from maskdepth.benchmarks.harness.results import read_result
+from maskdepth.benchmarks.quality import _read_epochs
+from maskdepth.benchmarks.report.page import insert
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.files import replacing
+from maskdepth.model.checkpoint import load_network
+from maskdepth.model.inference.pairs import pair_images, require_usable
+from maskdepth.model.recipe import load_recipe
+from maskdepth.model.training.config import read_config
+from maskdepth.model.training.state import load_state
 
 
 def put_pipe(path: Path) -> None:

@@ -30,14 +30,14 @@ ALLOWED = {
     "convert/dataset/networks/": "torch",
     "model/": (
         "convert.errors convert.files convert.found convert.images convert.interrupts "
-        "convert.limits convert.outputs convert.schema"
+        "convert.limits convert.outputs convert.program convert.schema"
     ),
     "train.py": "convert.outputs convert.program",
     "loaders/": (
         "convert.codecs convert.errors convert.interrupts convert.jpeg.difference "
         "convert.jpeg.record convert.jpeg.streaming convert.layout convert.limits "
-        "convert.manifest convert.moments convert.schema convert.shards convert.storage "
-        "convert.workers"
+        "convert.manifest convert.moments convert.program convert.schema convert.shards "
+        "convert.storage convert.workers"
     ),
     "loaders/folder.py": "convert.names convert.source",
     "loaders/engines/reference.py": "convert.files convert.names convert.source",
@@ -54,8 +54,14 @@ ENGINES = {
 def imported_names(source: str, path: str) -> Iterator[tuple[int, str]]:
     """Line and full dotted name of every import: absolute, relative or by `import_module`.
 
-    `from a import b` counts as `a.b`, whether b is a module or not.
+    `from a import b` counts as `a.b`, whether b is a module or not. Names in maskdepth are without
+    it, as the folders are.
     """
+    for line, name in _imported_names(source, path):
+        yield line, name.removeprefix("maskdepth.")
+
+
+def _imported_names(source: str, path: str) -> Iterator[tuple[int, str]]:
     package = path.removesuffix(".py").split("/")[:-1]
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -105,12 +111,23 @@ def test_no_file_imports_from_a_later_layer(file):
     assert violations(file.read_text(), file.relative_to(ROOT).as_posix()) == []
 
 
+def test_no_file_imports_an_old_name():
+    files = (file for file in repository_files() if file.suffix == ".py")
+    used = [
+        f"{file.relative_to(ROOT)}:{line}: {name}"
+        for file in files
+        for line, name in _imported_names(file.read_text(), file.relative_to(ROOT).as_posix())
+        if within(name, " ".join(LAYERS)) and file.parent != ROOT / "maskdepth"
+    ]
+    assert used == []
+
+
 def test_every_python_file_belongs_to_a_layer():
     others = {
         file.relative_to(ROOT).parts[0]
         for file in repository_files()
         if file.suffix == ".py" and "docs" not in file.parts
-    } - {"convert", "loaders", "model", "train.py", "benchmarks", "examples", "tests"}
+    } - {"maskdepth", *LAYERS, "train.py", "examples", "tests"}
     assert not others, f"these belong to no layer: {sorted(others)}"
 
 
@@ -134,20 +151,20 @@ def test_modules_do_not_import_each_other_in_a_circle():
     [
         ("convert/pack.py", "import torch"),
         ("convert/pack.py", "import torch.nn as nn"),
-        ("convert/pack.py", "def late():\n    from loaders.batch import Batch"),
+        ("convert/pack.py", "def late():\n    from maskdepth.loaders.batch import Batch"),
         ("convert/pack.py", "from ..loaders import batch"),
         ("convert/pack.py", "from ffcv.fields import RGBImageField"),
-        ("loaders/engines/dali.py", "import convert"),
-        ("loaders/engines/dali.py", "from convert import compose"),
-        ("loaders/engines/dali.py", "from convert.source import read"),
+        ("loaders/engines/dali.py", "import maskdepth.convert"),
+        ("loaders/engines/dali.py", "from maskdepth.convert import compose"),
+        ("loaders/engines/dali.py", "from maskdepth.convert.source import read"),
         ("loaders/engines/dali.py", "import ffcv"),
         ("loaders/engines/ffcv.py", "from nvidia import dali"),
         ("loaders/batch.py", "import importlib\nimportlib.import_module('nvidia.dali.fn')"),
-        ("loaders/batch.py", "import train"),
-        ("model/unet.py", "from loaders import Batch"),
-        ("model/unet.py", "from convert.manifest import FIELDS"),
-        ("train.py", "from convert import manifest"),
-        ("train.py", "import benchmarks.report"),
+        ("loaders/batch.py", "import maskdepth.train"),
+        ("model/unet.py", "from maskdepth.loaders import Batch"),
+        ("model/unet.py", "from maskdepth.convert.manifest import FIELDS"),
+        ("train.py", "from maskdepth.convert import manifest"),
+        ("train.py", "import maskdepth.benchmarks.report"),
         ("train.py", "if TYPE_CHECKING:\n    import ffcv"),
     ],
 )
@@ -161,20 +178,23 @@ def test_checker_reports_a_violation(path, source):
     [
         (
             "convert/pack.py",
-            "from convert.manifest import FIELDS\nfrom . import codecs\nimport numpy",
+            "from maskdepth.convert.manifest import FIELDS\nfrom . import codecs\nimport numpy",
         ),
         ("convert/pack.py", "import torchlike, benchmarks_of_others"),
-        ("loaders/engines/ffcv.py", "from convert import codecs\nimport ffcv, torch"),
+        ("loaders/engines/ffcv.py", "from maskdepth.convert import codecs\nimport ffcv, torch"),
         ("loaders/engines/ffcv.py", "from .ffcv import build\nfrom . import dali"),
         (
             "loaders/engines/dali.py",
-            "import nvidia.dali.fn\nfrom convert.errors import DataError",
+            "import nvidia.dali.fn\nfrom maskdepth.convert.errors import DataError",
         ),
-        ("loaders/engines/reference.py", "from convert.source import read"),
-        ("train.py", "from loaders import build_loader\nfrom model import DualDecoderUNet"),
+        ("loaders/engines/reference.py", "from maskdepth.convert.source import read"),
+        (
+            "train.py",
+            "from maskdepth.loaders import Batch\nfrom maskdepth.model import DualDecoderUNet",
+        ),
         (
             "benchmarks/loader.py",
-            "import convert.dataset.compose, loaders, model, train, ffcv, nvidia.dali",
+            "import maskdepth.convert.dataset.compose, loaders, model, train, ffcv, nvidia.dali",
         ),
     ],
 )
@@ -184,7 +204,12 @@ def test_checker_accepts_allowed_imports(path, source):
 
 @pytest.mark.parametrize(
     ("module", "unwanted"),
-    [("convert.__main__", "torch"), ("loaders", "ffcv"), ("loaders", "nvidia.dali")],
+    [
+        ("maskdepth.convert.__main__", "torch"),
+        ("maskdepth.__main__", "torch"),
+        ("maskdepth.loaders", "ffcv"),
+        ("maskdepth.loaders", "nvidia.dali"),
+    ],
 )
 def test_import_loads_only_what_it_needs(module, unwanted):
     """The rule at run time, which also finds indirect imports."""

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-import train
-from model.errors import ModelError
-from model.training import logs
-from model.training.config import read_config
+from maskdepth import train
+from maskdepth.model.errors import ModelError
+from maskdepth.model.training import logs
+from maskdepth.model.training.config import read_config
 from tests.tiny import RECIPE, leave_out_pictures, make_dataset
 
 EPOCHS, STEPS = 2, 5
@@ -145,7 +145,7 @@ def test_a_log_shows_every_epoch_also_of_a_resumed_run(
     pytest.importorskip(log, reason=f"{log} is not installed (its extra)")
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("model.training.run.Run.finish_epoch", interrupted_after(1))
+        patch.setattr("maskdepth.model.training.run.Run.finish_epoch", interrupted_after(1))
         assert fit(dataset, folder, "--recipe", recipe, "--log", log).exit_code == 130
     result = fit(dataset, folder, "--resume")
     assert result.exit_code == 0, result.output
@@ -161,7 +161,7 @@ def test_a_log_shows_every_epoch_also_of_a_resumed_run(
 
 def interrupted_after(epochs: int) -> Callable[..., None]:
     """`Run.finish_epoch` that ends the run, as Ctrl-C does, at the end of the epoch after that."""
-    from model.training.run import Run
+    from maskdepth.model.training.run import Run
 
     finish, calls = Run.finish_epoch, []
 
@@ -234,7 +234,7 @@ def test_a_run_continues_without_a_server_that_is_gone(
             pass
 
     monkeypatch.setitem(logs.LOGS, "mlflow", Unreachable)
-    monkeypatch.setattr("model.training.reporter.require_installed", lambda name: None)
+    monkeypatch.setattr("maskdepth.model.training.reporter.require_installed", lambda name: None)
     result = fit(dataset, tmp_path / "run", "--recipe", recipe, "--log", "mlflow")
     assert result.exit_code == 0, result.output
     warning = "Warning: MLflow (MLFLOW_TRACKING_URI): gone; the run continues without mlflow\n"
@@ -281,7 +281,7 @@ def test_wandb_without_a_key_is_one_line(dataset: Path, recipe: Path, tmp_path: 
 def test_a_missing_library_is_one_line(
     dataset: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("model.training.logs.find_spec", lambda name: None)
+    monkeypatch.setattr("maskdepth.model.training.logs.find_spec", lambda name: None)
     result = fit(dataset, tmp_path / "run", "--recipe", recipe, "--log", "wandb")
     assert result.exit_code == 2
     assert "pip install 'maskdepth[wandb]'" in result.stderr

@@ -14,9 +14,9 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-import train
-from model.training.profiling import StepProfile, phase_range
-from model.training.trainer import StageTrainer
+from maskdepth import train
+from maskdepth.model.training.profiling import StepProfile, phase_range
+from maskdepth.model.training.trainer import StageTrainer
 from tests.tiny import RECIPE, leave_out_pictures, make_dataset
 
 PHASES = ("data wait", "preprocess", "forward", "loss and backward", "optimiser")

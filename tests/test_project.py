@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.__main__ import COMMANDS
+from maskdepth.benchmarks.__main__ import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,12 +35,19 @@ def test_ci_runs_the_same_script_on_every_supported_python() -> None:
     assert "PYTHON: python${{ matrix.python }}" in workflow
 
 
-@pytest.mark.parametrize("package", ["convert", "loaders", "model", "benchmarks"])
-def test_packages_are_marked_as_typed(package: str) -> None:
+def test_the_package_is_marked_as_typed() -> None:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    assert "py.typed" in setup["options.package_data"][package].split()
-    assert (ROOT / package / "py.typed").is_file()
+    assert "py.typed" in setup["options.package_data"]["maskdepth"].split()
+    assert (ROOT / "maskdepth" / "py.typed").is_file()
+
+
+def test_every_extra_is_in_the_guide() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    table = (ROOT / "docs" / "guide.md").read_text().partition("**Extras.**")[2].split("\n\n")[1]
+    listed = [name for row in table.splitlines()[2:] for name in row.split("|")[1].split(", ")]
+    assert sorted(name.strip(" `") for name in listed) == sorted(setup["options.extras_require"])
 
 
 def test_figures_at_the_top_of_the_readme_are_in_its_tables() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-import loaders
+from maskdepth import loaders
 
 ROOT = Path(__file__).parents[1]
 PHONE = 390
@@ -39,7 +39,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_interface_of_the_loaders_is_on_its_page(site: Path) -> None:
-    shown = set(re.findall(r'id="loaders\.(\w+)"', (site / "api" / "loaders.html").read_text()))
+    page = (site / "api" / "loaders.html").read_text()
+    shown = set(re.findall(r'id="maskdepth\.loaders\.(\w+)"', page))
     constants = {"Commands", "ENGINES", "SPLITS"}
     assert set(loaders.__all__) - constants <= shown
 

@@ -11,16 +11,16 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from loaders import Backgrounds, Batch, Inputs, Layout, Preprocess
-from model import DualDecoderUNet
-from model.checkpoint import ChannelStatistics
-from model.losses import training_loss
-from model.metrics import SampleTable
-from model.precision import Precision
-from model.recipe import RECIPES, Recipe, Stage
-from model.training.evaluation import measure, predict_step
-from model.training.optimizer import make_optimizer
-from model.training.trainer import StageTrainer
+from maskdepth.loaders import Backgrounds, Batch, Inputs, Layout, Preprocess
+from maskdepth.model import DualDecoderUNet
+from maskdepth.model.checkpoint import ChannelStatistics
+from maskdepth.model.losses import training_loss
+from maskdepth.model.metrics import SampleTable
+from maskdepth.model.precision import Precision
+from maskdepth.model.recipe import RECIPES, Recipe, Stage
+from maskdepth.model.training.evaluation import measure, predict_step
+from maskdepth.model.training.optimizer import make_optimizer
+from maskdepth.model.training.trainer import StageTrainer
 
 STATISTICS = {
     "bg": ChannelStatistics((0.5, 0.4, 0.3), (0.2, 0.25, 0.3)),

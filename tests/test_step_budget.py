@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.estimate import ByteCounter
-from loaders import Inputs, Preprocess
-from model import DualDecoderUNet, upsampling
-from model.precision import Precision
-from model.recipe import RECIPES, Recipe, Stage
-from model.training.trainer import StageTrainer
+from maskdepth.benchmarks.estimate import ByteCounter
+from maskdepth.loaders import Inputs, Preprocess
+from maskdepth.model import DualDecoderUNet, upsampling
+from maskdepth.model.precision import Precision
+from maskdepth.model.recipe import RECIPES, Recipe, Stage
+from maskdepth.model.training.trainer import StageTrainer
 from tests.test_step import STATISTICS, NoHostTensors, _batch, make_trainer
 
 BUDGET = {  # size and parts -> operators, MB per sample in float32; 2 % above what was counted

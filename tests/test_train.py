@@ -20,16 +20,16 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from safetensors.torch import load_file
 
-import train
-from convert.manifest import read_manifest
-from convert.pack import pack
-from loaders import Augment, Batch, Preprocess
-from model.errors import ModelError
-from model.files import locked
-from model.training.progress import RunningLoss
-from model.training.provenance import fingerprint
-from model.training.run import Run
-from model.training.trainer import StageTrainer
+from maskdepth import train
+from maskdepth.convert.manifest import read_manifest
+from maskdepth.convert.pack import pack
+from maskdepth.loaders import Augment, Batch, Preprocess
+from maskdepth.model.errors import ModelError
+from maskdepth.model.files import locked
+from maskdepth.model.training.progress import RunningLoss
+from maskdepth.model.training.provenance import fingerprint
+from maskdepth.model.training.run import Run
+from maskdepth.model.training.trainer import StageTrainer
 from tests.kills import kill_at_each_call
 from tests.tiny import (
     BACKGROUNDS,
@@ -196,7 +196,7 @@ def test_the_worst_samples_are_drawn_and_listed(
 ) -> None:
     drawn: list[str] = []
     monkeypatch.setattr(
-        "model.training.report.draw_predictions",
+        "maskdepth.model.training.report.draw_predictions",
         lambda path, examples, *_: drawn.extend(example.note for example in examples),
     )
     listed, picture = tmp_path / "new/scores.json", tmp_path / "worst.png"
@@ -245,9 +245,9 @@ def test_a_run_says_what_it_does_and_how_long_it_takes(
     dataset: Path, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a terminal there is a line every 30 s; here, at every batch."""
-    monkeypatch.setattr("model.training.progress.LINE_EVERY_S", 0.0)
-    monkeypatch.setattr("model.training.progress.READ_EVERY_S", 0.0)
-    monkeypatch.setattr("model.training.pace.MEASURED_S", 0.0)
+    monkeypatch.setattr("maskdepth.model.training.progress.LINE_EVERY_S", 0.0)
+    monkeypatch.setattr("maskdepth.model.training.progress.READ_EVERY_S", 0.0)
+    monkeypatch.setattr("maskdepth.model.training.pace.MEASURED_S", 0.0)
     result = fit(dataset, tmp_path / "run", recipe)
     assert result.stdout.splitlines()[0] == (
         "17 samples for training, 7 for validation; 2 stages, 3 epochs, 15 steps"
@@ -725,8 +725,8 @@ def test_a_failed_save_ends_training_at_the_next_step(
 
     full, pool = threading.Event(), ThreadPoolExecutor(1)
     monkeypatch.setattr(StageTrainer, "step", step)
-    monkeypatch.setattr("model.training.run.save_state", no_space)
-    monkeypatch.setattr("model.training.saving.ThreadPoolExecutor", lambda *_, **__: pool)
+    monkeypatch.setattr("maskdepth.model.training.run.save_state", no_space)
+    monkeypatch.setattr("maskdepth.model.training.saving.ThreadPoolExecutor", lambda *_, **__: pool)
     result = fit(dataset, tmp_path / "run", recipe)
     assert result.exit_code == 2
     assert result.stderr.endswith("last.pt: cannot be written: No space left on device\n")

@@ -18,15 +18,15 @@ import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 
-import train
-from convert.errors import DataError
-from convert.pack import pack
-from loaders import Batch
-from loaders.base import Loader
-from model.recipe import load_recipe
-from model.training import trial
-from model.training.config import DataConfig, RunConfig
-from model.training.run import Run
+from maskdepth import train
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.pack import pack
+from maskdepth.loaders import Batch
+from maskdepth.loaders.base import Loader
+from maskdepth.model.recipe import load_recipe
+from maskdepth.model.training import trial
+from maskdepth.model.training.config import DataConfig, RunConfig
+from maskdepth.model.training.run import Run
 from tests.tiny import RECIPE, leave_out_pictures, make_dataset
 
 ROOT = Path(__file__).parent.parent
@@ -65,8 +65,8 @@ def tried(need_engine: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -
 
 
 def loader_of(engine: str) -> type[Loader]:
-    from loaders.engines.dali import DALILoader
-    from loaders.engines.ffcv import FFCVLoader
+    from maskdepth.loaders.engines.dali import DALILoader
+    from maskdepth.loaders.engines.ffcv import FFCVLoader
 
     return {"ffcv": FFCVLoader, "dali": DALILoader}[engine]
 
@@ -209,10 +209,10 @@ TWO_RANKS = """
 import os
 from types import SimpleNamespace
 import torch
-import train
-from model.training import trial
-from loaders.engines.dali import DALILoader
-from loaders.engines.ffcv import FFCVLoader
+from maskdepth import train
+from maskdepth.model.training import trial
+from maskdepth.loaders.engines.dali import DALILoader
+from maskdepth.loaders.engines.ffcv import FFCVLoader
 
 trial.WARM_UP_S = trial.TIMED_S = 0.0
 trial.are_timed = lambda device: True

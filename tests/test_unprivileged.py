@@ -14,11 +14,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-import train
-from benchmarks.__main__ import main as benchmarks_main
-from convert.__main__ import main as convert_main
-from model.checkpoint import ChannelStatistics, NetworkInfo, save_weights
-from model.unet import DualDecoderUNet
+from maskdepth import train
+from maskdepth.benchmarks.__main__ import main as benchmarks_main
+from maskdepth.convert.__main__ import main as convert_main
+from maskdepth.model.checkpoint import ChannelStatistics, NetworkInfo, save_weights
+from maskdepth.model.unet import DualDecoderUNet
 
 USER = 65534
 PROGRAMS: dict[str, click.Group] = {
@@ -35,7 +35,7 @@ def folder(dataset: Path, shards: Path) -> Iterator[Path]:
     """Of root: open to read, but for the folder `closed` and the names that begin with `shut`."""
     if os.geteuid():
         pytest.skip("needs root to become another user")
-    for module in ("benchmarks.compare", "benchmarks.report.page"):
+    for module in ("maskdepth.benchmarks.compare", "maskdepth.benchmarks.report.page"):
         import_module(module)  # the other user may not be allowed to read what they import
     with tempfile.TemporaryDirectory() as name:  # pytest's own are closed to other users
         found = Path(name)

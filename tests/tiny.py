@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-import train
-from model.training.state import save_state
+from maskdepth import train
+from maskdepth.model.training.state import save_state
 
 BACKGROUNDS, SAMPLES, SIZE = 3, 8, 32
 RECIPE = """
@@ -33,8 +33,8 @@ trains = ["encoder", "depth"]
 
 def leave_out_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `fit` draw nothing, because that takes longer than a tiny run."""
-    monkeypatch.setattr("model.training.run.draw_curves", lambda *arguments: None)
-    monkeypatch.setattr("model.training.report.draw_predictions", lambda *arguments: None)
+    monkeypatch.setattr("maskdepth.model.training.run.draw_curves", lambda *arguments: None)
+    monkeypatch.setattr("maskdepth.model.training.report.draw_predictions", lambda *arguments: None)
 
 
 def make_dataset(root: Path) -> Path:
@@ -78,5 +78,5 @@ def run_train_slowly_saved(arguments: list[str], output: str) -> None:
         time.sleep(1)
         save_state(path, state)
 
-    with patch("model.training.run.save_state", slow):
+    with patch("maskdepth.model.training.run.save_state", slow):
         run_train(arguments, output)

@@ -12,12 +12,12 @@ from pathlib import Path
 import crc32c
 import numpy as np
 
-from benchmarks.harness.repeated import write_shared
-from convert import beton, tarshards
-from convert.codecs import pack_runs
-from convert.layout import RECORD, Layout
-from convert.manifest import BACKGROUNDS, Format, Manifest, ShardFile, write_manifest
-from convert.moments import Moments
+from maskdepth.benchmarks.harness.repeated import write_shared
+from maskdepth.convert import beton, tarshards
+from maskdepth.convert.codecs import pack_runs
+from maskdepth.convert.layout import RECORD, Layout
+from maskdepth.convert.manifest import BACKGROUNDS, Format, Manifest, ShardFile, write_manifest
+from maskdepth.convert.moments import Moments
 from tests.pictures import jpeg_bytes
 
 SIDE = 16

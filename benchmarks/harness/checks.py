@@ -20,9 +20,9 @@ from typing import Literal
 
 import click
 
-from benchmarks.harness.results import read_result
-from benchmarks.report.figures import figures_of
-from convert.errors import DataError
+from maskdepth.benchmarks.harness.results import read_result
+from maskdepth.benchmarks.report.figures import figures_of
+from maskdepth.convert.errors import DataError
 
 FOLDER = "checks"
 """In the folder of the results: a folder for each check."""

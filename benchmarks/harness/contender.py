@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.harness.images import Images, Scale, Truth, check
-from benchmarks.harness.nvml import added_gib, before_use
-from benchmarks.harness.options import Loading
-from benchmarks.harness.results import CaseResult
-from benchmarks.harness.timing import Found, Repeat, interleave, print_progress, time_once
-from convert.errors import DataError
-from convert.workers import signals_left_to_parent
+from maskdepth.benchmarks.harness.images import Images, Scale, Truth, check
+from maskdepth.benchmarks.harness.nvml import added_gib, before_use
+from maskdepth.benchmarks.harness.options import Loading
+from maskdepth.benchmarks.harness.results import CaseResult
+from maskdepth.benchmarks.harness.timing import Found, Repeat, interleave, print_progress, time_once
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.workers import signals_left_to_parent
 
 Epochs = Callable[[int], Iterable[Images | int]]
 """Number of an epoch -> its batches; an int is the size of a batch whose images are not kept."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from model.precision import Precision
+from maskdepth.model.precision import Precision
 
 
 class Gpu(NamedTuple):

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convert.moments import Statistics
-from convert.shards import Shards
-from loaders.backgrounds import Backgrounds
+from maskdepth.convert.moments import Statistics
+from maskdepth.convert.shards import Shards
+from maskdepth.loaders.backgrounds import Backgrounds
 
 MeanStd = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel, or of all channels."""

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import psutil
 
-from benchmarks.harness.resources import cpu_s
-from benchmarks.harness.results import Load
+from maskdepth.benchmarks.harness.resources import cpu_s
+from maskdepth.benchmarks.harness.results import Load
 
 
 def _busy_s() -> float:

@@ -12,18 +12,18 @@ from typing import Any
 
 import click
 
-from benchmarks.harness.load import watch_load
-from benchmarks.harness.nvml import before_use
-from benchmarks.harness.results import Result, read_benchmark
-from benchmarks.report import about
-from convert.errors import Command, DataError
-from convert.limits import LARGEST_BATCH, MOST_WORKERS
-from convert.outputs import require_free, require_outside
-from convert.workers import available_cores
-from model.files import make_folder, replace_bytes
-from model.precision import choose_device
-from model.recipe import WIDEST
-from model.training.options import FiniteRange
+from maskdepth.benchmarks.harness.load import watch_load
+from maskdepth.benchmarks.harness.nvml import before_use
+from maskdepth.benchmarks.harness.results import Result, read_benchmark
+from maskdepth.benchmarks.report import about
+from maskdepth.convert.errors import Command, DataError
+from maskdepth.convert.limits import LARGEST_BATCH, MOST_WORKERS
+from maskdepth.convert.outputs import require_free, require_outside
+from maskdepth.convert.workers import available_cores
+from maskdepth.model.files import make_folder, replace_bytes
+from maskdepth.model.precision import choose_device
+from maskdepth.model.recipe import WIDEST
+from maskdepth.model.training.options import FiniteRange
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 

@@ -12,22 +12,22 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.harness.contender import Contender, Epochs
-from benchmarks.harness.images import (
+from maskdepth.benchmarks.harness.contender import Contender, Epochs
+from maskdepth.benchmarks.harness.images import (
     Images,
     Scale,
     allowed_levels,
     normalised_scale,
     spread_indices,
 )
-from benchmarks.harness.options import Loading
-from benchmarks.harness.results import FLOAT
-from convert.errors import DataError
-from convert.manifest import read_manifest
-from convert.pack import PackConfig, pack
-from convert.shards import Shards
-from loaders import Preprocess, build_loader
-from loaders.engines import REGISTRY, is_installed
+from maskdepth.benchmarks.harness.options import Loading
+from maskdepth.benchmarks.harness.results import FLOAT
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.manifest import read_manifest
+from maskdepth.convert.pack import PackConfig, pack
+from maskdepth.convert.shards import Shards
+from maskdepth.loaders import Preprocess, build_loader
+from maskdepth.loaders.engines import REGISTRY, is_installed
 
 DECODING = {"ours, FFCV": "ffcv", "ours, DALI": "dali"}
 """Name of a contender -> its engine; these decode in every epoch, as other libraries do."""

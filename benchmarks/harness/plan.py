@@ -13,11 +13,13 @@ from typing import Literal
 
 import torch
 
-from benchmarks.harness.checks import FOLDER, Check
-from loaders.engines import REGISTRY, is_installed
+import maskdepth
+from maskdepth.benchmarks.harness.checks import FOLDER, Check
+from maskdepth.loaders.engines import REGISTRY, is_installed
 
 NAME: Literal["gpu-check"] = "gpu-check"
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(maskdepth.__file__).parent.parent
+"""Folder of the package, for the processes of the checks; that of the tests, in a checkout."""
 ENGINES = ("ffcv", "dali", "resident")
 FEW = 8000
 """Samples of the checks to which a whole epoch adds nothing."""
@@ -48,8 +50,8 @@ class Drawn:
         counts = (
             "--backgrounds", backgrounds, "--foregrounds", foregrounds, "--placements", _PLACEMENTS
         )  # fmt: skip
-        draw = _python("-m", "convert", "compose", self.folder, *counts, "--resume")
-        pack = _python("-m", "convert", "pack", self.folder, self.shards, "--resume")
+        draw = _program("convert", "compose", self.folder, *counts, "--resume")
+        pack = _program("convert", "pack", self.folder, self.shards, "--resume")
         return [
             Check(name=f"data-{self.samples}", command=draw, measures=False,
                   makes=self.folder / "dataset.json"),
@@ -124,7 +126,7 @@ class Plan:
     def _check(
         self, name: str, *arguments: object, missing: str = "", publish: bool = True
     ) -> Check:
-        command = _python("-m", "benchmarks", *arguments, "--device", self.device)
+        command = _program("bench", *arguments, "--device", self.device)
         return Check(name=name, command=command, missing=missing, publish=publish)
 
     def _epoch(self, size: int, engine: str, compiled: bool) -> Check:
@@ -161,10 +163,11 @@ class Plan:
         )  # fmt: skip
 
     def _tests(self) -> Check:
-        command = _python(
-            "-m", "pytest", os.path.relpath(ROOT / "tests" / "gpu"), "-q", "--durations", 10
-        )
+        folder = ROOT / "tests" / "gpu"
+        command = _python("-m", "pytest", os.path.relpath(folder), "-q", "--durations", 10)
         missing = "" if is_installed("pytest") else "pytest is not installed"
+        if not folder.is_dir():
+            missing = "the tests are in a checkout only"
         return Check(
             name="tests", command=command, measures=False, missing=missing or self._missing_gpu()
         )
@@ -180,14 +183,18 @@ class Plan:
     def _fit(self) -> Check:
         """One complete epoch with validation, states that are saved within it, and a report."""
         run = self.results / FOLDER / "fit" / "run"
-        command = _python(
-            os.path.relpath(ROOT / "train.py"), "fit", self.all.shards, run,
+        command = _program(
+            "train", "fit", self.all.shards, run,
             "--recipe", self.recipe, "--device", self.device, "--save-minutes", 0.05,
         )  # fmt: skip
         return Check(name="fit", command=command, measures=False)
 
     def _missing_gpu(self) -> str:
         return "" if torch.device(self.device).type == "cuda" else "needs a GPU"
+
+
+def _program(name: str, *arguments: object) -> tuple[str, ...]:
+    return _python("-m", "maskdepth", name, *arguments)
 
 
 def _python(*arguments: object) -> tuple[str, ...]:

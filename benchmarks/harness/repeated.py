@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from convert import beton
-from convert.layout import FIELDS, Layout
-from convert.manifest import BACKGROUNDS, Format, ShardFile, write_manifest
-from convert.shards import Shards
+from maskdepth.convert import beton
+from maskdepth.convert.layout import FIELDS, Layout
+from maskdepth.convert.manifest import BACKGROUNDS, Format, ShardFile, write_manifest
+from maskdepth.convert.shards import Shards
 
 
 def write_repeated(shards: Path, folder: Path, samples: int) -> int:

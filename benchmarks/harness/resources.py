@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.harness import sampler
-from benchmarks.harness.sampler import descendants
+from maskdepth.benchmarks.harness import sampler
+from maskdepth.benchmarks.harness.sampler import descendants
 
 
 def cpu_s(without: int | None = None) -> float:

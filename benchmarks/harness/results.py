@@ -21,14 +21,15 @@ import numpy as np
 import torch
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from benchmarks.harness import nvjpeg as nvjpeg_library
-from benchmarks.harness.nvml import Idle, Nvml, before_use, open_nvml
-from benchmarks.harness.timing import AtLeast0, Repeat
-from convert.errors import DataError
-from convert.files import read_regular
-from convert.found import DATA_SET, RUN, SHARDS, found_at
-from convert.schema import Count, Items, Positive, Schema, parse_json, parse_table
-from convert.workers import available_cores
+from maskdepth.benchmarks.harness import nvjpeg as nvjpeg_library
+from maskdepth.benchmarks.harness.nvml import Idle, Nvml, before_use, open_nvml
+from maskdepth.benchmarks.harness.timing import AtLeast0, Repeat
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.files import read_regular
+from maskdepth.convert.found import DATA_SET, RUN, SHARDS, found_at
+from maskdepth.convert.program import BENCH
+from maskdepth.convert.schema import Count, Items, Positive, Schema, parse_json, parse_table
+from maskdepth.convert.workers import available_cores
 
 SCHEMA = 3
 
@@ -386,8 +387,8 @@ def read_benchmark(path: Path) -> str | None:
 def read_results(folder: Path) -> dict[str, Result]:
     """Read all results of a folder, by file name without suffix; DataError if there are none."""
     if (found := found_at(folder)) in (SHARDS, DATA_SET, RUN):
-        raise DataError(f"{folder}: found {found}, expected results of `python -m benchmarks`")
+        raise DataError(f"{folder}: found {found}, expected results of `{BENCH}`")
     paths = sorted(folder.glob("[!.]*.json")) if folder.is_dir() else []
     if not paths:
-        raise DataError(f"{folder}: no results (*.json) here; run `python -m benchmarks` first")
+        raise DataError(f"{folder}: no results (*.json) here; run `{BENCH}` first")
     return {path.stem: read_result(path) for path in paths}

@@ -13,19 +13,19 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.harness.timing import Phases
-from convert.errors import DataError
-from loaders import Batch, Loader, Preprocess
-from loaders.augment import make_augment
-from model.contract import NoPhases
-from model.losses import training_loss
-from model.metrics import SampleTable
-from model.precision import Precision
-from model.recipe import RECIPES, Recipe, Stage
-from model.training.evaluation import measure, predict_step
-from model.training.trainer import StageTrainer
-from model.unet import PARTS, DoubleConv, DualDecoderUNet
-from model.upsampling import Upsampling
+from maskdepth.benchmarks.harness.timing import Phases
+from maskdepth.convert.errors import DataError
+from maskdepth.loaders import Batch, Loader, Preprocess
+from maskdepth.loaders.augment import make_augment
+from maskdepth.model.contract import NoPhases
+from maskdepth.model.losses import training_loss
+from maskdepth.model.metrics import SampleTable
+from maskdepth.model.precision import Precision
+from maskdepth.model.recipe import RECIPES, Recipe, Stage
+from maskdepth.model.training.evaluation import measure, predict_step
+from maskdepth.model.training.trainer import StageTrainer
+from maskdepth.model.unet import PARTS, DoubleConv, DualDecoderUNet
+from maskdepth.model.upsampling import Upsampling
 
 TRAINS = {"depth": ("encoder", "depth"), "mask": ("mask",), "joint": ("encoder", "mask", "depth")}
 """Name of a kind of stage -> the parts that train, as in the recipes."""

@@ -16,8 +16,8 @@ import click
 import torch
 from pydantic import Field
 
-from benchmarks.harness.resources import cpu_s, peak_memory
-from convert.schema import Positive, Schema
+from maskdepth.benchmarks.harness.resources import cpu_s, peak_memory
+from maskdepth.convert.schema import Positive, Schema
 
 AtLeast0 = Annotated[float, Field(ge=0)]
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch.utils.dlpack import from_dlpack
 
-from benchmarks.harness.contender import Contender, Epochs, Unavailable, race
-from benchmarks.harness.images import (
+from maskdepth.benchmarks.harness.contender import Contender, Epochs, Unavailable, race
+from maskdepth.benchmarks.harness.images import (
     Images,
     MeanStd,
     Scale,
@@ -28,7 +28,7 @@ from benchmarks.harness.images import (
     some_of,
     spread_indices,
 )  # fmt: skip
-from benchmarks.harness.options import (
+from maskdepth.benchmarks.harness.options import (
     DATASET,
     SAMPLES,
     SHARDS,
@@ -37,12 +37,12 @@ from benchmarks.harness.options import (
     keep,
     loading_options,
 )
-from benchmarks.harness.results import CaseResult, Result, make_result
-from benchmarks.peers.source import FIELDS, Files, write_tars
-from convert.errors import DataError
-from convert.manifest import read_manifest
-from convert.shards import Shards
-from loaders.backgrounds import Backgrounds
+from maskdepth.benchmarks.harness.results import CaseResult, Result, make_result
+from maskdepth.benchmarks.peers.source import FIELDS, Files, write_tars
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.manifest import read_manifest
+from maskdepth.convert.shards import Shards
+from maskdepth.loaders.backgrounds import Backgrounds
 
 LOADS = (0.0, 0.12, 0.25, 0.5, 0.65, 0.8, 0.9, 1.0)
 """Values of ``hw_decoder_load``: 0.65 is DALI's default, 0.12 that of NVIDIA's tests on Hopper."""

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.harness.contender import Epochs
-from benchmarks.harness.images import Images
-from benchmarks.harness.options import Loading
-from benchmarks.peers.source import FIELDS, Files, decode_pillow, decode_stored, to_images
+from maskdepth.benchmarks.harness.contender import Epochs
+from maskdepth.benchmarks.harness.images import Images
+from maskdepth.benchmarks.harness.options import Loading
+from maskdepth.benchmarks.peers.source import FIELDS, Files, decode_pillow, decode_stored, to_images
 
 _WINDOW = 1000  # as in the documentation of webdataset
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.harness.contender import Epochs
-from benchmarks.harness.options import Loading
-from benchmarks.peers.source import FIELDS, Files, to_images
+from maskdepth.benchmarks.harness.contender import Epochs
+from maskdepth.benchmarks.harness.options import Loading
+from maskdepth.benchmarks.peers.source import FIELDS, Files, to_images
 
 SOURCE_QUALITY = 65
 """JPEG quality of the source. FFCV encodes again, and a higher quality would make it slower."""

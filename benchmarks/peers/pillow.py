@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from convert.names import FOLDERS
-from convert.placements import PLACEMENTS
-from convert.source import Source
-from convert.workers import run_all, worker_pool
+from maskdepth.convert.names import FOLDERS
+from maskdepth.convert.placements import PLACEMENTS
+from maskdepth.convert.source import Source
+from maskdepth.convert.workers import run_all, worker_pool
 
 COLOUR_QUALITY, MASK_QUALITY, DEPTH_QUALITY = 65, 65, 75
 

@@ -9,26 +9,26 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import options as cli
-from benchmarks.harness.contender import Contender, race
-from benchmarks.harness.images import Scale, Truth, some_of, spread_indices
-from benchmarks.harness.ours import (
+from maskdepth.benchmarks.harness import options as cli
+from maskdepth.benchmarks.harness.contender import Contender, race
+from maskdepth.benchmarks.harness.images import Scale, Truth, some_of, spread_indices
+from maskdepth.benchmarks.harness.ours import (
     compared,
     floor_contender,
     jpeg_contender,
     our_contenders,
     skipped_engines,
 )
-from benchmarks.harness.results import FLOAT, CaseResult, Result, make_result
-from benchmarks.peers import dataloaders
-from benchmarks.peers.dali import dali_contender
-from benchmarks.peers.ffcv import SOURCE_QUALITY, open_ffcv, write_beton
-from benchmarks.peers.source import Files, write_tars
-from benchmarks.peers.spdl import open_spdl
-from benchmarks.peers.turbo import open_turbo, write_field_tars
-from convert.source import read_source
-from loaders.engines.reference import ReferenceLoader
-from loaders.options import LoaderOptions
+from maskdepth.benchmarks.harness.results import FLOAT, CaseResult, Result, make_result
+from maskdepth.benchmarks.peers import dataloaders
+from maskdepth.benchmarks.peers.dali import dali_contender
+from maskdepth.benchmarks.peers.ffcv import SOURCE_QUALITY, open_ffcv, write_beton
+from maskdepth.benchmarks.peers.source import Files, write_tars
+from maskdepth.benchmarks.peers.spdl import open_spdl
+from maskdepth.benchmarks.peers.turbo import open_turbo, write_field_tars
+from maskdepth.convert.source import read_source
+from maskdepth.loaders.engines.reference import ReferenceLoader
+from maskdepth.loaders.options import LoaderOptions
 
 # FFCV encodes the JPEGs again, and decodes with its fast DCT; FFmpeg's decoder differs from
 # libjpeg-turbo in the last bits of the DCT and in how it upsamples chroma.

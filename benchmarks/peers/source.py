@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.harness.images import Images
-from convert.source import read_source
+from maskdepth.benchmarks.harness.images import Images
+from maskdepth.convert.source import read_source
 
 FIELDS = ("bg", "fg_bg", "mask", "depth")
 MODES = {"bg": "RGB", "fg_bg": "RGB", "mask": "L", "depth": "L"}

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from benchmarks.harness.contender import Epochs
-from benchmarks.harness.images import Images
-from benchmarks.harness.options import Loading
-from benchmarks.peers.source import FIELDS, Files
+from maskdepth.benchmarks.harness.contender import Epochs
+from maskdepth.benchmarks.harness.images import Images
+from maskdepth.benchmarks.harness.options import Loading
+from maskdepth.benchmarks.peers.source import FIELDS, Files
 
 _FORMATS = {"bg": "rgb24", "fg_bg": "rgb24", "mask": "gray", "depth": "gray"}
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.harness.contender import Epochs
-from benchmarks.harness.images import Images
-from benchmarks.harness.options import Loading
-from benchmarks.peers.source import FIELDS, MODES, Files
+from maskdepth.benchmarks.harness.contender import Epochs
+from maskdepth.benchmarks.harness.images import Images
+from maskdepth.benchmarks.harness.options import Loading
+from maskdepth.benchmarks.peers.source import FIELDS, MODES, Files
 
 
 def write_field_tars(files: Files, store: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.harness.results import FEW_REPEATS, Accelerator, Result
-from benchmarks.report import scores, tables
+from maskdepth.benchmarks.harness.results import FEW_REPEATS, Accelerator, Result
+from maskdepth.benchmarks.report import scores, tables
 
 _FLOORS = {
     "floor: libjpeg-turbo alone": "decodes the JPEGs of the same samples on as many CPU threads, "

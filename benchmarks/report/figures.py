@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 from matplotlib import pyplot
 from matplotlib.figure import Figure as Canvas
 
-from benchmarks.harness.results import Benchmark, Result
-from benchmarks.report import about, plots, scores, summary, tables
-from benchmarks.report.tables import Table
-from convert.outputs import PNG_KEY, mark_of
+from maskdepth.benchmarks.harness.results import Benchmark, Result
+from maskdepth.benchmarks.report import about, plots, scores, summary, tables
+from maskdepth.benchmarks.report.tables import Table
+from maskdepth.convert.outputs import PNG_KEY, mark_of
 
 COMMAND = "report"
 _FORMS: dict[str, dict[str, Any]] = {

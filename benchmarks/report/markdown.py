@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from benchmarks.harness.results import one_line
-from benchmarks.report.tables import Table
+from maskdepth.benchmarks.harness.results import one_line
+from maskdepth.benchmarks.report.tables import Table
 
 # "_" between letters is plain text; "://", "www." and "@" make links on GitHub, "$" formulas.
 _ACTIVE = re.compile(

@@ -17,13 +17,19 @@ from typing import get_args
 import click
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from benchmarks.harness.options import PATH
-from benchmarks.harness.results import Benchmark, Result, one_line, read_result, read_results
-from benchmarks.report import markdown, summary
-from benchmarks.report.figures import COMMAND, Figure, figures_of
-from convert.errors import Command, DataError
-from convert.files import read_regular, replace_file
-from convert.outputs import mark_of, require_free, require_output, require_writable_folder
+from maskdepth.benchmarks.harness.options import PATH
+from maskdepth.benchmarks.harness.results import (
+    Benchmark,
+    Result,
+    one_line,
+    read_result,
+    read_results,
+)
+from maskdepth.benchmarks.report import markdown, summary
+from maskdepth.benchmarks.report.figures import COMMAND, Figure, figures_of
+from maskdepth.convert.errors import Command, DataError
+from maskdepth.convert.files import read_regular, replace_file
+from maskdepth.convert.outputs import mark_of, require_free, require_output, require_writable_folder
 
 PAGE = "report.html"
 _MARK = re.compile(r"<!-- (?P<name>[\w-]+)(?:\.(?P<table>\d+))?:begin -->")
@@ -65,7 +71,7 @@ def write_page(folder: Path, figures: Sequence[Figure], pictures: Path) -> int:
         with _showing(figure.name):
             _ = figure.images  # draws it
     environment = Environment(
-        loader=PackageLoader("benchmarks.report", "."),
+        loader=PackageLoader("maskdepth.benchmarks.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from benchmarks.harness.results import NO_NETWORK, Result
-from benchmarks.report import scores, tables
+from maskdepth.benchmarks.harness.results import NO_NETWORK, Result
+from maskdepth.benchmarks.report import scores, tables
 
 _WIDTH = 4.4
 _OURS, _OTHERS, _FLOOR = "#1b6ca8", "#b9bec6", "#e0a030"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from benchmarks.harness.results import CaseResult, Result, Spread
-from benchmarks.report.tables import Table, number
+from maskdepth.benchmarks.harness.results import CaseResult, Result, Spread
+from maskdepth.benchmarks.report.tables import Table, number
 
 SCORES = {"mask_iou": "mask IoU, 0–1", "depth_rmse": "depth RMSE, 0–1"}
 """Figure of `quality` and `recipes` -> its title."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from benchmarks.harness.results import Benchmark, Result
-from benchmarks.report import about, scores, tables
-from benchmarks.report.tables import number
+from maskdepth.benchmarks.harness.results import Benchmark, Result
+from maskdepth.benchmarks.report import about, scores, tables
+from maskdepth.benchmarks.report.tables import number
 
 
 class Line(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from benchmarks.harness.results import CaseResult, Result, Spread
+from maskdepth.benchmarks.harness.results import CaseResult, Result, Spread
 
 PHASES = ("data_wait", "preprocess", "forward", "loss_and_backward", "optimiser", "metrics")
 

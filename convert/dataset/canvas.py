@@ -13,10 +13,10 @@ import numba
 import numpy as np
 from PIL import Image
 
-from convert.dataset.effects import colour_moments
-from convert.dataset.pasting import FARTHEST_SHARE, Cutout, Foreground, Patch, paste
-from convert.jpeg.splice import EncodedImage
-from convert.style import Style
+from maskdepth.convert.dataset.effects import colour_moments
+from maskdepth.convert.dataset.pasting import FARTHEST_SHARE, Cutout, Foreground, Patch, paste
+from maskdepth.convert.jpeg.splice import EncodedImage
+from maskdepth.convert.style import Style
 
 DEPTH_QUALITY = 75
 

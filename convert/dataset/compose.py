@@ -19,10 +19,10 @@ from typing import Unpack
 
 import crc32c
 
-from convert.contents import PARTS, Content
-from convert.dataset.composed import Composed, prepare
-from convert.dataset.inputs import require_usable
-from convert.dataset.plan import (
+from maskdepth.convert.contents import PARTS, Content
+from maskdepth.convert.dataset.composed import Composed, prepare
+from maskdepth.convert.dataset.inputs import require_usable
+from maskdepth.convert.dataset.plan import (
     DEFAULT_SIZE,
     STANDARD,
     Plan,
@@ -30,23 +30,23 @@ from convert.dataset.plan import (
     make_plan,
     plan_metadata,
 )
-from convert.disk import sync_file_system
-from convert.errors import DataError
-from convert.files import read_file, write_json
-from convert.metadata import DATASET, DATASET_FORMAT, ComposedMetadata
-from convert.names import FOLDERS, LEVELS, bg_name, fg_name, sample_name
-from convert.outputs import (
+from maskdepth.convert.disk import sync_file_system
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.files import read_file, write_json
+from maskdepth.convert.metadata import DATASET, DATASET_FORMAT, ComposedMetadata
+from maskdepth.convert.names import FOLDERS, LEVELS, bg_name, fg_name, sample_name
+from maskdepth.convert.outputs import (
     require_kept,
     require_outside,
     require_unspoilt,
     require_writable_folder,
 )
-from convert.parts import Part, read_record, split_parts, write_record
-from convert.placements import OTHERS, PLACEMENTS
-from convert.progress import Progress
-from convert.source import read_metadata
-from convert.unfinished import Output, check_target, work_folder
-from convert.workers import open_pool, run_all
+from maskdepth.convert.parts import Part, read_record, split_parts, write_record
+from maskdepth.convert.placements import OTHERS, PLACEMENTS
+from maskdepth.convert.progress import Progress
+from maskdepth.convert.source import read_metadata
+from maskdepth.convert.unfinished import Output, check_target, work_folder
+from maskdepth.convert.workers import open_pool, run_all
 
 SAMPLES_PER_PART = 400
 """About half a second: Ctrl-C is answered within that time."""

@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Unpack
 
-from convert.dataset.compose import (
+from maskdepth.convert.dataset.compose import (
     checked_plan,
     compose,
     is_composed,
@@ -17,14 +17,14 @@ from convert.dataset.compose import (
     plan_job,
     require_target,
 )
-from convert.dataset.composed import Composed, prepare
-from convert.dataset.plan import Plan, PlanOptions, make_plan, plan_metadata
-from convert.errors import DataError
-from convert.manifest import Manifest
-from convert.pack import PackConfig, pack, provenance, write_shards
-from convert.parts import SAMPLES_PER_PART
-from convert.source import read_metadata
-from convert.unfinished import SHARD_FOLDER
+from maskdepth.convert.dataset.composed import Composed, prepare
+from maskdepth.convert.dataset.plan import Plan, PlanOptions, make_plan, plan_metadata
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.manifest import Manifest
+from maskdepth.convert.pack import PackConfig, pack, provenance, write_shards
+from maskdepth.convert.parts import SAMPLES_PER_PART
+from maskdepth.convert.source import read_metadata
+from maskdepth.convert.unfinished import SHARD_FOLDER
 
 _SOURCE = "source"
 """Folder of backgrounds, cut-outs and table in the work folder."""

@@ -18,17 +18,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from convert.contents import PARTS
-from convert.dataset import photos, scaling, scenes
-from convert.dataset.canvas import Canvas, encode_jpeg, stretch
-from convert.dataset.others import draw_others
-from convert.dataset.pasting import Cutout, Foreground
-from convert.dataset.places import Shape, draw_placements
-from convert.dataset.plan import Plan, plan_metadata
-from convert.layout import Layout
-from convert.maps import load_array
-from convert.names import FOLDERS, LEVELS
-from convert.placements import (
+from maskdepth.convert.contents import PARTS
+from maskdepth.convert.dataset import photos, scaling, scenes
+from maskdepth.convert.dataset.canvas import Canvas, encode_jpeg, stretch
+from maskdepth.convert.dataset.others import draw_others
+from maskdepth.convert.dataset.pasting import Cutout, Foreground
+from maskdepth.convert.dataset.places import Shape, draw_placements
+from maskdepth.convert.dataset.plan import Plan, plan_metadata
+from maskdepth.convert.layout import Layout
+from maskdepth.convert.maps import load_array
+from maskdepth.convert.names import FOLDERS, LEVELS
+from maskdepth.convert.placements import (
     OTHER,
     OTHERS,
     PLACEMENT,
@@ -36,9 +36,9 @@ from convert.placements import (
     others_of,
     write_placements,
 )
-from convert.progress import followed
-from convert.source import OthersFile, PlacementsFile, Sample
-from convert.workers import SentOnce, run_all
+from maskdepth.convert.progress import followed
+from maskdepth.convert.source import OthersFile, PlacementsFile, Sample
+from maskdepth.convert.workers import SentOnce, run_all
 
 _KEPT = 512  # cut-outs of all heights, flipped and unflipped: 20 MB at size 224
 BG_QUALITY = 95  # composites are pasted on the decoded file, so its artefacts are in both

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 import click
 
-from convert.contents import Content
-from convert.dataset.depth_about import ABOUT, FORMAT, VERSION
-from convert.dataset.depth_inputs import (
+from maskdepth.convert.contents import Content
+from maskdepth.convert.dataset.depth_about import ABOUT, FORMAT, VERSION
+from maskdepth.convert.dataset.depth_inputs import (
     Composites,
     Photos,
     hash_names,
@@ -29,25 +29,25 @@ from convert.dataset.depth_inputs import (
     list_photos,
     move_metadata,
 )
-from convert.dataset.depth_maps import Range, Stretch, require_range, scale_of
-from convert.dataset.depth_run import DepthRun
-from convert.dataset.networks.load import load_model
-from convert.dataset.networks.model import MEANING, DepthModel, ModelOptions
-from convert.dataset.networks.ranks import Ranks, joined
-from convert.disk import sync_file_system
-from convert.errors import DataError, OptionError
-from convert.files import read_regular, write_json
-from convert.manifest import DEPTH_SOURCES, depth_source
-from convert.metadata import DATASET
-from convert.outputs import (
+from maskdepth.convert.dataset.depth_maps import Range, Stretch, require_range, scale_of
+from maskdepth.convert.dataset.depth_run import DepthRun
+from maskdepth.convert.dataset.networks.load import load_model
+from maskdepth.convert.dataset.networks.model import MEANING, DepthModel, ModelOptions
+from maskdepth.convert.dataset.networks.ranks import Ranks, joined
+from maskdepth.convert.disk import sync_file_system
+from maskdepth.convert.errors import DataError, OptionError
+from maskdepth.convert.files import read_regular, write_json
+from maskdepth.convert.manifest import DEPTH_SOURCES, depth_source
+from maskdepth.convert.metadata import DATASET
+from maskdepth.convert.outputs import (
     require_kept,
     require_outside,
     require_unspoilt,
     require_writable_folder,
 )
-from convert.schema import parse_table
-from convert.source import read_metadata
-from convert.unfinished import Output, check_target, work_folder, work_of
+from maskdepth.convert.schema import parse_table
+from maskdepth.convert.source import read_metadata
+from maskdepth.convert.unfinished import Output, check_target, work_folder, work_of
 
 _REPLACED = ("prior", "estimated")  # what `dataset.json` says of maps that need no ``force``
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from convert.errors import DataError, reading
-from convert.files import read_regular
-from convert.schema import Schema, parse_table
-from convert.source import DepthScale
+from maskdepth.convert.errors import DataError, reading
+from maskdepth.convert.files import read_regular
+from maskdepth.convert.schema import Schema, parse_table
+from maskdepth.convert.source import DepthScale
 
 ABOUT = ".depth.json"
 """Hidden, as it is no image."""

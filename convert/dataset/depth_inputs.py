@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from convert import jpeg
-from convert.dataset.depth_maps import Range, encode_background, encode_map
-from convert.dataset.photos import list_images, open_photo
-from convert.errors import DataError, RecordError
-from convert.files import read_file, remove_replaced
-from convert.found import DATA_SET, visible
-from convert.metadata import DATASET
-from convert.names import FOLDERS, list_backgrounds, list_jpegs, require_folder
-from convert.source import read_metadata
+from maskdepth.convert import jpeg
+from maskdepth.convert.dataset.depth_maps import Range, encode_background, encode_map
+from maskdepth.convert.dataset.photos import list_images, open_photo
+from maskdepth.convert.errors import DataError, RecordError
+from maskdepth.convert.files import read_file, remove_replaced
+from maskdepth.convert.found import DATA_SET, visible
+from maskdepth.convert.metadata import DATASET
+from maskdepth.convert.names import FOLDERS, list_backgrounds, list_jpegs, require_folder
+from maskdepth.convert.source import read_metadata
 
 LONGEST_SIDE = 1024
 """Pixels of a photo as the network sees it and of its map; larger photos are reduced."""

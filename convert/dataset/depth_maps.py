@@ -8,11 +8,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from convert.dataset.canvas import DEPTH_QUALITY, encode_jpeg
-from convert.dataset.networks.model import Predicts
-from convert.errors import OptionError
-from convert.outputs import png_mark
-from convert.source import DepthScale
+from maskdepth.convert.dataset.canvas import DEPTH_QUALITY, encode_jpeg
+from maskdepth.convert.dataset.networks.model import Predicts
+from maskdepth.convert.errors import OptionError
+from maskdepth.convert.outputs import png_mark
+from maskdepth.convert.source import DepthScale
 
 Stretch = Literal["image", "dataset"]
 """What is stretched from the nearest to the farthest value: each map, or all with one scale."""

@@ -20,16 +20,16 @@ from typing import Protocol
 import crc32c
 import numpy as np
 
-from convert.contents import PARTS
-from convert.dataset.depth_maps import Range, range_of, resize, widest
-from convert.dataset.networks.model import DepthModel
-from convert.dataset.networks.ranks import Ranks
-from convert.errors import DataError, RecordError
-from convert.files import check_signature, read_file, read_regular, signed, write_json
-from convert.parts import Part, read_record, write_record
-from convert.progress import Progress
-from convert.schema import Schema, parse_table
-from convert.workers import available_cores, run_all
+from maskdepth.convert.contents import PARTS
+from maskdepth.convert.dataset.depth_maps import Range, range_of, resize, widest
+from maskdepth.convert.dataset.networks.model import DepthModel
+from maskdepth.convert.dataset.networks.ranks import Ranks
+from maskdepth.convert.errors import DataError, RecordError
+from maskdepth.convert.files import check_signature, read_file, read_regular, signed, write_json
+from maskdepth.convert.parts import Part, read_record, write_record
+from maskdepth.convert.progress import Progress
+from maskdepth.convert.schema import Schema, parse_table
+from maskdepth.convert.workers import available_cores, run_all
 
 BATCHES_OF_A_PART = 4
 """On a GPU a part of a second, on a CPU perhaps half a minute, so that a kill loses little."""

@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from convert.dataset.photos import (
+from maskdepth.convert.dataset.photos import (
     find_depth,
     find_images,
     open_cutout,
     open_depth,
     open_photo,
 )
-from convert.dataset.plan import STANDARD
-from convert.dataset.scaling import scale
-from convert.errors import DataError, raise_all
-from convert.progress import followed
-from convert.style import Style
-from convert.workers import run_all, worker_pool
+from maskdepth.convert.dataset.plan import STANDARD
+from maskdepth.convert.dataset.scaling import scale
+from maskdepth.convert.errors import DataError, raise_all
+from maskdepth.convert.progress import followed
+from maskdepth.convert.style import Style
+from maskdepth.convert.workers import run_all, worker_pool
 
 _FEW_BYTES = 8 << 20
 

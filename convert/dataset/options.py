@@ -73,7 +73,7 @@ def style_options(function: Callable[..., Any]) -> Callable[..., Any]:
         size_by_depth: bool, match_colours: float, shadow: float, occlusion: bool,
         people: tuple[int, int], quality: int, **values: Any,
     ) -> Any:  # fmt: skip
-        from convert.style import FG_SHARE, ORIGINAL_PLACEMENTS, make_style
+        from maskdepth.convert.style import FG_SHARE, ORIGINAL_PLACEMENTS, make_style
 
         original = placements == _ORIGINAL
         style = make_style(

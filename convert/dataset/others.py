@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from convert.dataset.places import Shape, places_of_all_heights, scaled_widths
-from convert.dataset.plan import Plan
-from convert.placements import OTHER
+from maskdepth.convert.dataset.places import Shape, places_of_all_heights, scaled_widths
+from maskdepth.convert.dataset.plan import Plan
+from maskdepth.convert.placements import OTHER
 
 STREAM_OTHERS = 4  # random stream of a seed; places.STREAM_PLACES is 3
 _TRIES = 8

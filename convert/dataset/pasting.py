@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from convert.dataset.effects import darken, match_colours, shadow_ellipse
-from convert.jpeg.splice import MCU
-from convert.style import MASK_ALPHA, Style
+from maskdepth.convert.dataset.effects import darken, match_colours, shadow_ellipse
+from maskdepth.convert.jpeg.splice import MCU
+from maskdepth.convert.style import MASK_ALPHA, Style
 
 # A foreground is at most this share of the way from the nearest to the farthest depth. One pasted
 # on the sky would otherwise have the sky's depth and be invisible in the depth map.

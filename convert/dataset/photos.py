@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from convert import jpeg
-from convert.dataset.canvas import encode_jpeg
-from convert.errors import DataError, raise_all
-from convert.files import why_irregular
-from convert.found import visible
-from convert.images import SUFFIXES, opened, read_size, to_rgb, to_rgba, upright
-from convert.outputs import PNG_KEY, mark_of
+from maskdepth.convert import jpeg
+from maskdepth.convert.dataset.canvas import encode_jpeg
+from maskdepth.convert.errors import DataError, raise_all
+from maskdepth.convert.files import why_irregular
+from maskdepth.convert.found import visible
+from maskdepth.convert.images import SUFFIXES, opened, read_size, to_rgb, to_rgba, upright
+from maskdepth.convert.outputs import PNG_KEY, mark_of
 
 _MOST_COLOUR = 16
 """Levels by which the channels of a depth map may differ: a JPEG of a gray image has no more."""

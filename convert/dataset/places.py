@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from convert.dataset.plan import Plan
-from convert.placements import PLACEMENT
-from convert.style import ORIGINAL_PLACEMENTS
+from maskdepth.convert.dataset.plan import Plan
+from maskdepth.convert.placements import PLACEMENT
+from maskdepth.convert.style import ORIGINAL_PLACEMENTS
 
 STREAM_PLACES = 3  # random stream of a seed; scenes.draw uses 1, scenes.people 2
 

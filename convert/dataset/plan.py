@@ -11,13 +11,14 @@ import numpy as np
 import PIL
 from PIL import features
 
-from convert import names
-from convert.dataset import photos
-from convert.dataset.depth_about import read_about
-from convert.errors import OptionError
-from convert.limits import LARGEST_SIDE
-from convert.metadata import DATASET_FORMAT, DATASET_VERSION
-from convert.style import ORIGINAL_PLACEMENTS, Style
+from maskdepth.convert import names
+from maskdepth.convert.dataset import photos
+from maskdepth.convert.dataset.depth_about import read_about
+from maskdepth.convert.errors import OptionError
+from maskdepth.convert.limits import LARGEST_SIDE
+from maskdepth.convert.metadata import DATASET_FORMAT, DATASET_VERSION
+from maskdepth.convert.program import CONVERT
+from maskdepth.convert.style import ORIGINAL_PLACEMENTS, Style
 
 DEFAULT_SIZE = 224
 STANDARD = Style()
@@ -69,7 +70,7 @@ class Plan:
             raise OptionError(
                 "occlusion",
                 ": found photos without depth, expected their depth maps as --bg-depth; "
-                "`python -m convert depth --of backgrounds` makes some",
+                f"`{CONVERT} depth --of backgrounds` makes some",
             )
         if self.style.people[1] > self.foregrounds:
             raise OptionError(

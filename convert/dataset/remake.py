@@ -6,18 +6,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from convert.dataset import scaling
-from convert.dataset.composed import open_rgb
-from convert.dataset.effects import colour_moments
-from convert.dataset.pasting import Cutout, Foreground, paste
-from convert.dataset.photos import list_images, open_cutout
-from convert.errors import DataError
-from convert.images import opened
-from convert.metadata import ComposedMetadata
-from convert.names import LEVELS
-from convert.placements import others_of
-from convert.source import Source
-from convert.style import Style
+from maskdepth.convert.dataset import scaling
+from maskdepth.convert.dataset.composed import open_rgb
+from maskdepth.convert.dataset.effects import colour_moments
+from maskdepth.convert.dataset.pasting import Cutout, Foreground, paste
+from maskdepth.convert.dataset.photos import list_images, open_cutout
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.images import opened
+from maskdepth.convert.metadata import ComposedMetadata
+from maskdepth.convert.names import LEVELS
+from maskdepth.convert.placements import others_of
+from maskdepth.convert.source import Source
+from maskdepth.convert.style import Style
 
 
 def remake(source: Source, index: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from convert.dataset.photos import scale_cutout
-from convert.dataset.places import Shape, original_width
-from convert.dataset.plan import pixel_height
-from convert.errors import DataError
-from convert.style import MASK_ALPHA, ORIGINAL_PLACEMENTS, Style
+from maskdepth.convert.dataset.photos import scale_cutout
+from maskdepth.convert.dataset.places import Shape, original_width
+from maskdepth.convert.dataset.plan import pixel_height
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.style import MASK_ALPHA, ORIGINAL_PLACEMENTS, Style
 
 
 def scale(style: Style, cutout: np.ndarray, size: int, path: Path) -> np.ndarray:

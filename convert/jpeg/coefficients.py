@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from convert.jpeg.layout import NotBaseline, read_headers
-from convert.jpeg.memory import copy, find
-from convert.jpeg.planes import Geometry
-from convert.jpeg.vectors import load_u64_big_endian
-from convert.jpeg.zigzag import ZIGZAG
+from maskdepth.convert.jpeg.layout import NotBaseline, read_headers
+from maskdepth.convert.jpeg.memory import copy, find
+from maskdepth.convert.jpeg.planes import Geometry
+from maskdepth.convert.jpeg.vectors import load_u64_big_endian
+from maskdepth.convert.jpeg.zigzag import ZIGZAG
 
 _BLOCK = 64
 LARGEST_DC = 2047  # of 8-bit samples, quantised by at least 1: 11 bits and a sign

@@ -11,8 +11,8 @@ from typing import Any
 import numba
 import numpy as np
 
-from convert.jpeg.planes import ACROSS, BOTH
-from convert.jpeg.vectors import (
+from maskdepth.convert.jpeg.planes import ACROSS, BOTH
+from maskdepth.convert.jpeg.vectors import (
     high_product,
     interleave_high,
     interleave_low,

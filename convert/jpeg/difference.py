@@ -10,13 +10,13 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from convert.jpeg.colour import GROUP, convert_pixels
-from convert.jpeg.idct import CROSS, inverse_dct, inverse_dct_of_cross
-from convert.jpeg.memory import copy
-from convert.jpeg.planes import BOTH, MARGIN, Geometry
-from convert.jpeg.record import DIFFERENCE, END, ESCAPE, STEP, VALUE, write_record
-from convert.jpeg.streaming import stream_copy
-from convert.jpeg.zigzag import ZIGZAG
+from maskdepth.convert.jpeg.colour import GROUP, convert_pixels
+from maskdepth.convert.jpeg.idct import CROSS, inverse_dct, inverse_dct_of_cross
+from maskdepth.convert.jpeg.memory import copy
+from maskdepth.convert.jpeg.planes import BOTH, MARGIN, Geometry
+from maskdepth.convert.jpeg.record import DIFFERENCE, END, ESCAPE, STEP, VALUE, write_record
+from maskdepth.convert.jpeg.streaming import stream_copy
+from maskdepth.convert.jpeg.zigzag import ZIGZAG
 
 _ADDRESS = np.uintp
 

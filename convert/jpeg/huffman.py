@@ -8,9 +8,9 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from convert.jpeg.memory import copy, find
-from convert.jpeg.vectors import bit_length, store_u64_big_endian, trailing_zeros
-from convert.jpeg.zigzag import PLACES, nonzero_positions
+from maskdepth.convert.jpeg.memory import copy, find
+from maskdepth.convert.jpeg.vectors import bit_length, store_u64_big_endian, trailing_zeros
+from maskdepth.convert.jpeg.zigzag import PLACES, nonzero_positions
 
 END_OF_BLOCK, ZERO_RUN = 0x00, 0xF0
 _DC = 256  # is added to the symbol of a DC coefficient

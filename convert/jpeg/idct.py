@@ -11,7 +11,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from convert.jpeg.vectors import (
+from maskdepth.convert.jpeg.vectors import (
     fill_i32x8,
     interleave_high,
     interleave_low,

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convert.jpeg.header import segments
-from convert.jpeg.planes import Geometry
-from convert.jpeg.zigzag import ZIGZAG
+from maskdepth.convert.jpeg.header import segments
+from maskdepth.convert.jpeg.planes import Geometry
+from maskdepth.convert.jpeg.zigzag import ZIGZAG
 
 SEQUENTIAL = b"\x00\x3f\x00"
 """End of a scan header: coefficients 0 to 63, all bits."""

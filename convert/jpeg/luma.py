@@ -16,11 +16,11 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from convert.jpeg.coefficients import Coefficients, read_coefficients
-from convert.jpeg.huffman import write_blocks
-from convert.jpeg.layout import SEQUENTIAL, NotBaseline
-from convert.jpeg.planes import Geometry
-from convert.jpeg.zigzag import ZIGZAG
+from maskdepth.convert.jpeg.coefficients import Coefficients, read_coefficients
+from maskdepth.convert.jpeg.huffman import write_blocks
+from maskdepth.convert.jpeg.layout import SEQUENTIAL, NotBaseline
+from maskdepth.convert.jpeg.planes import Geometry
+from maskdepth.convert.jpeg.zigzag import ZIGZAG
 
 
 def cut_to_luma(source: bytes) -> bytes:

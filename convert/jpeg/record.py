@@ -10,8 +10,8 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from convert.jpeg.vectors import trailing_zeros
-from convert.jpeg.zigzag import PLACES, nonzero_positions
+from maskdepth.convert.jpeg.vectors import trailing_zeros
+from maskdepth.convert.jpeg.zigzag import PLACES, nonzero_positions
 
 DIFFERENCE = 0
 """First byte of a record; a JPEG stored instead begins with 0xFF."""

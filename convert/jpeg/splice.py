@@ -16,7 +16,7 @@ import cv2
 import numba
 import numpy as np
 
-from convert.jpeg.coefficients import (
+from maskdepth.convert.jpeg.coefficients import (
     LARGEST_DC,
     TABLE,
     look_up,
@@ -25,10 +25,10 @@ from convert.jpeg.coefficients import (
     unstuff,
     value_of,
 )
-from convert.jpeg.huffman import codes_of, stuff
-from convert.jpeg.layout import read_headers
-from convert.jpeg.planes import Geometry
-from convert.jpeg.vectors import bit_length, load_u64_big_endian, store_u64_big_endian
+from maskdepth.convert.jpeg.huffman import codes_of, stuff
+from maskdepth.convert.jpeg.layout import read_headers
+from maskdepth.convert.jpeg.planes import Geometry
+from maskdepth.convert.jpeg.vectors import bit_length, load_u64_big_endian, store_u64_big_endian
 
 MCU = 16
 """Largest height and width of an MCU of these images, in pixels."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from convert.jpeg.memory import copy
-from convert.jpeg.vectors import fence, load_i32x8, stream_i32x8
+from maskdepth.convert.jpeg.memory import copy
+from maskdepth.convert.jpeg.vectors import fence, load_i32x8, stream_i32x8
 
 _ADDRESS = np.uintp
 _LINE = 64  # bytes of a cache line, of two vectors

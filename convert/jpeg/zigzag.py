@@ -5,7 +5,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from convert.jpeg.vectors import nonzero_i16x64
+from maskdepth.convert.jpeg.vectors import nonzero_i16x64
 
 ZIGZAG = np.array([
     0, 1, 8, 16, 9, 2, 3, 10, 17, 24, 32, 25, 18, 11, 4, 5, 12, 19, 26, 33, 40, 48, 41, 34, 27, 20,

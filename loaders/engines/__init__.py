@@ -13,15 +13,15 @@ from typing import NamedTuple
 
 import torch
 
-from convert.errors import DataError, OptionError
-from convert.manifest import read_manifest
-from loaders.base import Loader
-from loaders.folder import is_dataset
-from loaders.options import LoaderOptions
+from maskdepth.convert.errors import DataError, OptionError
+from maskdepth.convert.manifest import read_manifest
+from maskdepth.loaders.base import Loader
+from maskdepth.loaders.folder import is_dataset
+from maskdepth.loaders.options import LoaderOptions
 
 
 class Engine(NamedTuple):
-    """Where an engine is implemented, and which package it needs (empty: none)."""
+    """Module of this package and class of an engine, and which package it needs (empty: none)."""
 
     module: str
     loader: str
@@ -29,11 +29,11 @@ class Engine(NamedTuple):
 
 
 REGISTRY = {
-    "ffcv": Engine("loaders.engines.ffcv", "FFCVLoader", "ffcv"),
-    "dali": Engine("loaders.engines.dali", "DALILoader", "nvidia.dali"),
-    "dali-stream": Engine("loaders.engines.dali_stream", "DALIStreamLoader", "nvidia.dali"),
-    "resident": Engine("loaders.engines.resident", "ResidentLoader", ""),
-    "reference": Engine("loaders.engines.reference", "ReferenceLoader", ""),
+    "ffcv": Engine("ffcv", "FFCVLoader", "ffcv"),
+    "dali": Engine("dali", "DALILoader", "nvidia.dali"),
+    "dali-stream": Engine("dali_stream", "DALIStreamLoader", "nvidia.dali"),
+    "resident": Engine("resident", "ResidentLoader", ""),
+    "reference": Engine("reference", "ReferenceLoader", ""),
 }
 ENGINES = tuple(REGISTRY)
 DECODING_ON_GPU = ("dali", "dali-stream")
@@ -53,7 +53,7 @@ def open_loader(engine: str, shards: str | Path, options: LoaderOptions) -> Load
             f"hw_decoder_load: found the engine {engine} on {options.device}, expected "
             f"{' or '.join(DECODING_ON_GPU)} on a GPU; leave it out"
         )
-    module = importlib.import_module(REGISTRY[engine].module)
+    module = importlib.import_module(f"{__name__}.{REGISTRY[engine].module}")
     make: Callable[[str | Path, LoaderOptions], Loader] = getattr(module, REGISTRY[engine].loader)
     return make(shards, options)
 

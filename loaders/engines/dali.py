@@ -25,26 +25,26 @@ import numpy as np
 import torch
 from torch.utils.dlpack import from_dlpack
 
-from convert.errors import DataError, RecordError
-from convert.layout import FIELDS, MASK_THRESHOLD
-from convert.manifest import read_manifest
-from convert.shards import Shards
-from convert.storage import CODECS
-from loaders.base import ShardLoader
-from loaders.batch import Batch
-from loaders.buffers import BufferPool
-from loaders.engines.dali_memory import (
+from maskdepth.convert.errors import DataError, RecordError
+from maskdepth.convert.layout import FIELDS, MASK_THRESHOLD
+from maskdepth.convert.manifest import read_manifest
+from maskdepth.convert.shards import Shards
+from maskdepth.convert.storage import CODECS
+from maskdepth.loaders.base import ShardLoader
+from maskdepth.loaders.batch import Batch
+from maskdepth.loaders.buffers import BufferPool
+from maskdepth.loaders.engines.dali_memory import (
     DECODER_THREADS,
     DecoderMemory,
     buffer_bytes,
     predict_memory,
     require_memory,
 )
-from loaders.masks import pad_runs, unpack_batch
-from loaders.memory import free_bytes
-from loaders.options import LoaderOptions
-from loaders.threads import default_threads, local_ranks
-from loaders.transfer import CudaStreams, transfer
+from maskdepth.loaders.masks import pad_runs, unpack_batch
+from maskdepth.loaders.memory import free_bytes
+from maskdepth.loaders.options import LoaderOptions
+from maskdepth.loaders.threads import default_threads, local_ranks
+from maskdepth.loaders.transfer import CudaStreams, transfer
 
 try:
     from nvidia.dali import Pipeline as Pipeline  # dali_stream imports it from here

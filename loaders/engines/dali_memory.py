@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from convert.errors import DataError
+from maskdepth.convert.errors import DataError
 
 DECODER_THREADS = 8
 """Decoding threads by default, at most.

@@ -16,13 +16,14 @@ from pathlib import Path
 import crc32c
 import numpy as np
 
-from convert.errors import DataError, RecordError
-from convert.files import read_regular
-from convert.layout import FIELDS
-from convert.shards import Shards
-from convert.tarshards import dali_index_name, extensions
-from loaders.batch import Batch
-from loaders.engines.dali import (
+from maskdepth.convert.errors import DataError, RecordError
+from maskdepth.convert.files import read_regular
+from maskdepth.convert.layout import FIELDS
+from maskdepth.convert.program import CONVERT
+from maskdepth.convert.shards import Shards
+from maskdepth.convert.tarshards import dali_index_name, extensions
+from maskdepth.loaders.batch import Batch
+from maskdepth.loaders.engines.dali import (
     DALILoader,
     Pipeline,
     Stored,
@@ -31,9 +32,9 @@ from loaders.engines.dali import (
     reading_graph,
     shut_down,
 )
-from loaders.options import LoaderOptions
-from loaders.order import Order, permute
-from loaders.position import Position
+from maskdepth.loaders.options import LoaderOptions
+from maskdepth.loaders.order import Order, permute
+from maskdepth.loaders.position import Position
 
 WINDOW = 1024
 """Samples among which the reader shuffles."""
@@ -194,7 +195,7 @@ class DALIStreamLoader(DALILoader):
         if not known.all() or not unseen[indices].all() or len(set(indices.tolist())) < size:
             raise DataError(
                 f"{self.shards.folder}: the shards hold samples that should not be read, or hold "
-                "them twice; run `python -m convert verify` and pack again"
+                f"them twice; run `{CONVERT} verify` and pack again"
             )
         unseen[indices] = False
         fields = [[column.at(i) for i in range(size)] for column in columns] if keep else []

@@ -21,19 +21,19 @@ import numba.typed
 import numpy as np
 import torch
 
-from convert.beton import check_structure
-from convert.errors import DataError, RecordError
-from convert.jpeg.difference import NO_RECORDS, Decoding
-from convert.layout import CHANNELS, FIELDS
-from convert.shards import Shards
-from convert.storage import CODECS
-from loaders.base import ShardLoader
-from loaders.batch import Batch
-from loaders.buffers import BufferPool
-from loaders.options import LoaderOptions
-from loaders.threads import Pending, ThreadTeam
-from loaders.transfer import CudaStreams, transfer
-from loaders.turbojpeg import decode_samples, free_handles, new_handles
+from maskdepth.convert.beton import check_structure
+from maskdepth.convert.errors import DataError, RecordError
+from maskdepth.convert.jpeg.difference import NO_RECORDS, Decoding
+from maskdepth.convert.layout import CHANNELS, FIELDS
+from maskdepth.convert.shards import Shards
+from maskdepth.convert.storage import CODECS
+from maskdepth.loaders.base import ShardLoader
+from maskdepth.loaders.batch import Batch
+from maskdepth.loaders.buffers import BufferPool
+from maskdepth.loaders.options import LoaderOptions
+from maskdepth.loaders.threads import Pending, ThreadTeam
+from maskdepth.loaders.transfer import CudaStreams, transfer
+from maskdepth.loaders.turbojpeg import decode_samples, free_handles, new_handles
 
 _torch_threads, _TypedDict = torch.get_num_threads(), numba.typed.Dict
 # `import ffcv` fills a typed dictionary of two entries, which FFCV reads in Python alone. Numba

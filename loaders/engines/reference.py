@@ -15,17 +15,17 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from convert.errors import DataError, RecordError
-from convert.files import why_irregular
-from convert.layout import FIELDS, MASK_THRESHOLD
-from convert.manifest import depth_source
-from convert.moments import Moments, Statistics
-from convert.names import FOLDERS
-from convert.source import read_source
-from loaders.backgrounds import Backgrounds
-from loaders.base import Loader
-from loaders.batch import Batch
-from loaders.options import LoaderOptions
+from maskdepth.convert.errors import DataError, RecordError
+from maskdepth.convert.files import why_irregular
+from maskdepth.convert.layout import FIELDS, MASK_THRESHOLD
+from maskdepth.convert.manifest import depth_source
+from maskdepth.convert.moments import Moments, Statistics
+from maskdepth.convert.names import FOLDERS
+from maskdepth.convert.source import read_source
+from maskdepth.loaders.backgrounds import Backgrounds
+from maskdepth.loaders.base import Loader
+from maskdepth.loaders.batch import Batch
+from maskdepth.loaders.options import LoaderOptions
 
 # The channels of each kind of image, as Pillow names them.
 _MODES = {"fg_bg": "RGB", "bg": "RGB", "mask": "L", "depth": "L"}

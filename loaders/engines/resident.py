@@ -17,15 +17,22 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from convert.errors import DataError, RecordError
-from convert.layout import FIELDS
-from convert.shards import Shards
-from loaders.base import ShardLoader
-from loaders.batch import Batch
-from loaders.buffers import BufferPool
-from loaders.differences import Differences, EncodedSamples, Reserve, WordLayout, encode, majority
-from loaders.memory import free_bytes
-from loaders.options import LoaderOptions
+from maskdepth.convert.errors import DataError, RecordError
+from maskdepth.convert.layout import FIELDS
+from maskdepth.convert.shards import Shards
+from maskdepth.loaders.base import ShardLoader
+from maskdepth.loaders.batch import Batch
+from maskdepth.loaders.buffers import BufferPool
+from maskdepth.loaders.differences import (
+    Differences,
+    EncodedSamples,
+    Reserve,
+    WordLayout,
+    encode,
+    majority,
+)
+from maskdepth.loaders.memory import free_bytes
+from maskdepth.loaders.options import LoaderOptions
 
 BASE_SAMPLES = 9
 """Samples of a background, evenly spread, from which its base is made."""

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from convert.outputs import mark_of, require_output
-from model.errors import ModelError
-from model.files import replace_file
-from model.inference.pairs import Pair
-from model.inference.predictor import THRESHOLD, Predictor
+from maskdepth.convert.outputs import mark_of, require_output
+from maskdepth.model.errors import ModelError
+from maskdepth.model.files import replace_file
+from maskdepth.model.inference.pairs import Pair
+from maskdepth.model.inference.predictor import THRESHOLD, Predictor
 
 COMMAND = "export"
 TOLERANCE = 1e-4

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from convert.errors import DataError, raise_all
-from convert.found import visible
-from convert.images import SUFFIXES, read_rgb, read_size
-from convert.outputs import is_output
-from model.errors import ModelError
+from maskdepth.convert.errors import DataError, raise_all
+from maskdepth.convert.found import visible
+from maskdepth.convert.images import SUFFIXES, read_rgb, read_size
+from maskdepth.convert.outputs import is_output
+from maskdepth.model.errors import ModelError
 
 LONGEST = 8
 """Largest proportion of the sides of an image; memory grows with it."""

@@ -13,17 +13,17 @@ import click
 import numpy as np
 from PIL import Image
 
-from convert.errors import DataError, one_line, raise_all
-from convert.files import read_regular
-from convert.found import DATA_SET, FILE, SHARDS, found_at
-from convert.outputs import png_mark, require_outputs, require_writable_folder
-from model.contract import about_depth
-from model.errors import ModelError
-from model.files import make_folder, replace_together
-from model.inference.pairs import COMMAND, Pair
-from model.inference.predictor import THRESHOLD, Predictor
-from model.inference.registration import SAME_PLACE, Registration, register
-from model.pictures import Example, predictions_png
+from maskdepth.convert.errors import DataError, one_line, raise_all
+from maskdepth.convert.files import read_regular
+from maskdepth.convert.found import DATA_SET, FILE, SHARDS, found_at
+from maskdepth.convert.outputs import png_mark, require_outputs, require_writable_folder
+from maskdepth.model.contract import about_depth
+from maskdepth.model.errors import ModelError
+from maskdepth.model.files import make_folder, replace_together
+from maskdepth.model.inference.pairs import COMMAND, Pair
+from maskdepth.model.inference.predictor import THRESHOLD, Predictor
+from maskdepth.model.inference.registration import SAME_PLACE, Registration, register
+from maskdepth.model.pictures import Example, predictions_png
 
 WORTH_ALIGNING = 0.01
 """Movement, as a part of the width, above which `predict` warns if it does not align the images."""

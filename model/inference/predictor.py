@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.checkpoint import NetworkInfo
-from model.losses import depth_values
-from model.unet import DualDecoderUNet
+from maskdepth.model.checkpoint import NetworkInfo
+from maskdepth.model.losses import depth_values
+from maskdepth.model.unet import DualDecoderUNet
 
 THRESHOLD = 0.5
 """Of the mask's probability, above which a pixel is of the person."""

@@ -6,14 +6,18 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from model.checkpoint import NetworkInfo
-from model.contract import PRIOR
-from model.files import replace_bytes
-from model.metrics import Scores
-from model.training.config import RunConfig
-from model.training.history import EpochRow
-from model.training.provenance import HOLD_OUT_BACKGROUNDS, HOLD_OUT_FOREGROUNDS, seen_note
-from model.training.report import FIGURES, ROWS, Report, defined_figures
+from maskdepth.model.checkpoint import NetworkInfo
+from maskdepth.model.contract import PRIOR
+from maskdepth.model.files import replace_bytes
+from maskdepth.model.metrics import Scores
+from maskdepth.model.training.config import RunConfig
+from maskdepth.model.training.history import EpochRow
+from maskdepth.model.training.provenance import (
+    HOLD_OUT_BACKGROUNDS,
+    HOLD_OUT_FOREGROUNDS,
+    seen_note,
+)
+from maskdepth.model.training.report import FIGURES, ROWS, Report, defined_figures
 
 DEPTHS = {
     "true": "the true depth of drawn scenes",
@@ -63,11 +67,11 @@ def _text(config: RunConfig, info: NetworkInfo, history: Sequence[EpochRow], rep
         ],
         "Use": [
             "```",
-            "python train.py predict best.safetensors OUT --bg empty.jpg --fg-bg person.jpg",
+            "maskdepth train predict best.safetensors OUT --bg empty.jpg --fg-bg person.jpg",
             "```",
             "",
-            "or, from Python: `model.checkpoint.load_network('best.safetensors')` returns the "
-            "network and what it needs, such as the normalisation of its inputs. It was last "
+            "or, from Python: `maskdepth.model.checkpoint.load_network('best.safetensors')` gives "
+            "the network and what it needs, such as the normalisation of its inputs. It was last "
             f"trained at {info.size}x{info.size}.",
         ],
         "Data": _data(config, info, report),
@@ -138,8 +142,8 @@ def _limits(config: RunConfig, info: NetworkInfo, report: Report) -> list[str]:
         if camera
         else "- Trained without a camera: it expects images that agree to the pixel outside the "
         "person. Two photos never do; use the recipe `robust` for them.",
-        "- The scores above are of undisturbed composites. `train.py evaluate --camera` scores it "
-        "on others.",
+        "- The scores above are of undisturbed composites. `maskdepth train evaluate --camera` "
+        "scores it on others.",
         "- The person is what differs between the two images: other changes of the scene are in "
         "the mask, and a person in the colours of the background is not.",
     ]

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
-from model.errors import ModelError
+from maskdepth.model.errors import ModelError
 
 
 def compile_once(

@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from pydantic import AfterValidator, Field, model_validator
 
-from convert.errors import DataError, OptionError
-from convert.files import read_regular
-from convert.limits import LARGEST_BATCH, MOST_WORKERS
-from convert.schema import Count, Items, Positive, Schema, one_of, parse_table
-from model.errors import ModelError
-from model.files import replace_bytes
-from model.precision import AMP, COMPILE, CUDA_GRAPHS
-from model.recipe import WIDEST, Recipe, Stage
-from model.training.logs import LOGS
-from model.training.steps import StepSize
+from maskdepth.convert.errors import DataError, OptionError
+from maskdepth.convert.files import read_regular
+from maskdepth.convert.limits import LARGEST_BATCH, MOST_WORKERS
+from maskdepth.convert.schema import Count, Items, Positive, Schema, one_of, parse_table
+from maskdepth.model.errors import ModelError
+from maskdepth.model.files import replace_bytes
+from maskdepth.model.precision import AMP, COMPILE, CUDA_GRAPHS
+from maskdepth.model.recipe import WIDEST, Recipe, Stage
+from maskdepth.model.training.logs import LOGS
+from maskdepth.model.training.steps import StepSize
 
 CHANGEABLE = (
     "shards", "engine", "device", "workers", "max_bad", "check",

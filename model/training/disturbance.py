@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.contract import Batch
-from model.errors import ModelError
-from model.inference.registration import register
+from maskdepth.model.contract import Batch
+from maskdepth.model.errors import ModelError
+from maskdepth.model.inference.registration import register
 
 REFERENCE_SIDE = 224
 """Movements are given in pixels of an image with this side; larger images move further."""

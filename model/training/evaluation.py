@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model.checkpoint import NetworkInfo
-from model.contract import Batch, Inputs, Loader, Preprocessor
-from model.losses import depth_values
-from model.metrics import (
+from maskdepth.model.checkpoint import NetworkInfo
+from maskdepth.model.contract import Batch, Inputs, Loader, Preprocessor
+from maskdepth.model.losses import depth_values
+from maskdepth.model.metrics import (
     SUM_COLUMNS,
     SampleTable,
     Scores,
@@ -26,14 +26,19 @@ from model.metrics import (
     sample_scores,
     sample_sums,
 )
-from model.pictures import Example
-from model.precision import Precision
-from model.training.compiling import compiled_if
-from model.training.disturbance import UNDISTURBED, align_backgrounds, disturb, load_disturbance
-from model.training.progress import with_progress
-from model.training.report import EXAMPLES, ROWS, Evaluation
-from model.training.trainer import StageData, StageTrainer
-from model.unet import Decode, DualDecoderUNet
+from maskdepth.model.pictures import Example
+from maskdepth.model.precision import Precision
+from maskdepth.model.training.compiling import compiled_if
+from maskdepth.model.training.disturbance import (
+    UNDISTURBED,
+    align_backgrounds,
+    disturb,
+    load_disturbance,
+)
+from maskdepth.model.training.progress import with_progress
+from maskdepth.model.training.report import EXAMPLES, ROWS, Evaluation
+from maskdepth.model.training.trainer import StageData, StageTrainer
+from maskdepth.model.unet import Decode, DualDecoderUNet
 
 
 class Prediction(NamedTuple):

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import click
 
-from convert.files import temporary_of
-from convert.found import DATA_SET, SHARDS, found_at, is_of_system
-from model.errors import ModelError
-from model.training.config import RunConfig, read_config, resumed_config
-from model.training.logs import IDS
+from maskdepth.convert.files import temporary_of
+from maskdepth.convert.found import DATA_SET, SHARDS, found_at, is_of_system
+from maskdepth.convert.program import TRAIN
+from maskdepth.model.errors import ModelError
+from maskdepth.model.training.config import RunConfig, read_config, resumed_config
+from maskdepth.model.training.logs import IDS
 
 CONFIG, LAST, BEST, METRICS = "config.json", "last.pt", "best.safetensors", "metrics.csv"
 CURVES, PREDICTIONS, TRACE = "curves.png", "predictions.png", "trace.json.gz"
@@ -60,7 +61,7 @@ def require_run(folder: Path) -> None:
     """Raise ModelError unless a folder has the configuration of a run."""
     if not (folder / CONFIG).exists():
         raise ModelError(
-            f"{folder}: found {found_at(folder)}, expected a RUN_DIR, which `train.py fit` has "
+            f"{folder}: found {found_at(folder)}, expected a RUN_DIR, which `{TRAIN} fit` has "
             "written; name that"
         )
 

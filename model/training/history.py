@@ -7,9 +7,9 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from model.contract import PRIOR
-from model.files import replace_bytes
-from model.training.report import DEPTH_FIGURES
+from maskdepth.model.contract import PRIOR
+from maskdepth.model.files import replace_bytes
+from maskdepth.model.training.report import DEPTH_FIGURES
 
 EpochRow = dict[str, float | None]
 """One row of metrics.csv."""

@@ -14,9 +14,9 @@ from uuid import uuid4
 import numpy as np
 from pydantic import Field
 
-from convert.schema import Schema
-from model.errors import ModelError
-from model.files import replace_bytes
+from maskdepth.convert.schema import Schema
+from maskdepth.model.errors import ModelError
+from maskdepth.model.files import replace_bytes
 
 PROJECT = "maskdepth"
 """The project of W&B, and the experiment of MLflow, unless theirs is set in the environment."""

@@ -6,23 +6,23 @@ from functools import partial
 
 import torch
 
-from model.checkpoint import channel_statistics
-from model.contract import Loader
-from model.distributed import require_same, share_batch_norm
-from model.precision import choose_compile
-from model.training.config import RunConfig
-from model.training.evaluation import validate
-from model.training.history import EpochRow, epoch_line
-from model.training.pace import Plan
-from model.training.profiling import StepProfile
-from model.training.progress import Elapsed, EpochMeter
-from model.training.provenance import require_fingerprint
-from model.training.reporter import Reporter, listing_skipped
-from model.training.run import Run
-from model.training.state import Position
-from model.training.steps import EpochSteps
-from model.training.trainer import OpenStage, StageData, StageTrainer
-from model.unet import DualDecoderUNet
+from maskdepth.model.checkpoint import channel_statistics
+from maskdepth.model.contract import Loader
+from maskdepth.model.distributed import require_same, share_batch_norm
+from maskdepth.model.precision import choose_compile
+from maskdepth.model.training.config import RunConfig
+from maskdepth.model.training.evaluation import validate
+from maskdepth.model.training.history import EpochRow, epoch_line
+from maskdepth.model.training.pace import Plan
+from maskdepth.model.training.profiling import StepProfile
+from maskdepth.model.training.progress import Elapsed, EpochMeter
+from maskdepth.model.training.provenance import require_fingerprint
+from maskdepth.model.training.reporter import Reporter, listing_skipped
+from maskdepth.model.training.run import Run
+from maskdepth.model.training.state import Position
+from maskdepth.model.training.steps import EpochSteps
+from maskdepth.model.training.trainer import OpenStage, StageData, StageTrainer
+from maskdepth.model.unet import DualDecoderUNet
 
 
 def new_network(config: RunConfig, device: torch.device) -> DualDecoderUNet:

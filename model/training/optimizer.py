@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from convert.schema import Items, Schema
-from model.recipe import Recipe, Stage
-from model.unet import DualDecoderUNet
+from maskdepth.convert.schema import Items, Schema
+from maskdepth.model.recipe import Recipe, Stage
+from maskdepth.model.unet import DualDecoderUNet
 
 
 def make_optimizer(network: DualDecoderUNet, recipe: Recipe, stage: Stage) -> Optimizer:

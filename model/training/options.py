@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 
 import click
 
-from convert import errors
-from convert.limits import MOST_WORKERS
-from model.precision import AMP, COMPILE
-from model.recipe import RECIPES, WIDEST
-from model.training.disturbance import load_disturbance
-from model.training.logs import LOGS
+from maskdepth.convert import errors
+from maskdepth.convert.limits import MOST_WORKERS
+from maskdepth.model.precision import AMP, COMPILE
+from maskdepth.model.recipe import RECIPES, WIDEST
+from maskdepth.model.training.disturbance import load_disturbance
+from maskdepth.model.training.logs import LOGS
 
 Command = TypeVar("Command", bound=Callable[..., object])
 Decorator = Callable[[Command], Command]

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from model.recipe import Recipe, Stage
-from model.training.config import RunConfig
-from model.training.state import Position
-from model.training.steps import EpochSteps
+from maskdepth.model.recipe import Recipe, Stage
+from maskdepth.model.training.config import RunConfig
+from maskdepth.model.training.state import Position
+from maskdepth.model.training.steps import EpochSteps
 
 MEASURED_S = 5.0
 """Seconds of training in a stage before an estimate rests on them."""

@@ -15,7 +15,7 @@ import torch
 from torch.profiler import profile, record_function, schedule
 from tqdm import tqdm
 
-from model.files import replace_file
+from maskdepth.model.files import replace_file
 
 WARM_UP = 3
 """Steps of an epoch before the first that is recorded; in the last of them the profiler runs."""

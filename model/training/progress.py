@@ -13,11 +13,11 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from model.contract import Batch, Loader
-from model.distributed import is_distributed
-from model.errors import ModelError
-from model.training.profiling import phase_range
-from model.unet import DualDecoderUNet
+from maskdepth.model.contract import Batch, Loader
+from maskdepth.model.distributed import is_distributed
+from maskdepth.model.errors import ModelError
+from maskdepth.model.training.profiling import phase_range
+from maskdepth.model.unet import DualDecoderUNet
 
 READ_EVERY_S = 1.0
 """Reading the loss makes the host wait for the device: at most once per this many seconds."""

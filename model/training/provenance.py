@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from model.checkpoint import NetworkInfo
-from model.contract import DataSummary, Layout
-from model.errors import ModelError
-from model.training.config import DataConfig
+from maskdepth.model.checkpoint import NetworkInfo
+from maskdepth.model.contract import DataSummary, Layout
+from maskdepth.model.errors import ModelError
+from maskdepth.model.training.config import DataConfig
 
 SplitIndices = Callable[[str], tuple[np.ndarray, np.ndarray]]
 

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from convert.outputs import mark_of
-from model.checkpoint import NetworkInfo
-from model.contract import PRIOR, Loader, about_depth
-from model.files import replace_bytes
-from model.metrics import (
+from maskdepth.convert.outputs import mark_of
+from maskdepth.model.checkpoint import NetworkInfo
+from maskdepth.model.contract import PRIOR, Loader, about_depth
+from maskdepth.model.files import replace_bytes
+from maskdepth.model.metrics import (
     DIFFERENCE_LEVELS,
     VALID_DEPTH,
     GroupSpread,
@@ -21,9 +21,9 @@ from model.metrics import (
     group_spread,
     sample_scores,
 )
-from model.pictures import Example, draw_predictions
-from model.training.disturbance import load_disturbance
-from model.training.provenance import count_seen
+from maskdepth.model.pictures import Example, draw_predictions
+from maskdepth.model.training.disturbance import load_disturbance
+from maskdepth.model.training.provenance import count_seen
 
 FIGURES = {
     "mask_bce": "mask BCE",

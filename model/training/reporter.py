@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from model.contract import PRIOR, Inputs, Loader, about_depth
-from model.errors import ModelError
-from model.training.evaluation import Prediction
-from model.training.logs import LOGS, Log, LoggedRun, require_installed
-from model.training.pace import Pace, Plan, duration
-from model.training.report import DEPTH_FIGURES
-from model.training.state import Position
+from maskdepth.model.contract import PRIOR, Inputs, Loader, about_depth
+from maskdepth.model.errors import ModelError
+from maskdepth.model.training.evaluation import Prediction
+from maskdepth.model.training.logs import LOGS, Log, LoggedRun, require_installed
+from maskdepth.model.training.pace import Pace, Plan, duration
+from maskdepth.model.training.report import DEPTH_FIGURES
+from maskdepth.model.training.state import Position
 
 PICTURE_ROWS = 4
 """Samples in a picture."""

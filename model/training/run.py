@@ -13,24 +13,24 @@ from typing import Any
 
 import click
 
-from model.checkpoint import (
+from maskdepth.model.checkpoint import (
     ChannelStatistics,
     NetworkInfo,
     load_network,
     load_weights,
     save_weights,
 )
-from model.contract import about_depth
-from model.errors import ModelError
-from model.metrics import Scores
-from model.pictures import draw_curves
-from model.recipe import Stage
-from model.training.config import OWN_ORDER, RunConfig, write_config
-from model.training.folder import BEST, CONFIG, CURVES, LAST, METRICS, say_that_it_starts
-from model.training.history import EpochRow, write_history
-from model.training.progress import Elapsed, not_finite
-from model.training.saving import BackgroundWriter, copy_to_host
-from model.training.state import (
+from maskdepth.model.contract import about_depth
+from maskdepth.model.errors import ModelError
+from maskdepth.model.metrics import Scores
+from maskdepth.model.pictures import draw_curves
+from maskdepth.model.recipe import Stage
+from maskdepth.model.training.config import OWN_ORDER, RunConfig, write_config
+from maskdepth.model.training.folder import BEST, CONFIG, CURVES, LAST, METRICS, say_that_it_starts
+from maskdepth.model.training.history import EpochRow, write_history
+from maskdepth.model.training.progress import Elapsed, not_finite
+from maskdepth.model.training.saving import BackgroundWriter, copy_to_host
+from maskdepth.model.training.state import (
     Position,
     RunState,
     StageState,
@@ -39,7 +39,7 @@ from model.training.state import (
     save_state,
     set_generators,
 )
-from model.unet import DualDecoderUNet
+from maskdepth.model.unet import DualDecoderUNet
 
 
 @dataclass(kw_only=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_any, tree_map_only
 
-from convert.interrupts import interrupt_later
+from maskdepth.convert.interrupts import interrupt_later
 
 T = TypeVar("T")
 

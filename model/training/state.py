@@ -14,10 +14,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from convert.schema import AnyFloat, Count, Items, Positive, Schema
-from model.errors import ModelError
-from model.files import load_plain, replace_bytes
-from model.recipe import Recipe
+from maskdepth.convert.program import TRAIN
+from maskdepth.convert.schema import AnyFloat, Count, Items, Positive, Schema
+from maskdepth.model.errors import ModelError
+from maskdepth.model.files import load_plain, replace_bytes
+from maskdepth.model.recipe import Recipe
 
 
 class Position(NamedTuple):
@@ -131,7 +132,7 @@ def load_state(path: Path) -> dict[str, object]:
     """Read what `save_state` wrote. Raises ModelError."""
     state = load_plain(path)
     if not isinstance(state, dict) or not {"position", "generators"} <= state.keys():
-        raise ModelError(f"{path}: not the state of a run; expected what `train.py fit` writes")
+        raise ModelError(f"{path}: not the state of a run; expected what `{TRAIN} fit` writes")
     return state
 
 

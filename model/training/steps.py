@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from model.contract import Batch
-from model.recipe import Stage
+from maskdepth.model.contract import Batch
+from maskdepth.model.recipe import Stage
 
 
 class StepSize(NamedTuple):

@@ -11,21 +11,21 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from model.contract import Batch, Inputs, Loader, NoPhases, PhaseTimer, Preprocessor
-from model.distributed import count_ranks, without_exchange, wrap_network
-from model.errors import ModelError
-from model.losses import training_loss
-from model.precision import Precision, choose_compile, precision_for
-from model.recipe import Recipe, Stage
-from model.training.compiling import compile_once, compiled_if
-from model.training.config import RunConfig
-from model.training.optimizer import load_optimizer, load_scaler, make_optimizer
-from model.training.profiling import phase_range
-from model.training.progress import Elapsed, RunningLoss, require_finite_weights
-from model.training.run import Run
-from model.training.state import StageState
-from model.training.steps import StepSize, split_batch
-from model.unet import DualDecoderUNet
+from maskdepth.model.contract import Batch, Inputs, Loader, NoPhases, PhaseTimer, Preprocessor
+from maskdepth.model.distributed import count_ranks, without_exchange, wrap_network
+from maskdepth.model.errors import ModelError
+from maskdepth.model.losses import training_loss
+from maskdepth.model.precision import Precision, choose_compile, precision_for
+from maskdepth.model.recipe import Recipe, Stage
+from maskdepth.model.training.compiling import compile_once, compiled_if
+from maskdepth.model.training.config import RunConfig
+from maskdepth.model.training.optimizer import load_optimizer, load_scaler, make_optimizer
+from maskdepth.model.training.profiling import phase_range
+from maskdepth.model.training.progress import Elapsed, RunningLoss, require_finite_weights
+from maskdepth.model.training.run import Run
+from maskdepth.model.training.state import StageState
+from maskdepth.model.training.steps import StepSize, split_batch
+from maskdepth.model.unet import DualDecoderUNet
 
 
 class StageData(NamedTuple):

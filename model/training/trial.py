@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 import torch
 
-from convert.errors import DataError
-from model.contract import Batch
-from model.training.run import Run
-from model.training.trainer import OpenStage, StageData, StageTrainer
-from model.unet import DualDecoderUNet
+from maskdepth.convert.errors import DataError
+from maskdepth.model.contract import Batch
+from maskdepth.model.training.run import Run
+from maskdepth.model.training.trainer import OpenStage, StageData, StageTrainer
+from maskdepth.model.unet import DualDecoderUNet
 
 WARM_UP_S, TIMED_S = 0.5, 1.0
 """Seconds before the clock starts, with compilation and the first batches; and of the clock."""

@@ -14,5 +14,5 @@ def forked_contenders(monkeypatch: pytest.MonkeyPatch) -> None:
     Benchmarks start new processes: in a fork, pages of libraries would not count as memory.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.harness.ours"])
-    monkeypatch.setattr("benchmarks.harness.contender._CONTEXT", context)
+    context.set_forkserver_preload(["maskdepth.benchmarks.harness.ours"])
+    monkeypatch.setattr("maskdepth.benchmarks.harness.contender._CONTEXT", context)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from benchmarks.__main__ import main
+from maskdepth.benchmarks.__main__ import main
 
 
 def run_benchmark(folder: Path, *arguments: object) -> Path:

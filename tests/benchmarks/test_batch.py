@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from click.testing import CliRunner
 
-from benchmarks.__main__ import main
-from benchmarks.batch import ALL_STEPS, BATCH_SIZE, FLOOR, Steps
-from benchmarks.harness.results import read_result
-from convert.layout import FIELDS
-from convert.pack import PackConfig, pack
-from convert.shards import Shards
-from loaders import build_loader
+from maskdepth.benchmarks.__main__ import main
+from maskdepth.benchmarks.batch import ALL_STEPS, BATCH_SIZE, FLOOR, Steps
+from maskdepth.benchmarks.harness.results import read_result
+from maskdepth.convert.layout import FIELDS
+from maskdepth.convert.pack import PackConfig, pack
+from maskdepth.convert.shards import Shards
+from maskdepth.loaders import build_loader
 from tests.benchmarks.running import run_benchmark
 
 

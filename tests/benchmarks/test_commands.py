@@ -14,23 +14,23 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-import train
-from benchmarks.__main__ import main
-from benchmarks.compose import compare
-from benchmarks.estimate import work
-from benchmarks.harness.contender import _on_device
-from benchmarks.harness.images import Images
-from benchmarks.harness.options import Loading
-from benchmarks.harness.ours import our_contenders
-from benchmarks.harness.results import CaseResult, read_result
-from benchmarks.harness.timing import interleave
-from convert.dataset.compose import compose
-from convert.errors import DataError
-from convert.pack import pack
-from convert.source import read_source
-from loaders import read_layout, split_indices
-from model.recipe import Stage
-from model.unet import PARTS
+from maskdepth import train
+from maskdepth.benchmarks.__main__ import main
+from maskdepth.benchmarks.compose import compare
+from maskdepth.benchmarks.estimate import work
+from maskdepth.benchmarks.harness.contender import _on_device
+from maskdepth.benchmarks.harness.images import Images
+from maskdepth.benchmarks.harness.options import Loading
+from maskdepth.benchmarks.harness.ours import our_contenders
+from maskdepth.benchmarks.harness.results import CaseResult, read_result
+from maskdepth.benchmarks.harness.timing import interleave
+from maskdepth.convert.dataset.compose import compose
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.pack import pack
+from maskdepth.convert.source import read_source
+from maskdepth.loaders import read_layout, split_indices
+from maskdepth.model.recipe import Stage
+from maskdepth.model.unet import PARTS
 from tests.benchmarks.running import run_benchmark
 
 
@@ -45,7 +45,7 @@ def measure(tmp_path: Path, *arguments: object) -> dict[str, Any]:
 def test_convert_and_codecs(
     dataset: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("benchmarks.convert.interleave", partial(interleave, warmup=0))
+    monkeypatch.setattr("maskdepth.benchmarks.convert.interleave", partial(interleave, warmup=0))
     found = measure(tmp_path, "convert", dataset, "--samples", 20, "--repeats", 1, "--workers", 1)
     assert {"ours, FFCV file", "floor: read and decode"} <= set(found["cases"])
     for case in found["cases"].values():
@@ -62,7 +62,7 @@ def test_convert_and_codecs(
 
 @pytest.mark.slow
 def test_compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.compose.interleave", partial(interleave, warmup=0))
+    monkeypatch.setattr("maskdepth.benchmarks.compose.interleave", partial(interleave, warmup=0))
     one = ["--backgrounds", 1, "--foregrounds", 1, "--repeats", 1, "--workers", 0]
     found = measure(tmp_path, "compose", *one, "--scratch", tmp_path)
     assert found["arguments"]["samples"] == "40"
@@ -155,7 +155,7 @@ def test_parity_reports_every_contender_and_fails(
         first, *others = (contender.name for contender in contenders)
         return {first: right}, dict.fromkeys(others, "differs by 9 levels")
 
-    monkeypatch.setattr("benchmarks.loader.race", race)
+    monkeypatch.setattr("maskdepth.benchmarks.loader.race", race)
     out = tmp_path / "parity.json"
     done = CliRunner().invoke(main, ["parity", str(shards), "--json", str(out)])
     assert done.exit_code == 2
@@ -208,7 +208,9 @@ def test_trainings_are_refused_before_they_begin(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for module in ("speedrun", "recipes"):
-        monkeypatch.setattr(f"benchmarks.{module}.baselines", lambda data: pytest.fail("begun"))
+        monkeypatch.setattr(
+            f"maskdepth.benchmarks.{module}.baselines", lambda data: pytest.fail("begun")
+        )
     result = CliRunner().invoke(main, [command, str(shards), *map(str, options)])
     assert result.exit_code == 2
     assert message in result.output

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.__main__ import main
-from benchmarks.harness.results import CaseResult, Load, Result, make_result
-from benchmarks.harness.timing import Repeat
+from maskdepth.benchmarks.__main__ import main
+from maskdepth.benchmarks.harness.results import CaseResult, Load, Result, make_result
+from maskdepth.benchmarks.harness.timing import Repeat
 
 RATES = (900.0, 1000.0, 1100.0)
 IDLE = Load(before=0.1, after=2.0, others=0.0, machine_cores=2)

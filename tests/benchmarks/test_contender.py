@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.harness.contender import (
+from maskdepth.benchmarks.harness.contender import (
     Contender,
     Epochs,
     Isolated,
@@ -23,10 +23,10 @@ from benchmarks.harness.contender import (
     _serve,
     race,
 )
-from benchmarks.harness.images import Images, Scale, Truth, WrongImages, check, read_truth
-from benchmarks.harness.options import Loading
-from convert.shards import Shards
-from loaders import build_loader
+from maskdepth.benchmarks.harness.images import Images, Scale, Truth, WrongImages, check, read_truth
+from maskdepth.benchmarks.harness.options import Loading
+from maskdepth.convert.shards import Shards
+from maskdepth.loaders import build_loader
 
 SCALE = Scale(mask_threshold=1)
 
@@ -142,7 +142,7 @@ def test_repeated_records_show_the_same_images(
     shards: Path, tmp_path: Path, need_engine: Callable[[str], None]
 ) -> None:
     need_engine("ffcv")
-    from benchmarks.harness.repeated import write_repeated
+    from maskdepth.benchmarks.harness.repeated import write_repeated
 
     assert write_repeated(shards, tmp_path / "many", 1003) == 1000
     options = {"batch_size": 200, "shuffle": False, "rank": 0, "world_size": 1}
@@ -167,7 +167,7 @@ def test_a_process_that_is_interrupted_while_it_opens_is_ended(
     pipe.poll.side_effect = SystemExit(143)
     process.is_alive.return_value = True
     context.Pipe.return_value = (pipe, Mock())
-    monkeypatch.setattr("benchmarks.harness.contender._CONTEXT", context)
+    monkeypatch.setattr("maskdepth.benchmarks.harness.contender._CONTEXT", context)
     with pytest.raises(SystemExit):
         Isolated(Mock())
     pipe.close.assert_called_once_with()
@@ -179,7 +179,7 @@ def test_a_process_whose_parent_was_interrupted_ends_silently(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("os.dup2", "torch.set_num_threads"):  # of the process of a contender
-        monkeypatch.setattr(f"benchmarks.harness.contender.{name}", lambda *_: None)
+        monkeypatch.setattr(f"maskdepth.benchmarks.harness.contender.{name}", lambda *_: None)
     pipe = Mock()
     pipe.send.side_effect = BrokenPipeError
     _serve(pipe, contender("ours"))

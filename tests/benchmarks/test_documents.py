@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.harness.results import read_results
-from benchmarks.report.figures import Figure
-from benchmarks.report.page import all_figures, insert
+from maskdepth.benchmarks.harness.results import read_results
+from maskdepth.benchmarks.report.figures import Figure
+from maskdepth.benchmarks.report.page import all_figures, insert
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"

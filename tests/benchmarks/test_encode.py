@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.codecs import gray_transform
-from benchmarks.encode import ALL_STEPS
-from benchmarks.harness.results import read_result
-from convert.errors import DataError
+from maskdepth.benchmarks.codecs import gray_transform
+from maskdepth.benchmarks.encode import ALL_STEPS
+from maskdepth.benchmarks.harness.results import read_result
+from maskdepth.convert.errors import DataError
 from tests.benchmarks.running import run_benchmark
 
 

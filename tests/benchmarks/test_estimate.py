@@ -6,12 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.estimate import HOST_US, Counts, count, find_limit, measured_host_us, times_us
-from benchmarks.harness.gpus import GPUS, Gpu
-from benchmarks.harness.results import CaseResult, make_result
-from benchmarks.harness.steps import make_stage
-from benchmarks.harness.timing import Repeat
-from convert.errors import DataError
+from maskdepth.benchmarks.estimate import (
+    HOST_US,
+    Counts,
+    count,
+    find_limit,
+    measured_host_us,
+    times_us,
+)
+from maskdepth.benchmarks.harness.gpus import GPUS, Gpu
+from maskdepth.benchmarks.harness.results import CaseResult, make_result
+from maskdepth.benchmarks.harness.steps import make_stage
+from maskdepth.benchmarks.harness.timing import Repeat
+from maskdepth.convert.errors import DataError
 
 SLOW = Gpu(tflops_float=1, tflops_half=1, memory_gb_s=1)
 FAST = Gpu(tflops_float=1e6, tflops_half=1e6, memory_gb_s=1e6)

@@ -12,17 +12,17 @@ import psutil
 import pytest
 from click.testing import CliRunner, Result
 
-import convert.__main__
-import train
-from benchmarks.__main__ import main
-from benchmarks.gpu_check import join_epochs, select
-from benchmarks.harness import checks as harness
-from benchmarks.harness import plan as plans
-from benchmarks.harness.checks import Check, last_error
-from benchmarks.harness.plan import Drawn, Plan
-from benchmarks.harness.results import CaseResult, make_result, read_result
-from benchmarks.report.page import PAGE
-from convert.errors import DataError
+import maskdepth.convert.__main__ as convert
+from maskdepth import train
+from maskdepth.benchmarks.__main__ import main
+from maskdepth.benchmarks.gpu_check import join_epochs, select
+from maskdepth.benchmarks.harness import checks as harness
+from maskdepth.benchmarks.harness import plan as plans
+from maskdepth.benchmarks.harness.checks import Check, last_error
+from maskdepth.benchmarks.harness.plan import Drawn, Plan
+from maskdepth.benchmarks.harness.results import CaseResult, make_result, read_result
+from maskdepth.benchmarks.report.page import PAGE
+from maskdepth.convert.errors import DataError
 
 
 def plan(samples: int = 40_000) -> Plan:
@@ -154,20 +154,18 @@ def test_without_a_gpu_it_says_so(device: tuple[str, ...], monkeypatch: pytest.M
 
 
 def test_options_of_all_checks_exist() -> None:
-    groups: dict[str, Any] = {"benchmarks": main, "convert": convert.__main__.main}
+    groups: dict[str, Any] = {"bench": main, "convert": convert.main, "train": train.main}
     for samples in (40_000, 200):
         some = plan(samples)
         for check in (*some.preparation(), *some.checks()):
             _, *words = check.command
             if words[:2] == ["-m", "pytest"]:
                 continue
-            group: Any = train.main
-            if words[0] == "-m":
-                group = groups[words[1]]
-                del words[0]
-            command = group.get_command(click.Context(group), words[1])
-            options = [*words[2:], *(["--json", "result.json"] * check.measures)]
-            command.make_context(words[1], options)
+            assert words[:2] == ["-m", "maskdepth"]
+            group = groups[words[2]]
+            command = group.get_command(click.Context(group), words[3])
+            options = [*words[4:], *(["--json", "result.json"] * check.measures)]
+            command.make_context(words[3], options)
 
 
 def test_missing_engines_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity
 
-from benchmarks.harness import nvjpeg, nvml
-from benchmarks.harness.nvml import GIB, Idle, added_gib, before_use, open_nvml
-from benchmarks.harness.results import Accelerator, Machine
-from benchmarks.harness.traces import busy_s, host_to_device, trace
+from maskdepth.benchmarks.harness import nvjpeg, nvml
+from maskdepth.benchmarks.harness.nvml import GIB, Idle, added_gib, before_use, open_nvml
+from maskdepth.benchmarks.harness.results import Accelerator, Machine
+from maskdepth.benchmarks.harness.traces import busy_s, host_to_device, trace
 
 GPU = torch.device("cuda:0")
 UUID = "8b1a6f2e-0000-0000-0000-000000000000"

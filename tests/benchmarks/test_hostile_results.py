@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.__main__ import main
-from benchmarks.harness.results import CaseResult, make_result, read_result
-from benchmarks.harness.timing import Repeat
-from benchmarks.report.markdown import escape
-from benchmarks.report.page import PAGE
+from maskdepth.benchmarks.__main__ import main
+from maskdepth.benchmarks.harness.results import CaseResult, make_result, read_result
+from maskdepth.benchmarks.harness.timing import Repeat
+from maskdepth.benchmarks.report.markdown import escape
+from maskdepth.benchmarks.report.page import PAGE
 
 MARKS = "<!-- codecs:begin -->\n<!-- codecs:end -->\n"
 HOSTILE = (

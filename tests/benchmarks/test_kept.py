@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.harness import load as watching
-from benchmarks.harness.load import watch_load
-from benchmarks.harness.options import DATASET, REPEATS, SHARDS, Decorator, command, keep
-from benchmarks.harness.results import CaseResult, Load, Result, make_result, read_result
-from benchmarks.harness.timing import Repeat
-from benchmarks.report import about
+from maskdepth.benchmarks.harness import load as watching
+from maskdepth.benchmarks.harness.load import watch_load
+from maskdepth.benchmarks.harness.options import DATASET, REPEATS, SHARDS, Decorator, command, keep
+from maskdepth.benchmarks.harness.results import CaseResult, Load, Result, make_result, read_result
+from maskdepth.benchmarks.harness.timing import Repeat
+from maskdepth.benchmarks.report import about
 
 
 def rounds(count: int) -> Result:

@@ -9,8 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.harness.images import Images, Scale, Truth, WrongImages, allowed_levels, check
-from convert.dataset.scenes import draw_background
+from maskdepth.benchmarks.harness.images import (
+    Images,
+    Scale,
+    Truth,
+    WrongImages,
+    allowed_levels,
+    check,
+)
+from maskdepth.convert.dataset.scenes import draw_background
 from tests import nvjpeg
 from tests.composites import as_jpeg, rough, smooth, with_person
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.peers import dali
+from maskdepth.benchmarks.peers import dali
 
 
 @pytest.mark.parametrize("at_once", [False, True])

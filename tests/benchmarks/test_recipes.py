@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.estimate import optimizer_work, step_pflop, work
-from benchmarks.recipes import Data, baselines, follow
-from benchmarks.speedrun import Goal, run_recipe
-from loaders import read_layout, split_indices
-from model import DualDecoderUNet
-from model.recipe import RECIPES, Recipe, Stage
+from maskdepth.benchmarks.estimate import optimizer_work, step_pflop, work
+from maskdepth.benchmarks.recipes import Data, baselines, follow
+from maskdepth.benchmarks.speedrun import Goal, run_recipe
+from maskdepth.loaders import read_layout, split_indices
+from maskdepth.model import DualDecoderUNet
+from maskdepth.model.recipe import RECIPES, Recipe, Stage
 
 
 def test_work_of_a_stage_is_that_of_the_description() -> None:
@@ -34,7 +34,7 @@ def test_a_recipe_is_trained_and_scored(
 ) -> None:
     need_engine("dali")
     clock = itertools.count()  # a second for each call: each step takes one
-    monkeypatch.setattr("benchmarks.recipes.time.process_time", lambda: next(clock))
+    monkeypatch.setattr("maskdepth.benchmarks.recipes.time.process_time", lambda: next(clock))
     train, val = split_indices(read_layout(shards), "random")
     data = Data(shards=shards, engine="dali", train=train, scored=np.sort(val)[:6], batch_size=4)
     stages = (

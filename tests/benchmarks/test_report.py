@@ -18,13 +18,19 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure as Canvas
 from PIL import Image
 
-from benchmarks.__main__ import main
-from benchmarks.harness.results import Accelerator, CaseResult, Result, make_result, read_result
-from benchmarks.harness.timing import Repeat
-from benchmarks.report import about, plots, scores, tables
-from benchmarks.report.figures import Figure, figures_of
-from benchmarks.report.page import PAGE, all_figures
-from convert.errors import DataError
+from maskdepth.benchmarks.__main__ import main
+from maskdepth.benchmarks.harness.results import (
+    Accelerator,
+    CaseResult,
+    Result,
+    make_result,
+    read_result,
+)
+from maskdepth.benchmarks.harness.timing import Repeat
+from maskdepth.benchmarks.report import about, plots, scores, tables
+from maskdepth.benchmarks.report.figures import Figure, figures_of
+from maskdepth.benchmarks.report.page import PAGE, all_figures
+from maskdepth.convert.errors import DataError
 
 
 def repeats(rate: float, cpu_us: float = 300.0) -> list[Repeat]:

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.__main__ import main
-from benchmarks.harness.results import read_result
-from benchmarks.report import about, tables
-from benchmarks.storage import cached_share, list_files, pieces, read_rate
-from convert.errors import DataError
+from maskdepth.benchmarks.__main__ import main
+from maskdepth.benchmarks.harness.results import read_result
+from maskdepth.benchmarks.report import about, tables
+from maskdepth.benchmarks.storage import cached_share, list_files, pieces, read_rate
+from maskdepth.convert.errors import DataError
 from tests.benchmarks.running import run_benchmark
 
 

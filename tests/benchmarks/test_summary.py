@@ -8,10 +8,10 @@ import pytest
 from matplotlib import pyplot
 from matplotlib.text import Text
 
-from benchmarks.harness.results import CaseResult, Result, make_result, read_results
-from benchmarks.harness.timing import Repeat
-from benchmarks.report import about, plots, summary, tables
-from benchmarks.report.figures import figures_of
+from maskdepth.benchmarks.harness.results import CaseResult, Result, make_result, read_results
+from maskdepth.benchmarks.harness.timing import Repeat
+from maskdepth.benchmarks.report import about, plots, summary, tables
+from maskdepth.benchmarks.report.figures import figures_of
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 FLOOR = "floor: libjpeg-turbo alone"

@@ -21,13 +21,13 @@ import psutil
 import pytest
 import torch
 
-from benchmarks.epoch import Epochs, efficiency, stall
-from benchmarks.harness import resources as meter
-from benchmarks.harness import sampler, timing
-from benchmarks.harness.results import CaseResult, Result, Spread, make_result
-from benchmarks.harness.timing import Phases, Repeat, interleave, time_once
-from benchmarks.report.tables import timed
-from loaders import Batch
+from maskdepth.benchmarks.epoch import Epochs, efficiency, stall
+from maskdepth.benchmarks.harness import resources as meter
+from maskdepth.benchmarks.harness import sampler, timing
+from maskdepth.benchmarks.harness.results import CaseResult, Result, Spread, make_result
+from maskdepth.benchmarks.harness.timing import Phases, Repeat, interleave, time_once
+from maskdepth.benchmarks.report.tables import timed
+from maskdepth.loaders import Batch
 
 
 class FakeTime:

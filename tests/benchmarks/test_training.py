@@ -8,13 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.estimate import count, work
-from benchmarks.harness.gpus import GPUS, find_gpu, peak_tflops
-from benchmarks.harness.steps import OriginalStep, OurStep, Setup, gflop_per_sample, make_stage
-from benchmarks.harness.timing import Phases
-from benchmarks.simulate import walk
-from loaders import Batch, build_loader
-from model.precision import Precision, choose_precision, precision_for
+from maskdepth.benchmarks.estimate import count, work
+from maskdepth.benchmarks.harness.gpus import GPUS, find_gpu, peak_tflops
+from maskdepth.benchmarks.harness.steps import (
+    OriginalStep,
+    OurStep,
+    Setup,
+    gflop_per_sample,
+    make_stage,
+)
+from maskdepth.benchmarks.harness.timing import Phases
+from maskdepth.benchmarks.simulate import walk
+from maskdepth.loaders import Batch, build_loader
+from maskdepth.model.precision import Precision, choose_precision, precision_for
 
 
 def setup_for(dataset: Path, kind: str) -> tuple[Setup, Batch]:

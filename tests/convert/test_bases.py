@@ -16,13 +16,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from convert.errors import RecordError
-from convert.jpeg.coefficients import read_coefficients
-from convert.manifest import Manifest
-from convert.pack import PackConfig, pack
-from convert.shards import Shards
-from convert.verify import verify
-from loaders import build_loader
+from maskdepth.convert.errors import RecordError
+from maskdepth.convert.jpeg.coefficients import read_coefficients
+from maskdepth.convert.manifest import Manifest
+from maskdepth.convert.pack import PackConfig, pack
+from maskdepth.convert.shards import Shards
+from maskdepth.convert.verify import verify
+from maskdepth.loaders import build_loader
 from tests import damage
 from tests.composites import (
     Encode,

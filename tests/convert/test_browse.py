@@ -18,10 +18,10 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from convert.__main__ import main
-from convert.browse import write_page
-from convert.manifest import read_manifest, write_manifest
-from convert.shards import Shards
+from maskdepth.convert.__main__ import main
+from maskdepth.convert.browse import write_page
+from maskdepth.convert.manifest import read_manifest, write_manifest
+from maskdepth.convert.shards import Shards
 
 
 class Page(HTMLParser):

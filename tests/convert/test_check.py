@@ -16,13 +16,13 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from convert.__main__ import main
-from convert.check import check, summarise
-from convert.errors import DataError, RecordError
-from convert.manifest import MANIFEST
-from convert.metadata import KNOWN
-from convert.names import FOLDERS, Problem
-from convert.pack import PackConfig, pack
+from maskdepth.convert.__main__ import main
+from maskdepth.convert.check import check, summarise
+from maskdepth.convert.errors import DataError, RecordError
+from maskdepth.convert.manifest import MANIFEST
+from maskdepth.convert.metadata import KNOWN
+from maskdepth.convert.names import FOLDERS, Problem
+from maskdepth.convert.pack import PackConfig, pack
 from tests.composites import as_jpeg, composites, make_dataset, reencode, write
 from tests.damage import bit_flipped
 from tests.pictures import jpeg_bytes, smooth

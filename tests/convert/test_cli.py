@@ -17,8 +17,8 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from convert.__main__ import main
-from convert.shards import Shards
+from maskdepth.convert.__main__ import main
+from maskdepth.convert.shards import Shards
 from tests.pictures import jpeg_bytes
 from tests.trees import tree
 

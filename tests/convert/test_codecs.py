@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from convert import jpeg
-from convert.codecs import DECODERS, ENCODERS, decode_runs, pack_runs
-from convert.jpeg.layout import NotBaseline
-from convert.jpeg.luma import cut_to_luma
-from convert.pack import PackConfig
-from convert.storage import CODECS
-from convert.verify import pillow_pixels
+from maskdepth.convert import jpeg
+from maskdepth.convert.codecs import DECODERS, ENCODERS, decode_runs, pack_runs
+from maskdepth.convert.jpeg.layout import NotBaseline
+from maskdepth.convert.jpeg.luma import cut_to_luma
+from maskdepth.convert.pack import PackConfig
+from maskdepth.convert.storage import CODECS
+from maskdepth.convert.verify import pillow_pixels
 from tests.pictures import jpeg_bytes, smooth
 
 MASKS = hnp.arrays(

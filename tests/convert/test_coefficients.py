@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from convert.jpeg.coefficients import Coefficients, read_coefficients
-from convert.jpeg.layout import NotBaseline
-from convert.jpeg.luma import cut_to_luma, luma_of
-from convert.jpeg.planes import Geometry
-from convert.jpeg.zigzag import ZIGZAG
+from maskdepth.convert.jpeg.coefficients import Coefficients, read_coefficients
+from maskdepth.convert.jpeg.layout import NotBaseline
+from maskdepth.convert.jpeg.luma import cut_to_luma, luma_of
+from maskdepth.convert.jpeg.planes import Geometry
+from maskdepth.convert.jpeg.zigzag import ZIGZAG
 
 DC_SYMBOLS = bytes(range(12))
 AC_SYMBOLS = bytes([0x00, 0xF0, *(run << 4 | size for run in range(16) for size in range(1, 11))])

@@ -20,21 +20,21 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from convert.dataset.canvas import (
+from maskdepth.convert.dataset.canvas import (
     DEPTH_QUALITY,
     Canvas,
     stretch,
 )
-from convert.dataset.compose import compose
-from convert.dataset.pasting import Cutout, Foreground
-from convert.dataset.photos import open_cutout, scale_cutout
-from convert.dataset.places import place
-from convert.dataset.plan import Plan
-from convert.errors import DataError
-from convert.files import write_json
-from convert.jpeg.splice import encode
-from convert.parts import Part, write_record
-from convert.style import QUALITY, Style
+from maskdepth.convert.dataset.compose import compose
+from maskdepth.convert.dataset.pasting import Cutout, Foreground
+from maskdepth.convert.dataset.photos import open_cutout, scale_cutout
+from maskdepth.convert.dataset.places import place
+from maskdepth.convert.dataset.plan import Plan
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.files import write_json
+from maskdepth.convert.jpeg.splice import encode
+from maskdepth.convert.parts import Part, write_record
+from maskdepth.convert.style import QUALITY, Style
 from tests.trees import tree
 
 SMALL: dict[str, Any] = {
@@ -395,7 +395,7 @@ def test_a_folder_that_appears_meanwhile_is_kept(
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "precious").write_text("!")
 
-    monkeypatch.setattr("convert.dataset.compose.write_json", appear)
+    monkeypatch.setattr("maskdepth.convert.dataset.compose.write_json", appear)
     message = (
         "out: found a folder .*; the finished data set of `compose` is .*out.partial: --resume"
     )
@@ -480,7 +480,7 @@ def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         written.append(arguments)
         write_record(*arguments)
 
-    monkeypatch.setattr("convert.dataset.compose.write_record", fail)
+    monkeypatch.setattr("maskdepth.convert.dataset.compose.write_record", fail)
     with pytest.raises(DataError, match="No space left on device; fix that and run again w"):
         compose(tmp_path / "out", **SMALL, **FEW)
     monkeypatch.undo()
@@ -496,7 +496,7 @@ def composed_again(monkeypatch: pytest.MonkeyPatch, target: Path, **options: Any
         parts.append(part)
         write_record(part, *others)
 
-    monkeypatch.setattr("convert.dataset.compose.write_record", note)
+    monkeypatch.setattr("maskdepth.convert.dataset.compose.write_record", note)
     compose(target, **(SMALL | FEW | options))
     return parts
 
@@ -556,7 +556,7 @@ def test_a_photo_that_changed_meanwhile(
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("convert.dataset.compose.write_json", fail)
+    monkeypatch.setattr("maskdepth.convert.dataset.compose.write_json", fail)
     with pytest.raises(DataError, match="No space"):
         compose(place / "out", **options)
     monkeypatch.undo()
@@ -567,7 +567,7 @@ def test_a_photo_that_changed_meanwhile(
         parts.append(part.number)
         write_record(part, *others)
 
-    monkeypatch.setattr("convert.dataset.compose.write_record", note)
+    monkeypatch.setattr("maskdepth.convert.dataset.compose.write_record", note)
     compose(place / "out", **options, resume=True)
     assert parts == [2, 3]
     compose(place / "new", **options)
@@ -604,7 +604,7 @@ def test_nothing_is_left_after_a_sudden_end(event: str, tmp_path: Path) -> None:
         textwrap.dedent("""
         import sys
         from pathlib import Path
-        from convert.dataset.compose import compose
+        from maskdepth.convert.dataset.compose import compose
         if __name__ == "__main__":
             compose(Path(sys.argv[1]), backgrounds=50, foregrounds=50, workers=2, progress=False)
         """)

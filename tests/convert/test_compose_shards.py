@@ -11,12 +11,12 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from convert.__main__ import main
-from convert.dataset.compose import compose
-from convert.dataset.compose_shards import compose_both, compose_shards
-from convert.errors import DataError
-from convert.manifest import MANIFEST
-from convert.pack import PackConfig, pack
+from maskdepth.convert.__main__ import main
+from maskdepth.convert.dataset.compose import compose
+from maskdepth.convert.dataset.compose_shards import compose_both, compose_shards
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.manifest import MANIFEST
+from maskdepth.convert.pack import PackConfig, pack
 from tests.kills import kill_at_each_call
 from tests.pictures import texture
 from tests.trees import tree
@@ -120,7 +120,7 @@ def test_a_photo_that_changed_meanwhile(tmp_path: Path, monkeypatch: pytest.Monk
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("convert.pack.write_manifest", fail)
+    monkeypatch.setattr("maskdepth.convert.pack.write_manifest", fail)
     with pytest.raises(
         DataError, match="No space left on device; fix that and run again with --re"
     ):

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from convert import contents, disk
-from convert.contents import require_content
-from convert.dataset.compose import DATASET_FOLDER, compose
-from convert.dataset.compose_shards import compose_shards
-from convert.disk import sync_file_system
-from convert.errors import DataError
-from convert.metadata import DATASET
-from convert.pack import PackConfig, pack
-from convert.unfinished import SHARD_FOLDER
+from maskdepth.convert import contents, disk
+from maskdepth.convert.contents import require_content
+from maskdepth.convert.dataset.compose import DATASET_FOLDER, compose
+from maskdepth.convert.dataset.compose_shards import compose_shards
+from maskdepth.convert.disk import sync_file_system
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.metadata import DATASET
+from maskdepth.convert.pack import PackConfig, pack
+from maskdepth.convert.unfinished import SHARD_FOLDER
 from tests.trees import tree
 
 SIZES: dict[str, Any] = {"backgrounds": 2, "foregrounds": 1, "placements": 2, "size": 32}
@@ -53,7 +53,7 @@ def interrupt(make: Run, target: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     if make is pack_data:
         make_data(target.parent / "source")
     with monkeypatch.context() as patched:
-        patched.setattr("convert.unfinished.require_content", fail)
+        patched.setattr("maskdepth.convert.unfinished.require_content", fail)
         with pytest.raises(DataError, match="interrupted"):
             make(target)
     return target.with_name(f"{target.name}.partial")
@@ -76,7 +76,7 @@ def test_a_file_of_a_user_is_named_and_kept(
         require_content(work, *others)
 
     with monkeypatch.context() as patched:
-        patched.setattr("convert.unfinished.require_content", put_and_check)
+        patched.setattr("maskdepth.convert.unfinished.require_content", put_and_check)
         with pytest.raises(DataError, match=r"notes.txt: was not written by .* run again"):
             make(target)
     (work / "notes.txt").unlink()
@@ -137,7 +137,7 @@ def test_an_error_keeps_a_work_folder_with_files_of_a_user(
         (work / "notes.txt").write_text("mine")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("convert.dataset.compose._write_dataset", put_and_fail)
+    monkeypatch.setattr("maskdepth.convert.dataset.compose._write_dataset", put_and_fail)
     with pytest.raises(KeyboardInterrupt):
         make_data(tmp_path / "out")
     assert (tmp_path / "out.partial/notes.txt").read_text() == "mine"
@@ -177,7 +177,7 @@ def test_images_are_on_the_disk_before_a_data_set_is_complete(
             {path.name for path in folder.rglob("*.jp*")} | {path.name for path in folder.iterdir()}
         )
 
-    monkeypatch.setattr("convert.dataset.compose.sync_file_system", record)
+    monkeypatch.setattr("maskdepth.convert.dataset.compose.sync_file_system", record)
     make_data(tmp_path / "out")
     assert len(seen) == 1
     assert "img_0002.jpg" in seen[0]
@@ -264,8 +264,8 @@ def test_work_that_cannot_be_removed_does_not_hide_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("convert.dataset.compose._write_dataset", fail)
-        patched.setattr("convert.unfinished.shutil.rmtree", lambda *_, **__: None)
+        patched.setattr("maskdepth.convert.dataset.compose._write_dataset", fail)
+        patched.setattr("maskdepth.convert.unfinished.shutil.rmtree", lambda *_, **__: None)
         with pytest.raises(DataError, match="interrupted"):
             make_data(tmp_path / "out")
     (left,) = tmp_path.iterdir()

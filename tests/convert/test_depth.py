@@ -14,14 +14,14 @@ from click.testing import CliRunner
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from convert.__main__ import main
-from convert.dataset import depth
-from convert.dataset.depth import DepthOptions, estimate, write_depth
-from convert.dataset.depth_inputs import list_composites
-from convert.dataset.depth_maps import encode_map, range_of, resize
-from convert.dataset.networks.model import DepthModel, Predicts
-from convert.errors import DataError, RecordError
-from convert.source import read_source
+from maskdepth.convert.__main__ import main
+from maskdepth.convert.dataset import depth
+from maskdepth.convert.dataset.depth import DepthOptions, estimate, write_depth
+from maskdepth.convert.dataset.depth_inputs import list_composites
+from maskdepth.convert.dataset.depth_maps import encode_map, range_of, resize
+from maskdepth.convert.dataset.networks.model import DepthModel, Predicts
+from maskdepth.convert.errors import DataError, RecordError
+from maskdepth.convert.source import read_source
 from tests.pictures import jpeg_bytes, smooth
 from tests.trees import tree
 

@@ -17,13 +17,13 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from convert.__main__ import main
-from convert.dataset.networks.archive import safe_archive
-from convert.dataset.networks.device import find_amp, find_device
-from convert.dataset.networks.directions import direction
-from convert.dataset.networks.load import load_model
-from convert.dataset.networks.model import MEANING, ModelOptions
-from convert.errors import DataError, OptionError
+from maskdepth.convert.__main__ import main
+from maskdepth.convert.dataset.networks.archive import safe_archive
+from maskdepth.convert.dataset.networks.device import find_amp, find_device
+from maskdepth.convert.dataset.networks.directions import direction
+from maskdepth.convert.dataset.networks.load import load_model
+from maskdepth.convert.dataset.networks.model import MEANING, ModelOptions
+from maskdepth.convert.errors import DataError, OptionError
 from tests.depth_networks import (
     OFFSET,
     RED,

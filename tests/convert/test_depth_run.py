@@ -18,24 +18,24 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from convert.__main__ import main
-from convert.dataset import depth_run
-from convert.dataset.compose import compose
-from convert.dataset.depth import (
+from maskdepth.convert.__main__ import main
+from maskdepth.convert.dataset import depth_run
+from maskdepth.convert.dataset.compose import compose
+from maskdepth.convert.dataset.depth import (
     DepthOptions,
     estimate,
     estimate_backgrounds,
     write_backgrounds,
     write_depth,
 )
-from convert.dataset.depth_inputs import LONGEST_SIDE, list_composites, list_photos
-from convert.dataset.networks import ranks as ranks_module
-from convert.dataset.networks.model import DepthModel, ModelOptions
-from convert.dataset.photos import open_depth
-from convert.dataset.plan import make_plan, plan_metadata
-from convert.errors import DataError, RecordError
-from convert.progress import Progress, duration
-from convert.source import Metadata, read_metadata
+from maskdepth.convert.dataset.depth_inputs import LONGEST_SIDE, list_composites, list_photos
+from maskdepth.convert.dataset.networks import ranks as ranks_module
+from maskdepth.convert.dataset.networks.model import DepthModel, ModelOptions
+from maskdepth.convert.dataset.photos import open_depth
+from maskdepth.convert.dataset.plan import make_plan, plan_metadata
+from maskdepth.convert.errors import DataError, RecordError
+from maskdepth.convert.progress import Progress, duration
+from maskdepth.convert.source import Metadata, read_metadata
 from tests.depth_networks import (
     OFFSET,
     RED,
@@ -136,7 +136,7 @@ def test_real_network_is_killed_and_resumed(
     tmp_path: Path, small_parts: None, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(depth_run, "_READERS", 0)  # one thread, so that parts end one by one
-    monkeypatch.setattr("convert.dataset.networks.device.available_cores", lambda: 1)
+    monkeypatch.setattr("maskdepth.convert.dataset.networks.device.available_cores", lambda: 1)
     path = save(kind, tmp_path)
     truth, data = (write_composites(tmp_path / name) for name in ("truth", "data"))
     quiet: dict[str, Any] = {"model": ON_CPU, "batch_size": 2, "progress": False}

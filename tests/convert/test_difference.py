@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from convert.jpeg.coefficients import read_coefficients
-from convert.jpeg.difference import decode_record, make_base, new_decoder
-from convert.jpeg.planes import Geometry
-from convert.jpeg.record import write_record
+from maskdepth.convert.jpeg.coefficients import read_coefficients
+from maskdepth.convert.jpeg.difference import decode_record, make_base, new_decoder
+from maskdepth.convert.jpeg.planes import Geometry
+from maskdepth.convert.jpeg.record import write_record
 
 ROOT = Path(__file__).parents[2]
 SUBSAMPLING = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2}
@@ -110,7 +110,7 @@ def test_values_of_any_jpeg_fit_or_are_refused() -> None:
 
 
 ON_A_PLAIN_CPU = """
-from convert.jpeg.difference import decode_record
+from maskdepth.convert.jpeg.difference import decode_record
 from tests.convert.test_difference import check, scene
 import numpy as np
 

@@ -22,14 +22,14 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from convert.__main__ import main
-from convert.dataset.compose import compose
-from convert.errors import Commands, DataError, _system_error_in_one_line
-from convert.interrupts import end_at_once, ended_by_exception
-from convert.pack import pack
-from convert.unfinished import SHARD_FOLDER, work_folder
-from convert.verify import verify
-from convert.workers import run_all, worker_pool
+from maskdepth.convert.__main__ import main
+from maskdepth.convert.dataset.compose import compose
+from maskdepth.convert.errors import Commands, DataError, _system_error_in_one_line
+from maskdepth.convert.interrupts import end_at_once, ended_by_exception
+from maskdepth.convert.pack import pack
+from maskdepth.convert.unfinished import SHARD_FOLDER, work_folder
+from maskdepth.convert.verify import verify
+from maskdepth.convert.workers import run_all, worker_pool
 
 
 def failing(error: BaseException | None, text: str = "") -> click.Group:

@@ -22,14 +22,14 @@ import numpy as np
 import psutil
 import pytest
 
-from convert import workers
-from convert.dataset.compose import compose
-from convert.errors import DataError
-from convert.files import REPLACED
-from convert.layout import FIELDS
-from convert.pack import PackConfig, pack
-from convert.shards import Shards
-from convert.verify import verify
+from maskdepth.convert import workers
+from maskdepth.convert.dataset.compose import compose
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.files import REPLACED
+from maskdepth.convert.layout import FIELDS
+from maskdepth.convert.pack import PackConfig, pack
+from maskdepth.convert.shards import Shards
+from maskdepth.convert.verify import verify
 from tests.trees import tree
 
 CONFIG = PackConfig(samples_per_shard=40)
@@ -43,7 +43,7 @@ SERVER = """
 import os, sys, threading, traceback
 from pathlib import Path
 from tqdm import tqdm
-from convert.pack import PackConfig, pack
+from maskdepth.convert.pack import PackConfig, pack
 
 # The default lock is shared by forks: one killed while holding it would block all others.
 tqdm.set_lock(threading.RLock())
@@ -190,7 +190,7 @@ def test_what_was_done_before_a_signal_is_kept_for_resume(
     error: BaseException,
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("convert.pack._Conversion.assemble", Mock(side_effect=error))
+        patch.setattr("maskdepth.convert.pack._Conversion.assemble", Mock(side_effect=error))
         with pytest.raises(type(error)):
             pack(dataset, tmp_path / "shards", config=CONFIG, workers=0, progress=False)
     work = tmp_path / "shards.partial"

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from convert.__main__ import main
-from convert.found import DATA_SET, FILE, FOLDER, NOTHING, RUN, SHARDS, found_at
-from convert.manifest import MANIFEST
-from convert.names import FOLDERS
-from model.training.folder import CONFIG, LAST
+from maskdepth.convert.__main__ import main
+from maskdepth.convert.found import DATA_SET, FILE, FOLDER, NOTHING, RUN, SHARDS, found_at
+from maskdepth.convert.manifest import MANIFEST
+from maskdepth.convert.names import FOLDERS
+from maskdepth.model.training.folder import CONFIG, LAST
 
 
 def make_run(folder: Path) -> Path:

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convert.bases import Bases
-from convert.errors import DataError
-from convert.jpeg.difference import Decoder, decode_record
-from convert.jpeg.record import is_record
-from convert.manifest import ShardFile, read_manifest
-from convert.shards import Shards
-from convert.verify import verify
-from loaders import build_loader
+from maskdepth.convert.bases import Bases
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.jpeg.difference import Decoder, decode_record
+from maskdepth.convert.jpeg.record import is_record
+from maskdepth.convert.manifest import ShardFile, read_manifest
+from maskdepth.convert.shards import Shards
+from maskdepth.convert.verify import verify
+from maskdepth.loaders import build_loader
 from tests import damage
 from tests.composites import (
     as_jpeg,

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convert.errors import DataError
-from convert.images import SUFFIXES, read_rgb, read_size
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.images import SUFFIXES, read_rgb, read_size
 from tests.pictures import jpeg_bytes, smooth
 
 GRAY = smooth(24, 40)

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from convert.dataset.compose import compose
-from convert.dataset.depth import DepthOptions, write_depth
-from convert.dataset.depth_inputs import list_composites
-from convert.dataset.networks.model import DepthModel
-from convert.errors import DataError
-from convert.files import require_regular
-from convert.pack import pack
-from convert.verify import verify
-from loaders import build_loader
+from maskdepth.convert.dataset.compose import compose
+from maskdepth.convert.dataset.depth import DepthOptions, write_depth
+from maskdepth.convert.dataset.depth_inputs import list_composites
+from maskdepth.convert.dataset.networks.model import DepthModel
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.files import require_regular
+from maskdepth.convert.pack import pack
+from maskdepth.convert.verify import verify
+from maskdepth.loaders import build_loader
 
 
 def put_pipe(path: Path) -> None:

@@ -13,17 +13,22 @@ from pathlib import Path
 
 import pytest
 
-from convert import kernel_cache
+from maskdepth.convert import kernel_cache
 
 ROOT = Path(__file__).parents[2]
-PACK = "from convert import codecs; import numpy; print(codecs.pack_runs(numpy.ones(3, 'u1')))"
+PACK = """
+from maskdepth.convert import codecs
+import numpy
+print(codecs.pack_runs(numpy.ones(3, "u1")))
+"""
 
 
 def run_read_only(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
     """Run code with a copy of the package beside which nothing can be written, not even by root."""
     ignored = shutil.ignore_patterns("__pycache__")
-    package = shutil.copytree(ROOT / "convert", folder / "code" / "convert", ignore=ignored)
-    (package / "__pycache__").touch()
+    code = folder / "code" / "maskdepth"
+    shutil.copytree(ROOT / "maskdepth", code, ignore=ignored)
+    (code / "convert" / "__pycache__").touch()
     (folder / "home").touch()
     (folder / "tmp").mkdir()
     unwritable = {"HOME": str(folder / "home"), "TMPDIR": str(folder / "tmp")}

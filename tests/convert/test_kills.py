@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from convert.dataset.compose import compose
-from convert.errors import DataError
-from convert.files import REPLACED
-from convert.manifest import MANIFEST
-from convert.metadata import DATASET
-from convert.pack import PackConfig, pack
+from maskdepth.convert.dataset.compose import compose
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.files import REPLACED
+from maskdepth.convert.manifest import MANIFEST
+from maskdepth.convert.metadata import DATASET
+from maskdepth.convert.pack import PackConfig, pack
 from tests.kills import kill_at_each_call
 from tests.trees import tree
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from convert.__main__ import main
-from convert.errors import DataError
-from convert.manifest import MANIFEST, read_manifest
+from maskdepth.convert.__main__ import main
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.manifest import MANIFEST, read_manifest
 from tests.damage import sign, signed_text
 from tests.tiny_shards import write_tiny_shards
 

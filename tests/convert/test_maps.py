@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from convert.__main__ import main
-from convert.errors import DataError
-from convert.maps import load_array, map_file, release_pages, require_complete
-from convert.parts import split_parts
-from convert.shards import Shards
-from convert.verify import verify
+from maskdepth.convert.__main__ import main
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.maps import load_array, map_file, release_pages, require_complete
+from maskdepth.convert.parts import split_parts
+from maskdepth.convert.shards import Shards
+from maskdepth.convert.verify import verify
 from tests.tiny_shards import write_tiny_shards
 
 PAGE, SMAPS = mmap.PAGESIZE, Path("/proc/self/smaps")
@@ -80,7 +80,7 @@ def test_verify_opens_shards_once_for_all_parts(
         original(shards, folder, form)
 
     monkeypatch.setattr(Shards, "__init__", count)
-    monkeypatch.setattr("convert.verify.split_parts", partial(split_parts, size=10))
+    monkeypatch.setattr("maskdepth.convert.verify.split_parts", partial(split_parts, size=10))
     verify(many, workers=0, progress=False)
     assert len(opened) == 3  # for the backgrounds, for the files, and by the one worker
     assert str(many) not in Path("/proc/self/maps").read_text()

@@ -18,18 +18,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from convert.dataset.compose import compose
-from convert.dataset.inputs import pool_size, require_usable
-from convert.dataset.photos import (
+from maskdepth.convert.dataset.compose import compose
+from maskdepth.convert.dataset.inputs import pool_size, require_usable
+from maskdepth.convert.dataset.photos import (
     background_jpeg,
     open_cutout,
     open_depth,
     open_photo,
     scale_cutout,
 )
-from convert.errors import DataError, Problems, one_line
-from convert.outputs import png_mark
-from convert.pack import pack
+from maskdepth.convert.errors import DataError, Problems, one_line
+from maskdepth.convert.outputs import png_mark
+from maskdepth.convert.pack import pack
 from tests.pictures import jpeg_bytes, smooth, texture
 from tests.trees import tree
 

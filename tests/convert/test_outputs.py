@@ -10,9 +10,9 @@ import click
 import pytest
 from PIL import Image
 
-from convert.errors import DataError
-from convert.files import replacing
-from convert.outputs import (
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.files import replacing
+from maskdepth.convert.outputs import (
     PNG,
     is_output,
     mark_of,
@@ -85,7 +85,7 @@ def test_inputs_are_looked_at_once_for_all_outputs(
         seen[path] += 1
         return path.stat().st_dev, path.stat().st_ino
 
-    monkeypatch.setattr("convert.outputs._identity", identity)
+    monkeypatch.setattr("maskdepth.convert.outputs._identity", identity)
     require_outputs(results, "predict", photos)
     assert seen == Counter([*photos, *results])
     (tmp_path / "other_mask.png").symlink_to(photos[7])

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convert.dataset.depth_inputs import list_composites
-from convert.errors import DataError, RecordError
-from convert.layout import FIELDS
-from convert.manifest import read_manifest, write_manifest
-from convert.pack import PackConfig, pack
-from convert.shards import Shards
-from convert.source import read_source
-from convert.verify import pillow_pixels, verify
+from maskdepth.convert.dataset.depth_inputs import list_composites
+from maskdepth.convert.errors import DataError, RecordError
+from maskdepth.convert.layout import FIELDS
+from maskdepth.convert.manifest import read_manifest, write_manifest
+from maskdepth.convert.pack import PackConfig, pack
+from maskdepth.convert.shards import Shards
+from maskdepth.convert.source import read_source
+from maskdepth.convert.verify import pillow_pixels, verify
 from tests.damage import sign
 from tests.pictures import jpeg_bytes
 from tests.trees import tree
@@ -235,7 +235,7 @@ def test_a_folder_that_appears_meanwhile_is_kept(
         target.mkdir()
         (target / "precious").write_text("!")
 
-    monkeypatch.setattr("convert.pack.write_manifest", appear)
+    monkeypatch.setattr("maskdepth.convert.pack.write_manifest", appear)
     config = PackConfig(formats=("webdataset",))
     options: dict[str, Any] = {"config": config, "workers": 0, "progress": False}
     message = "no finished shard folder; .*; the finished shard folder is .*: --resume renames it"

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import pytest
 
-from convert.encoding import is_finished, write_part
-from convert.errors import DataError
-from convert.parts import Part, read_data, read_summary, split_parts
-from convert.source import Source, read_source
-from convert.unfinished import SHARD_FOLDER, work_folder
+from maskdepth.convert.encoding import is_finished, write_part
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.parts import Part, read_data, read_summary, split_parts
+from maskdepth.convert.source import Source, read_source
+from maskdepth.convert.unfinished import SHARD_FOLDER, work_folder
 
 CODECS = {"ffcv": {"fg_bg": "jpeg", "mask": "runs", "depth": "jpeg-luma"}}
 

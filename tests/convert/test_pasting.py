@@ -14,17 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from convert.__main__ import main
-from convert.dataset.canvas import Canvas, stretch
-from convert.dataset.compose import compose
-from convert.dataset.compose_shards import compose_shards
-from convert.dataset.pasting import Foreground
-from convert.dataset.remake import remake
-from convert.errors import DataError
-from convert.pack import pack
-from convert.source import read_source
-from convert.style import Style
-from convert.verify import verify
+from maskdepth.convert.__main__ import main
+from maskdepth.convert.dataset.canvas import Canvas, stretch
+from maskdepth.convert.dataset.compose import compose
+from maskdepth.convert.dataset.compose_shards import compose_shards
+from maskdepth.convert.dataset.pasting import Foreground
+from maskdepth.convert.dataset.remake import remake
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.pack import pack
+from maskdepth.convert.source import read_source
+from maskdepth.convert.style import Style
+from maskdepth.convert.verify import verify
 from tests.kills import kill_at_each_call
 from tests.pasted import (
     HEIGHT,
@@ -158,7 +158,7 @@ def test_a_depth_map_that_changed_meanwhile(
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("convert.dataset.compose.write_json", fail)
+    monkeypatch.setattr("maskdepth.convert.dataset.compose.write_json", fail)
     with pytest.raises(DataError, match="No space"):
         compose(tmp_path / "data", **options)
     monkeypatch.undo()

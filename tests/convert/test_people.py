@@ -17,26 +17,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from convert.__main__ import main
-from convert.check import check
-from convert.dataset import scenes
-from convert.dataset.compose import compose
-from convert.dataset.others import draw_others
-from convert.dataset.places import Shape, draw_placements
-from convert.dataset.plan import make_plan
-from convert.dataset.remake import remake
-from convert.errors import DataError
-from convert.inspect import table
-from convert.manifest import ShardFile, read_manifest
-from convert.pack import PackConfig, pack
-from convert.placements import OTHER, read_others, write_placements
-from convert.show import contact_sheet
-from convert.source import OthersFile, read_metadata, read_source
-from convert.style import Style
-from convert.verify import verify
-from loaders import read_layout, split_indices
-from loaders.split import count_mixed
-from model.training.config import DataConfig
+from maskdepth.convert.__main__ import main
+from maskdepth.convert.check import check
+from maskdepth.convert.dataset import scenes
+from maskdepth.convert.dataset.compose import compose
+from maskdepth.convert.dataset.others import draw_others
+from maskdepth.convert.dataset.places import Shape, draw_placements
+from maskdepth.convert.dataset.plan import make_plan
+from maskdepth.convert.dataset.remake import remake
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.inspect import table
+from maskdepth.convert.manifest import ShardFile, read_manifest
+from maskdepth.convert.pack import PackConfig, pack
+from maskdepth.convert.placements import OTHER, read_others, write_placements
+from maskdepth.convert.show import contact_sheet
+from maskdepth.convert.source import OthersFile, read_metadata, read_source
+from maskdepth.convert.style import Style
+from maskdepth.convert.verify import verify
+from maskdepth.loaders import read_layout, split_indices
+from maskdepth.loaders.split import count_mixed
+from maskdepth.model.training.config import DataConfig
+from maskdepth.train import mixed_note
 from tests.damage import sign
 from tests.pasted import (
     HEIGHT,
@@ -47,7 +48,6 @@ from tests.pasted import (
     reference,
     write_photos,
 )
-from train import mixed_note
 
 ONE_HEIGHT = (HEIGHT / SIZE, HEIGHT / SIZE)
 TAR = PackConfig(formats=("webdataset",))

@@ -17,18 +17,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convert.check import check
-from convert.dataset.compose import compose
-from convert.dataset.remake import remake
-from convert.errors import DataError
-from convert.jpeg.splice import encode
-from convert.manifest import ShardFile, read_manifest
-from convert.pack import PackConfig, pack
-from convert.placements import PLACEMENT, read_placements, write_placements
-from convert.source import PlacementsFile, read_source
-from convert.style import QUALITY
-from convert.verify import verify
-from loaders import build_loader, read_layout, split_indices
+from maskdepth.convert.check import check
+from maskdepth.convert.dataset.compose import compose
+from maskdepth.convert.dataset.remake import remake
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.jpeg.splice import encode
+from maskdepth.convert.manifest import ShardFile, read_manifest
+from maskdepth.convert.pack import PackConfig, pack
+from maskdepth.convert.placements import PLACEMENT, read_placements, write_placements
+from maskdepth.convert.source import PlacementsFile, read_source
+from maskdepth.convert.style import QUALITY
+from maskdepth.convert.verify import verify
+from maskdepth.loaders import build_loader, read_layout, split_indices
 from tests.damage import sign
 from tests.pictures import texture
 

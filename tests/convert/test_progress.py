@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from convert.check import check
-from convert.dataset.compose import compose
-from convert.dataset.compose_shards import compose_shards
-from convert.errors import DataError
-from convert.pack import PackConfig, pack
-from convert.progress import followed
-from convert.verify import verify
+from maskdepth.convert.check import check
+from maskdepth.convert.dataset.compose import compose
+from maskdepth.convert.dataset.compose_shards import compose_shards
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.pack import PackConfig, pack
+from maskdepth.convert.progress import followed
+from maskdepth.convert.verify import verify
 from tests.pasted import write_photos
 
 TINY: dict[str, Any] = {"backgrounds": 2, "foregrounds": 1, "placements": 4, "size": 32}
@@ -30,7 +30,7 @@ def test_of_each_command(
 
     compose(tmp_path / "quick", workers=0, **TINY)
     assert said() == []  # within 30 s
-    monkeypatch.setattr("convert.progress.LINE_EVERY_S", 0.0)
+    monkeypatch.setattr("maskdepth.convert.progress.LINE_EVERY_S", 0.0)
     compose(tmp_path / "data", workers=0, part_size=4, **TINY)
     prepared = ["prepare: 1 of 3 images, SOME left", "prepare: 2 of 3 images, SOME left"]
     prepared += ["prepare: 3 of 3 images"]
@@ -59,7 +59,7 @@ def test_of_reading_the_images_of_a_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = write_photos(tmp_path, "street", "flat") | {"progress": True, "placements": 2}
-    monkeypatch.setattr("convert.progress.LINE_EVERY_S", 0.0)
+    monkeypatch.setattr("maskdepth.convert.progress.LINE_EVERY_S", 0.0)
     compose(tmp_path / "data", **options)
     lines = capsys.readouterr().err.splitlines()
     assert [line.partition(",")[0] for line in lines[:7]] == [
@@ -74,12 +74,12 @@ def test_what_an_earlier_run_has_done_says_nothing_of_the_rate(
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("convert.dataset.compose.write_json", fail)
+    monkeypatch.setattr("maskdepth.convert.dataset.compose.write_json", fail)
     with pytest.raises(DataError, match="No space"):
         compose(tmp_path / "data", workers=0, part_size=4, **TINY)
     monkeypatch.undo()
     (tmp_path / "data.partial/parts/part-000001.json").unlink()
-    monkeypatch.setattr("convert.progress.LINE_EVERY_S", 0.0)
+    monkeypatch.setattr("maskdepth.convert.progress.LINE_EVERY_S", 0.0)
     capsys.readouterr()
     compose(tmp_path / "data", workers=0, part_size=4, resume=True, **TINY)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("compose")]

@@ -5,8 +5,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convert.dataset.scenes import FAR_M, draw_background, draw_person, ground_depth
-from convert.dataset.scenes.raycast import GROUND, SKY, Camera, Card, Hits, block, cast, taper
+from maskdepth.convert.dataset.scenes import FAR_M, draw_background, draw_person, ground_depth
+from maskdepth.convert.dataset.scenes.raycast import (
+    GROUND,
+    SKY,
+    Camera,
+    Card,
+    Hits,
+    block,
+    cast,
+    taper,
+)
 
 seeds = st.integers(0, 2**31)
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from convert.jpeg.splice import MCU, EncodedImage, encode
+from maskdepth.convert.jpeg.splice import MCU, EncodedImage, encode
 from tests.pictures import texture
 
 

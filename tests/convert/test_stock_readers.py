@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convert.manifest import read_manifest
-from convert.pack import PackConfig, pack
-from convert.shards import Shards
-from convert.tarshards import member_header
+from maskdepth.convert.manifest import read_manifest
+from maskdepth.convert.pack import PackConfig, pack
+from maskdepth.convert.shards import Shards
+from maskdepth.convert.tarshards import member_header
 
 # In a process of its own: stock FFCV changes numba's type of read-only arrays in place, and
 # numba then no longer finds what it has compiled for that type.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from convert.jpeg.streaming import stream_copy
+from maskdepth.convert.jpeg.streaming import stream_copy
 
 
 @pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 191, 4096 + 31])

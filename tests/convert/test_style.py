@@ -15,22 +15,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from convert.__main__ import main
-from convert.dataset.compose import compose
-from convert.dataset.compose_shards import compose_shards
-from convert.dataset.effects import colour_moments, match_colours
-from convert.dataset.pasting import Cutout, Foreground, paste
-from convert.dataset.photos import scale_cutout
-from convert.dataset.places import Shape, draw_placements
-from convert.dataset.plan import make_plan
-from convert.dataset.remake import remake
-from convert.dataset.scaling import reduce, scale
-from convert.errors import DataError, OptionError
-from convert.jpeg.splice import encode
-from convert.pack import pack
-from convert.source import Source, read_source
-from convert.style import MASK_ALPHA, Style, make_style
-from convert.verify import verify
+from maskdepth.convert.__main__ import main
+from maskdepth.convert.dataset.compose import compose
+from maskdepth.convert.dataset.compose_shards import compose_shards
+from maskdepth.convert.dataset.effects import colour_moments, match_colours
+from maskdepth.convert.dataset.pasting import Cutout, Foreground, paste
+from maskdepth.convert.dataset.photos import scale_cutout
+from maskdepth.convert.dataset.places import Shape, draw_placements
+from maskdepth.convert.dataset.plan import make_plan
+from maskdepth.convert.dataset.remake import remake
+from maskdepth.convert.dataset.scaling import reduce, scale
+from maskdepth.convert.errors import DataError, OptionError
+from maskdepth.convert.jpeg.splice import encode
+from maskdepth.convert.pack import pack
+from maskdepth.convert.source import Source, read_source
+from maskdepth.convert.style import MASK_ALPHA, Style, make_style
+from maskdepth.convert.verify import verify
 from tests.pictures import texture
 from tests.trees import tree
 

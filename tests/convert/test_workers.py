@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from convert import workers
-from convert.workers import SentOnce
+from maskdepth.convert import workers
+from maskdepth.convert.workers import SentOnce
 
 
 @dataclass(frozen=True, kw_only=True)

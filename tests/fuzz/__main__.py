@@ -16,7 +16,7 @@ from collections import Counter
 import click
 import torch
 
-from convert.errors import DataError
+from maskdepth.convert.errors import DataError
 from tests.fuzz.cases import run_case
 from tests.fuzz.files import files
 from tests.fuzz.targets import TARGETS

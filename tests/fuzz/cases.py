@@ -7,8 +7,8 @@ import time
 import warnings
 from typing import NamedTuple
 
-from convert.errors import DataError
-from model.errors import ModelError
+from maskdepth.convert.errors import DataError
+from maskdepth.model.errors import ModelError
 from tests.fuzz.checks import Failure
 from tests.fuzz.files import Files
 from tests.fuzz.mutations import Unchanged

@@ -9,8 +9,8 @@ from typing import Any
 import click
 from click.testing import CliRunner
 
-from benchmarks.harness.results import one_line
-from convert.errors import DataError
+from maskdepth.benchmarks.harness.results import one_line
+from maskdepth.convert.errors import DataError
 
 
 class Failure(Exception):

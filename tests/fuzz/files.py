@@ -12,19 +12,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from convert.encoding import write_part
-from convert.manifest import MANIFEST
-from convert.parts import Part
-from convert.source import read_source
-from model import DualDecoderUNet
-from model.checkpoint import NetworkInfo, save_weights
-from model.precision import Precision
-from model.recipe import RECIPES
-from model.training.config import DataConfig, RunConfig, write_config
-from model.training.progress import Elapsed
-from model.training.state import generator_states, save_state
-from model.training.trainer import StageTrainer
-from model.unet import original_name
+from maskdepth.convert.encoding import write_part
+from maskdepth.convert.manifest import MANIFEST
+from maskdepth.convert.parts import Part
+from maskdepth.convert.source import read_source
+from maskdepth.model import DualDecoderUNet
+from maskdepth.model.checkpoint import NetworkInfo, save_weights
+from maskdepth.model.precision import Precision
+from maskdepth.model.recipe import RECIPES
+from maskdepth.model.training.config import DataConfig, RunConfig, write_config
+from maskdepth.model.training.progress import Elapsed
+from maskdepth.model.training.state import generator_states, save_state
+from maskdepth.model.training.trainer import StageTrainer
+from maskdepth.model.unet import original_name
 from tests.pictures import jpeg_bytes
 from tests.tiny import make_dataset
 from tests.tiny_shards import write_tiny_shards

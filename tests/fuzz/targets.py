@@ -18,16 +18,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-import train
-from benchmarks.__main__ import main as benchmarks_main
-from benchmarks.harness.results import read_result
-from convert.__main__ import main as convert_main
-from convert.codecs import ENCODERS
-from convert.errors import DataError
-from convert.images import read_rgb
-from convert.manifest import MANIFEST, read_manifest
-from convert.parts import read_summary
-from convert.placements import (
+from maskdepth import train
+from maskdepth.benchmarks.__main__ import main as benchmarks_main
+from maskdepth.benchmarks.harness.results import read_result
+from maskdepth.convert.__main__ import main as convert_main
+from maskdepth.convert.codecs import ENCODERS
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.images import read_rgb
+from maskdepth.convert.manifest import MANIFEST, read_manifest
+from maskdepth.convert.parts import read_summary
+from maskdepth.convert.placements import (
     OTHER,
     PLACEMENT,
     others_of,
@@ -35,16 +35,16 @@ from convert.placements import (
     read_placements,
     write_placements,
 )
-from convert.shards import Shards
-from convert.source import read_metadata, read_source
-from convert.storage import CODECS
-from convert.verify import verify
-from model import DualDecoderUNet
-from model.checkpoint import METADATA_KEY, load_network
-from model.recipe import RECIPES, load_recipe
-from model.training.config import read_config
-from model.training.run import Run
-from model.training.state import save_state
+from maskdepth.convert.shards import Shards
+from maskdepth.convert.source import read_metadata, read_source
+from maskdepth.convert.storage import CODECS
+from maskdepth.convert.verify import verify
+from maskdepth.model import DualDecoderUNet
+from maskdepth.model.checkpoint import METADATA_KEY, load_network
+from maskdepth.model.recipe import RECIPES, load_recipe
+from maskdepth.model.training.config import read_config
+from maskdepth.model.training.run import Run
+from maskdepth.model.training.state import save_state
 from tests.damage import signed_text
 from tests.fuzz.checks import one_lines, require, run_command
 from tests.fuzz.files import Files

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from convert.errors import DataError
-from loaders.engines import REGISTRY, is_installed
-from loaders.options import resolve_device
+from maskdepth.convert.errors import DataError
+from maskdepth.loaders.engines import REGISTRY, is_installed
+from maskdepth.loaders.options import resolve_device
 
 GPU = os.environ.get("GPU", "cuda")
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-import train
-from loaders import RecordError, build_loader
-from model.recipe import load_recipe
-from model.training.config import DataConfig, RunConfig
-from model.training.run import Run
-from model.training.trial import try_in_training
+from maskdepth import train
+from maskdepth.loaders import RecordError, build_loader
+from maskdepth.model.recipe import load_recipe
+from maskdepth.model.training.config import DataConfig, RunConfig
+from maskdepth.model.training.run import Run
+from maskdepth.model.training.trial import try_in_training
 from tests.damage import Records, bit_flipped
 from tests.gpu.conftest import GPU
 

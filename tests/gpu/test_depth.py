@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convert.dataset.depth import estimate
-from convert.dataset.networks.model import ModelOptions
+from maskdepth.convert.dataset.depth import estimate
+from maskdepth.convert.dataset.networks.model import ModelOptions
 from tests.depth_networks import (
     needs_transformers,
     save_pt2,

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity
 
-from benchmarks.harness.nvml import added_gib, before_use, open_nvml
-from benchmarks.harness.results import Machine
-from benchmarks.harness.traces import busy_s, host_to_device, trace
+from maskdepth.benchmarks.harness.nvml import added_gib, before_use, open_nvml
+from maskdepth.benchmarks.harness.results import Machine
+from maskdepth.benchmarks.harness.traces import busy_s, host_to_device, trace
 
 GPU = os.environ.get("GPU", "cuda")
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from loaders import Batch, Preprocess, build_loader
-from loaders.buffers import BufferPool
-from loaders.engines.resident import ResidentLoader
-from loaders.masks import unpack_batch
+from maskdepth.loaders import Batch, Preprocess, build_loader
+from maskdepth.loaders.buffers import BufferPool
+from maskdepth.loaders.engines.resident import ResidentLoader
+from maskdepth.loaders.masks import unpack_batch
 
 
 def test_ffcv_batches_equal_those_of_the_cpu(

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.recipes import Data, baselines
-from benchmarks.speedrun import Goal, run_recipe
-from loaders import read_layout, split_indices
-from model.precision import precision_for
-from model.recipe import Recipe, Stage
+from maskdepth.benchmarks.recipes import Data, baselines
+from maskdepth.benchmarks.speedrun import Goal, run_recipe
+from maskdepth.loaders import read_layout, split_indices
+from maskdepth.model.precision import precision_for
+from maskdepth.model.recipe import Recipe, Stage
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])

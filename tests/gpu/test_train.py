@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from loaders import Backgrounds, Batch, Layout, Preprocess
-from model import DualDecoderUNet
-from model.checkpoint import ChannelStatistics
-from model.metrics import SampleTable
-from model.precision import capability_of, precision_for, require_compile
-from model.recipe import RECIPES, Stage
-from model.training.evaluation import measure, predict_step
-from model.training.progress import RunningLoss
-from model.training.saving import copy_to_host
-from model.training.trainer import StageTrainer
+from maskdepth.loaders import Backgrounds, Batch, Layout, Preprocess
+from maskdepth.model import DualDecoderUNet
+from maskdepth.model.checkpoint import ChannelStatistics
+from maskdepth.model.metrics import SampleTable
+from maskdepth.model.precision import capability_of, precision_for, require_compile
+from maskdepth.model.recipe import RECIPES, Stage
+from maskdepth.model.training.evaluation import measure, predict_step
+from maskdepth.model.training.progress import RunningLoss
+from maskdepth.model.training.saving import copy_to_host
+from maskdepth.model.training.trainer import StageTrainer
 
 SAMPLES, SIZE = 4, 64
 FAST = RECIPES["fast"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.upsampling import make_upsample
+from maskdepth.model.upsampling import make_upsample
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

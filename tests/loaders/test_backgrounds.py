@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convert.errors import DataError
-from convert.layout import Layout
-from loaders.backgrounds import Backgrounds
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.layout import Layout
+from maskdepth.loaders.backgrounds import Backgrounds
 
 
 def layout_of(sizes: list[int], height: int = 6, width: int = 4) -> Layout:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from loaders.buffers import BufferPool
+from maskdepth.loaders.buffers import BufferPool
 
 
 def test_a_buffer_in_use_is_not_handed_out() -> None:

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from convert.errors import DataError
-from loaders.camera import COLUMNS, DRAWS, Camera, _save_as_jpeg
-from loaders.draws import uniform
-from loaders.preprocess import Inputs
+from maskdepth.convert.errors import DataError
+from maskdepth.loaders.camera import COLUMNS, DRAWS, Camera, _save_as_jpeg
+from maskdepth.loaders.draws import uniform
+from maskdepth.loaders.preprocess import Inputs
 
 SIDE = 48
 NOTHING = dict.fromkeys(

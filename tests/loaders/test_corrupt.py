@@ -13,12 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convert.errors import RecordError
-from convert.names import FOLDERS
-from loaders import Batch, DataError, build_loader
-from loaders.engines.reference import ReferenceLoader
-from loaders.options import LoaderOptions
-from loaders.order import Order, permute
+from maskdepth.convert.errors import RecordError
+from maskdepth.convert.names import FOLDERS
+from maskdepth.loaders import Batch, DataError, build_loader
+from maskdepth.loaders.engines.reference import ReferenceLoader
+from maskdepth.loaders.options import LoaderOptions
+from maskdepth.loaders.order import Order, permute
 from tests.damage import Records, bit_flipped, zeroed
 
 ENGINES = ("ffcv", "dali", "resident", "reference")

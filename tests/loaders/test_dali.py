@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from loaders import DataError, build_loader
+from maskdepth.loaders import DataError, build_loader
 from tests.loaders.lazy_streams import LazyStreams
 
 MIB = b"\x80\x80\x40"
@@ -28,7 +28,7 @@ def test_decoders_on_a_gpu_have_few_threads(
     need_engine: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     need_engine("dali")
-    from loaders.engines import dali
+    from maskdepth.loaders.engines import dali
 
     found: dict[str, int] = {}
     for cores in (2, 64):
@@ -44,7 +44,7 @@ def test_graph_for_the_gpu_decodes_there(
     need_engine: Callable[[str], None], mask_is_jpeg: bool
 ) -> None:
     need_engine("dali")
-    from loaders.engines.dali import _graph
+    from maskdepth.loaders.engines.dali import _graph
 
     def built(device: str) -> Any:
         return _graph(
@@ -80,7 +80,7 @@ def test_the_load_of_the_jpeg_engine_reaches_each_decoder(
     need_engine: Callable[[str], None], load: float | None
 ) -> None:
     need_engine("dali")
-    from loaders.engines.dali import _graph
+    from maskdepth.loaders.engines.dali import _graph
 
     for device in ("mixed", "cpu"):
         graph = _graph(

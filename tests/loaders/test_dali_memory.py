@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from convert.errors import DataError
-from loaders import threads
-from loaders.engines.dali_memory import DecoderMemory, buffer_bytes, predict_memory, require_memory
+from maskdepth.convert.errors import DataError
+from maskdepth.loaders import threads
+from maskdepth.loaders.engines.dali_memory import (
+    DecoderMemory,
+    buffer_bytes,
+    predict_memory,
+    require_memory,
+)
 
 MIB = 2**20
 

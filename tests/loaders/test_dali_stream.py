@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convert.errors import RecordError
-from loaders import Batch, DataError, build_loader
-from loaders.engines.reference import ReferenceLoader
-from loaders.options import LoaderOptions
-from loaders.order import Order
+from maskdepth.convert.errors import RecordError
+from maskdepth.loaders import Batch, DataError, build_loader
+from maskdepth.loaders.engines.reference import ReferenceLoader
+from maskdepth.loaders.options import LoaderOptions
+from maskdepth.loaders.order import Order
 from tests.damage import Records, bit_flipped, zeroed
 from tests.tiny_shards import write_tiny_shards
 
@@ -92,7 +92,7 @@ def test_an_epoch_is_the_same_whatever_came_before(shards: Path) -> None:
 @given(data=st.data(), samples=st.integers(1, 200), shards=st.integers(1, 6))
 @settings(max_examples=100)
 def test_slices_of_ranks(data: st.DataObject, samples: int, shards: int) -> None:
-    from loaders.engines.dali_stream import StreamOrder
+    from maskdepth.loaders.engines.dali_stream import StreamOrder
 
     shards = min(shards, samples)
     permutation = np.random.default_rng(samples).permutation(samples)
@@ -189,7 +189,7 @@ def test_the_batch_before_replaces_a_batch_of_corrupt_records(
 
 
 def test_needs_tar_shards(dataset: Path, tmp_path: Path) -> None:
-    from convert.pack import PackConfig, pack
+    from maskdepth.convert.pack import PackConfig, pack
 
     config = PackConfig(formats=("ffcv",))
     pack(dataset, tmp_path / "shards", config=config, workers=0, progress=False)

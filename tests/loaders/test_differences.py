@@ -10,8 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convert.layout import Layout
-from loaders.differences import Differences, Reserve, WordLayout, _Ranges, encode, majority
+from maskdepth.convert.layout import Layout
+from maskdepth.loaders.differences import (
+    Differences,
+    Reserve,
+    WordLayout,
+    _Ranges,
+    encode,
+    majority,
+)
 
 CPU = torch.device("cpu")
 

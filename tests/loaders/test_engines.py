@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from convert.layout import FIELDS
-from convert.pack import PackConfig, pack
-from convert.source import read_source
-from loaders import Batch, DataError, build_loader, read_layout
-from loaders.engines.reference import ReferenceLoader
-from loaders.options import LoaderOptions
+from maskdepth.convert.layout import FIELDS
+from maskdepth.convert.pack import PackConfig, pack
+from maskdepth.convert.source import read_source
+from maskdepth.loaders import Batch, DataError, build_loader, read_layout
+from maskdepth.loaders.engines.reference import ReferenceLoader
+from maskdepth.loaders.options import LoaderOptions
 from tests.damage import Records, zeroed_until
 
 ENGINES = ("ffcv", "dali", "resident")
@@ -310,7 +310,7 @@ def test_reference_has_the_same_contract(dataset: Path, start: int) -> None:
 
 ABANDONED = """
 import sys
-from loaders import build_loader
+from maskdepth.loaders import build_loader
 import numba, torch
 before = torch.get_num_threads()
 loaders = [build_loader(engine, sys.argv[1], batch_size=8) for engine in sys.argv[2:]]

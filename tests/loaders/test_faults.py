@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convert.errors import RecordError
-from convert.layout import FIELDS
-from convert.manifest import MANIFEST, ShardFile, read_manifest, write_manifest
-from convert.pack import PackConfig, pack
-from loaders import Batch, DataError, Loader, build_loader
-from loaders.engines.reference import ReferenceLoader
-from loaders.engines.resident import ResidentLoader
-from loaders.options import LoaderOptions
+from maskdepth.convert.errors import RecordError
+from maskdepth.convert.layout import FIELDS
+from maskdepth.convert.manifest import MANIFEST, ShardFile, read_manifest, write_manifest
+from maskdepth.convert.pack import PackConfig, pack
+from maskdepth.loaders import Batch, DataError, Loader, build_loader
+from maskdepth.loaders.engines.reference import ReferenceLoader
+from maskdepth.loaders.engines.resident import ResidentLoader
+from maskdepth.loaders.options import LoaderOptions
 from tests import damage
 
 ENGINES = ("ffcv", "dali", "dali-stream", "resident")
@@ -184,7 +184,7 @@ def test_header_of_another_size_that_was_packed(
 ) -> None:
     """The size of what DALI decodes is compared with the layout, even if the checksum is valid."""
     need_engine("dali")
-    monkeypatch.setattr("convert.shards.Shards.find_corruption", lambda self, index: None)
+    monkeypatch.setattr("maskdepth.convert.shards.Shards.find_corruption", lambda self, index: None)
     with (
         build_loader("dali", packed_as_jpeg, check=False, **OPTIONS) as loader,
         damage.Records(packed_as_jpeg).spoilt(INDEX, "depth", half_as_high),

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from convert.layout import Layout
-from convert.moments import Moments, Statistics
-from loaders.backgrounds import Backgrounds
-from loaders.batch import Batch
-from loaders.preprocess import Inputs, Preprocess
+from maskdepth.convert.layout import Layout
+from maskdepth.convert.moments import Moments, Statistics
+from maskdepth.loaders.backgrounds import Backgrounds
+from maskdepth.loaders.batch import Batch
+from maskdepth.loaders.preprocess import Inputs, Preprocess
 
 HEIGHT = WIDTH = 24
 STATISTICS: Statistics = {

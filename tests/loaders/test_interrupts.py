@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from convert.interrupts import ignored_signals_repeated, interrupt_later
-from loaders import build_loader
-from loaders.batch import Batch
+from maskdepth.convert.interrupts import ignored_signals_repeated, interrupt_later
+from maskdepth.loaders import build_loader
+from maskdepth.loaders.batch import Batch
 
 DALI = ["dali", "dali-stream"]
 
@@ -180,7 +180,7 @@ def test_an_interrupt_while_a_reader_is_shut_down(
     shards: Path, monkeypatch: pytest.MonkeyPatch, need_engine: Callable[[str], None]
 ) -> None:
     need_engine("dali-stream")
-    from loaders.engines.dali import Pipeline
+    from maskdepth.loaders.engines.dali import Pipeline
 
     once, shutdown = interrupt_once(), Pipeline._shutdown
 

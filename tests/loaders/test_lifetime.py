@@ -21,7 +21,7 @@ import torch
 from torch import distributed
 from torch.multiprocessing.spawn import spawn
 
-from loaders import build_loader
+from maskdepth.loaders import build_loader
 
 ENGINES = ("ffcv", "dali", "dali-stream", "resident", "reference")
 EPOCHS = 50
@@ -133,7 +133,7 @@ def test_dropped_loaders_leave_nothing(
 
 LONG_RUN = """
 import sys
-from loaders import build_loader
+from maskdepth.loaders import build_loader
 with build_loader(sys.argv[1], sys.argv[2], batch_size=4) as loader:
     for epoch in range(10**9):
         for batch in loader.epoch(epoch):

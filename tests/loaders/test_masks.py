@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from convert.codecs import pack_runs
-from loaders.buffers import BufferPool
-from loaders.masks import pad_runs, unpack_batch, unpack_by_sums
+from maskdepth.convert.codecs import pack_runs
+from maskdepth.loaders.buffers import BufferPool
+from maskdepth.loaders.masks import pad_runs, unpack_batch, unpack_by_sums
 
 BATCHES = hnp.arrays(
     np.uint8,

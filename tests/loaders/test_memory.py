@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from loaders.memory import _left_in_groups, free_bytes
+from maskdepth.loaders.memory import _left_in_groups, free_bytes
 
 
 def test_free_memory_of_this_machine() -> None:

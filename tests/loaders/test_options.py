@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convert.errors import OptionError
-from loaders.options import LoaderOptions
+from maskdepth.convert.errors import OptionError
+from maskdepth.loaders.options import LoaderOptions
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convert.errors import DataError
-from loaders.options import MAX_SAMPLES, LoaderOptions
-from loaders.order import Order, distributed_rank, permute
+from maskdepth.convert.errors import DataError
+from maskdepth.loaders.options import MAX_SAMPLES, LoaderOptions
+from maskdepth.loaders.order import Order, distributed_rank, permute
 
 SEEDS = st.integers(0, 2**63 - 1)
 EPOCHS = st.integers(0, 10**6)

@@ -9,8 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from loaders import DataError, Loader, LoaderOptions, open_pair, read_layout, split_indices
-from loaders.engines import open_loader
+from maskdepth.loaders import (
+    DataError,
+    Loader,
+    LoaderOptions,
+    open_pair,
+    read_layout,
+    split_indices,
+)
+from maskdepth.loaders.engines import open_loader
 
 CPU = torch.device("cpu")
 
@@ -110,7 +117,7 @@ def test_closes_training_where_validation_cannot_be_opened(
         opened.append(open_loader(engine, shards, options))
         return opened[0]
 
-    monkeypatch.setattr("loaders.pair.open_loader", open_once)
+    monkeypatch.setattr("maskdepth.loaders.pair.open_loader", open_once)
     with pytest.raises(DataError, match="no second loader"):
         open_pair(source, device=CPU, batch_size=8).__enter__()
     with pytest.raises(DataError, match="closed"):

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from loaders import Batch, DataError, Loader, build_loader
-from loaders.options import LoaderOptions
-from loaders.order import Order
+from maskdepth.loaders import Batch, DataError, Loader, build_loader
+from maskdepth.loaders.options import LoaderOptions
+from maskdepth.loaders.order import Order
 
 ENGINES = ("ffcv", "dali", "resident", "reference")
 

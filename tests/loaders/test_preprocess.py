@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from convert.errors import DataError
-from convert.layout import Layout
-from convert.moments import Moments, Statistics
-from loaders.backgrounds import Backgrounds
-from loaders.batch import Batch
-from loaders.camera import Camera
-from loaders.preprocess import Augment, Inputs, Preprocess
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.layout import Layout
+from maskdepth.convert.moments import Moments, Statistics
+from maskdepth.loaders.backgrounds import Backgrounds
+from maskdepth.loaders.batch import Batch
+from maskdepth.loaders.camera import Camera
+from maskdepth.loaders.preprocess import Augment, Inputs, Preprocess
 
 SIDE = 24
 SIZES = [None, 24, 12, 8, 10, 23, 36]

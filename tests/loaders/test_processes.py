@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from loaders import Batch, DataError, Loader, build_loader
+from maskdepth.loaders import Batch, DataError, Loader, build_loader
 
 ENGINES = ("ffcv", "dali", "dali-stream", "resident", "reference")
 LIMIT_S = 60

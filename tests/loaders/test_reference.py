@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from convert.errors import DataError, RecordError
-from loaders.engines.reference import ReferenceLoader
-from loaders.options import LoaderOptions
+from maskdepth.convert.errors import DataError, RecordError
+from maskdepth.loaders.engines.reference import ReferenceLoader
+from maskdepth.loaders.options import LoaderOptions
 
 HEIGHT, WIDTH = 24, 32
 GROUPS = (4, 3, 5)

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from convert.pack import PackConfig, pack
-from loaders import DataError, LoaderOptions, engines
+from maskdepth.convert.pack import PackConfig, pack
+from maskdepth.loaders import DataError, LoaderOptions, engines
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from convert.errors import DataError, RecordError
-from convert.pack import PackConfig, pack
-from loaders import Batch, build_loader
-from loaders.engines import resident
-from loaders.engines.reference import ReferenceLoader
-from loaders.engines.resident import ResidentLoader
-from loaders.options import LoaderOptions
+from maskdepth.convert.errors import DataError, RecordError
+from maskdepth.convert.pack import PackConfig, pack
+from maskdepth.loaders import Batch, build_loader
+from maskdepth.loaders.engines import resident
+from maskdepth.loaders.engines.reference import ReferenceLoader
+from maskdepth.loaders.engines.resident import ResidentLoader
+from maskdepth.loaders.options import LoaderOptions
 from tests.damage import Records, zeroed
 
 

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convert.errors import DataError
-from convert.layout import Layout
-from loaders.split import SPLITS, split_indices
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.layout import Layout
+from maskdepth.loaders.split import SPLITS, split_indices
 
 
 def layout_of(sizes: list[int], samples_per_fg: int | None) -> Layout:

@@ -19,7 +19,7 @@ MEMORY_MIB = 200
 OPEN = """
 import json, re, sys, time
 from pathlib import Path
-from loaders import build_loader
+from maskdepth.loaders import build_loader
 
 engine, warm, large = sys.argv[1:]
 

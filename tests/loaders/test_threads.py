@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from loaders.threads import Pending, ThreadTeam, run_shared
+from maskdepth.loaders.threads import Pending, ThreadTeam, run_shared
 
 
 @pytest.fixture

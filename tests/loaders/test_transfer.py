@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from loaders import Batch, DataError
-from loaders.buffers import BufferPool
-from loaders.transfer import transfer
+from maskdepth.loaders import Batch, DataError
+from maskdepth.loaders.buffers import BufferPool
+from maskdepth.loaders.transfer import transfer
 from tests.loaders.lazy_streams import LazyStreams
 
 

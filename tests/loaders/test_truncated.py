@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from convert.shards import Shards
-from loaders import DataError, build_loader
-from loaders.base import ShardLoader
+from maskdepth.convert.shards import Shards
+from maskdepth.loaders import DataError, build_loader
+from maskdepth.loaders.base import ShardLoader
 from tests.tiny_shards import write_tiny_shards
 
 FILES = {"ffcv": "samples.beton", "dali": "samples-00001.tar", "dali-stream": "samples-00001.tar"}

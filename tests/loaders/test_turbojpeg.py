@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from loaders.turbojpeg import decode_jpeg, free_handles, has_size, new_handles
+from maskdepth.loaders.turbojpeg import decode_jpeg, free_handles, has_size, new_handles
 
 
 def noise(height: int, width: int, channels: int, seed: int = 0) -> np.ndarray:

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convert.errors import DataError
-from loaders import build_loader
-from loaders.options import LoaderOptions
-from loaders.order import Order
+from maskdepth.convert.errors import DataError
+from maskdepth.loaders import build_loader
+from maskdepth.loaders.options import LoaderOptions
+from maskdepth.loaders.order import Order
 
 ENGINES = ("ffcv", "dali", "resident", "reference")
 

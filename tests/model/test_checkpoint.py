@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from model import DualDecoderUNet, ModelError
-from model.checkpoint import (
+from maskdepth.model import DualDecoderUNet, ModelError
+from maskdepth.model.checkpoint import (
     METADATA_KEY,
     ORIGINAL_STATISTICS,
     ChannelStatistics,
@@ -22,8 +22,8 @@ from model.checkpoint import (
     load_network,
     save_weights,
 )
-from model.training.state import load_state
-from model.unet import original_name
+from maskdepth.model.training.state import load_state
+from maskdepth.model.unet import original_name
 
 INFO = NetworkInfo(
     width=2,

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
-from model.distributed import agreed_store
-from model.errors import ModelError
+from maskdepth.model.distributed import agreed_store
+from maskdepth.model.errors import ModelError
 
 
 def test_ranks_agree_on_a_part_of_the_store_that_earlier_ones_did_not_use() -> None:
@@ -22,7 +22,7 @@ def test_ranks_agree_on_a_part_of_the_store_that_earlier_ones_did_not_use() -> N
 
 
 def test_a_rank_that_does_not_join(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model.distributed.JOIN_S", 0.1)
+    monkeypatch.setattr("maskdepth.model.distributed.JOIN_S", 0.1)
     shared = HashStore()
     with pytest.raises(ModelError, match="rank 0: rank 1 has not joined in 0 s"):
         agreed_store(shared, 0, 2)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from loaders.batch import Batch
-from model.errors import ModelError
-from model.training.disturbance import (
+from maskdepth.loaders.batch import Batch
+from maskdepth.model.errors import ModelError
+from maskdepth.model.training.disturbance import (
     DISTURBANCES,
     UNDISTURBED,
     Disturbance,

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from model import ModelError, precision
-from model.driver import (
+from maskdepth.model import ModelError, precision
+from maskdepth.model.driver import (
     Driver,
     choose_cuda,
     choose_torch,
@@ -21,7 +21,7 @@ from model.driver import (
     parse_driver,
     read_driver,
 )
-from model.precision import choose_device
+from maskdepth.model.precision import choose_device
 
 ROOT = Path(__file__).parent.parent.parent
 T4, A100, H100, P100, V100 = (7, 5), (8, 0), (9, 0), (6, 0), (7, 0)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from model import ModelError
-from model.files import locked, make_folder, replace_bytes, replace_file, replace_together
+from maskdepth.model import ModelError
+from maskdepth.model.files import locked, make_folder, replace_bytes, replace_file, replace_together
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_several_files_appear_together(tmp_path: Path, monkeypatch: pytest.Monke
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr("convert.files.sync", interrupted)
+            patch.setattr("maskdepth.convert.files.sync", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 replace_together(contents)
         assert list(tmp_path.iterdir()) == []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from model.files import replace_bytes
+from maskdepth.model.files import replace_bytes
 from tests.kills import kill_at_each_call
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")

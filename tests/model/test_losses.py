@@ -12,7 +12,7 @@ from kornia.losses import dice_loss, ssim_loss
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from model import losses
+from maskdepth.model import losses
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from torch import Tensor
 from torchmetrics.classification import BinaryJaccardIndex
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError
 
-from model import ModelError
-from model.metrics import (
+from maskdepth.model import ModelError
+from maskdepth.model.metrics import (
     VALID_DEPTH,
     SampleTable,
     TrainingMeans,
@@ -21,8 +21,8 @@ from model.metrics import (
     pooled_scores,
     sample_sums,
 )
-from model.training.progress import RunningLoss
-from model.training.report import score_table
+from maskdepth.model.training.progress import RunningLoss
+from maskdepth.model.training.report import score_table
 
 SAMPLES = 11
 

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model import DualDecoderUNet
-from model.recipe import RECIPES
-from model.training.optimizer import Muon, load_optimizer, make_optimizer, orthogonalized
-from model.training.state import generator_states, load_state, save_state
+from maskdepth.model import DualDecoderUNet
+from maskdepth.model.recipe import RECIPES
+from maskdepth.model.training.optimizer import Muon, load_optimizer, make_optimizer, orthogonalized
+from maskdepth.model.training.state import generator_states, load_state, save_state
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 9), st.floats(1e-4, 1e4))

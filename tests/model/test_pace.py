@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from loaders.options import LoaderOptions
-from loaders.order import Order
-from model.recipe import Recipe, Stage
-from model.training.config import DataConfig, RunConfig
-from model.training.pace import Pace, Plan, duration
-from model.training.state import Position
+from maskdepth.loaders.options import LoaderOptions
+from maskdepth.loaders.order import Order
+from maskdepth.model.recipe import Recipe, Stage
+from maskdepth.model.training.config import DataConfig, RunConfig
+from maskdepth.model.training.pace import Pace, Plan, duration
+from maskdepth.model.training.state import Position
 
 SMALL = Stage(size=16, batch_size=4, lr=0.1, trains=("encoder", "depth"), epochs=2)
 LARGE = SMALL.changed(size=32, epochs=1)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from model import ModelError
-from model.inference.pairs import Pair, find_images, pair_images
+from maskdepth.model import ModelError
+from maskdepth.model.inference.pairs import Pair, find_images, pair_images
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from model import ModelError
-from model.precision import (
+from maskdepth.model import ModelError
+from maskdepth.model.precision import (
     COMPILE,
     Precision,
     choose_compile,

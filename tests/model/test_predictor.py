@@ -13,17 +13,17 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from convert.errors import DataError
-from convert.outputs import is_output
-from loaders import Backgrounds, Batch, Layout, Preprocess
-from model import DualDecoderUNet, ModelError
-from model.checkpoint import ChannelStatistics, NetworkInfo
-from model.inference import predict
-from model.inference.export import export_network
-from model.inference.pairs import Pair, pair_images, require_usable
-from model.inference.predict import naming_rest, predict_files
-from model.inference.predictor import Predictor, input_size, resize
-from model.pictures import Example, draw_curves, draw_predictions
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.outputs import is_output
+from maskdepth.loaders import Backgrounds, Batch, Layout, Preprocess
+from maskdepth.model import DualDecoderUNet, ModelError
+from maskdepth.model.checkpoint import ChannelStatistics, NetworkInfo
+from maskdepth.model.inference import predict
+from maskdepth.model.inference.export import export_network
+from maskdepth.model.inference.pairs import Pair, pair_images, require_usable
+from maskdepth.model.inference.predict import naming_rest, predict_files
+from maskdepth.model.inference.predictor import Predictor, input_size, resize
+from maskdepth.model.pictures import Example, draw_curves, draw_predictions
 from tests.pictures import jpeg_bytes, texture
 
 PHOTOS = Path(__file__).parents[3] / "shared/seed_samples"
@@ -313,8 +313,10 @@ def test_export_is_checked_on_the_given_images(
         mask, depth = real(bg, fg_bg)
         return mask + (bg.mean() > 254), depth
 
-    monkeypatch.setattr("model.inference.export._write_pt2", lambda *_: wrong_on_white)
-    monkeypatch.setattr("model.inference.export.replace_file", lambda path, write: write(path))
+    monkeypatch.setattr("maskdepth.model.inference.export._write_pt2", lambda *_: wrong_on_white)
+    monkeypatch.setattr(
+        "maskdepth.model.inference.export.replace_file", lambda path, write: write(path)
+    )
     assert export_network(predictor, tmp_path / "net.pt2") < 1e-5
     with pytest.raises(ModelError, match="differs from the network by 1"):
         export_network(predictor, tmp_path / "net.pt2", pairs)
@@ -414,7 +416,7 @@ def test_figures_of_curves_are_beside_the_titles(
         figures.append(figure)
         return b""
 
-    monkeypatch.setattr("model.pictures._png", keep)
+    monkeypatch.setattr("maskdepth.model.pictures._png", keep)
     draw_curves(tmp_path / "curves.png", [{"stage": 1, "train_loss": 0.5, "mask_iou": None}], "x")
     loss, iou, _ = figures[0].axes
     assert (loss.get_title("right"), len(loss.texts)) == ("last 0.5000", 0)

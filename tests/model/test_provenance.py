@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convert.moments import Moments
-from convert.placements import PLACEMENT, write_placements
-from loaders import Layout, split_indices
-from model.training.provenance import count_seen, fingerprint, seen_note
+from maskdepth.convert.moments import Moments
+from maskdepth.convert.placements import PLACEMENT, write_placements
+from maskdepth.loaders import Layout, split_indices
+from maskdepth.model.training.provenance import count_seen, fingerprint, seen_note
 
 MOMENTS = Moments(values=100, sums=(5000,), squares=(300_000,), scale=255)
 # 4 backgrounds, each with 3 foregrounds of 2 samples.

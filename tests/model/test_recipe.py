@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from loaders.augment import make_augment
-from loaders.camera import Camera
-from model import ModelError
-from model.recipe import RECIPES, Recipe, Stage, load_recipe
+from maskdepth.loaders.augment import make_augment
+from maskdepth.loaders.camera import Camera
+from maskdepth.model import ModelError
+from maskdepth.model.recipe import RECIPES, Recipe, Stage, load_recipe
 
 STAGE: dict[str, Any] = {"size": 112, "batch_size": 8, "lr": 0.1, "trains": ["mask"]}
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.inference.registration import SAME_PLACE, register
+from maskdepth.model.inference.registration import SAME_PLACE, register
 from tests.pictures import texture, with_disc
 
 

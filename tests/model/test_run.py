@@ -11,18 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from convert.errors import OptionError
-from model import DualDecoderUNet, ModelError
-from model.contract import Batch, Inputs
-from model.metrics import Scores
-from model.pictures import draw_curves
-from model.precision import Precision
-from model.recipe import RECIPES
-from model.training.config import DataConfig, RunConfig, read_config
-from model.training.progress import Elapsed
-from model.training.run import Run
-from model.training.state import Position, generator_states, save_state
-from model.training.trainer import StageTrainer
+from maskdepth.convert.errors import OptionError
+from maskdepth.model import DualDecoderUNet, ModelError
+from maskdepth.model.contract import Batch, Inputs
+from maskdepth.model.metrics import Scores
+from maskdepth.model.pictures import draw_curves
+from maskdepth.model.precision import Precision
+from maskdepth.model.recipe import RECIPES
+from maskdepth.model.training.config import DataConfig, RunConfig, read_config
+from maskdepth.model.training.progress import Elapsed
+from maskdepth.model.training.run import Run
+from maskdepth.model.training.state import Position, generator_states, save_state
+from maskdepth.model.training.trainer import StageTrainer
 
 DEMO = RECIPES["demo"]
 

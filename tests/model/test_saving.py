@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from model.training.saving import BackgroundWriter, copy_to_host
+from maskdepth.model.training.saving import BackgroundWriter, copy_to_host
 
 
 def test_a_copy_keeps_values_types_and_layout() -> None:

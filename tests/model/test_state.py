@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from model import ModelError
-from model.training.state import generator_states, load_state, save_state, set_generators
+from maskdepth.model import ModelError
+from maskdepth.model.training.state import generator_states, load_state, save_state, set_generators
 
 
 def test_state_restores_the_random_generator(tmp_path: Path) -> None:

@@ -10,18 +10,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loaders import Backgrounds, Batch, Layout, Preprocess
-from loaders.options import LoaderOptions
-from loaders.order import Order
-from model import DualDecoderUNet
-from model.checkpoint import ChannelStatistics
-from model.losses import training_loss
-from model.precision import Precision
-from model.recipe import RECIPES, Stage
-from model.training.config import DataConfig, RunConfig
-from model.training.state import RunState, generator_states
-from model.training.steps import EpochSteps, StepSize
-from model.training.trainer import StageTrainer
+from maskdepth.loaders import Backgrounds, Batch, Layout, Preprocess
+from maskdepth.loaders.options import LoaderOptions
+from maskdepth.loaders.order import Order
+from maskdepth.model import DualDecoderUNet
+from maskdepth.model.checkpoint import ChannelStatistics
+from maskdepth.model.losses import training_loss
+from maskdepth.model.precision import Precision
+from maskdepth.model.recipe import RECIPES, Stage
+from maskdepth.model.training.config import DataConfig, RunConfig
+from maskdepth.model.training.state import RunState, generator_states
+from maskdepth.model.training.steps import EpochSteps, StepSize
+from maskdepth.model.training.trainer import StageTrainer
 
 STAGE = Stage(
     size=16, batch_size=6, lr=0.1, trains=("encoder", "mask", "depth"), mask_loss="bce+dice",

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from convert.errors import DataError
-from loaders import Batch
-from model.training import trial
-from model.training.trial import Trial, describe, fastest, try_engines
+from maskdepth.convert.errors import DataError
+from maskdepth.loaders import Batch
+from maskdepth.model.training import trial
+from maskdepth.model.training.trial import Trial, describe, fastest, try_engines
 
 EMPTY = torch.empty(4, 0)
 

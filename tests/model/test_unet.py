@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import DualDecoderUNet, ModelError, rename_original
-from model.unet import PARTS
+from maskdepth.model import DualDecoderUNet, ModelError, rename_original
+from maskdepth.model.unet import PARTS
 
 
 class _Double(nn.Module):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model import DualDecoderUNet
-from model.upsampling import make_upsample
+from maskdepth.model import DualDecoderUNet
+from maskdepth.model.upsampling import make_upsample
 
 TOLERANCES = {
     torch.float64: 1e-12,

@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from convert.errors import DataError
-from convert.files import read_regular
-from convert.schema import parse_table, shown
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.files import read_regular
+from maskdepth.convert.schema import parse_table, shown
 
 _MEMBER = re.compile(
     r"archive_format|archive_version|version|byteorder|\.data/(version|serialization_id)"

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from convert.dataset.networks.model import Amp
-from convert.errors import DataError
-from convert.workers import available_cores
+from maskdepth.convert.dataset.networks.model import Amp
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.workers import available_cores
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from convert.dataset.networks.model import Predicts
-from convert.errors import DataError
+from maskdepth.convert.dataset.networks.model import Predicts
+from maskdepth.convert.errors import DataError
 
 _BY_TYPE: dict[str, Predicts] = {"depth_pro": "metric", "glpn": "metric", "zoedepth": "metric"}
 _FAMILIES: tuple[tuple[str, str, Predicts], ...] = (

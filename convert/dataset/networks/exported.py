@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from convert.dataset.networks import device as devices
-from convert.dataset.networks.archive import safe_archive
-from convert.dataset.networks.directions import direction
-from convert.dataset.networks.hub import failed, one_line
-from convert.dataset.networks.model import DepthModel, ModelOptions
-from convert.errors import DataError, reading
-from convert.files import hash_file, require_regular
+from maskdepth.convert.dataset.networks import device as devices
+from maskdepth.convert.dataset.networks.archive import safe_archive
+from maskdepth.convert.dataset.networks.directions import direction
+from maskdepth.convert.dataset.networks.hub import failed, one_line
+from maskdepth.convert.dataset.networks.model import DepthModel, ModelOptions
+from maskdepth.convert.errors import DataError, reading
+from maskdepth.convert.files import hash_file, require_regular
 
 _MEAN_STD = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),

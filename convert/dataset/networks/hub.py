@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from convert.dataset.networks import device as devices
-from convert.dataset.networks.directions import direction
-from convert.dataset.networks.model import DepthModel, ModelOptions
-from convert.errors import DataError
-from convert.files import hash_file
-from convert.found import visible
+from maskdepth.convert.dataset.networks import device as devices
+from maskdepth.convert.dataset.networks.directions import direction
+from maskdepth.convert.dataset.networks.model import DepthModel, ModelOptions
+from maskdepth.convert.errors import DataError
+from maskdepth.convert.files import hash_file
+from maskdepth.convert.found import visible
 
 
 def load_from_hub(name: str, options: ModelOptions) -> DepthModel:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from convert.dataset.networks.model import DepthModel, ModelOptions
-from convert.errors import OptionError
+from maskdepth.convert.dataset.networks.model import DepthModel, ModelOptions
+from maskdepth.convert.errors import OptionError
 
 EXPORTED = (".pt2", ".onnx")
 
@@ -17,12 +17,12 @@ def load_model(name: str, options: ModelOptions) -> DepthModel:
     of which it is not known what it predicts.
     """
     if name.lower().endswith(EXPORTED):
-        from convert.dataset.networks.exported import load_exported
+        from maskdepth.convert.dataset.networks.exported import load_exported
 
         return load_exported(Path(name), options)
     for option in ("input_size", "normalise"):
         if getattr(options, option) is not None:
             raise OptionError(option, ": is for .pt2 and .onnx files; leave it out")
-    from convert.dataset.networks.hub import load_from_hub
+    from maskdepth.convert.dataset.networks.hub import load_from_hub
 
     return load_from_hub(name, options)

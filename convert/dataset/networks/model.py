@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from convert.errors import OptionError
+from maskdepth.convert.errors import OptionError
 
 Predicts = Literal["inverse", "depth", "metric"]
 """What values grow with: nearness (inverse), or distance, without a unit (depth) or in metres."""

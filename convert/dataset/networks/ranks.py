@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
-from convert.errors import DataError
+from maskdepth.convert.errors import DataError
 
 T = TypeVar("T")
 _LONGEST = timedelta(days=30)  # a rank may wait for another until all is done

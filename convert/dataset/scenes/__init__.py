@@ -4,7 +4,7 @@
 these two numbers alone.
 """
 
-from convert.dataset.scenes.draw import FAR_M, Scene, draw_background, ground_depth
-from convert.dataset.scenes.people import draw_person
+from maskdepth.convert.dataset.scenes.draw import FAR_M, Scene, draw_background, ground_depth
+from maskdepth.convert.dataset.scenes.people import draw_person
 
 __all__ = ["FAR_M", "Scene", "draw_background", "draw_person", "ground_depth"]

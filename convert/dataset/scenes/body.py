@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convert.dataset.scenes.wardrobe import Dye, Outfit, solid
+from maskdepth.convert.dataset.scenes.wardrobe import Dye, Outfit, solid
 
 Pair = tuple[float, float]
 Profile = Sequence[Pair]

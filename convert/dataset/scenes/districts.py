@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from convert.dataset.scenes.raycast import Bounds
+from maskdepth.convert.dataset.scenes.raycast import Bounds
 
 
 @dataclass(frozen=True, kw_only=True)

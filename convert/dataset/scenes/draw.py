@@ -6,10 +6,19 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFilter
 
-from convert.dataset.scenes.districts import DISTRICTS
-from convert.dataset.scenes.raycast import FIRST, GROUND, SKY, Camera, Hits, Solid, View, cast
-from convert.dataset.scenes.street import Street
-from convert.dataset.scenes.textures import Noise, blend
+from maskdepth.convert.dataset.scenes.districts import DISTRICTS
+from maskdepth.convert.dataset.scenes.raycast import (
+    FIRST,
+    GROUND,
+    SKY,
+    Camera,
+    Hits,
+    Solid,
+    View,
+    cast,
+)
+from maskdepth.convert.dataset.scenes.street import Street
+from maskdepth.convert.dataset.scenes.textures import Noise, blend
 
 FAR_M = 40.0  # depth of the sky, and the largest depth of a street
 OVERSAMPLING = 2  # a colour is the average of 2x2 rays; depth is taken at the pixel's centre

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from convert.dataset.scenes.body import Body, Limb, draw_pose
-from convert.dataset.scenes.textures import Noise
-from convert.dataset.scenes.wardrobe import dress
+from maskdepth.convert.dataset.scenes.body import Body, Limb, draw_pose
+from maskdepth.convert.dataset.scenes.textures import Noise
+from maskdepth.convert.dataset.scenes.wardrobe import dress
 
 STREAM_FG = 2  # random stream of a seed; `draw` uses 1 and `compose.place` 3
 CANVAS = 640  # height and width of the picture before it is cropped, pixels

@@ -2,10 +2,19 @@
 
 import numpy as np
 
-from convert.dataset.scenes.districts import District
-from convert.dataset.scenes.raycast import Bounds, Camera, Card, Draw, Hits, Solid, block, taper
-from convert.dataset.scenes.surfaces import Car, Facade, Ground
-from convert.dataset.scenes.textures import Noise, leafy, plain, shaded
+from maskdepth.convert.dataset.scenes.districts import District
+from maskdepth.convert.dataset.scenes.raycast import (
+    Bounds,
+    Camera,
+    Card,
+    Draw,
+    Hits,
+    Solid,
+    block,
+    taper,
+)
+from maskdepth.convert.dataset.scenes.surfaces import Car, Facade, Ground
+from maskdepth.convert.dataset.scenes.textures import Noise, leafy, plain, shaded
 
 WALLS = np.array([
     (0.62, 0.36, 0.28), (0.55, 0.30, 0.24), (0.82, 0.76, 0.64), (0.86, 0.84, 0.80),

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convert.dataset.scenes.raycast import FACE_UP, Bounds, Hits
-from convert.dataset.scenes.textures import Noise, blend, inside, scatter, shaded
+from maskdepth.convert.dataset.scenes.raycast import FACE_UP, Bounds, Hits
+from maskdepth.convert.dataset.scenes.textures import Noise, blend, inside, scatter, shaded
 
 
 @dataclass(frozen=True, kw_only=True)

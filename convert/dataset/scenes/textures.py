@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
-from convert.dataset.scenes.raycast import Hits, Paint
+from maskdepth.convert.dataset.scenes.raycast import Hits, Paint
 
 TILE = 256
 

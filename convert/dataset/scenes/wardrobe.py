@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convert.dataset.scenes.textures import Noise, blend, inside
+from maskdepth.convert.dataset.scenes.textures import Noise, blend, inside
 
 SKIN = np.array([
     (0.93, 0.76, 0.66), (0.87, 0.68, 0.55), (0.76, 0.56, 0.42), (0.60, 0.41, 0.29),
