@@ -68,7 +68,8 @@ class Canvas:
         Foregrounds keep the minimum, and also the maximum unless all farthest pixels are covered.
         So nearly always the background's levels stay valid, and only those covered change.
         """
-        pixels, covered = _stretched(patch.levels, self._is_farthest[patch.box], patch.mask)
+        pixels = np.empty((*patch.levels.shape, 3), np.uint8)
+        covered = _repeat(patch.levels, self._is_farthest[patch.box], patch.mask, pixels)
         if covered < self._farthest_count:
             return pixels, patch.top, patch.left
         depth, near, far = self._depth.copy(), float(self._depth.min()), float(self._depth.max())
@@ -81,17 +82,17 @@ class Canvas:
 
 
 @numba.njit(cache=True, nogil=True)
-def _stretched(
-    levels: np.ndarray, is_farthest: np.ndarray, mask: np.ndarray
-) -> tuple[np.ndarray, int]:
-    """Levels in three channels, and how many of the farthest pixels are in the mask."""
-    pixels, covered = np.empty((*levels.shape, 3), np.uint8), 0
+def _repeat(
+    levels: np.ndarray, is_farthest: np.ndarray, mask: np.ndarray, pixels: np.ndarray
+) -> int:
+    """Write levels to three channels; returns how many of the farthest pixels are in the mask."""
+    covered = 0
     for y in range(levels.shape[0]):
         for x in range(levels.shape[1]):
             pixels[y, x, :] = levels[y, x]
             if mask[y, x]:
                 covered += is_farthest[y, x]
-    return pixels, covered
+    return covered
 
 
 def _as_rgb(gray: np.ndarray) -> np.ndarray:

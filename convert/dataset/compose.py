@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import re
 from concurrent.futures import Executor
 from pathlib import Path
@@ -208,12 +209,25 @@ def _write_part(composed: Composed, part: Part) -> tuple[int, bool]:
         for sample in composed.read(part.indices):
             stamps.update(sample.stamp)
             for path, data in zip(sample.paths, sample.images, strict=True):
-                with open(path, "wb", buffering=0) as file:
-                    file.write(data)
+                _write_file(path, data)
                 crc = crc32c.crc32c(data, crc)
         record = {"stamps": stamps.hexdigest(), "crc32c": {"images": crc}}
         write_record(part, composed.folder / PARTS, record)
     return len(part.indices), is_finished
+
+
+def _write_file(path: str, data: bytes) -> None:
+    """Write a new file, or replace what an interrupted run left of it.
+
+    By system calls, which take less time than a file object and say what a full disk has taken.
+    """
+    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    try:
+        done = os.write(target, data)
+        while done < len(data):  # the disk is full: the next call raises
+            done += os.write(target, data[done:])
+    finally:
+        os.close(target)
 
 
 def _is_finished(composed: Composed, part: Part) -> bool:
@@ -228,7 +242,7 @@ def _is_finished(composed: Composed, part: Part) -> bool:
         stamps = hashlib.sha256(b"".join(composed.stamps(part.indices)))
         if recorded.stamps != stamps.hexdigest():
             return False
-        for path in itertools.chain.from_iterable(map(composed.paths, part.indices)):
+        for path in itertools.chain.from_iterable(composed.paths(part.indices)):
             crc = crc32c.crc32c(read_file(path)[0], crc)
     except (DataError, OSError, ValueError):  # missing, or the disk lost some of it
         return False

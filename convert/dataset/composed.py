@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import operator
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
@@ -79,25 +80,27 @@ class Composed(SentOnce):
         rows = self.rows(indices)
         name = self.plan.bg_name(int(rows["bg"][0]))
         bg = _hash(self.folder / "bg" / f"{name}.jpg", self.folder / PARTS / f"{name}.npy")
-        fgs: dict[int, bytes] = {}
-        for row, others in zip(rows, self.others(indices), strict=True):
-            shown = [int(row["fg"]), *others["fg"].tolist()]
-            for fg in shown:
-                if fg not in fgs:
-                    fgs[fg] = _hash(self.folder / PARTS / f"{self.plan.fg_name(fg)}.npy")
-            yield bg + b"".join(fgs[fg] for fg in shown) + row.tobytes() + others.tobytes()
 
-    def paths(self, index: int) -> tuple[str, ...]:
-        """Where the files of a sample are if it is written, in the order of `FIELDS`."""
-        bg, sample = divmod(index, self.plan.samples_per_bg)
-        name = f"{self.plan.bg_name(bg)}/{self.plan.sample_name(sample)}.jpg"
-        return tuple(f"{self.folder}/{folder}/{name}" for folder in FOLDERS.values())
+        @functools.cache
+        def of_fg(fg: int) -> bytes:
+            return _hash(self.folder / PARTS / f"{self.plan.fg_name(fg)}.npy")
+
+        for fg, row, others in zip(rows["fg"].tolist(), rows, self.others(indices), strict=True):
+            shown = map(of_fg, (fg, *others["fg"].tolist()))
+            yield bg + b"".join(shown) + row.tobytes() + others.tobytes()
+
+    def paths(self, indices: Sequence[int]) -> Iterator[tuple[str, ...]]:
+        """Where the files of samples of one background are, if they are written, as in `FIELDS`."""
+        bg = indices[0] // self.plan.samples_per_bg
+        folders = [f"{self.folder}/{name}/{self.plan.bg_name(bg)}" for name in FOLDERS.values()]
+        for index in indices:
+            name = self.plan.sample_name(index - bg * self.plan.samples_per_bg)
+            yield tuple(f"{folder}/{name}.jpg" for folder in folders)
 
     def read(self, indices: Sequence[int]) -> Iterator[Sample]:
         """Compose and encode some samples of one background."""
-        made = zip(indices, self._compose(indices), self.stamps(indices), strict=True)
-        for index, images, stamp in made:
-            yield Sample(images, self.paths(index), stamp)
+        made = zip(self._compose(indices), self.paths(indices), self.stamps(indices), strict=True)
+        yield from itertools.starmap(Sample, made)
 
     def _compose(self, indices: Sequence[int]) -> Iterator[tuple[bytes, ...]]:
         """The JPEGs of fg_bg, mask and depth of samples of one background."""

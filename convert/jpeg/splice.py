@@ -27,6 +27,7 @@ from maskdepth.convert.jpeg.coefficients import (
 )
 from maskdepth.convert.jpeg.huffman import codes_of, stuff
 from maskdepth.convert.jpeg.layout import read_headers
+from maskdepth.convert.jpeg.memory import copy
 from maskdepth.convert.jpeg.planes import Geometry
 from maskdepth.convert.jpeg.vectors import bit_length, load_u64_big_endian, store_u64_big_endian
 
@@ -76,6 +77,7 @@ class EncodedImage:
         self._jpeg = encode(pixels, quality)
         layout, bodies, self._start = read_headers(self._jpeg)
         self._geometry, self._selectors = layout.geometry, layout.selectors
+        self._dc_tables = layout.selectors >> 4
         self._tables, _ = read_tables(bodies)
         self._codes = _dc_codes(bodies)
         # The frame header, which has the size, is before the Huffman tables.
@@ -104,11 +106,13 @@ class EncodedImage:
         patch = self._read(jpeg, geometry)
         down, across = (8 * factor for factor in geometry.samplings[0])
         box = (top // down, left // across, *geometry.mcus)
-        data = _splice(
+        # Of the caller: an array that a kernel returns costs as much as all other arguments.
+        scan = np.empty(2 * (len(self._jpeg) + len(jpeg) + 8 * len(patch.dcs)), np.uint8)
+        size = _splice(
             *self._blocks, *patch, box, self._geometry.mcus[1], self._geometry.components,
-            self._selectors >> 4, self._codes,
+            self._dc_tables, self._codes, scan,
         )  # fmt: skip
-        return b"".join([self._jpeg[: self._start], data.tobytes(), b"\xff\xd9"])
+        return b"".join([self._jpeg[: self._start], scan[:size].data, b"\xff\xd9"])
 
     def _read(self, jpeg: bytes, geometry: Geometry) -> _Blocks:
         """The blocks of an image whose headers have the size of those of this one."""
@@ -188,12 +192,12 @@ def _find_blocks(
 def _splice(
     data: np.ndarray, places: np.ndarray, dcs: np.ndarray, patch_data: np.ndarray,
     patch_places: np.ndarray, patch_dcs: np.ndarray, box: tuple[int, int, int, int], columns: int,
-    components: np.ndarray, selectors: np.ndarray, codes: np.ndarray,
-) -> np.ndarray:  # fmt: skip
-    """The scan of an image in which a box of MCUs is replaced, with stuffed zeros.
+    components: np.ndarray, selectors: np.ndarray, codes: np.ndarray, scan: np.ndarray,
+) -> int:  # fmt: skip
+    """Write the scan of an image in which a box of MCUs is replaced, with stuffed zeros.
 
     box: first row and column, rows and columns. columns: MCUs in a row of the image. selectors: DC
-    table of each component.
+    table of each component. scan: uint8, where it goes. Returns its size.
     """
     top, left, rows, width = box
     blocks = len(components)
@@ -219,8 +223,9 @@ def _splice(
     if held:
         store_u64_big_endian(at, word | ~np.uint64(0) >> held)
         at += np.uint64(1)
-    spliced: np.ndarray = stuff(out[: np.int64(at - begin)])
-    return spliced
+    spliced = stuff(out[: np.int64(at - begin)])
+    copy(np.uint64(scan.ctypes.data), np.uint64(spliced.ctypes.data), np.uint64(len(spliced)))
+    return len(spliced)
 
 
 @numba.njit(cache=True, nogil=True)

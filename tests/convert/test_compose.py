@@ -488,6 +488,17 @@ def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "out.partial"
 
 
+def test_what_a_write_did_not_take_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at the end of a nearly full disk, or at a signal."""
+    compose(tmp_path / "expected", **(SMALL | {"workers": 0}))
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:100]))
+    compose(tmp_path / "found", **(SMALL | {"workers": 0}))
+    assert tree(tmp_path / "found") == tree(tmp_path / "expected")
+
+
 def composed_again(monkeypatch: pytest.MonkeyPatch, target: Path, **options: Any) -> list[Part]:
     """Compose with ``options``; returns the parts that were not there."""
     parts: list[Part] = []
