@@ -26,9 +26,9 @@ print(codecs.pack_runs(numpy.ones(3, "u1")))
 def run_read_only(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
     """Run code with a copy of the package beside which nothing can be written, not even by root."""
     ignored = shutil.ignore_patterns("__pycache__")
-    code = folder / "code" / "maskdepth"
-    shutil.copytree(ROOT / "maskdepth", code, ignore=ignored)
-    (code / "convert" / "__pycache__").touch()
+    package = folder / "code" / "maskdepth"
+    shutil.copytree(ROOT / "maskdepth", package, ignore=ignored)
+    (package / "convert" / "__pycache__").touch()
     (folder / "home").touch()
     (folder / "tmp").mkdir()
     unwritable = {"HOME": str(folder / "home"), "TMPDIR": str(folder / "tmp")}
