@@ -10,7 +10,7 @@ import functools
 import hashlib
 import itertools
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +102,17 @@ class Composed(SentOnce):
         made = zip(self._compose(indices), self.paths(indices), self.stamps(indices), strict=True)
         yield from itertools.starmap(Sample, made)
 
+    @functools.cached_property
+    def _scaled(self) -> Callable[[int, float], np.ndarray]:
+        """Pixels of a foreground at a scale, uint8 (h, w, 4), kept for the other backgrounds."""
+
+        @functools.lru_cache(maxsize=_KEPT)
+        def scaled(fg: int, scale: float) -> np.ndarray:
+            path = self.folder / PARTS / f"{self.plan.fg_name(fg)}.npy"
+            return scaling.reduce(np.load(path), round(self.fg_heights[fg] * scale), path)
+
+        return scaled
+
     def _compose(self, indices: Sequence[int]) -> Iterator[tuple[bytes, ...]]:
         """The JPEGs of fg_bg, mask and depth of samples of one background."""
         rows = self.rows(indices)
@@ -115,9 +126,7 @@ class Composed(SentOnce):
 
         @functools.lru_cache(maxsize=_KEPT)  # samples of a foreground are neighbours
         def cutout(fg: int, flipped: int, scale: float) -> Cutout:
-            path = self.folder / PARTS / f"{self.plan.fg_name(fg)}.npy"
-            height = round(self.fg_heights[fg] * scale)
-            scaled = scaling.reduce(np.load(path), height, path)
+            scaled = self._scaled(fg, scale)
             return canvas.cutout(scaled[:, ::-1] if flipped else scaled)
 
         for row, others in zip(rows.tolist(), self.others(indices), strict=True):
