@@ -20,7 +20,7 @@ from maskdepth.benchmarks.peers.source import FIELDS, Files, decode_pillow, deco
 _WINDOW = 1000  # as in the documentation of webdataset
 
 
-def _loader_options(loading: Loading) -> dict[str, Any]:
+def worker_options(loading: Loading) -> dict[str, Any]:
     """Keyword arguments of torch's `DataLoader`."""
     return {
         "batch_size": loading.batch_size,
@@ -46,7 +46,7 @@ class PillowImages(Files, Dataset):
 def open_pillow(loading: Loading, files: Files) -> Iterator[Epochs]:
     """The original's way: `torch.utils.data.DataLoader` on the files of the data set."""
     images = PillowImages(files.dataset, files.indices)
-    loader: DataLoader = DataLoader(images, shuffle=True, **_loader_options(loading))
+    loader: DataLoader = DataLoader(images, shuffle=True, **worker_options(loading))
     yield lambda number: (Images(*batch) for batch in loader)
 
 
@@ -69,7 +69,7 @@ def open_webdataset(loading: Loading, store: Path) -> Iterator[Epochs]:
         .to_tuple(*fields, "index")
         .batched(loading.batch_size)
     )
-    loader = webdataset.WebLoader(dataset, **{**_loader_options(loading), "batch_size": None})
+    loader = webdataset.WebLoader(dataset, **{**worker_options(loading), "batch_size": None})
 
     def epoch(number: int) -> Iterator[Images]:
         for batch in loader:
@@ -95,7 +95,7 @@ def open_streaming(loading: Loading, store: Path) -> Iterator[Epochs]:
     from streaming import StreamingDataset
 
     dataset = StreamingDataset(local=str(store), shuffle=True, batch_size=loading.batch_size)
-    loader: DataLoader = DataLoader(dataset, collate_fn=decode_stored, **_loader_options(loading))
+    loader: DataLoader = DataLoader(dataset, collate_fn=decode_stored, **worker_options(loading))
     yield lambda number: loader
 
 
@@ -122,5 +122,5 @@ def open_litdata(loading: Loading, store: Path) -> Iterator[Epochs]:
     from litdata import StreamingDataLoader, StreamingDataset
 
     dataset = StreamingDataset(str(store), shuffle=True, drop_last=False, seed=0)
-    loader = StreamingDataLoader(dataset, collate_fn=decode_stored, **_loader_options(loading))
+    loader = StreamingDataLoader(dataset, collate_fn=decode_stored, **worker_options(loading))
     yield lambda number: loader

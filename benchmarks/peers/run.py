@@ -23,8 +23,11 @@ from maskdepth.benchmarks.harness.results import FLOAT, CaseResult, Result, make
 from maskdepth.benchmarks.peers import dataloaders
 from maskdepth.benchmarks.peers.dali import dali_contender
 from maskdepth.benchmarks.peers.ffcv import SOURCE_QUALITY, open_ffcv, write_beton
+from maskdepth.benchmarks.peers.grain import open_grain, write_records
+from maskdepth.benchmarks.peers.lance import open_lancedb, write_table
 from maskdepth.benchmarks.peers.source import Files, write_tars
 from maskdepth.benchmarks.peers.spdl import open_spdl
+from maskdepth.benchmarks.peers.torchcodec import open_torchcodec
 from maskdepth.benchmarks.peers.turbo import open_turbo, write_field_tars
 from maskdepth.convert.source import read_source
 from maskdepth.loaders.engines.reference import ReferenceLoader
@@ -128,6 +131,12 @@ def _peer_contenders(
              convert=partial(dataloaders.write_mds, some), store=folder / "mds"),
         slow(name="litData, Pillow", opens=dataloaders.open_litdata,
              convert=partial(dataloaders.write_chunks, some, threads), store=folder / "chunks"),
+        slow(name="LanceDB, Pillow", opens=open_lancedb,
+             convert=partial(write_table, some), store=folder / "lance"),
+        slow(name="Grain, Pillow", opens=open_grain,
+             convert=partial(write_records, some), store=folder / "samples.array_record"),
+        fast(name="torchcodec + DataLoader, 4 images", opens=open_torchcodec,
+             options={"files": files}),
         fast(name="SPDL, FFmpeg", opens=open_spdl, options={"files": files}, **_LOSSY),
         fast(name="TurboLoader, 4 JPEG tars", opens=open_turbo,
              convert=partial(write_field_tars, files), store=folder / "field-tars", **_LOSSY),
