@@ -245,7 +245,7 @@ _SPRINT = Recipe(
 # movement is what is left when `predict` has aligned two photos.
 _ROBUST = _SPRINT.changed(
     name="robust",
-    camera=0.8,
+    camera=0.6,
     camera_shift=0.004,
     camera_rotation=0.15,
     camera_zoom=0.002,
