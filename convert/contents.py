@@ -15,13 +15,15 @@ import click
 
 from maskdepth.convert.errors import DataError, one_line
 from maskdepth.convert.files import REPLACED
-from maskdepth.convert.found import is_of_system
+from maskdepth.convert.found import is_of_mount, is_of_system
 
 Content = Mapping[str, frozenset[str]]
 """The names of all files of a finished output by their folder in it, which is "." for its own."""
 
 PARTS = "parts"
 JOB = ".job"  # hidden: no file of an output is, so it is never taken for one
+MOUNTED = ".maskdepth-partial"
+"""The work folder of an output that is a mount point, in it. Hidden, as `REPLACED`."""
 
 _PREPARED = r"(bg|fg)_\d+\.npy"
 _WORKING = re.compile(
@@ -31,8 +33,16 @@ _WORKING = re.compile(
     rf"|placements\.npy|others\.npy|{PARTS}/{_PREPARED})"
 )
 """Paths of what `pack`, `compose` and `depth` write in a work folder beside the output."""
+_MOUNTED = re.compile(
+    rf"{re.escape(MOUNTED)}(\.job)?|\.{re.escape(MOUNTED)}\.removed-[a-z0-9_]{{8}}"
+)
 _REMOVED = re.compile(r"\.nfs[0-9a-f]{16,}|\.fuse_hidden[0-9a-f]+")
 """What NFS and FUSE make of a file that was removed while it was open, until that is closed."""
+
+
+def is_beside(folder: Path, name: str) -> bool:
+    """Whether an entry of an output's folder is not of it, but the system's or work in a mount."""
+    return bool(_MOUNTED.fullmatch(name)) or is_of_system(name) or is_of_mount(folder, name)
 
 
 def foreign_files(folder: Path, names: re.Pattern[str]) -> Iterator[str]:
@@ -97,13 +107,14 @@ def _foreign_in_work(work: Path, names: re.Pattern[str]) -> str | None:
 def _walk(top: Path) -> Iterator[tuple[str, list[str], list[str]]]:
     """As `os.walk`: links to folders are files, and folders are relative to ``top``.
 
-    Leaves out what is being replaced, and what file managers add.
+    Leaves out what is being replaced, the work in a mount point, and what the system adds.
     """
     for folder, folders, files in os.walk(top):
-        folders[:] = [n for n in folders if n != REPLACED and not is_of_system(n)]
+        here = Path(folder)
+        folders[:] = [n for n in folders if n != REPLACED and not is_beside(here, n)]
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
         names = (name for name in (*files, *links) if not _REMOVED.fullmatch(name))
-        found = [name for name in names if not is_of_system(name)]
+        found = [name for name in names if not is_beside(here, name)]
         yield os.path.relpath(folder, top), folders, found
 
 

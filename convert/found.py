@@ -51,6 +51,28 @@ def is_of_system(name: str) -> bool:
     return plain in _IGNORED or plain in _HIDDEN or plain.startswith(_OF_MACOS)
 
 
+def is_mount_point(folder: Path) -> bool:
+    """Whether a file system is mounted at a folder, which no other folder can be renamed to.
+
+    `Path.is_mount` does not see a folder that is mounted elsewhere on its own file system.
+    """
+    if folder.is_mount():
+        return True
+    place = os.fsencode(os.path.realpath(folder))
+    for octal in (b"\\134", b"\\040", b"\\011", b"\\012"):  # as the kernel writes these
+        place = place.replace(bytes([int(octal[1:], 8)]), octal)
+    try:
+        mounts = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    except OSError:  # not mounted, as in some sandboxes
+        return False
+    return any(line.split()[4] == place for line in mounts)
+
+
+def is_of_mount(folder: Path, name: str) -> bool:
+    """Whether an entry is the folder that a new ext4 file system has."""
+    return name == "lost+found" and is_mount_point(folder)
+
+
 def is_vacant(folder: Path) -> bool:
     """Whether nothing but files of the system are in a folder. Raises OSError."""
     with os.scandir(folder) as entries:

@@ -9,10 +9,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise, zip_longest
+from os.path import exists
 from pathlib import Path
 from shlex import quote
 from typing import NamedTuple, Self, TypeVar
 
+from maskdepth.convert.contents import MOUNTED
 from maskdepth.convert.errors import DataError, OptionError, one_line, reading
 from maskdepth.convert.found import DATA_SET, FOLDER, NOTHING, found_at, visible
 from maskdepth.convert.program import CONVERT
@@ -182,9 +184,14 @@ def _compare(folder: Path, found: list[str], expected: list[str], what: str) -> 
 
 
 def require_dataset(dataset: str | Path) -> Path:
-    """The folder of a data set; DataError if there is something else, or nothing."""
+    """The folder of a data set; DataError if there is something else, or nothing.
+
+    Or if `compose` has not finished it in a mount point: all images may be there already.
+    """
     folder = Path(dataset)
     require_folder(folder, f"a data set with {_EXPECTED}")
+    if exists(folder / MOUNTED) and not exists(folder / "dataset.json"):
+        raise DataError(f"{folder}: is unfinished; run `{CONVERT} compose` again with --resume")
     return folder
 
 

@@ -1,10 +1,11 @@
 """The work folder of `pack`, `compose` and `depth`, which can be killed and resumed at any time.
 
-A folder `OUT` is written in `OUT.partial` and published by one rename. The file `.job` in it
-records the job of that work, and is locked while a converter runs. It is beside the folder, as
-`.OUT.job`, while that is made or published: a work folder without a job belongs to someone else
-and is not touched, and a published one has none. What is only needed until the end is in
-`OUT.partial/parts`, and finished parts have a JSON file there.
+A folder `OUT` is written in `OUT.partial` and published by one rename; `convert.mounted` does it
+where `OUT` is a mount point. The file `.job` in it records the job of that work, and is locked
+while a converter runs. It is beside the folder, as `.OUT.job`, while that is made or published: a
+work folder without a job belongs to someone else and is not touched, and a published one has none.
+What is only needed until the end is in `OUT.partial/parts`, and finished parts have a JSON file
+there.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import click
 
 from maskdepth.convert.contents import (
     JOB,
+    MOUNTED,
     PARTS,
     Content,
     foreign_files,
@@ -41,8 +43,15 @@ from maskdepth.convert.files import (
     require_regular,
     restore_replaced,
 )
-from maskdepth.convert.found import is_vacant
+from maskdepth.convert.found import is_mount_point, is_vacant
 from maskdepth.convert.manifest import MANIFEST, read_manifest
+from maskdepth.convert.mounted import (
+    entries,
+    is_publishing,
+    publish_entries,
+    restore_entries,
+    take_back,
+)
 from maskdepth.convert.outputs import require_writable_folder
 
 _LONGEST_NAME = 220  # of 255 bytes; the names of the work folder and what it leaves are longer
@@ -57,6 +66,7 @@ class Output:
     content: of a folder that is complete, which it reads.
     is_finished: whether an existing folder is of this kind, and complete.
     is_slow: whether finished parts are worth keeping after corrupt input.
+    may_be_mount: whether no reader takes the folder for complete while ``last`` is missing in it.
     """
 
     name: str
@@ -66,6 +76,7 @@ class Output:
     content: Callable[[Path], Content]
     is_finished: Callable[[Path], bool]
     is_slow: bool = False
+    may_be_mount: bool = False
 
 
 SHARD_FOLDER = Output(
@@ -77,6 +88,7 @@ SHARD_FOLDER = Output(
     ),
     content=lambda folder: {".": frozenset({MANIFEST, *read_manifest(folder).files})},
     is_finished=lambda folder: (folder / MANIFEST).exists(),
+    may_be_mount=True,
 )
 
 
@@ -87,23 +99,26 @@ def check_target(target: Path, kind: Output, *, force: bool, hint: str = "") -> 
     """
     if not target.name or not target.absolute().parent.is_dir():
         raise DataError(f"{target}: not a new folder in an existing one; choose another name")
-    require_writable_folder(target.absolute().parent)
+    is_mount = is_mount_point(target) and not target.is_symlink()
+    require_writable_folder(target if is_mount else target.absolute().parent)
     if (length := len(os.fsencode(target.name))) > _LONGEST_NAME:
         raise DataError(f"{target}: found a name of {length} bytes, expected {_LONGEST_NAME}")
-    # A rename can replace neither of these with a folder.
+    # A rename cannot replace it with a folder.
     if target.is_symlink():
         raise DataError(f"{target}: is a link; give the name of the folder itself")
-    if target.is_mount():
+    if is_mount and not (kind.may_be_mount and target.is_dir()):
         raise DataError(f"{target}: is a mount point; give the name of a folder inside it")
-    if not target.exists() or (target.is_dir() and is_vacant(target)):
+    if not target.exists() or (target.is_dir() and _is_vacant(target, is_mount=is_mount)):
         return
-    if not kind.is_finished(target):
+    is_finished = kind.is_finished(target)
+    if not is_finished and not (is_mount and is_publishing(target, kind.last)):
         raise DataError(
             f"{target}: found a folder or file that is no finished {kind.name}; choose another "
             f"name{hint}"
         )
-    remove_replaced(target)  # a run may have been killed while it did so
-    if not force:
+    if is_finished:
+        remove_replaced(target)  # a run may have been killed while it did so
+    if is_finished and not force:
         raise DataError(f"{target}: exists already; --force replaces it")
     if foreign := min(foreign_files(target, kind.names), default=None):
         raise DataError(
@@ -111,6 +126,10 @@ def check_target(target: Path, kind: Output, *, force: bool, hint: str = "") -> 
             "remove it: move it away, or choose another name"
         )
     require_writable_folder(target)  # otherwise it cannot be moved, at the end of all the work
+
+
+def _is_vacant(target: Path, *, is_mount: bool) -> bool:
+    return not entries(target) if is_mount else is_vacant(target)
 
 
 @contextmanager
@@ -138,7 +157,7 @@ def work_folder(
         with _locked_job_file(target, work) as file:
             _remove_leftovers(work, kind)
             _claim(work, file, job, target, kind, resume=resume, force=force)
-            _beside(target).rename(work / JOB)
+            _beside(target, work).rename(work / JOB)
             try:
                 yield work
                 require_content(work, kind.content(work), kind.last, kind.command)
@@ -155,7 +174,7 @@ def work_folder(
                 elif isinstance(error, KeyboardInterrupt | SystemExit):
                     click.echo(f"{work}: unfinished; --resume continues it", err=True)
                 raise
-            (work / JOB).rename(_beside(target))
+            (work / JOB).rename(_beside(target, work))
             _publish(work, target, kind, force=replace)
             if (target / PARTS).exists():
                 click.echo(f"{target / PARTS}: could not be removed; delete it", err=True)
@@ -170,6 +189,8 @@ def work_folder(
 
 def work_of(target: Path) -> Path:
     """The work folder of an output."""
+    if is_mount_point(target):
+        return target / MOUNTED
     return target.with_name(f"{target.name}.partial")
 
 
@@ -181,6 +202,9 @@ def _publish(work: Path, target: Path, kind: Output, *, force: bool) -> None:
         raise DataError(
             f"{error.message}; the finished {kind.name} is {work}: --resume renames it"
         ) from None
+    if work.parent == target:
+        publish_entries(work, target, kind.content, kind.last)
+        return
     if target.is_dir() and is_vacant(target):
         for name in os.listdir(target):
             (target / name).unlink()
@@ -190,7 +214,9 @@ def _publish(work: Path, target: Path, kind: Output, *, force: bool) -> None:
         publish_folder(work, target)
 
 
-def _beside(target: Path) -> Path:
+def _beside(target: Path, work: Path) -> Path:
+    if work.parent == target:
+        return target / f"{MOUNTED}.job"
     return target.with_name(f".{target.name}.job")
 
 
@@ -200,7 +226,7 @@ def _locked_job_file(target: Path, work: Path) -> Iterator[BinaryIO]:
 
     At the end it is moved into the work folder if there is one of this job, and removed otherwise.
     """
-    beside, inside = _beside(target), work / JOB
+    beside, inside = _beside(target, work), work / JOB
     path = inside if inside.exists() else beside
     try:
         if path.exists():
@@ -286,6 +312,8 @@ def _claim(
                 f"{work}: an unfinished run left this; --resume continues it, --force starts over"
             )
         if resume and text == own:
+            if work.parent == target:
+                take_back(work, target, kind.content, kind.last)
             require_own(work, kind.names, kind.command)
             return
         if not force:
@@ -294,7 +322,11 @@ def _claim(
                 "give those again, or start over with --force"
             )
         require_own(work, kind.names, kind.command)
-        restore_replaced(work, target)
+        if work.parent == target:
+            take_back(work, target, kind.content, kind.last)
+            restore_entries(work, target, kind.last)
+        else:
+            restore_replaced(work, target)
         _remove(work, kind)
     file.truncate(0)
     file.write(own)

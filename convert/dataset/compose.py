@@ -87,6 +87,7 @@ DATASET_FOLDER = Output(
     ),
     content=_content,
     is_finished=is_composed,
+    may_be_mount=True,
 )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from maskdepth.convert.files import temporary_of
-from maskdepth.convert.found import DATA_SET, SHARDS, found_at, is_of_system
+from maskdepth.convert.found import DATA_SET, SHARDS, found_at, is_of_mount, is_of_system
 from maskdepth.convert.program import TRAIN
 from maskdepth.model.errors import ModelError
 from maskdepth.model.training.config import RunConfig, read_config, resumed_config
@@ -67,12 +67,12 @@ def require_run(folder: Path) -> None:
 
 
 def _files_of(folder: Path) -> list[str]:
-    """What is in a folder of a run, without files that were never finished."""
+    """What is in a folder of a run, without the system's and files that were never finished."""
     unfinished = {
         temporary_of(folder / name).name for name in (CONFIG, LAST, BEST, METRICS, CURVES, CARD)
     }
-    names = (path.name for path in folder.iterdir())
-    return sorted(name for name in names if name not in unfinished and not is_of_system(name))
+    names = {path.name for path in folder.iterdir()} - unfinished
+    return sorted(n for n in names if not (is_of_system(n) or is_of_mount(folder, n)))
 
 
 def _require_unsaved(folder: Path) -> None:

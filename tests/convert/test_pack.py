@@ -285,12 +285,6 @@ def test_link_is_refused_before_any_work(dataset: Path, tmp_path: Path, force: b
     assert list((tmp_path / "disk").iterdir()) == []
 
 
-@pytest.mark.parametrize("force", [False, True])
-def test_mount_point_is_refused_before_any_work(dataset: Path, force: bool) -> None:
-    with pytest.raises(DataError, match="/proc: is a mount point; give the name of a folder in"):
-        pack(dataset, "/proc", force=force, workers=0, progress=False)
-
-
 def test_foreign_folder_is_never_replaced(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
