@@ -27,6 +27,7 @@ from tests.tiny import leave_out_pictures
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAMS = {"train.py": train.main, "convert": convert.main, "benchmarks": benchmarks.main}
+INSTALLED = {"train": train.main, "convert": convert.main, "bench": benchmarks.main}
 
 
 def blocks(document: Path, language: str = "") -> list[str]:
@@ -39,12 +40,22 @@ def lines(document: Path) -> Iterator[list[str]]:
     """The words of each command line of a document, without comments."""
     for block in blocks(document):
         for line in block.replace("\\\n", " ").splitlines():
-            if re.match(r"(python|torchrun|nsys|make|pip|[A-Z_]+=\S+ python|\.ci/run)\b", line):
+            if re.match(
+                r"(python|torchrun|nsys|make|pip|docker|maskdepth|[A-Z_]+=\S+ python|\.ci/run)\b",
+                line,
+            ):
                 yield shlex.split(line, comments=True)
 
 
 def program_of(words: list[str]) -> tuple[click.Group, list[str]] | None:
-    """The program of ours that a command line runs, and the arguments; None if it is another."""
+    """The program of ours that a command line runs, and the arguments; None if it is another.
+
+    After the command `maskdepth`, or an image of that name, programs have their installed names.
+    """
+    if words[0] in ("docker", "maskdepth"):
+        image = next(n for n, word in enumerate(words) if re.fullmatch(r"maskdepth(:\w+)?", word))
+        name = next(iter(words[image + 1 :]), "")
+        return (INSTALLED[name], words[image + 2 :]) if name in INSTALLED else None
     place = next((place for place, word in enumerate(words) if word in PROGRAMS), None)
     return None if place is None else (PROGRAMS[words[place]], words[place + 1 :])
 
