@@ -29,6 +29,8 @@ def begin() -> None:
 
     So does a machine without a folder for compiled kernels.
     """
+    # Pictures are files. A notebook names a backend that this environment need not have.
+    os.environ["MPLBACKEND"] = "agg"
     end_at_once()
     sys.excepthook = _end_if_missing
     require_folder()

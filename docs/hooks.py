@@ -22,9 +22,9 @@ _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)(?=[)#])")
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Adds the pages that are outside of `docs`, and the examples."""
-    examples = {f"examples/{path.name}": path for path in (ROOT / "examples").glob("*.py")}
-    for page, source in examples.items():
+    """Adds the pages that are outside of `docs`, the examples and the notebook."""
+    linked = [*(ROOT / "examples").glob("*.py"), *(ROOT / "notebooks").glob("*.ipynb")]
+    for page, source in ((path.relative_to(ROOT).as_posix(), path) for path in linked):
         files.append(File.generated(config, page, abs_src_path=str(source)))
     for name, page in PAGES.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / name)))
