@@ -113,6 +113,7 @@ def write_chunks(files: Files, workers: int, store: Path) -> None:
         output_dir=str(store),
         chunk_bytes="64MB",
         num_workers=workers,
+        verbose=False,
     )
 
 
