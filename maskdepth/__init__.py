@@ -3,4 +3,4 @@
 In a checkout the packages are folders of the repository, to which links lead from here.
 """
 
-__version__ = "0.2.0"
+__version__ = "0.2.0.dev0"
