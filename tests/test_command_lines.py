@@ -74,7 +74,7 @@ def test_benchmarks_without_their_extra_say_what_is_missing(
     assert done.exit_code == 0
     assert f"({needs})" in " ".join(done.output.split())
     monkeypatch.setattr(benchmarks, "COMMANDS", ("codecs",))
-    with pytest.raises(ModuleNotFoundError, match=r"convert\.x"):  # a mistake of ours
+    with pytest.raises(ModuleNotFoundError, match=r"maskdepth\.x"):  # a mistake of ours
         CliRunner().invoke(benchmarks.main, ["codecs"], catch_exceptions=False)
 
 

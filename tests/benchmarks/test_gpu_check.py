@@ -193,7 +193,10 @@ def test_parity_and_epochs_come_first() -> None:
 @pytest.mark.parametrize("samples", [1, 90, 8000, 40_000, 100_001])
 def test_at_least_so_many_samples_are_drawn(samples: int) -> None:
     command = Drawn(Path("data"), samples).checks()[0].command
-    counts = dict(zip(command[5:11:2], map(int, command[6:11:2]), strict=True))
+    at = command.index("--backgrounds")
+    counts = dict(
+        zip(command[at : at + 6 : 2], map(int, command[at + 1 : at + 6 : 2]), strict=True)
+    )
     drawn = counts["--backgrounds"] * counts["--foregrounds"] * counts["--placements"]
     assert samples <= drawn < samples + 4040
 
