@@ -26,7 +26,7 @@ def write_records(files: Files, store: Path) -> None:
 def open_grain(loading: Loading, store: Path) -> Iterator[Epochs]:
     """Yield epochs in random order; each thread reads and decodes one batch at a time.
 
-    Threads, not the processes of `mp_prefetch`: those start anew with each iterator, and Pillow
+    Threads, not the processes of `mp_prefetch`: those start again with each iterator, and Pillow
     decodes without Python's lock.
     """
     from absl import logging
