@@ -141,6 +141,21 @@ def test_mask_equals_pillows_threshold(name: str) -> None:
     assert encoded.counts["mask_ambiguous_pixels"] == np.count_nonzero((gray >= 64) & (gray <= 192))
 
 
+@pytest.mark.parametrize("name", ["runs", "jpeg-mask"])
+def test_a_mask_at_the_edges_of_its_ranges(name: str) -> None:
+    levels = np.array([[0, 63, 64, 127, 0, 255], [0, 128, 192, 193, 255, 255]], np.uint8)
+    levels = np.repeat(levels, 2, axis=1).repeat(3, axis=1)
+    levels[:, ::3], levels[:, 1::3] = 0, 255  # a quarter of a mask at most may be ambiguous
+    gray = levels.repeat(8, axis=0).repeat(8, axis=1)
+    source = jpeg_bytes(gray, quality=100)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(source))), gray)
+    encoded = ENCODERS[name](source, *gray.shape)
+    assert np.array_equal(encoded.pixels, gray >= 128)
+    assert np.array_equal(DECODERS[name](encoded.data, *gray.shape), gray >= 128)
+    ambiguous = sum(np.count_nonzero(gray == level) for level in (64, 127, 128, 192))
+    assert encoded.counts == {"mask_ambiguous_pixels": ambiguous}
+
+
 def with_orientation(source: bytes, orientation: int) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation

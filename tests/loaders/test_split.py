@@ -19,7 +19,7 @@ def layout_of(sizes: list[int], samples_per_fg: int | None) -> Layout:
 def test_random_is_the_original_works_split(samples: int) -> None:
     state = np.random.get_state()
     try:
-        # As spec.md has it, on the global generator.
+        # As the original work does it, on the global generator.
         indices = list(range(samples))
         np.random.seed(42)
         np.random.shuffle(indices)
@@ -93,6 +93,27 @@ def test_shares_of_the_original_data_set() -> None:
     people = set(layout.foreground_of(split_indices(layout, "fg")[1]).tolist())
     assert len(backgrounds) == len(people) == 30
     assert backgrounds != people
+
+
+@pytest.mark.parametrize(
+    ("seed", "bg", "fg"),
+    [(0, {4, 6, 7}, {0, 4, 9}), (42, {0, 5, 6}, {1, 2, 3}), (2**32 - 1, {0, 5, 7}, {1, 8, 9})],
+)
+def test_the_groups_of_a_seed_never_change(seed: int, bg: set[int], fg: set[int]) -> None:
+    # A checkpoint has the seed alone: other groups would be scored on what it was trained on.
+    layout = layout_of([20] * 11, 2)
+    assert set(layout.background_of(split_indices(layout, "bg", seed=seed)[1])) == bg
+    assert set(layout.foreground_of(split_indices(layout, "fg", seed=seed)[1])) == fg
+
+
+@pytest.mark.parametrize(
+    ("groups", "share", "held_out"),
+    [(5, 0.3, 2), (4, 0.3, 1), (11, 0.3, 3), (2, 0.01, 1), (3, 0.99, 2)],
+)
+def test_the_number_of_held_out_groups_is_rounded(groups: int, share: float, held_out: int) -> None:
+    layout = layout_of([4] * groups, 2)
+    _, val = split_indices(layout, "bg", validation=share)
+    assert len(set(layout.background_of(val))) == held_out
 
 
 def test_flips_stay_with_their_source() -> None:
