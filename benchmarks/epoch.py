@@ -179,17 +179,28 @@ def _cases(
         figures["training"]["device_used_gib"] = used_gib
     figures["training"] |= epochs.device_figures(setup, rate)
     if setup.loader.device.type == "cuda":
-        extra: dict[str, Callable[[], dict[str, float]]] = {
-            "loader": lambda: {"under_load_samples_per_s": epochs.load_under_load()},
-            "training": lambda: epochs.trace_figures(rate),
-        }
-        for part, measure in extra.items():
-            try:
-                figures[part] |= measure()
-            except Exception as error:  # must not cost the repeats that have been measured
-                reason = f"{type(error).__name__}: {error}"
-                skipped[f"{title}: {part}, figures of a GPU"] = reason
+        _measure_gpu(epochs, title, rate, figures, skipped)
     return cases_of(found, figures)
+
+
+def _measure_gpu(
+    epochs: Epochs,
+    title: str,
+    rate: float,
+    figures: dict[str, dict[str, float]],
+    skipped: dict[str, str],
+) -> None:
+    """Add to ``figures`` what takes epochs of its own on a GPU; rate: samples/s of training."""
+    extra: dict[str, Callable[[], dict[str, float]]] = {
+        "loader": lambda: {"under_load_samples_per_s": epochs.load_under_load()},
+        "training": lambda: epochs.trace_figures(rate),
+    }
+    for part, measure in extra.items():
+        try:
+            figures[part] |= measure()
+        except Exception as error:  # must not cost the repeats that have been measured
+            reason = f"{type(error).__name__}: {error}"
+            skipped[f"{title}: {part}, figures of a GPU"] = reason
 
 
 class Epochs:

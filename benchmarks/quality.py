@@ -23,12 +23,12 @@ from maskdepth.model.recipe import Recipe
 from maskdepth.model.training.config import read_config
 from maskdepth.model.training.folder import BEST, CONFIG, METRICS, require_run
 from maskdepth.model.training.options import camera_option, samples_option
+from maskdepth.model.training.report import Report
 from maskdepth.train import evaluate_checkpoint
 
 SCORED = ("mask_bce", "mask_iou", "depth_l1", "depth_rmse")
 BASELINES = {"mask_iou": "difference", "depth_rmse": "background_depth"}
 """Score -> the baseline that it is compared with; results call it the rule."""
-
 
 CAMERA_FIGURES = {
     "mask_iou": ("network", "mask_iou"),
@@ -93,6 +93,7 @@ def _score(
     samples: int | None,
     shards: Path | None,
 ) -> dict[str, CaseResult]:
+    """The case of a run, and one for each camera."""
     config = read_config(folder / CONFIG)
     data = config.data
     if shards is not None:
@@ -131,7 +132,12 @@ def _score(
         },
         figures=figures,
     )
-    disturbed = {
+    return {name: scored, **_camera_cases(name, report)}
+
+
+def _camera_cases(name: str, report: Report) -> dict[str, CaseResult]:
+    """A case of a run for each camera with which it was scored."""
+    return {
         f"{name}, camera {found.camera}": CaseResult(
             parameters={"run": name, "camera": found.camera, "depth": report.depth_source},
             figures={
@@ -142,7 +148,6 @@ def _score(
         for found in report.evaluations
         if found.camera
     }
-    return {name: scored, **disturbed}
 
 
 def value_of(scores: Scores, name: str) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -13,6 +13,7 @@ import click
 from maskdepth.benchmarks.harness import options as cli
 from maskdepth.benchmarks.harness.results import CaseResult, Result, make_result
 from maskdepth.benchmarks.harness.steps import (
+    TRAINS,
     OriginalStep,
     OurStep,
     Setup,
@@ -62,7 +63,6 @@ def step(
     Times steps on batches that are loaded before, in turn; also ours with torch's backward of
     upsampling, and what a camera and Muon add to a step of both decoders.
     """
-    ways: dict[str, Callable[[Batch], None]] = {}
     with build_loader(
         engine, shards, batch_size=batch_size, drop_last=True, device=device, rank=0, world_size=1
     ) as loader:
@@ -72,21 +72,11 @@ def step(
                 f"--batch-size {batch_size}: found {loader.layout.samples} samples in {shards}"
             )
         precision = precision_for(amp, loader.device)
-        for kind in ("depth", "mask"):
-            setup = Setup(loader, make_stage(kind, size, batch_size), width, precision)
-            theirs = replace(setup, upsampling="torch")
-            ways[f"{kind} stage, ours"] = OurStep(setup, compiled=compiled)
-            ways[f"{kind} stage, torch's upsampling"] = OurStep(theirs, compiled=compiled)
-            ways[f"{kind} stage, original's way"] = OriginalStep(setup)
-        joint = Setup(loader, make_stage("joint", size, batch_size), width, precision)
-        for title, recipe in {
-            "ours": joint.recipe,
-            "ours with a camera": joint.recipe.changed(camera=0.8),
-            "ours with Muon": joint.recipe.changed(optimizer="muon"),
-        }.items():
-            ways[f"joint stage, {title}"] = OurStep(
-                replace(joint, recipe=recipe), compiled=compiled
-            )
+        setups = {
+            kind: Setup(loader, make_stage(kind, size, batch_size), width, precision)
+            for kind in TRAINS
+        }
+        ways = _ways(setups, compiled=compiled)
         flops = {name: gflop_per_sample(train, batches[0]) for name, train in ways.items()}
         works = {name: partial(_train_on, batches, train) for name, train in ways.items()}
         measures = {
@@ -115,6 +105,25 @@ def step(
                 measures, repeats, minutes=minutes, after_round=lambda some: cli.keep(result(some))
             )
         )
+
+
+def _ways(setups: Mapping[str, Setup], *, compiled: bool) -> dict[str, Callable[[Batch], None]]:
+    """What is timed, by name: a step of each stage in different ways."""
+    make = partial(OurStep, compiled=compiled)
+    ways: dict[str, Callable[[Batch], None]] = {}
+    for kind in ("depth", "mask"):
+        setup = setups[kind]
+        ways[f"{kind} stage, ours"] = make(setup)
+        ways[f"{kind} stage, torch's upsampling"] = make(replace(setup, upsampling="torch"))
+        ways[f"{kind} stage, original's way"] = OriginalStep(setup)
+    joint = setups["joint"]
+    for title, recipe in {
+        "ours": joint.recipe,
+        "ours with a camera": joint.recipe.changed(camera=0.8),
+        "ours with Muon": joint.recipe.changed(optimizer="muon"),
+    }.items():
+        ways[f"joint stage, {title}"] = make(replace(joint, recipe=recipe))
+    return ways
 
 
 def _train_on(batches: list[Batch], train: Callable[[Batch], None]) -> int:

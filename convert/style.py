@@ -17,6 +17,8 @@ from maskdepth.convert.schema import Pair, Schema
 FG_SHARE = 105 / 224
 """Height of a pasted foreground as a share of the image's."""
 QUALITY = 65
+MASK_ALPHA = 128
+"""Least alpha of a pixel of the mask with soft edges; without them it is 1."""
 ORIGINAL_PLACEMENTS = 40
 
 _Share = Annotated[float, Field(gt=0, lt=1)]
@@ -96,7 +98,3 @@ def make_style(**values: object) -> Style:
     except ValueError as error:
         name = re.match(r"\w*", text := str(error))[0]  # type: ignore[index]
         raise OptionError(name, text.removeprefix(name)) from None
-
-
-MASK_ALPHA = 128
-"""Least alpha of a pixel of the mask with soft edges; without them it is 1."""

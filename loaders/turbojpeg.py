@@ -123,7 +123,7 @@ def decode_samples(
     """Decode all fields of samples ``first`` to ``last - 1`` of a batch.
 
     handle: from `new_handles`; no two calls may use the same one at a time.
-    decodings: how records of fg_bg and of depth are decoded; the same holds for them.
+    decodings: how records of fg_bg and of depth are decoded; likewise of one call at a time.
     file: uint8, flat. records: the index of all samples, `convert.layout.RECORD`.
     indices, backgrounds: int64 (B,). shape: (height, width) of the stored images.
     mask_is_jpeg: whether masks are JPEGs, 1 where luma is at least 128, or run lengths.

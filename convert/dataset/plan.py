@@ -65,7 +65,6 @@ class Plan:
                 f": found {self.placements}, expected an even number, because half of them show "
                 "the foreground flipped left-right",
             )
-
         if self.style.occlusion and self.depth == "prior":
             raise OptionError(
                 "occlusion",

@@ -136,10 +136,8 @@ class Evaluator:
         self.network.eval()
         new_table = partial(SampleTable, loader.layout.samples, loader.device)
         tables: defaultdict[str, SampleTable] = defaultdict(new_table)
-        examples: list[Example] = []
-        lowest = _Lowest(worst)
-        wanted: set[int] | None = None
-        position = 0
+        chosen = _Lowest(worst) if worst else _Spread(len(loader))
+        note = f"camera {camera}, aligned" if camera else ""
         title = "evaluating" + (f", camera {camera}" if camera else "")
         for stored in with_progress(loader, title):
             batch = disturb(stored, disturbance) if disturbance != UNDISTURBED else stored
@@ -148,22 +146,13 @@ class Evaluator:
             for name, found in predictions.items():
                 tables[name].add(batch.index, measure(found, inputs))
             shown = predictions.get("aligned_network", predictions["network"])
-            count = len(batch.index)
-            if wanted is None:
-                # Spread over the full batches: the last one may be smaller.
-                wanted = _spread(max(1, len(loader) - 1) * count)
-            note = f"camera {camera}, aligned" if camera else ""
-            if worst:
-                lowest.add(batch, bg, inputs, shown, note)
-            for row in (row for row in range(count) if not worst and position + row in wanted):
-                examples.append(_example(batch, bg, inputs, shown, row, note))
-            position += count
+            chosen.add(batch, bg, inputs, shown, note)
         collected = {name: tables[name].collect() for name in ROWS if name in tables}
         return Evaluation(
             camera=camera,
             rows={name: pooled_scores(table) for name, table in collected.items()},
             table=collected["network"],
-            examples=lowest.examples if worst else examples,
+            examples=chosen.examples,
         )
 
     def _predictions(
@@ -189,10 +178,28 @@ class Evaluator:
         return predict_step(inputs, self.network, self.precision, self.info.depth_loss, "both")
 
 
-def _spread(samples: int) -> set[int]:
-    """Positions of the examples, in the middles of equal parts."""
-    middles = np.linspace(0, samples - 1, 2 * EXAMPLES + 1)[1::2]
-    return set(middles.astype(int).tolist())
+class _Spread:
+    """`EXAMPLES` samples of ``batches`` batches, in the middles of equal parts."""
+
+    def __init__(self, batches: int) -> None:
+        # Of the full batches: the last one may be smaller.
+        self._full_batches = max(1, batches - 1)
+        self._position = 0
+        self.examples: list[Example] = []
+
+    def add(
+        self, batch: Batch, bg: Tensor, inputs: Inputs, prediction: Prediction, note: str
+    ) -> None:
+        """Keep what is wanted of a batch; the first one is full."""
+        count = len(batch.index)
+        if not self._position:
+            last = self._full_batches * count - 1
+            middles = np.linspace(0, last, 2 * EXAMPLES + 1)[1::2]
+            self._wanted = set(middles.astype(int).tolist())
+        for row in range(count):
+            if self._position + row in self._wanted:
+                self.examples.append(_example(batch, bg, inputs, prediction, row, note))
+        self._position += count
 
 
 class _Lowest:
