@@ -71,6 +71,9 @@ def _serve(pipe: Connection, contender: Contender) -> None:
     whether it succeeded, and what was found or why it failed.
     """
     os.dup2(2, 1)  # libraries that print must not disturb the results on standard output
+    # A spawned process would spawn those that a library starts, unlike a user's program: FFCV's
+    # writer then starts one after the other, each of which imports the program again.
+    multiprocessing.set_start_method(None, force=True)
     try:
         with ExitStack() as stack:
             torch.set_num_threads(contender.loading.threads)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -185,3 +186,24 @@ def test_a_process_whose_parent_was_interrupted_ends_silently(
     _serve(pipe, contender("ours"))
     assert pipe.send.call_count == 2
     assert capsys.readouterr().err == ""
+
+
+def test_libraries_start_processes_as_in_a_program_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    methods: list[str] = []
+
+    @contextmanager
+    def opens(loading: Loading, damage: str) -> Iterator[Epochs]:
+        methods.append(multiprocessing.get_start_method())
+        yield lambda number: ()
+
+    monkeypatch.setattr("maskdepth.benchmarks.harness.contender.os.dup2", lambda *_: None)
+    pipe = Mock()
+    pipe.recv.side_effect = EOFError
+    multiprocessing.set_start_method("spawn", force=True)  # as in a process that was spawned
+    try:
+        _serve(pipe, replace(contender("theirs"), opens=opens))
+    finally:
+        multiprocessing.set_start_method(None, force=True)
+    assert methods == multiprocessing.get_all_start_methods()[:1]
