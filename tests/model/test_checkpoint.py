@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from maskdepth.model import DualDecoderUNet, ModelError
 from maskdepth.model.checkpoint import (
@@ -188,6 +189,21 @@ def test_a_changed_bit_of_a_checkpoint_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ModelError, match=r"best\.safetensors: ") as caught:
             load_network(path)
         assert place < header or "its checksum differs" in caught.value.message
+
+
+def test_metadata_in_another_text_of_the_same_values_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "best.safetensors"
+    save_weights(path, DualDecoderUNet(2).state_dict(), INFO)
+    with safe_open(path, framework="pt") as file:
+        text = file.metadata()[METADATA_KEY]
+    weights = load_file(path)
+    save_file(weights, path, {METADATA_KEY: text})
+    assert load_network(path).info == INFO
+    for other in (text.replace(": ", ":"), text.replace("0.5", "0.50"), text + " "):
+        assert json.loads(other) == json.loads(text)
+        save_file(weights, path, {METADATA_KEY: other})
+        with pytest.raises(ModelError, match="its checksum differs"):
+            load_network(path)
 
 
 def test_a_checkpoint_without_checksum_is_read(tmp_path: Path) -> None:

@@ -118,5 +118,6 @@ def test_an_empty_mask_gives_finite_losses() -> None:
 
 def test_depth_values_of_a_logit_are_its_sigmoid() -> None:
     raw = torch.tensor([-1.0, 0.0, 2.0])
-    assert torch.equal(losses.depth_values(raw, "l1"), raw)
-    assert torch.equal(losses.depth_values(raw, "bce"), raw.sigmoid())
+    for loss in losses.DEPTH_LOSSES:
+        expected = raw.sigmoid() if loss == "bce" else raw
+        assert torch.equal(losses.depth_values(raw, loss), expected)

@@ -13,12 +13,14 @@ from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError
 
 from maskdepth.model import ModelError
 from maskdepth.model.metrics import (
+    SUM_COLUMNS,
     VALID_DEPTH,
     SampleTable,
     TrainingMeans,
     difference_logits,
     group_spread,
     pooled_scores,
+    sample_scores,
     sample_sums,
 )
 from maskdepth.model.training.progress import RunningLoss
@@ -103,6 +105,33 @@ def test_a_decoder_that_did_not_run_has_no_scores(outputs: tuple[Tensor, ...]) -
     assert scores.mask_iou is not None
     assert scores.depth_rmse is None
     assert scores.silog is None
+
+
+def test_the_scores_of_a_sample_are_pooled_scores_of_it_alone(outputs: tuple[Tensor, ...]) -> None:
+    logits, depth, mask, target = (tensor[:3].clone() for tensor in outputs)
+    logits[0], mask[0] = -1, 0  # neither predicted nor there: an IoU of 1
+    logits[1] = -1  # not predicted
+    table = SampleTable(SAMPLES, "cpu")
+    table.add(torch.tensor([2, 5, 9]), sample_sums(logits, depth, mask, target))
+    collected = table.collect()
+    found = sample_scores(collected)
+    assert found["index"] == [2, 5, 9]
+    assert found["mask_iou"][:2] == [1, 0]
+    for row, index in enumerate(found["index"]):
+        alone = pooled_scores(collected, np.array([index]))
+        assert found["mask_iou"][row] == pytest.approx(alone.mask_iou)
+        assert found["depth_rmse"][row] == pytest.approx(alone.depth_rmse)
+    table = SampleTable(SAMPLES, "cpu")
+    table.add(torch.tensor([4, 6, 7]), sample_sums(None, depth, mask, target))
+    found = sample_scores(table.collect())
+    assert found["mask_iou"] == [None, None, None]
+    assert None not in found["depth_rmse"]
+
+
+def test_ratios_count_pixels_from_the_smallest_valid_depth_on() -> None:
+    target = torch.tensor([0.0, 0.049, VALID_DEPTH, 0.051]).view(1, 1, 2, 2)
+    sums = sample_sums(None, target * 2, torch.zeros_like(target), target)
+    assert dict(zip(SUM_COLUMNS, sums[0].tolist(), strict=True))["valid"] == 2
 
 
 def test_group_spread_orders_worst_and_best(outputs: tuple[Tensor, ...]) -> None:
@@ -192,7 +221,9 @@ def test_difference_rule_uses_the_largest_channel() -> None:
     fg_bg[0, 2, 2, 2] = 255
     found = difference_logits(bg, fg_bg, 4) > 0
     assert found.nonzero()[:, 2:].tolist() == [[1, 1], [2, 2]]
+    fg_bg = bg.clone()
     fg_bg[0, :, 0, 0:2] = 0  # half of the first block of four
+    fg_bg[0, :, 3, 3] = 0  # a quarter of the last
     assert (difference_logits(bg, fg_bg, 2) > 0)[0, 0].tolist() == [[True, False], [False, False]]
 
 

@@ -97,3 +97,12 @@ def test_sgd_stays_the_default() -> None:
     assert recipe.optimizer == "sgd"
     found = make_optimizer(DualDecoderUNet(2), recipe, recipe.stages[0])
     assert isinstance(found, torch.optim.SGD)
+
+
+def test_weights_decay_by_the_rate_as_decoupled_from_the_gradient() -> None:
+    bank, bias = torch.ones(2, 2, 3, 3), torch.ones(4)
+    for parameter in (bank, bias):
+        parameter.grad = torch.zeros_like(parameter)
+    Muon([bank, bias], lr=0.1, momentum=0.9, weight_decay=0.02).step()
+    for parameter in (bank, bias):
+        torch.testing.assert_close(parameter, torch.full_like(parameter, 1 - 0.1 * 0.02))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from maskdepth.loaders.camera import Camera
 from maskdepth.model import ModelError
 from maskdepth.model.recipe import RECIPES, Recipe, Stage, load_recipe
 
+ROOT = Path(__file__).parents[2]
 STAGE: dict[str, Any] = {"size": 112, "batch_size": 8, "lr": 0.1, "trains": ["mask"]}
 
 
@@ -70,6 +73,38 @@ def test_one_cycle_rises_and_falls() -> None:
     assert rates[: top + 1] == sorted(rates[: top + 1])
     assert rates[top:] == sorted(rates[top:], reverse=True)
     assert Stage(**STAGE).lr_at(7, 100) == 0.1
+
+
+def test_one_cycle_has_the_rates_of_its_definition() -> None:
+    stage = Stage(**STAGE, schedule="onecycle")
+    # The middle of step k of 10 is at (k + 0.5) / 10 of the stage; the top is at 0.3.
+    assert stage.lr_at(0, 10) == pytest.approx(0.1 * 0.05 / 0.3)
+    assert stage.lr_at(2.5, 10) == pytest.approx(0.1)
+    assert stage.lr_at(6, 10) == pytest.approx(0.05)
+    assert stage.lr_at(9, 10) == pytest.approx(0.05 * (1 + math.cos(math.pi * 0.65 / 0.7)))
+
+
+def test_recipes_are_those_of_the_table_in_the_documents() -> None:
+    text = (ROOT / "docs" / "training.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| .* \| ([\w, ]+) \| ([\d, ]+) \| \[", text, re.MULTILINE)
+    assert [name for name, _, _ in rows] == list(RECIPES)
+    for name, samples, sizes in rows:
+        stages = RECIPES[name].stages
+        assert sizes == ", ".join(dict.fromkeys(str(stage.size) for stage in stages)), name
+        found = f"{sum(stage.epochs for stage in stages)} passes"
+        if stages[0].samples:
+            found = f"up to {sum((s.samples or 0) * s.epochs for s in stages):,}"
+        assert samples == found, name
+
+
+def test_sprint_is_the_first_row_of_its_log() -> None:
+    text = (ROOT / "docs" / "training.md").read_text()
+    log = text.partition("| stages: size x samples, learning rate |")[2].splitlines()
+    recipe = RECIPES["sprint"]
+    assert recipe.optimizer == "muon"
+    assert {stage.batch_size for stage in recipe.stages} == {8}
+    written = ", ".join(f"{s.size} x {s.samples:,} at {s.lr:g}" for s in recipe.stages)
+    assert log[2].startswith(f"| {written} |")
 
 
 @pytest.mark.parametrize(

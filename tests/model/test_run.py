@@ -13,18 +13,27 @@ from torch import Tensor
 
 from maskdepth.convert.errors import OptionError
 from maskdepth.model import DualDecoderUNet, ModelError
+from maskdepth.model.checkpoint import ChannelStatistics, load_network
 from maskdepth.model.contract import Batch, Inputs
 from maskdepth.model.metrics import Scores
 from maskdepth.model.pictures import draw_curves
 from maskdepth.model.precision import Precision
-from maskdepth.model.recipe import RECIPES
+from maskdepth.model.recipe import RECIPES, Recipe, Stage
 from maskdepth.model.training.config import DataConfig, RunConfig, read_config
 from maskdepth.model.training.progress import Elapsed
 from maskdepth.model.training.run import Run
-from maskdepth.model.training.state import Position, generator_states, save_state
+from maskdepth.model.training.state import Position, StageState, generator_states, save_state
 from maskdepth.model.training.trainer import StageTrainer
 
 DEMO = RECIPES["demo"]
+SAVED: StageState = {
+    "optimizer": {}, "scaler": {}, "running": torch.zeros(3), "elapsed": (0.0, 0.0, 0.0, 0),
+}  # fmt: skip
+
+
+def make(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 @pytest.fixture
@@ -209,3 +218,64 @@ def test_a_damaged_state_ends_in_one_line(
 def test_a_formula_in_the_name_of_a_recipe(tmp_path: Path) -> None:
     draw_curves(tmp_path / "curves.png", [{"train_loss": 1.0}], r"recipe $\frac{")
     assert (tmp_path / "curves.png").stat().st_size > 0
+
+
+TWO_PARTS = Recipe(
+    name="two parts",
+    stages=(
+        Stage(size=16, batch_size=2, lr=0.1, trains=("encoder", "depth"), epochs=3),
+        Stage(size=24, batch_size=2, lr=0.1, trains=("encoder", "depth"), epochs=2),
+        Stage(size=24, batch_size=2, lr=0.1, trains=("encoder", "mask", "depth"), epochs=3),
+    ),
+)
+
+
+def test_the_best_weights_are_those_of_the_lowest_loss_of_the_last_kind_of_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("maskdepth.model.training.run.draw_curves", lambda *_: None)
+    config = RunConfig(data=DataConfig(shards="shards"), recipe=TWO_PARTS, width=1)
+    run = Run(config=config, folder=make(tmp_path / "run"))
+    network = DualDecoderUNet(1)
+    statistics = dict.fromkeys(("bg", "fg_bg"), ChannelStatistics((0.5,) * 3, (0.2,) * 3))
+    # Mask BCE, depth L1, and the number of the epoch, from 1, whose weights are the best then.
+    # The mask counts only where it trains, and other sizes or parts are not compared.
+    epochs = [
+        (9.0, 0.4, 1), (9.0, 0.2, 2), (0.1, 0.3, 2),
+        (9.0, 0.9, 4), (0.0, 0.9, 4),
+        (0.5, 0.5, 6), (0.6, 0.3, 7), (0.2, 0.7, 7),
+    ]  # fmt: skip
+    for number, (mask_bce, depth_l1, best) in enumerate(epochs, 1):
+        with torch.no_grad():
+            network.depth_decoder.outc.get_parameter("bias").fill_(number)
+        scores = Scores(samples=1, mask_bce=mask_bce, depth_l1=depth_l1)
+        run.finish_epoch({"stage": 1}, scores, network, statistics, SAVED)
+        run.writer.wait()
+        found = load_network(run.folder / "best.safetensors")
+        assert found.network.depth_decoder.outc.get_parameter("bias").item() == best
+        assert (found.info.scores or {})["depth_l1"] == epochs[best - 1][1]
+        assert found.info.size == (16 if best < 4 else 24)
+    assert run.finished
+    again = Run(config=config, folder=run.folder)
+    again.restore(network)
+    assert again.best == run.best == {"score": pytest.approx(0.9), "stage": 2, "epoch": 1}
+
+
+def test_a_state_is_due_after_the_minutes_since_the_last_one(
+    run: Run, trainer: StageTrainer
+) -> None:
+    now = 100.0
+    run = Run(config=run.config, folder=make(run.folder), clock=lambda: now)
+    interval = 60 * run.config.save_minutes
+    now += interval - 1
+    assert not run.save_due()
+    now += 1
+    assert run.save_due()
+    run.save(Position(0, 0, 3), trainer.network, trainer.state(Elapsed()))
+    assert not run.save_due()
+    now += interval
+    assert run.save_due()
+    run.writer.close()
+    other = Run(config=run.config, folder=run.folder, first=False, clock=lambda: now)
+    now += interval
+    assert not other.save_due()
