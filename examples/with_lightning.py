@@ -2,8 +2,8 @@
 
     python examples/with_lightning.py SHARDS STATE --epochs 2 --processes 2
 
-Started again, it continues where it was, with as many processes as before: Lightning counts the
-batches of an epoch. It saves the state of the loader with its own, and does not shard it again.
+Started again, it continues where it was, with any number of processes, at the samples that had not
+been seen. Lightning saves the state of the loader with its own, and does not shard it again.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer, seed_everything
@@ -43,6 +44,18 @@ class Masks(LightningModule):
     def training_step(self, batch: Batch) -> torch.Tensor:
         """The loss of a batch."""
         return loss_of(self.network, self.preprocess(batch))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lightning counts batches, the loader samples: let its counters fit today's processes."""
+        loops = checkpoint["loops"]["fit_loop"]
+        (place,) = loops["state_dict"]["combined_loader"]
+        batch = self.batch_size * self.trainer.world_size
+        left = (place["samples"] - place["seen"]) // batch if place["seen"] else 0
+        done = place["samples"] // batch - left
+        counters = loops["epoch_loop.batch_progress"]["current"]
+        shift = done - counters["ready"]
+        for name in ("ready", "started", "processed", "completed"):
+            counters[name] += shift
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Of the network alone."""

@@ -75,6 +75,8 @@ def run(
             "KILLED_AT": str(killed_at), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
             "ACCELERATE_USE_CPU": "true",
         }  # fmt: skip
+        if name == "with_lightning":
+            arguments += ["--processes", str(ranks)]
         return subprocess.run(
             [*command, f"examples.{name}", *arguments, "--save-steps", "1" if killed_at else "99"],
             env=environment, timeout=120, check=False, capture_output=True,
@@ -144,7 +146,8 @@ def visits_of_lightning(state: Path) -> Tensor:
     [
         ("with_accelerate", "accelerate", visits_of_accelerate, 1, 2),
         ("with_accelerate", "accelerate", visits_of_accelerate, 2, 1),
-        ("with_lightning", "pytorch_lightning", visits_of_lightning, 1, 1),
+        ("with_lightning", "pytorch_lightning", visits_of_lightning, 1, 2),
+        ("with_lightning", "pytorch_lightning", visits_of_lightning, 2, 1),
     ],
 )
 def test_a_loop_of_others_is_continued(
