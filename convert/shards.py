@@ -11,6 +11,7 @@ import numpy as np
 from maskdepth.convert.bases import open_bases
 from maskdepth.convert.codecs import DECODERS
 from maskdepth.convert.errors import DataError, RecordError
+from maskdepth.convert.interrupts import interrupt_later
 from maskdepth.convert.jpeg.record import is_record
 from maskdepth.convert.layout import FIELDS, RECORD
 from maskdepth.convert.manifest import BACKGROUNDS, Manifest, format_name, read_manifest
@@ -73,9 +74,10 @@ class Shards:
 
     def close(self) -> None:
         """Unmap all files now; an object in a reference cycle would keep them open for long."""
-        self.files, self.bases = [], {}
-        self.records = np.empty(0, RECORD)
-        self.backgrounds = np.empty((0, *self.backgrounds.shape[1:]), np.uint8)
+        with interrupt_later():  # a finalizer unmaps each
+            self.files, self.bases = [], {}
+            self.records = np.empty(0, RECORD)
+            self.backgrounds = np.empty((0, *self.backgrounds.shape[1:]), np.uint8)
 
     def __len__(self) -> int:
         return self.manifest.layout.samples

@@ -19,13 +19,14 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.dlpack import from_dlpack
 
 from maskdepth.convert.errors import DataError, RecordError
+from maskdepth.convert.interrupts import interrupt_later
 from maskdepth.convert.layout import FIELDS, MASK_THRESHOLD
 from maskdepth.convert.manifest import read_manifest
 from maskdepth.convert.shards import Shards
@@ -268,7 +269,7 @@ class DALILoader(ShardLoader):
                 raise DataError(f"{where}: DALI failed: {first_line(failure)}") from None
             self.shards.require_complete(stored.indices)
             self._check_sizes(outputs, stored.indices)
-            fg_bg, mask, depth = (from_dlpack(output.as_tensor()) for output in outputs)
+            fg_bg, mask, depth = (_to_torch(output, stream) for output in outputs)
         for error in stored.replaced:
             self._corrupt.skip(error)
         index = torch.from_numpy(stored.indices)
@@ -321,7 +322,8 @@ class DALILoader(ShardLoader):
             super().close()
             self._end_plan()
             shut_down(self._pipeline)
-            del self._pipeline
+            with interrupt_later():
+                del self._pipeline
             if self._process == os.getpid():  # else a thread that is not here may hold its lock
                 # Pools of freed blocks stay otherwise. DALI's type stub lacks the function.
                 backend.ReleaseUnusedMemory()  # type: ignore[attr-defined]
@@ -355,9 +357,25 @@ os.register_at_fork(after_in_child=_abandon_pipelines)
 def shut_down(pipeline: Pipeline) -> None:
     """End the threads of a pipeline, which can take some milliseconds.
 
-    Its ``__del__`` would do so, too, but Python ignores a KeyboardInterrupt in ``__del__``.
+    Its ``__del__`` would do so, too, but Python ignores a KeyboardInterrupt in ``__del__``, and in
+    the callback of a `WeakSet`.
     """
     pipeline._shutdown()
+    _live.discard(pipeline)
+
+
+def _to_torch(
+    output: TensorListCPU | TensorListGPU, stream: torch.cuda.Stream | None
+) -> torch.Tensor:
+    """An output of equal shapes as one tensor in DALI's memory; ``stream``: where a GPU reads it.
+
+    The capsule is asked for here: to do so itself, torch compares an enum of DALI with one of its
+    own. pybind11 then looks up attributes of torch's class, which runs Python code of `enum`, and
+    ignores whatever that raises. A Ctrl-C at that moment was lost.
+    """
+    on_stream = {} if stream is None else {"stream": stream.cuda_stream}
+    tensor: Any = output.as_tensor()  # DALI's type stub lacks `__dlpack__`
+    return from_dlpack(tensor.__dlpack__(**on_stream))
 
 
 def first_line(error: Exception) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 
 from maskdepth.convert.errors import DataError, RecordError
 from maskdepth.convert.files import read_regular
+from maskdepth.convert.interrupts import interrupt_later
 from maskdepth.convert.layout import FIELDS
 from maskdepth.convert.program import CONVERT
 from maskdepth.convert.shards import Shards
@@ -133,6 +134,8 @@ class DALIStreamLoader(DALILoader):
                 before = read
         finally:
             shut_down(reader)
+            with interrupt_later():  # of its `__del__`
+                del reader
 
     def _open(self, epoch: int) -> Pipeline:
         """DALI's reader of this rank's part of an epoch."""

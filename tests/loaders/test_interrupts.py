@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable, Generator
 from itertools import count
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -220,6 +222,53 @@ def test_dali_is_interrupted_in_the_middle_of_a_step(
             list(loader.epoch(0))
         for batch, truth in zip(loader.epoch(1), expected, strict=True):
             assert all(torch.equal(*fields) for fields in zip(batch, truth, strict=True))
+
+
+@pytest.mark.parametrize("engine", ["ffcv", "dali", "resident"])
+def test_an_interrupt_in_any_function_is_raised(
+    engine: str, shards: Path, need_engine: Callable[[str], None]
+) -> None:
+    """At the first call of each function of Python, by whatever library it is called.
+
+    Code in C may call one and drop what it raises without a word: a comparison by pybind11 did.
+    What finalizers and callbacks raise is reported, and repeated as in the programs.
+    """
+    need_engine(engine)
+    interrupted: list[tuple[str, str]] = []
+
+    def interrupt_new(frame: FrameType, event: str, _: object) -> None:
+        function = (frame.f_code.co_filename, frame.f_code.co_qualname)
+        # Those of `threading` change KeyboardInterrupt into RuntimeError where a lock is missing.
+        if event == "call" and function not in interrupted and function[0] != threading.__file__:
+            interrupted.append(function)
+            sys.setprofile(None)
+            interrupt()
+
+    def walk(profile: Callable[[FrameType, str, object], None] | None) -> None:
+        with build_loader(engine, shards, batch_size=4, indices=np.arange(8)) as loader:
+            try:
+                sys.setprofile(profile)
+                for _ in loader.epoch(0):
+                    pass
+                loader.close()
+            finally:
+                sys.setprofile(None)
+
+    walk(None)  # numba loads its kernels
+    lost = []
+    while True:
+        before = len(interrupted)
+        try:
+            with ignored_signals_repeated():
+                walk(interrupt_new)
+                if len(interrupted) == before:
+                    break
+                time.sleep(0.5)  # one that was ignored, or came in `close`, is raised later
+            lost.append(interrupted[-1])
+        except KeyboardInterrupt:
+            pass
+    assert len(interrupted) > 20
+    assert not lost
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
