@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from maskdepth.convert.encoding import is_finished, write_part
-from maskdepth.convert.errors import DataError
+from maskdepth.convert.errors import DataError, RecordError
+from maskdepth.convert.pack import pack
 from maskdepth.convert.parts import Part, read_data, read_summary, split_parts
 from maskdepth.convert.source import Source, read_source
 from maskdepth.convert.unfinished import SHARD_FOLDER, work_folder
@@ -77,3 +79,19 @@ def test_a_damaged_job_is_another_job(tmp_path: Path, text: str) -> None:
         work_folder(tmp_path / "s", SHARD_FOLDER, {"a": 1}, resume=True, force=False),
     ):
         pass
+
+
+def test_a_renamed_file_makes_another_job(dataset: Path, tmp_path: Path) -> None:
+    data, shards = Path(shutil.copytree(dataset, tmp_path / "data")), tmp_path / "shards"
+    (data / "dataset.json").unlink()  # its table of samples has names of `compose`
+    last = sorted((data / "fg_bg" / "bg_005").iterdir())[-1]
+    intact = last.read_bytes()
+    last.write_bytes(intact[:100])
+    with pytest.raises(RecordError):
+        pack(data, shards, workers=0, progress=False, resume=True)
+    last.write_bytes(intact)
+    for folder in ("fg_bg", "fg_bg_mask", "fg_bg_depth"):
+        path = data / folder / "bg_001" / last.name
+        path.rename(path.with_name("img_0099.jpg"))  # the order and all stamps are as before
+    with pytest.raises(DataError, match=r"begun with other arguments or other files \(names_sha256\)"):
+        pack(data, shards, workers=0, progress=False, resume=True)
