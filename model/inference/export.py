@@ -61,7 +61,8 @@ def export_network(
         checks += [predictor.inputs_of(*pair.read(), square) for pair in pairs]
         with torch.no_grad():
             results = [zip(exported(*pair), predictor(*pair), strict=True) for pair in checks]
-        difference = max(float((a - b).abs().max()) for both in results for a, b in both)
+        largest = [(a - b).abs().max() for both in results for a, b in both]
+        difference = float(torch.stack(largest).max())  # not Python's max, which drops a nan
         if not difference <= TOLERANCE:
             raise ModelError(
                 f"{path}: differs from the network by {difference:g}, expected at most {TOLERANCE}"

@@ -80,6 +80,14 @@ def test_wrong_images_are_refused(damage: str, reason: str) -> None:
         check(images(damage), np.arange(10), truth(), SCALE, 0, 0)
 
 
+@pytest.mark.parametrize("field", ["bg", "fg_bg", "depth"])
+def test_values_that_are_no_numbers_are_refused(field: str) -> None:
+    batches = [batch._replace(**{field: getattr(batch, field).float()}) for batch in images()]
+    getattr(batches[1], field)[3, 0, 2, 2] = math.nan
+    with pytest.raises(WrongImages, match="up to nan levels"):
+        check(batches, np.arange(10), truth(), SCALE, 0.5, 0)
+
+
 def test_differences_within_the_tolerance_pass() -> None:
     assert check(images("pixel"), np.arange(10), truth(), SCALE, 1, 0)
     assert check(images("mask"), np.arange(10), truth(), SCALE, 0, 2 / 160)

@@ -93,5 +93,7 @@ def test_a_renamed_file_makes_another_job(dataset: Path, tmp_path: Path) -> None
     for folder in ("fg_bg", "fg_bg_mask", "fg_bg_depth"):
         path = data / folder / "bg_001" / last.name
         path.rename(path.with_name("img_0099.jpg"))  # the order and all stamps are as before
-    with pytest.raises(DataError, match=r"begun with other arguments or other files \(names_sha256\)"):
+    with pytest.raises(
+        DataError, match=r"begun with other arguments or other files \(names_sha256\)"
+    ):
         pack(data, shards, workers=0, progress=False, resume=True)

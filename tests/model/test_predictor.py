@@ -322,6 +322,25 @@ def test_export_is_checked_on_the_given_images(
         export_network(predictor, tmp_path / "net.pt2", pairs)
 
 
+@pytest.mark.parametrize("output", [0, 1])
+def test_an_export_whose_results_are_no_numbers_is_refused(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: int
+) -> None:
+    def exported(bg: torch.Tensor, fg_bg: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        results = predictor(bg, fg_bg)
+        results[output][1, 0, 3, 3] = float("nan")
+        return results
+
+    def write_nothing(_: Predictor, path: Path) -> object:
+        path.touch()
+        return exported
+
+    monkeypatch.setattr("maskdepth.model.inference.export._write_pt2", write_nothing)
+    with pytest.raises(ModelError, match="differs from the network by nan"):
+        export_network(predictor, tmp_path / "net.pt2")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"{PHOTOS} with real photos does not exist")
 def test_export_on_real_photos(predictor: Predictor, tmp_path: Path) -> None:
     names = zip(
