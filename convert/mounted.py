@@ -14,63 +14,89 @@ from contextlib import suppress
 from pathlib import Path
 
 from maskdepth.convert.contents import MOUNTED, Content, is_beside
+from maskdepth.convert.destination import Destination
 from maskdepth.convert.errors import DataError
 from maskdepth.convert.files import REPLACED, remove_replaced, sync
+from maskdepth.convert.found import is_mount_point
 
 
-def entries(mount: Path) -> list[str]:
-    """Sorted names in a mount point, but for the work and what the system has put there."""
-    return sorted(n for n in os.listdir(mount) if n != REPLACED and not is_beside(mount, n))
+def destination_of(path: Path) -> Destination:
+    """Where an output of this name is written; a link to a mount point is none."""
+    is_mount = is_mount_point(path) and not path.is_symlink()
+    return MountPoint(path) if is_mount else Destination(path)
 
 
-def is_publishing(mount: Path, last: str) -> bool:
-    """Whether a complete work folder is in a mount point, which is or was being published."""
-    return (mount / MOUNTED / last).exists()
+class MountPoint(Destination):
+    """An output that is a mount point; ``path`` is its folder."""
 
+    @property
+    def work(self) -> Path:
+        return self.path / MOUNTED
 
-def publish_entries(work: Path, mount: Path, content: Callable[[Path], Content], last: str) -> None:
-    """Move the files of a finished work folder into its mount point, and remove the work folder.
+    @property
+    def job(self) -> Path:
+        return self.path / f"{MOUNTED}.job"
 
-    A finished output in the mount point is replaced. An error or an interrupt undoes all. Raises
-    DataError for anything else that is there.
-    """
-    made, old = _top(content(work)), entries(mount)
-    is_replacing = (work / REPLACED).exists() or (mount / last).exists()
-    if old and not is_replacing:
-        raise DataError(
-            f"{mount / old[0]}: appeared meanwhile; move it away and run again with --resume"
-        )
-    try:
-        if is_replacing:
-            (work / REPLACED).mkdir(exist_ok=True)
-            _move(mount, work / REPLACED, sorted(old, key=lambda name: name != last))
-        _move(work, mount, sorted(made - {last}))
-        sync(mount)  # a power failure must not keep only the last rename
-        _move(work, mount, [last])
-    except BaseException:
-        take_back(work, mount, content, last)
-        restore_entries(work, mount, last)
-        raise
-    sync(mount)
-    remove_replaced(mount)
-    with suppress(OSError):  # that could not be removed, and is reported
-        work.rename(mount / REPLACED)  # so that the next run removes it if this one is killed
-    remove_replaced(mount)
+    @property
+    def written(self) -> Path:
+        return self.path
 
+    def is_vacant(self) -> bool:
+        return not self._entries()
 
-def take_back(work: Path, mount: Path, content: Callable[[Path], Content], last: str) -> None:
-    """Move what `publish_entries` has moved into the mount point back, unless that was all."""
-    if (work / last).exists() and not (mount / last).exists():
-        moved = _top(content(work)) & set(entries(mount))
-        _move(mount, work, [name for name in sorted(moved) if not os.path.lexists(work / name)])
+    def is_publishing(self, last: str) -> bool:
+        return (self.work / last).exists()
 
+    def publish(self, content: Callable[[Path], Content], last: str, *, replace: bool) -> None:
+        """Move the files of the finished work folder into the mount point, and remove it.
 
-def restore_entries(work: Path, mount: Path, last: str) -> None:
-    """Move what `publish_entries` has replaced back, unless the new output is complete."""
-    replaced = work / REPLACED
-    if replaced.exists() and (work / last).exists():
-        _move(replaced, mount, sorted(os.listdir(replaced), key=lambda name: name == last))
-        replaced.rmdir()
+        A finished output is replaced; `check_target` has allowed that. Raises DataError for
+        anything else that is there.
+        """
+        made, old, replaced = _top(content(self.work)), self._entries(), self.work / REPLACED
+        is_replacing = replaced.exists() or (self.path / last).exists()
+        if old and not is_replacing:
+            raise DataError(
+                f"{self.path / old[0]}: appeared meanwhile; move it away and run again with "
+                "--resume"
+            )
+        try:
+            if is_replacing:
+                replaced.mkdir(exist_ok=True)
+                _move(self.path, replaced, sorted(old, key=lambda name: name != last))
+            _move(self.work, self.path, sorted(made - {last}))
+            sync(self.path)  # a power failure must not keep only the last rename
+            _move(self.work, self.path, [last])
+        except BaseException:
+            self.take_back(content, last)
+            self.restore(last)
+            raise
+        sync(self.path)
+        remove_replaced(self.path)
+        with suppress(OSError):  # that could not be removed, and is reported
+            # So that the next run removes it if this one is killed.
+            self.work.rename(self.path / REPLACED)
+        remove_replaced(self.path)
+
+    def take_back(self, content: Callable[[Path], Content], last: str) -> None:
+        """Move what `publish` has moved into the mount point back, unless that was all."""
+        if (self.work / last).exists() and not (self.path / last).exists():
+            moved = sorted(_top(content(self.work)) & set(self._entries()))
+            left = [name for name in moved if not os.path.lexists(self.work / name)]
+            _move(self.path, self.work, left)
+
+    def restore(self, last: str) -> None:
+        """Move what `publish` has replaced back, unless the new output is complete."""
+        replaced = self.work / REPLACED
+        if replaced.exists() and (self.work / last).exists():
+            old = sorted(os.listdir(replaced), key=lambda name: name == last)
+            _move(replaced, self.path, old)
+            replaced.rmdir()
+
+    def _entries(self) -> list[str]:
+        """Sorted names in the mount point, but for the work and what the system has put there."""
+        found = os.listdir(self.path)
+        return sorted(n for n in found if n != REPLACED and not is_beside(self.path, n))
 
 
 def _move(source: Path, target: Path, names: Iterable[str]) -> None:

@@ -1,16 +1,13 @@
 """The work folder of `pack`, `compose` and `depth`, which can be killed and resumed at any time.
 
-A folder `OUT` is written in `OUT.partial` and published by one rename; `convert.mounted` does it
-where `OUT` is a mount point. The file `.job` in it records the job of that work, and is locked
-while a converter runs. It is beside the folder, as `.OUT.job`, while that is made or published: a
-work folder without a job belongs to someone else and is not touched, and a published one has none.
-What is only needed until the end is in `OUT.partial/parts`, and finished parts have a JSON file
-there.
+A folder `OUT` is written in `OUT.partial` and published by one rename; a mount point is another
+`Destination`. The file `.job` in the work folder says what work it is (`convert.job_file`): a work
+folder without one is not touched, and a published one has none. What is only needed until the end
+is in `parts`, and finished parts have a JSON file there.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -26,7 +23,6 @@ import click
 
 from maskdepth.convert.contents import (
     JOB,
-    MOUNTED,
     PARTS,
     Content,
     foreign_files,
@@ -34,24 +30,12 @@ from maskdepth.convert.contents import (
     require_content,
     require_own,
 )
+from maskdepth.convert.destination import Destination
 from maskdepth.convert.errors import DataError, RecordError, is_users
-from maskdepth.convert.files import (
-    REPLACED,
-    publish_folder,
-    remove_replaced,
-    replace_folder,
-    require_regular,
-    restore_replaced,
-)
-from maskdepth.convert.found import is_mount_point, is_vacant
+from maskdepth.convert.files import REPLACED, remove_replaced
+from maskdepth.convert.job_file import differing, locked_job_file, write_job
 from maskdepth.convert.manifest import MANIFEST, read_manifest
-from maskdepth.convert.mounted import (
-    entries,
-    is_publishing,
-    publish_entries,
-    restore_entries,
-    take_back,
-)
+from maskdepth.convert.mounted import MountPoint, destination_of
 from maskdepth.convert.outputs import require_writable_folder
 
 _LONGEST_NAME = 220  # of 255 bytes; the names of the work folder and what it leaves are longer
@@ -99,8 +83,9 @@ def check_target(target: Path, kind: Output, *, force: bool, hint: str = "") -> 
     """
     if not target.name or not target.absolute().parent.is_dir():
         raise DataError(f"{target}: not a new folder in an existing one; choose another name")
-    is_mount = is_mount_point(target) and not target.is_symlink()
-    require_writable_folder(target if is_mount else target.absolute().parent)
+    destination = destination_of(target)
+    is_mount = isinstance(destination, MountPoint)
+    require_writable_folder(destination.written)
     if (length := len(os.fsencode(target.name))) > _LONGEST_NAME:
         raise DataError(f"{target}: found a name of {length} bytes, expected {_LONGEST_NAME}")
     # A rename cannot replace it with a folder.
@@ -108,10 +93,10 @@ def check_target(target: Path, kind: Output, *, force: bool, hint: str = "") -> 
         raise DataError(f"{target}: is a link; give the name of the folder itself")
     if is_mount and not (kind.may_be_mount and target.is_dir()):
         raise DataError(f"{target}: is a mount point; give the name of a folder inside it")
-    if not target.exists() or (target.is_dir() and _is_vacant(target, is_mount=is_mount)):
+    if not target.exists() or (target.is_dir() and destination.is_vacant()):
         return
     is_finished = kind.is_finished(target)
-    if not is_finished and not (is_mount and is_publishing(target, kind.last)):
+    if not is_finished and not destination.is_publishing(kind.last):
         raise DataError(
             f"{target}: found a folder or file that is no finished {kind.name}; choose another "
             f"name{hint}"
@@ -126,10 +111,6 @@ def check_target(target: Path, kind: Output, *, force: bool, hint: str = "") -> 
             "remove it: move it away, or choose another name"
         )
     require_writable_folder(target)  # otherwise it cannot be moved, at the end of all the work
-
-
-def _is_vacant(target: Path, *, is_mount: bool) -> bool:
-    return not entries(target) if is_mount else is_vacant(target)
 
 
 @contextmanager
@@ -151,13 +132,14 @@ def work_folder(
     belongs to another job, or if there is a file in it that the command has not written: that is
     neither published nor removed.
     """
-    work = work_of(target)
+    destination = destination_of(target)
+    work = destination.work
     replace = force if replace is None else replace
     try:
-        with _locked_job_file(target, work) as file:
+        with locked_job_file(destination) as file:
             _remove_leftovers(work, kind)
-            _claim(work, file, job, target, kind, resume=resume, force=force)
-            _beside(target, work).rename(work / JOB)
+            _claim(destination, file, job, kind, resume=resume, force=force)
+            destination.job.rename(work / JOB)
             try:
                 yield work
                 require_content(work, kind.content(work), kind.last, kind.command)
@@ -174,8 +156,8 @@ def work_folder(
                 elif isinstance(error, KeyboardInterrupt | SystemExit):
                     click.echo(f"{work}: unfinished; --resume continues it", err=True)
                 raise
-            (work / JOB).rename(_beside(target, work))
-            _publish(work, target, kind, force=replace)
+            (work / JOB).rename(destination.job)
+            _publish(destination, kind, force=replace)
             if (target / PARTS).exists():
                 click.echo(f"{target / PARTS}: could not be removed; delete it", err=True)
     except OSError as error:
@@ -189,119 +171,29 @@ def work_folder(
 
 def work_of(target: Path) -> Path:
     """The work folder of an output."""
-    if is_mount_point(target):
-        return target / MOUNTED
-    return target.with_name(f"{target.name}.partial")
+    return destination_of(target).work
 
 
-def _publish(work: Path, target: Path, kind: Output, *, force: bool) -> None:
+def _publish(destination: Destination, kind: Output, *, force: bool) -> None:
     """Give a finished folder its name, unless something is there now that must not be replaced."""
     try:
-        check_target(target, kind, force=force)
+        check_target(destination.path, kind, force=force)
     except DataError as error:
         raise DataError(
-            f"{error.message}; the finished {kind.name} is {work}: --resume renames it"
+            f"{error.message}; the finished {kind.name} is {destination.work}: --resume renames it"
         ) from None
-    if work.parent == target:
-        publish_entries(work, target, kind.content, kind.last)
-        return
-    if target.is_dir() and is_vacant(target):
-        for name in os.listdir(target):
-            (target / name).unlink()
-    if force:
-        replace_folder(work, target)
-    else:
-        publish_folder(work, target)
-
-
-def _beside(target: Path, work: Path) -> Path:
-    if work.parent == target:
-        return target / f"{MOUNTED}.job"
-    return target.with_name(f".{target.name}.job")
-
-
-@contextmanager
-def _locked_job_file(target: Path, work: Path) -> Iterator[BinaryIO]:
-    """Open and lock the job file, created if missing; in the block it is beside the work folder.
-
-    At the end it is moved into the work folder if there is one of this job, and removed otherwise.
-    """
-    beside, inside = _beside(target, work), work / JOB
-    path = inside if inside.exists() else beside
-    try:
-        if path.exists():
-            require_regular(path)
-        # Opening it inside must not create another one if its holder moves it at this moment.
-        create = os.O_CREAT if path == beside else 0
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_APPEND | create, 0o666), "a+b")
-    except FileNotFoundError:
-        raise _is_busy(target) from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise _is_busy(target) from None
-        except OSError as error:
-            if path == beside and not os.fstat(file.fileno()).st_size:
-                beside.unlink()
-            raise DataError(
-                f"{target}: its file system cannot lock files ({error.strerror}), so that two runs "
-                "could write it at once; write to another disk, and copy the result"
-            ) from None
-        # Its holder may have moved or removed it after it was opened, or looked for, here.
-        if (path == beside and inside.exists()) or not _is_at(file, path):
-            raise _is_busy(target)
-        if path == inside:
-            inside.rename(beside)
-        try:
-            yield file
-        finally:
-            if _is_at(file, beside):
-                if work.is_dir() and os.fstat(file.fileno()).st_size:
-                    beside.rename(inside)
-                else:
-                    beside.unlink()
-
-
-def _is_busy(target: Path) -> DataError:
-    return DataError(f"{target}: another converter is writing it; wait for it")
-
-
-def _is_at(file: BinaryIO, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _differing(text: bytes, job: dict[str, object]) -> str:
-    """The first names of what differs between the recorded job of a work folder and another."""
-    try:
-        found, expected = _leaves(json.loads(text)), _leaves(job)
-    except (ValueError, AttributeError, RecursionError):
-        return "its record cannot be read"
-    missing = object()
-    names = sorted(found.keys() | expected.keys())
-    differ = [name for name in names if found.get(name, missing) != expected.get(name, missing)]
-    return ", ".join(differ[:5])
-
-
-def _leaves(job: dict[str, object]) -> dict[str, object]:
-    """The values in nested dictionaries, by their last key."""
-    found: dict[str, object] = {}
-    for name, value in job.items():
-        found |= _leaves(value) if isinstance(value, dict) else {name: value}
-    return found
+    destination.publish(kind.content, kind.last, replace=force)
 
 
 def _claim(
-    work: Path, file: BinaryIO, job: dict[str, object], target: Path, kind: Output, *,
+    destination: Destination, file: BinaryIO, job: dict[str, object], kind: Output, *,
     resume: bool, force: bool,
 ) -> None:  # fmt: skip
     """Take the work folder: a new one, or that of an earlier run of the same job.
 
     Starting over restores the folder that an earlier run was killed in the middle of replacing.
     """
+    work = destination.work
     file.seek(0)
     text, own = file.read(), json.dumps(job).encode()
     if work.exists():
@@ -312,26 +204,19 @@ def _claim(
                 f"{work}: an unfinished run left this; --resume continues it, --force starts over"
             )
         if resume and text == own:
-            if work.parent == target:
-                take_back(work, target, kind.content, kind.last)
+            destination.take_back(kind.content, kind.last)
             require_own(work, kind.names, kind.command)
             return
         if not force:
             raise DataError(
-                f"{work}: was begun with other arguments or other files ({_differing(text, job)}); "
+                f"{work}: was begun with other arguments or other files ({differing(text, job)}); "
                 "give those again, or start over with --force"
             )
         require_own(work, kind.names, kind.command)
-        if work.parent == target:
-            take_back(work, target, kind.content, kind.last)
-            restore_entries(work, target, kind.last)
-        else:
-            restore_replaced(work, target)
+        destination.take_back(kind.content, kind.last)
+        destination.restore(kind.last)
         _remove(work, kind)
-    file.truncate(0)
-    file.write(own)
-    file.flush()
-    os.fsync(file.fileno())
+    write_job(file, own)
     work.mkdir()
 
 

@@ -19,7 +19,7 @@ from maskdepth.convert.files import REPLACED
 from maskdepth.convert.found import is_mount_point
 from maskdepth.convert.manifest import MANIFEST
 from maskdepth.convert.metadata import DATASET
-from maskdepth.convert.mounted import publish_entries
+from maskdepth.convert.mounted import MountPoint
 from maskdepth.convert.pack import PackConfig, pack
 from maskdepth.convert.unfinished import check_target
 from maskdepth.model.errors import ModelError
@@ -239,7 +239,7 @@ def test_an_error_while_publishing_undoes_it(tiny: Path, volume: Path) -> None:
     shutil.copytree(volume.parent / "new", work)
     content = {".": frozenset({*tree(work), "samples.zzz"})}  # the last but one to be moved
     with pytest.raises(FileNotFoundError):
-        publish_entries(work, volume, lambda _: content, MANIFEST)
+        MountPoint(volume).publish(lambda _: content, MANIFEST, replace=True)
     assert {n: d for n, d in made(volume).items() if not n.startswith(MOUNTED)} == old
     assert tree(work) == tree(volume.parent / "new")
 
