@@ -47,10 +47,10 @@ NO_NETWORK = "no network"
 """Name of the case that holds the scores of the baselines of `model.metrics`."""
 
 
-_LIBRARIES = (
+LIBRARIES = (
     "torch", "numpy", "numba", "pillow", "simplejpeg", "kornia", "ffcv", "nvidia-dali-cuda130",
-    "nvidia-dali-cuda120", "webdataset", "mosaicml-streaming", "litdata", "spdl",
-    "turboloader",
+    "nvidia-dali-cuda120", "webdataset", "mosaicml-streaming", "streaming-community", "litdata",
+    "spdl", "turboloader", "lancedb", "grain", "torchcodec",
 )  # fmt: skip
 
 
@@ -355,9 +355,9 @@ def _first_line(*command: str) -> str:
 
 
 def _versions() -> dict[str, str]:
-    """Of Python and of the libraries of `_LIBRARIES` that are installed."""
+    """Of Python and of the libraries of `LIBRARIES` that are installed."""
     found = {"python": platform.python_version()}
-    for name in _LIBRARIES:
+    for name in LIBRARIES:
         with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
+from configparser import ConfigParser
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,13 +16,23 @@ import pytest
 from maskdepth.benchmarks.harness.contender import Epochs, Unavailable
 from maskdepth.benchmarks.harness.images import Images, Scale, Truth, check
 from maskdepth.benchmarks.harness.options import Loading
+from maskdepth.benchmarks.harness.results import LIBRARIES
 from maskdepth.benchmarks.peers.grain import open_grain, write_records
 from maskdepth.benchmarks.peers.lance import open_lancedb, write_table
 from maskdepth.benchmarks.peers.run import _read_truth
 from maskdepth.benchmarks.peers.source import Files
 from maskdepth.benchmarks.peers.torchcodec import open_torchcodec
 
+ROOT = Path(__file__).parents[2]
 LOADING = Loading(repeats=1, batch_size=8, threads=2, device="cpu")
+
+
+def test_results_record_the_version_of_every_library() -> None:
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    extras = config["options.extras_require"]
+    for requirement in f"{extras['peers']} {extras['peers-streaming']}".split():
+        assert re.split("[<>=]", requirement)[0] in LIBRARIES
 
 
 @pytest.fixture(scope="module")

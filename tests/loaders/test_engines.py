@@ -21,6 +21,7 @@ from maskdepth.loaders import Batch, DataError, build_loader, read_layout
 from maskdepth.loaders.engines.reference import ReferenceLoader
 from maskdepth.loaders.options import LoaderOptions
 from tests.damage import Records, zeroed_until
+from tests.pictures import jpeg_bytes
 
 ENGINES = ("ffcv", "dali", "resident")
 
@@ -96,6 +97,32 @@ def test_rank_without_samples_gets_an_empty_batch(any_engine: str, shards: Path)
         sizes = [len(batch.index) for batch in loader.epoch(0)]
         assert sizes == [2, 0]
         assert [len(batch.index) for batch in loader.epoch(1)] == [2, 0]
+
+
+@pytest.fixture(scope="module")
+def at_threshold(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set whose masks have the gray values 127 and 128, and its shards of JPEG masks."""
+    folder = tmp_path_factory.mktemp("at_threshold")
+    shutil.copytree(dataset, folder / "data")
+    levels = np.array([0, 0, 0, 127, 128, 255, 255, 255, 0, 0, 255, 255], np.uint8)
+    gray = np.tile(levels.repeat(8), (96, 1))
+    for path in (folder / "data" / "fg_bg_mask").glob("*/*.jpg"):
+        path.write_bytes(jpeg_bytes(gray, quality=100))
+    config = PackConfig(mask_codec="jpeg", codec="jpeg")
+    pack(folder / "data", folder / "shards", config=config, workers=0, progress=False)
+    return folder
+
+
+@pytest.mark.parametrize("name", [*ENGINES, "dali-stream", "reference"])
+def test_a_gray_value_of_128_is_foreground(
+    at_threshold: Path, need_engine: Callable[[str], None], name: str
+) -> None:
+    need_engine(name)
+    folder = at_threshold / ("data" if name == "reference" else "shards")
+    with build_loader(name, folder, batch_size=3, indices=np.arange(3)) as loader:
+        (batch,) = loader.epoch(0)
+    expected = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 1, 1], dtype=torch.uint8)
+    assert torch.equal(batch.mask, expected.repeat_interleave(8).expand(3, 1, 96, 96))
 
 
 @pytest.mark.parametrize("codecs", [("jpeg", "jpeg"), ("jpeg", "luma"), ("runs", "jpeg")])
