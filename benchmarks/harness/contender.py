@@ -6,8 +6,11 @@ types and sets torch's threads, and DALI, OpenMP and fork do not always agree.
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
+import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -64,13 +67,14 @@ class Unavailable(DataError):
     """A contender that cannot run here, or is wrong, and why."""
 
 
-def _serve(pipe: Connection, contender: Contender) -> None:
+def _serve(pipe: Connection, contender: Contender, log: str) -> None:
     """The process of a contender: answer requests until the pipe is closed.
 
     A request is the truth to check an epoch with, or None to time one. An answer is a pair:
-    whether it succeeded, and what was found or why it failed.
+    whether it succeeded, and what was found or why it failed. What libraries print, and the
+    traceback of an error, is added to the file ``log``.
     """
-    os.dup2(2, 1)  # libraries that print must not disturb the results on standard output
+    _print_to(log)
     # A spawned process would spawn those that a library starts, unlike a user's program: FFCV's
     # writer then starts one after the other, each of which imports the program again.
     multiprocessing.set_start_method(None, force=True)
@@ -105,9 +109,20 @@ def _serve(pipe: Connection, contender: Contender) -> None:
         # The last line: a worker's error carries its complete traceback.
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = lines[-1] if ":" in lines[-1] else f"{type(error).__name__}: {lines[-1]}"
+        if not isinstance(error, (ImportError, Unavailable)):  # their reason says all
+            traceback.print_exc()
+        sys.stderr.flush()
         with suppress(OSError):  # the parent was interrupted, and no one reads the reason
             pipe.send((False, reason))
-            traceback.print_exc()
+
+
+def _print_to(log: str) -> None:
+    """Send all that this process prints to a file, except the stacks of a crash."""
+    if faulthandler.is_enabled():
+        faulthandler.enable(os.dup(2))
+    with open(log, "ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
 
 
 def _on_device(epochs: Epochs, device: torch.device, number: int) -> Iterator[Images | int]:
@@ -147,13 +162,17 @@ def _count_samples(batches: Iterable[Images | int]) -> int:
 class Isolated:
     """The parent's end of a contender's process. Raises Unavailable for every failure.
 
+    Then it prints what the process has printed, which is not shown otherwise.
+
     opened: seconds that it took to open, and seconds and bytes of the files that it wrote for
         itself, if any.
     """
 
     def __init__(self, contender: Contender) -> None:
         self._pipe, theirs = _CONTEXT.Pipe()
-        self._process = _CONTEXT.Process(target=_serve, args=(theirs, contender))
+        self._log = tempfile.NamedTemporaryFile(prefix="maskdepth-log-")  # noqa: SIM115
+        arguments = (theirs, contender, self._log.name)
+        self._process = _CONTEXT.Process(target=_serve, args=arguments)
         with signals_left_to_parent():
             self._process.start()
         theirs.close()
@@ -180,14 +199,18 @@ class Isolated:
     def _answer(self) -> Any:
         try:
             if not self._pipe.poll(_PATIENCE_S):
-                raise Unavailable(f"no answer within {_PATIENCE_S:g} s")
+                self._fail(f"no answer within {_PATIENCE_S:g} s")
             succeeded, answer = self._pipe.recv()
         except (EOFError, ConnectionError):
             self._process.join()
-            raise Unavailable(f"its process ended with code {self._process.exitcode}") from None
+            self._fail(f"its process ended with code {self._process.exitcode}")
         if not succeeded:
-            raise Unavailable(answer)
+            self._fail(answer)
         return answer
+
+    def _fail(self, reason: str) -> NoReturn:
+        sys.stderr.write(self._log.read().decode(errors="replace"))
+        raise Unavailable(reason) from None
 
     def __enter__(self) -> Isolated:
         return self
@@ -199,6 +222,7 @@ class Isolated:
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
+        self._log.close()
 
 
 def race(

@@ -113,6 +113,7 @@ def write_chunks(files: Files, workers: int, store: Path) -> None:
         output_dir=str(store),
         chunk_bytes="64MB",
         num_workers=workers,
+        start_method="fork",  # as its loader; with "spawn" Python warns of its semaphores at exit
         verbose=False,
     )
 

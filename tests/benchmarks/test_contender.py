@@ -37,6 +37,8 @@ def open_images(loading: Loading, damage: str = "") -> Iterator[Epochs]:
     """Ten samples of 4 x 4, with one kind of damage or none."""
     if damage == "import":
         import no_such_library  # type: ignore[import-not-found]  # noqa: F401
+    if "prints" in damage:
+        os.write(2, b"of a library\n")
 
     def epoch(number: int) -> Iterator[Images]:
         if damage == "dies":
@@ -51,7 +53,7 @@ def images(damage: str = "") -> Iterator[Images]:
         index = torch.arange(start, start + 5)
         pixels = index.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 4, 4).clone()
         mask = (pixels[:, :1] > 3).to(torch.uint8)
-        if damage == "pixel" and start:
+        if "pixel" in damage and start:
             pixels[2, 1, 3, 3] += 1
         if damage == "mask":
             mask[0, 0, 0, 0] ^= 1
@@ -184,16 +186,34 @@ def test_a_process_that_is_interrupted_while_it_opens_is_ended(
     assert signal.SIGINT in blocked  # which the process inherits: the parent alone handles Ctrl-C
 
 
-def test_a_process_whose_parent_was_interrupted_ends_silently(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_process_whose_parent_was_interrupted_ends(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for name in ("os.dup2", "torch.set_num_threads"):  # of the process of a contender
+    for name in ("_print_to", "torch.set_num_threads"):  # of the process of a contender
         monkeypatch.setattr(f"maskdepth.benchmarks.harness.contender.{name}", lambda *_: None)
     pipe = Mock()
     pipe.send.side_effect = BrokenPipeError
-    _serve(pipe, contender("ours"))
+    _serve(pipe, contender("ours"), str(tmp_path / "log"))
     assert pipe.send.call_count == 2
-    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("forked_contenders")
+def test_what_a_library_prints_is_shown_if_it_fails(capfd: pytest.CaptureFixture[str]) -> None:
+    with Isolated(contender("prints", "prints")) as isolated:
+        isolated.run()
+    assert capfd.readouterr() == ("", "")
+    with (
+        pytest.raises(Unavailable, match="up to 1 levels"),
+        Isolated(contender("prints", "prints, pixel")) as isolated,
+    ):
+        isolated.check(truth())
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("of a library\n")
+    assert "WrongImages" in err  # its traceback
+    with pytest.raises(Unavailable, match="No module named 'no_such_library'"):
+        Isolated(contender("import", "import"))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_libraries_start_processes_as_in_a_program_of_their_own(
@@ -206,12 +226,12 @@ def test_libraries_start_processes_as_in_a_program_of_their_own(
         methods.append(multiprocessing.get_start_method())
         yield lambda number: ()
 
-    monkeypatch.setattr("maskdepth.benchmarks.harness.contender.os.dup2", lambda *_: None)
+    monkeypatch.setattr("maskdepth.benchmarks.harness.contender._print_to", lambda log: None)
     pipe = Mock()
     pipe.recv.side_effect = EOFError
     multiprocessing.set_start_method("spawn", force=True)  # as in a process that was spawned
     try:
-        _serve(pipe, replace(contender("theirs"), opens=opens))
+        _serve(pipe, replace(contender("theirs"), opens=opens), os.devnull)
     finally:
         multiprocessing.set_start_method(None, force=True)
     assert methods == multiprocessing.get_all_start_methods()[:1]
