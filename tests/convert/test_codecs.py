@@ -149,6 +149,7 @@ def test_a_mask_at_the_edges_of_its_ranges(name: str) -> None:
     gray = levels.repeat(8, axis=0).repeat(8, axis=1)
     source = jpeg_bytes(gray, quality=100)
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(source))), gray)
+    assert np.array_equal(pillow_pixels(source, "mask"), gray >= 128)
     encoded = ENCODERS[name](source, *gray.shape)
     assert np.array_equal(encoded.pixels, gray >= 128)
     assert np.array_equal(DECODERS[name](encoded.data, *gray.shape), gray >= 128)

@@ -117,6 +117,22 @@ def test_light_and_noise_change_one_of_the_images() -> None:
     torch.testing.assert_close(targets[1], depth)
 
 
+def test_the_strength_of_a_sample_is_the_square_of_its_draw() -> None:
+    gray = torch.full((4, 3, 16, 16), 0.5)
+    named = {"exposes_fg_bg": 0.0, "offset": 0.99999994}  # added in full to fg_bg
+    values = torch.full((4, COLUMNS), 0.5)
+    for name, value in named.items():
+        at = list(DRAWS).index(name)
+        first = sum(list(DRAWS.values())[:at])
+        values[:, first : first + DRAWS[name]] = value
+    values[:, 0] = torch.tensor([0.0, 0.2, 0.4, 0.9])  # the first column; half of them is changed
+    camera = Camera(**NOTHING | {"offset": 0.2, "share": 0.5})
+    target = torch.zeros(4, 1, 16, 16)
+    _, found, *_ = camera(gray, gray, target, target, values)
+    added = torch.tensor([0, 0.2 * 0.4**2, 0.2 * 0.8**2, 0])
+    torch.testing.assert_close(found.mean((1, 2, 3)) - 0.5, added, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("quality", [10, 50, 75])
 def test_the_jpeg_is_that_of_pillow(quality: int) -> None:
     pixels = (scene(1).bg[0, :, :44, :].permute(1, 2, 0) * 255).round().byte()  # 44: half a block

@@ -243,6 +243,7 @@ def test_index_files_that_name_wrong_samples(large: Path, tmp_path: Path) -> Non
     lines = path.read_text().splitlines()
     for faulty, message in (
         ([*lines[:6], lines[5], *lines[7:]], "hold them twice"),
+        ([*lines[:1000], lines[5], *lines[1001:]], "hold them twice"),  # in another batch
         ([lines[0], lines[1].replace(" 8 ", " 9 "), *lines[2:]], "00003.idx: SHA-256"),
         (lines[:100], "lists 99 samples, expected 2000"),
         ([lines[0], "nonsense", *lines[2:]], r"00003\.idx: has .* bytes, expected"),
