@@ -162,7 +162,7 @@ def train_run(run: Run, network: DualDecoderUNet, rank: int, profile: int) -> No
     if run.first and data.engine == "auto" and engines == ("reference",):
         click.echo(
             f"{data.shards}: found a data set that is not packed; its JPEG files are read by the "
-            "slow engine reference. `python -m convert pack` makes shards of it.",
+            f"slow engine reference. `{program.CONVERT} pack` makes shards of it.",
             err=True,
         )
     trials = try_in_training(run, engines, open_stage, device)

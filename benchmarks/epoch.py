@@ -45,7 +45,7 @@ _TRACED = 20
            help="Rounds that are not timed. One step of each kind runs before in any case."),
     cli.width_option(default=64),
     cli.ENGINE,
-    cli.option("--amp", type=click.Choice(AMP), default="auto", help="As in `train.py fit`."),
+    cli.option("--amp", type=click.Choice(AMP), default="auto", help="As in `fit`."),
     cli.loading_options,
 )  # fmt: skip
 def epoch(

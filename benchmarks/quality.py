@@ -58,7 +58,7 @@ def quality(
     shards: Path | None,
     device: str,
 ) -> Result:
-    """Scores of finished runs of `train.py fit`, beside the baselines that need no network.
+    """Scores of finished runs of `fit`, beside the baselines that need no network.
 
     Scores the best weights of each run on the split that it was trained with, on the shards
     where the run found them. With --camera, the first one gives the scores of the run.

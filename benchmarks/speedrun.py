@@ -229,7 +229,7 @@ def _load(names: tuple[str, ...], width: int, batch_size: int | None) -> list[Re
                    help="Of these, scored first; the rest only if these reach the target."),
     cli.above_0("--limit", default=1.0,
            help="PFLOP after which a run is cut off. Scores begin at a hundredth of it."),
-    cli.option("--amp", type=click.Choice(AMP), default="auto", help="As in `train.py fit`."),
+    cli.option("--amp", type=click.Choice(AMP), default="auto", help="As in `fit`."),
     cli.ENGINE,
     cli.DEVICE,
 )  # fmt: skip

@@ -126,7 +126,7 @@ def cluster_pool(address: str) -> Iterator[futures.Executor]:
         from distributed import Client
         from distributed.scheduler import KilledWorker
     except ImportError:
-        raise DataError("Dask is not installed; pip install '.[cluster]'") from None
+        raise DataError("Dask is not installed; pip install 'maskdepth[cluster]'") from None
     try:
         client = Client(address, timeout=_CONNECT_S)
     except (OSError, ValueError) as error:

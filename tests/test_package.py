@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import venv
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -105,6 +108,50 @@ def test_messages_name_the_installed_programs(installed: Path, elsewhere: Path) 
     code = "from maskdepth.convert import program as p; print(p.CONVERT, p.TRAIN, p.BENCH, sep=',')"
     said = run(elsewhere, installed / "bin" / "python", "-c", code)
     assert said == "maskdepth convert,maskdepth train,maskdepth bench\n"
+
+
+OF_A_CHECKOUT = re.compile(r"python -m (convert|benchmarks)|\btrain\.py |pip install '?\.\[")
+CODE = [
+    path
+    for name in ("convert", "loaders", "model", "benchmarks")
+    for path in sorted((ROOT / name).rglob("*.py"))
+] + [ROOT / "train.py"]
+
+
+def texts_for_people(source: str) -> Iterator[str]:
+    """Strings that are no documentation of the code, and the help of commands."""
+    tree = ast.parse(source)
+    documentation = {
+        id(node.value) for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }  # fmt: skip
+    named = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.keyword)
+             and node.arg == "prog_name"}  # fmt: skip
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.decorator_list:
+            yield ast.get_docstring(node) or ""
+        elif isinstance(node, ast.Constant) and id(node) not in documentation | named:
+            yield str(node.value)
+
+
+def test_no_message_names_what_only_a_checkout_has() -> None:
+    found = {
+        str(path.relative_to(ROOT)): text
+        for path in CODE
+        if path != ROOT / "convert" / "program.py"  # chooses the names
+        for text in texts_for_people(path.read_text())
+        if OF_A_CHECKOUT.search(text)
+    }
+    assert not found
+    assert len(CODE) > 200
+
+
+def test_texts_for_people_are_messages_and_help() -> None:
+    source = (
+        '"""module"""\n@command\ndef f():\n    """help"""\n    say(f"message {f}", prog_name="p")\n'
+        'def g():\n    """of the code"""\n'
+    )
+    assert [text for text in texts_for_people(source) if text] == ["help", "message "]
 
 
 OLD_NAMES = """

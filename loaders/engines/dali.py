@@ -55,7 +55,7 @@ except ImportError as error:
     _cuda = (torch.version.cuda or "13").split(".")[0]  # a build without CUDA fits either
     raise DataError(
         f"DALI cannot be imported ({error}); install it for the CUDA of torch with "
-        f"`pip install '.[dali-cu{_cuda}]'`, or use another --loader"
+        f"`pip install 'maskdepth[dali-cu{_cuda}]'`, or use another --loader"
     ) from None
 
 CORRUPT = "a record of this batch is corrupt"  # `CorruptRecords.walk` finds out which one

@@ -388,6 +388,6 @@ def test_without_transformers_the_error_says_what_to_install(
     monkeypatch.setitem(sys.modules, "transformers", None)
     done = CliRunner().invoke(main, ["depth", str(bare), "--model", "a/model"])
     assert done.exit_code == 2
-    assert "pip install .[depth]" in done.output
+    assert "pip install 'maskdepth[depth]'" in done.output
     assert len(done.output.splitlines()) == 1
     assert not (bare / "fg_bg_depth").exists()

@@ -100,7 +100,7 @@ def _load_onnx(path: Path, device: torch.device, options: ModelOptions) -> _Netw
         import onnxruntime
     except ImportError:
         raise DataError(
-            f"{path}: needs onnxruntime, which is not installed; pip install '.[export]'"
+            f"{path}: needs onnxruntime, which is not installed; pip install 'maskdepth[export]'"
         ) from None
     if options.amp in ("fp16", "bf16"):
         raise DataError(f"--amp {options.amp}: an ONNX file has its own precision; leave it out")

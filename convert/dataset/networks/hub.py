@@ -34,7 +34,7 @@ def load_from_hub(name: str, options: ModelOptions) -> DepthModel:
     except ImportError as error:
         raise DataError(
             f"depth models need the package transformers, which cannot be imported ({error}); "
-            "install it with `pip install .[depth]`"
+            "pip install 'maskdepth[depth]'"
         ) from None
     device = devices.find_device(options.device)
     amp = devices.find_amp(options.amp, device)
