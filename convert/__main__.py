@@ -322,7 +322,7 @@ def inspect(shards: Path, as_json: bool) -> None:
 @main.command()
 @click.argument("shards", type=_FOLDER)
 @click.argument("out", type=PNG, required=False)
-@click.option("--rows", type=click.IntRange(1, MOST_ROWS), default=8, help="Of the sheet.")
+@click.option("--rows", type=click.IntRange(1, MOST_ROWS), help="Of the sheet OUT; default: 8.")
 @click.option(
     "--html",
     "page",
@@ -330,7 +330,7 @@ def inspect(shards: Path, as_json: bool) -> None:
     help="Write one page, without other files, to browse samples by background and foreground.",
 )
 @click.option(
-    "--samples", type=click.IntRange(1, MOST_ROWS), default=200, help="Of the page, at most."
+    "--samples", type=click.IntRange(1, MOST_ROWS), help="Of the page, at most; default: 200."
 )
 @click.option(
     "--scores",
@@ -338,7 +338,7 @@ def inspect(shards: Path, as_json: bool) -> None:
     help=f"What `{program.TRAIN} evaluate --scores` wrote: the page shows the worst samples.",
 )
 def show(
-    shards: Path, out: Path | None, rows: int, page: Path | None, samples: int,
+    shards: Path, out: Path | None, rows: int | None, page: Path | None, samples: int | None,
     scores: Path | None,
 ) -> None:  # fmt: skip
     """Draw a contact sheet of SHARDS into the PNG file OUT, or write a page of samples."""
@@ -349,15 +349,19 @@ def show(
         raise DataError("show: found no file to write, expected OUT.png, --html FILE or both")
     if scores and not page:
         raise DataError(f"--scores {scores}: is for the page; add --html FILE")
+    if samples and not page:
+        raise DataError(f"--samples {samples}: is for the page; add --html FILE")
+    if rows and not out:
+        raise DataError(f"--rows {rows}: is for the sheet; add OUT.png")
     for output in filter(None, (out, page)):
         require_outside(output, shards)
         require_output(output, "show", [scores] if scores else [])
     if out:
-        sheet = contact_sheet(shards, rows)
+        sheet = contact_sheet(shards, rows or 8)
         write_sheet(sheet, out)
         click.echo(f"{out}: {sheet.width}x{sheet.height} pixels")
     if page:
-        click.echo(f"{page}: {write_page(shards, page, samples, scores)} samples")
+        click.echo(f"{page}: {write_page(shards, page, samples or 200, scores)} samples")
 
 
 if __name__ == "__main__":

@@ -148,7 +148,8 @@ def _page(opened: Shards, shown: Sequence[_Shown]) -> str:
         selects.append(_select("fg", "Foreground", numbered))
     if scored:
         orders = {"iou": "lowest mask IoU", "rmse": "highest depth RMSE"}
-        selects.append(_select("order", "Order", orders, first="by sample"))
+        chosen = "iou" if any(s.mask_iou is not None for s in shown) else "rmse"
+        selects.append(_select("order", "Order", orders, first="by sample", chosen=chosen))
     return _TEMPLATE.substitute(
         made_by=html.escape(mark_of("show")),
         title=html.escape(f"Samples of {opened.folder.resolve().name}"),
@@ -165,9 +166,12 @@ def _background(sample: _Shown) -> int:
     return sample.background
 
 
-def _select(name: str, title: str, options: Mapping, first: str = "all") -> str:
+def _select(
+    name: str, title: str, options: Mapping, first: str = "all", chosen: str = ""
+) -> str:  # fmt: skip
     lines = "".join(
-        f'<option value="{html.escape(str(value))}">{html.escape(str(text))}</option>'
+        f'<option value="{html.escape(str(value))}"{" selected" if value == chosen else ""}>'
+        f"{html.escape(str(text))}</option>"
         for value, text in options.items()
     )
     return (
@@ -183,18 +187,20 @@ def _figure(opened: Shards, sample: _Shown) -> str:
     if sample.foreground is not None:
         words.append(f"foreground {sample.foreground}")
         data["fg"] = str(sample.foreground)
+    scores = []
     for key, title, value in (
         ("iou", "mask IoU", sample.mask_iou), ("rmse", "depth RMSE", sample.depth_rmse),
     ):  # fmt: skip
         if value is not None:
-            words.append(f"{title} {value:.4f}")
+            scores.append(f"{title} {value:.4f}")
             data[key] = repr(value)
-    about = html.escape(", ".join(words))
+    about = html.escape(", ".join(words + scores))
+    caption = "<br>".join(html.escape(", ".join(line)) for line in (words, scores) if line)
     attributes = "".join(f' data-{key}="{html.escape(value)}"' for key, value in data.items())
     picture = base64.b64encode(_strip(opened, sample)).decode()
     return (
         f'<figure{attributes}><img alt="{about}" loading="lazy" '
-        f'src="data:image/jpeg;base64,{picture}"><figcaption>{about}</figcaption></figure>'
+        f'src="data:image/jpeg;base64,{picture}"><figcaption>{caption}</figcaption></figure>'
     )
 
 

@@ -138,6 +138,13 @@ def test_what_show_needs(shards: Path, tmp_path: Path) -> None:
     assert "found no file to write, expected OUT.png, --html FILE" in show(shards).output
     result = show(shards, tmp_path / "a.png", "--scores", tmp_path / "s.json")
     assert "is for the page; add --html" in result.output
+    for option, files in (
+        ("--samples", [tmp_path / "a.png"]),
+        ("--rows", ["--html", tmp_path / "a.html"]),
+    ):
+        result = show(shards, *files, option, 2)
+        assert (result.exit_code, f"{option} 2: is for the" in result.output) == (2, True)
+        assert not list(tmp_path.iterdir())
     (tmp_path / "mine.html").write_text("<p>mine</p>")
     result = show(shards, "--html", tmp_path / "mine.html")
     assert (result.exit_code, "was not made by show" in result.output) == (2, True)
@@ -154,7 +161,8 @@ addEventListener("load", () => {
     document.getElementById(id).value = value;
     document.querySelector("form").dispatchEvent(new Event("change"));
   };
-  const found = { all: numbers() };
+  const found = { first: numbers() };
+  choose("order", ""); found.all = numbers();
   choose("order", "iou"); found.iou = numbers();
   choose("order", "rmse"); found.rmse = numbers();
   choose("order", ""); choose("bg", "0"); found.bg = numbers();
@@ -194,6 +202,7 @@ def test_a_browser_selects_and_sorts(shards: Path, tmp_path: Path, width: int) -
     assert match, done.stdout[:500]
     found = json.loads(match[1].replace("&quot;", '"'))
     assert found["all"] == index
+    assert found["first"] == found["iou"]
     assert found["iou"] == [n for _, n in sorted(zip(iou, index, strict=True))]
     assert found["rmse"] == [
         n for _, n in sorted((-r, n) for r, n in zip(rmse, index, strict=True))
