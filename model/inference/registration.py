@@ -14,6 +14,8 @@ import numpy as np
 
 LONGEST_SIDE = 448
 """Larger images are registered at this size."""
+LEAST_PIXELS = 96 * 96
+"""Images of fewer pixels are not aligned: too often the result would be worse than none."""
 SAME_PLACE = 0.3
 """Similarity below which two images hardly show the same place."""
 LARGEST_GAIN, LARGEST_ZOOM, LARGEST_SHIFT = 2.5, 1.25, 0.25
@@ -28,6 +30,8 @@ _TRIMMED_FITS = 3
 _BLOCK = 16  # side of the blocks whose similarity is measured, in pixels
 _TEXTURE = 6.0  # standard deviation of a block that has structure, in levels
 _CORRELATED = 0.5
+_HARDLY = 0.5  # pixels
+_OUTLIER = 16.0  # levels: what differs by more is of a foreground
 
 
 class Registration(NamedTuple):
@@ -62,6 +66,11 @@ class Registration(NamedTuple):
 
     def describe(self, height: int, width: int) -> str:
         """The difference between two images of this size, in words."""
+        if height * width < LEAST_PIXELS:
+            return (
+                f"found images of {width}x{height} pixels, too few to align (expected "
+                f"{LEAST_PIXELS:,} or more)"
+            )
         if not self.found:
             return "found no movement between bg and fg_bg"
         moved = self.largest_movement(height, width)
@@ -73,13 +82,19 @@ class Registration(NamedTuple):
 
 
 def register(bg: np.ndarray, fg_bg: np.ndarray) -> Registration:
-    """Compare two images of equal size, uint8 (H, W, 3)."""
+    """Compare two images of equal size, uint8 (H, W, 3).
+
+    No movement is found in images of fewer than `LEAST_PIXELS`, nor one with which bg agrees with
+    fg_bg no better than without (docs/photos.md has the errors by size).
+    """
     height, width = bg.shape[:2]
     scale = min(1.0, LONGEST_SIDE / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = [cv2.resize(x, size, interpolation=cv2.INTER_AREA) for x in (bg, fg_bg)]
     gray = [cv2.cvtColor(x, cv2.COLOR_RGB2GRAY) for x in small]
-    matrix = _movement(*gray)
+    matrix = _movement(*gray) if height * width >= LEAST_PIXELS else None
+    if matrix is not None and not _is_better_than_none(matrix, *gray):
+        matrix = None
     found = matrix is not None
     matrix = np.eye(2, 3) if matrix is None else matrix
     moved = _warp(small[0], matrix)
@@ -123,6 +138,24 @@ def _movement(bg: np.ndarray, fg_bg: np.ndarray) -> np.ndarray | None:
     agrees_in_bg = cv2.warpAffine(agrees, matrix, bg.shape[::-1], flags=cv2.INTER_NEAREST)
     found = _search(bg, fg_bg, 1, matrix, np.asarray(agrees_in_bg))
     return matrix if found is None else found
+
+
+def _is_better_than_none(matrix: np.ndarray, bg: np.ndarray, fg_bg: np.ndarray) -> bool:
+    """Whether bg agrees better with fg_bg when it is moved; True where it is hardly moved.
+
+    The search can follow a foreground instead of the background.
+    """
+    height, width = bg.shape
+    corners = np.array([[0, width, 0, width], [0, 0, height, height], [1, 1, 1, 1]])
+    if np.hypot(*(matrix @ corners - corners[:2])).max() <= _HARDLY:
+        return True
+    return _disagreement(_warp(bg, matrix), fg_bg) < _disagreement(bg, fg_bg)
+
+
+def _disagreement(bg: np.ndarray, fg_bg: np.ndarray) -> float:
+    """Mean difference of two gray images of the same exposure, in levels, `_OUTLIER` at most."""
+    gain, offset = _exposure(bg[..., None], fg_bg[..., None])
+    return float(np.minimum(np.abs(bg * gain + offset - fg_bg), _OUTLIER).mean())
 
 
 def _search(

@@ -97,7 +97,7 @@ def test_results_have_the_size_of_the_input(predictor: Predictor, tmp_path: Path
     out = tmp_path / "out"
     pairs = pair_images(str(tmp_path / "bg.png"), str(tmp_path / "fg_bg.png"))
     ((paths, note),) = predict_files(predictor, pairs, out)
-    assert "found no movement between bg and fg_bg; bg is used as it is" in note  # both are noise
+    assert "70x50 pixels, too few to align (expected 9,216 or more); bg is used as it is" in note
     mask, depth = (np.asarray(Image.open(path)) for path in paths[:2])
     assert mask.shape == depth.shape == (50, 70)
     assert set(np.unique(mask)) <= {0, 255}
@@ -365,7 +365,9 @@ def test_threshold(predictor: Predictor, tmp_path: Path) -> None:
 def test_a_pair_that_moved_is_aligned(predictor: Predictor, tmp_path: Path) -> None:
     bg = texture(160, 160)
     photo = np.roll(bg, (5, -6), axis=(0, 1)) // 4 * 3
-    for name, image in (("bg", bg), ("moved", photo), ("other", texture(160, 160, 1))):
+    noise = _pixels(160, 160, 2)
+    images = {"bg": bg, "moved": photo, "other": texture(160, 160, 1), "noise": noise}
+    for name, image in images.items():
         Image.fromarray(image).save(tmp_path / f"{name}.png")
 
     def predict(fg_bg: str, **options: bool) -> tuple[str, np.ndarray]:
@@ -380,6 +382,7 @@ def test_a_pair_that_moved_is_aligned(predictor: Predictor, tmp_path: Path) -> N
     assert note.endswith("; aligned")
     assert not np.array_equal(plain, aligned)
     assert "may not show the same place" in predict("other")[0]
+    assert "found no movement between bg and fg_bg; bg is used as it is" in predict("noise")[0]
 
 
 def test_export_needs_a_known_suffix_and_the_extra(

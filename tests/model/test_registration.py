@@ -51,6 +51,42 @@ def test_equal_images_are_not_moved() -> None:
     assert np.abs(found.align(image).astype(int) - image).max() <= 4
 
 
+@pytest.mark.parametrize("side", [16, 32, 64, 95])
+def test_small_images_are_not_aligned(side: int) -> None:
+    """The search moved two equal images of 32 pixels by 4 of them."""
+    image = texture(side, side)
+    found = register(image, with_disc(np.roll(image, (1, 2), axis=(0, 1))))
+    assert not found.found
+    assert np.array_equal(found.matrix, np.eye(2, 3))
+    assert f"{side}x{side} pixels, too few to align (expected 9,216 or" in found.describe(
+        side, side
+    )
+
+
+def test_the_smallest_images_that_are_aligned() -> None:
+    for height, width in ((96, 96), (64, 144)):
+        image = texture(height, width)
+        found = register(image, with_disc(np.roll(image, (1, -2), axis=(0, 1))))
+        assert np.allclose(found.matrix[:, 2], (2, -1), atol=0.6)
+        assert "of the width apart" in found.describe(height, width)
+
+
+@pytest.mark.parametrize(("side", "seed"), [(112, 9), (160, 10), (224, 10)])
+def test_a_foreground_is_not_followed(side: int, seed: int) -> None:
+    """Its details, before a background without any, drew the result 18 to 57 pixels away."""
+    bg = cv2.GaussianBlur(texture(side, side, seed), (0, 0), 6)
+    photo = bg.copy()
+    height, width = side - side // 4, int(0.45 * side)
+    rows, columns = slice(side - height, side), slice(side // 3, side // 3 + width)
+    photo[rows, columns] = texture(side, side, seed + 100)[-height:, :width]
+    found = register(bg, photo)
+    assert found.largest_movement(side, side) * side < 0.5
+    assert np.allclose(found.gain, 1, atol=0.1)
+    # A movement is found in the background, if there is one.
+    moved = register(bg, np.roll(bg, (4, 0), axis=(0, 1)))
+    assert np.allclose(moved.matrix[:, 2], (0, -4), atol=0.6)
+
+
 @pytest.mark.parametrize(
     ("brightness", "shown"),
     [(0.9999, "+0%"), (1.0, "+0%"), (1.004, "+0%"), (0.98, "-2%"), (1.02, "+2%")],
