@@ -217,6 +217,8 @@ def test_the_guide_runs_as_it_is_written(workplace: Path) -> None:
     ]  # fmt: skip
     written = ["shadow.png", "sheet.png", "network.pt2", "out/one_mask.png"]
     assert [name for name in written if not Path(name).is_file()] == []
+    (of_readme,) = blocks(ROOT / "README.md", "python")
+    exec(compile(of_readme.replace("SHARDS", "shards"), "README.md", "exec"), {})
     blocks_of_guide = blocks(ROOT / "docs/guide.md", "python")
     first, own = [block for block in blocks_of_guide if " in loader:" in block]
     names: dict[str, Any] = {"first_epoch": 9, "train": lambda inputs: None}
