@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -109,6 +112,20 @@ def _write_pt2(predictor: Predictor, path: Path) -> ExportedModel:
         return torch.export.load(file).module()
 
 
+@contextmanager
+def _without_notes_of_torch() -> Iterator[None]:
+    """Without its notes on torchvision, which it does not need here, and on its own old names."""
+    noted = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = noted.level
+    noted.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
+            yield
+    finally:
+        noted.setLevel(level)
+
+
 def _write_onnx(predictor: Predictor, path: Path) -> ExportedModel:
     try:
         import onnx
@@ -119,9 +136,11 @@ def _write_onnx(predictor: Predictor, path: Path) -> ExportedModel:
             f"ONNX needs {error.name}, which is not installed: pip install 'maskdepth[export]', "
             "or export to a .pt2 file"
         ) from None
-    program = torch.onnx.export(
-        _exported(predictor), input_names=INPUTS, output_names=OUTPUTS, dynamo=True, verbose=False
-    )
+    exported = _exported(predictor)
+    with _without_notes_of_torch():
+        program = torch.onnx.export(
+            exported, input_names=INPUTS, output_names=OUTPUTS, dynamo=True, verbose=False
+        )
     if program is None:
         raise ModelError(f"{path}: torch.onnx.export returned no program")
     program.save(path, external_data=False)

@@ -87,7 +87,7 @@ def predict_files(
         except (DataError, ModelError) as error:
             unusable.append(error.message)
             continue
-        found = register(bg, fg_bg)
+        found, same = register(bg, fg_bg), np.array_equal(bg, fg_bg)
         is_aligned = align and found.found
         if is_aligned:
             bg = found.align(bg)
@@ -95,9 +95,8 @@ def predict_files(
         make_folder(out)
         replace_together(_results(paths, bg, fg_bg, mask > threshold, depth, predictor, made_of))
         note = f"{pair.fg_bg}: {found.describe(*bg.shape[:2])}"
-        note += ("; aligned" if is_aligned else "; bg is used as it is") + _warning(
-            found, bg, align
-        )
+        note += "; aligned" if is_aligned else "; bg is used as it is"
+        note += _SAME if same else _warning(found, bg, align)
         yield Predicted(paths, note)
     raise_all(unusable, "these pairs were not predicted")
 
@@ -154,6 +153,12 @@ def naming_rest(pairs: Sequence[Pair], out: Path) -> Iterator[list[Predicted]]:
                 err=True,
             )
         raise
+
+
+_SAME = (
+    "\nWarning: bg and fg_bg are the same image, so there is nothing to find; name the photo "
+    "without the person as --bg"
+)
 
 
 def _warning(found: Registration, bg: np.ndarray, align: bool) -> str:

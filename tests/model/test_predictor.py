@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -277,12 +279,20 @@ def test_export_reproduces_the_network(predictor: Predictor, tmp_path: Path) -> 
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_onnx_reproduces_the_network(predictor: Predictor, tmp_path: Path) -> None:
+def test_onnx_reproduces_the_network(
+    predictor: Predictor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for name in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(name, reason=f"{name} is not installed (extra `export`)")
     import onnxruntime
 
-    assert export_network(predictor, tmp_path / "net.onnx") < 1e-4
+    noted = logging.getLogger("torch.onnx._internal.exporter._registration")
+    noted.addHandler(caplog.handler)
+    with warnings.catch_warnings(record=True) as said:
+        assert export_network(predictor, tmp_path / "net.onnx") < 1e-4
+    noted.removeHandler(caplog.handler)
+    assert not [one for one in said if "LeafSpec" in str(one.message)]
+    assert not [one for one in caplog.records if one.name == noted.name]
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
     assert is_output(tmp_path / "net.onnx", "export")
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
@@ -383,6 +393,7 @@ def test_a_pair_that_moved_is_aligned(predictor: Predictor, tmp_path: Path) -> N
     assert not np.array_equal(plain, aligned)
     assert "may not show the same place" in predict("other")[0]
     assert "found no movement between bg and fg_bg; bg is used as it is" in predict("noise")[0]
+    assert "\nWarning: bg and fg_bg are the same image" in predict("bg")[0]
 
 
 def test_export_needs_a_known_suffix_and_the_extra(
