@@ -100,7 +100,6 @@ def test_a_run_that_ends_before_it_saves_a_step_can_be_resumed(
 
 
 @pytest.mark.parametrize(("left", "recorded"), [(1, 1), (2, 1), (4, 1), (5, 2)])
-@pytest.mark.filterwarnings("ignore:Profiler won't be using warmup")
 def test_the_end_of_a_short_epoch_is_recorded(left: int, recorded: int, tmp_path: Path) -> None:
     profile = StepProfile(path=tmp_path / "trace.json.gz", steps=9)
     for _ in range(2):  # only the first epoch is recorded

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -56,13 +57,13 @@ class StepProfile:
             return
         wanted, self.steps = self.steps, 0
         before = min(WARM_UP, left - 1)
-        recorder = profile(
-            schedule=schedule(
+        with warnings.catch_warnings():  # an epoch of one step leaves none to warm up
+            warnings.filterwarnings("ignore", message="Profiler won't be using warmup")
+            steps = schedule(
                 wait=max(before - 1, 0), warmup=min(before, 1), active=min(wanted, left - before),
                 repeat=1,
-            ),
-            on_trace_ready=partial(self._write, wanted, before),
-        )  # fmt: skip
+            )  # fmt: skip
+        recorder = profile(schedule=steps, on_trace_ready=partial(self._write, wanted, before))
         with recorder:
             yield recorder.step
 
