@@ -103,7 +103,10 @@ def compose(
     if dataset is None:
         _print_shards(shards, compose_shards(shards, config=config, **options))  # type: ignore[arg-type]
     else:
-        _print_shards(shards, compose_both(dataset, shards, config=config, **options))  # type: ignore[arg-type]
+        manifest = compose_both(dataset, shards, config=config, **options)  # type: ignore[arg-type]
+        about = f"{manifest.layout.samples} composites, depth: {manifest.depth_source}"
+        click.echo(f"{dataset}: {about}")
+        _print_shards(shards, manifest)
 
 
 @main.command()

@@ -179,8 +179,8 @@ def open_cutout(path: Path) -> np.ndarray:
     with opened(path) as image:
         if not image.has_transparency_data:
             raise DataError(
-                f"{path}: found a {image.mode} image without transparency, expected an RGBA "
-                "cut-out. Remove the background first."
+                f"{path}: found an image of mode {image.mode} without transparency, expected an "
+                "RGBA cut-out; remove the background first"
             )
         cutout = np.asarray(to_rgba(upright(image, path), path))
     visible = cutout[..., 3] != 0

@@ -163,6 +163,7 @@ def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         result = CliRunner().invoke(main, command)
         assert result.exit_code == 0, result.output
         assert f"{'a' if arguments[0] == '--pack' else 'b'}: 2 samples\n" in result.output
+        assert ("data: 2 composites, depth: true\n" in result.output) == ("data" in arguments)
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "data"}
     (tmp_path / "other").mkdir()

@@ -298,9 +298,9 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "huge.png": (lambda: huge(20_000, 20_000), "more than 179 million pixels; make it smaller"),
     "invisible.png": (lambda: saved(rgba(RGB, 0 * HARD)), "found only transparent pixels"),
     "opaque.png": (lambda: saved(rgba(RGB, 255 + 0 * HARD)), "found no transparent pixel"),
-    "rgb.png": (lambda: saved(RGB), "found a RGB image without transparency"),
-    "photo.jpg": (lambda: jpeg_bytes(RGB), "found a RGB image without transparency"),
-    "bits.png": (lambda: saved(255 * BITS, mode="1"), "found a 1 image without transparency"),
+    "rgb.png": (lambda: saved(RGB), "found an image of mode RGB without transparency"),
+    "photo.jpg": (lambda: jpeg_bytes(RGB), "found an image of mode RGB without transparency"),
+    "bits.png": (lambda: saved(255 * BITS, mode="1"), "an image of mode 1 without transparency"),
     "pixel.png": (lambda: saved(rgba(RGB, 255 + 0 * HARD)[:1, :1]), "found no transparent pixel"),
     "wide.png": (
         lambda: saved(rgba(RGB, SOFT).repeat(9, axis=1)),
