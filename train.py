@@ -62,7 +62,7 @@ from maskdepth.model.metrics import BASELINE_SAMPLES
 from maskdepth.model.precision import choose_compile, choose_device, precision_for
 from maskdepth.model.recipe import Stage, load_recipe
 from maskdepth.model.training import options as cli
-from maskdepth.model.training.card import write_card
+from maskdepth.model.training.card import untrained_notes, write_card
 from maskdepth.model.training.config import DataConfig, RunConfig
 from maskdepth.model.training.evaluation import Evaluator, training_means
 from maskdepth.model.training.folder import (
@@ -135,8 +135,9 @@ def fit(
             report.draw(run_dir / PREDICTIONS, "fit")
             if trained or not (run_dir / CARD).exists():  # a user may have changed it
                 write_card(run_dir / CARD, config, best.info, run.history, report)
+            notes = "".join(f"\n{note}" for note in untrained_notes(config.recipe))
             written = f"written to {run_dir}, with {CURVES}, {PREDICTIONS} and a model card"
-            click.echo(f"\n{report.table()}\n\n{written}")
+            click.echo(f"\n{report.table()}{notes}\n\n{written}")
 
 
 def read_options(

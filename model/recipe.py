@@ -158,6 +158,12 @@ class Recipe(Schema):
         """The last depth loss that the recipe trains with; it defines the depth output."""
         return next((s.depth_loss for s in reversed(self.stages) if "depth" in s.trains), "l1")
 
+    @property
+    def untrained(self) -> tuple[str, ...]:
+        """The decoders, of mask and depth, that no stage trains: they keep their first weights."""
+        trained = {part for stage in self.stages for part in stage.trains}
+        return tuple(part for part in ("mask", "depth") if part not in trained)
+
 
 def load_recipe(name: str) -> Recipe:
     """Return a built-in recipe by name, or read a user's from a `.toml` or `.json` file.

@@ -71,6 +71,24 @@ def test_its_table_is_that_of_the_evaluation(folder: Path) -> None:
     assert len({len(re.findall(r"(?<!\\)\|", one)) for one in table}) == 1
 
 
+def test_a_decoder_that_is_not_trained_is_named(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "depth.toml").write_text(RECIPE)
+    command = [
+        "fit", folder.parent / "data", tmp_path / "run", "--recipe", tmp_path / "depth.toml",
+        "--width", 2, "--device", "cpu", "--loader", "reference",
+    ]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        leave_out_pictures(patch)
+        result = CliRunner().invoke(train.main, [str(argument) for argument in command])
+    assert result.exit_code == 0, result.output
+    card, note = (tmp_path / "run/README.md").read_text(), "The recipe does not train mask: "
+    assert f"\n{note}" in result.stdout
+    assert f"\n- {note}" in card
+    assert '"type": "depth_rmse"' in card
+    assert '"type": "mask_iou"' not in card
+    assert "The recipe does not train" not in (folder / "README.md").read_text()
+
+
 def test_a_card_that_a_user_has_changed_stays(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(folder, run)

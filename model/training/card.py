@@ -10,6 +10,7 @@ from maskdepth.model.checkpoint import NetworkInfo
 from maskdepth.model.contract import PRIOR
 from maskdepth.model.files import replace_bytes
 from maskdepth.model.metrics import Scores
+from maskdepth.model.recipe import Recipe
 from maskdepth.model.training.config import RunConfig
 from maskdepth.model.training.history import EpochRow
 from maskdepth.model.training.provenance import (
@@ -34,17 +35,18 @@ def write_card(
     path: Path, config: RunConfig, info: NetworkInfo, history: Sequence[EpochRow], report: Report
 ) -> None:
     """Write the card of a finished run; the same run gives the same bytes, but for the times."""
-    parts = (_front_matter(info, report), _text(config, info, history, report))
+    parts = (_front_matter(config, info, report), _text(config, info, history, report))
     replace_bytes(path, "\n".join(parts).encode())
 
 
-def _front_matter(info: NetworkInfo, report: Report) -> str:
+def _front_matter(config: RunConfig, info: NetworkInfo, report: Report) -> str:
     """What the hub searches by, as YAML; JSON values are YAML."""
     scores, task = report.evaluations[0].rows["network"], {"type": "image-segmentation"}
     metrics = [
         {"type": name, "value": round(value, 4), "name": title}
         for name, title in _MEASURES.items()
-        if (value := getattr(scores, name)) is not None
+        if name.partition("_")[0] not in config.recipe.untrained
+        and (value := getattr(scores, name)) is not None
     ]
     data = {"name": "composites", "type": "composites", "split": f"validation, {info.split}"}
     results = [{"task": task, "dataset": data, "metrics": metrics}]
@@ -151,11 +153,21 @@ def _limits(config: RunConfig, info: NetworkInfo, report: Report) -> list[str]:
         lines.append(
             "- Its backgrounds were all seen in training: the depth of other places is worse."
         )
+    lines += [f"- {note}" for note in untrained_notes(config.recipe)]
     if report.depth_source == PRIOR:
         lines.append("- Scores of depth say how well a prior is repeated.")
     if note := seen_note(info.split, info.split, report.seen):
         lines.append(f"- {note[0].upper()}{note[1:]}.")
     return lines
+
+
+def untrained_notes(recipe: Recipe) -> list[str]:
+    """A sentence on each decoder that the recipe does not train; its scores are in all tables."""
+    return [
+        f"The recipe does not train {part}: what the network predicts as {part} means nothing, and "
+        "neither do its scores."
+        for part in recipe.untrained
+    ]
 
 
 def _plain(name: str) -> str:
