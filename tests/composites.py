@@ -6,10 +6,15 @@ import io
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import simplejpeg
 from PIL import Image, ImageDraw
+
+from maskdepth.convert.dataset.compose import compose
+from maskdepth.convert.errors import DataError
 
 Encode = Callable[[np.ndarray], bytes]
 """A JPEG of uint8 (H, W) or (H, W, 3)."""
@@ -123,3 +128,40 @@ def with_zero_quantiser(data: bytes) -> bytes:
     assert match
     at = match.end() + 64
     return data[:at] + b"\x00" + data[at + 1 :]
+
+
+# A data set that `compose` makes quickly.
+SMALL: dict[str, Any] = {
+    "backgrounds": 2,
+    "foregrounds": 2,
+    "placements": 4,
+    "size": 64,
+    "progress": False,
+}
+
+
+def save(path: Path, pixels: np.ndarray, mode: str | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(pixels.astype(np.uint8))
+    (image.convert(mode) if mode else image).save(path)
+    return path
+
+
+def person_pixels(height: int = 60, width: int = 30) -> np.ndarray:
+    """A reddish ellipse on a transparent background."""
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    pixels = np.zeros((height, width, 4), np.uint8)
+    pixels[..., :3] = (200, 40, 30)
+    pixels[..., 3] = (x * x + y * y < 0.9) * 255
+    return pixels
+
+
+def refused(tmp_path: Path, match: str, **arguments: Any) -> None:
+    """Check that compose() raises a one-line DataError and leaves no folder, even a hidden one."""
+    before = sorted(p.name for p in tmp_path.iterdir())
+    counts = {"backgrounds": None} if "bg" in arguments else {}
+    counts |= {"foregrounds": None} if "fg" in arguments else {}
+    with pytest.raises(DataError, match=match) as caught:
+        compose(tmp_path / "out", **({"workers": 0} | SMALL | counts | arguments))
+    assert "\n" not in caught.value.message
+    assert sorted(p.name for p in tmp_path.iterdir()) == before

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from maskdepth.convert.shards import Shards
 
@@ -135,3 +138,24 @@ def signed_text(value: dict[str, Any]) -> bytes:
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     digest = hashlib.sha256(text.encode()).hexdigest()
     return (json.dumps({**value, "sha256": digest}, indent=1) + "\n").encode()
+
+
+def spoil_removing(monkeypatch: pytest.MonkeyPatch, name: str, error: BaseException) -> None:
+    """Raise ``error`` where the folder of this name is to go, when it is empty already."""
+    rmdir = os.rmdir
+
+    def fail(path: Any, **options: Any) -> None:
+        if Path(path).name == name:
+            raise error
+        rmdir(path, **options)
+
+    monkeypatch.setattr(os, "rmdir", fail)
+
+
+def spoil_first_then(dataset: Path, folder: Path) -> tuple[Path, Path, bytes]:
+    """A copy of the data set whose last sample is corrupt, so that a run stops with work done."""
+    copy = Path(shutil.copytree(dataset, folder / "data"))
+    last = sorted((copy / "fg_bg" / "bg_005").iterdir())[-1]
+    good = last.read_bytes()
+    last.write_text("not an image")
+    return copy, last, good
