@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import sys
 import time
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner, Result
 from PIL import Image
 
 from maskdepth import train
@@ -80,3 +82,34 @@ def run_train_slowly_saved(arguments: list[str], output: str) -> None:
 
     with patch("maskdepth.model.training.run.save_state", slow):
         run_train(arguments, output)
+
+
+TWO_STAGES = f"""
+nesterov = true
+{RECIPE}
+schedule = "onecycle"
+[[stages]]
+size = 16
+batch_size = 4
+lr = 0.05
+trains = ["mask"]
+"""
+
+
+def run(*arguments: object) -> Result:
+    """Run the command line in this process."""
+    return CliRunner().invoke(train.main, [str(argument) for argument in arguments])
+
+
+def fit(dataset: Path, folder: Path, recipe: str, *more: object) -> Result:
+    return run("fit", dataset, folder, "--recipe", recipe, "--width", 2, "--device", "cpu", *more)
+
+
+def figures(folder: Path) -> list[dict[str, str]]:
+    """metrics.csv without the columns that depend on the clock."""
+    with open(folder / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        for name in ("epoch_s", "epoch_cpu_s", "samples_per_s", "data_wait"):
+            del row[name]
+    return rows
