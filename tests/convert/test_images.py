@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from maskdepth.convert.dataset.photos import open_depth
 from maskdepth.convert.errors import DataError
 from maskdepth.convert.images import SUFFIXES, read_rgb, read_size
 from tests.pictures import jpeg_bytes, smooth
@@ -187,3 +188,22 @@ def test_mutated_images_are_read_or_refused(tmp_path: Path) -> None:
                 except DataError:
                     refused += 1
     assert min(read, refused) > 20
+
+
+@pytest.mark.parametrize("width", [99, 100, 101])
+def test_a_depth_map_may_be_of_nearly_the_shape_of_its_photo(tmp_path: Path, width: int) -> None:
+    Image.new("RGB", (200, 100)).save(tmp_path / "photo.png")
+    ramp = np.tile(np.linspace(0, 255, width).astype(np.uint8), (50, 1))
+    Image.fromarray(ramp).save(tmp_path / "depth.png")
+    found = open_depth(tmp_path / "depth.png", tmp_path / "photo.png", 50)
+    assert found.dtype == np.float32
+    assert found.shape == (50, 50)
+    assert found.mean() == pytest.approx(127.5, abs=2)  # the centre square
+
+
+@pytest.mark.parametrize("width", [97, 103, 50])
+def test_a_depth_map_of_another_shape_is_refused(tmp_path: Path, width: int) -> None:
+    Image.new("RGB", (200, 100)).save(tmp_path / "photo.png")
+    Image.new("L", (width, 50)).save(tmp_path / "depth.png")
+    with pytest.raises(DataError, match=f"found {width}x50, expected the shape of photo.png"):
+        open_depth(tmp_path / "depth.png", tmp_path / "photo.png", 50)

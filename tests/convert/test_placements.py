@@ -321,13 +321,16 @@ def test_backgrounds_that_were_exchanged(
     assert not (tmp_path / "shards.partial").exists()
 
 
-def test_other_backgrounds_than_those_of_bg_are_allowed(copy: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [lambda v: v // 2, lambda v: 255 - v, lambda v: 0])
+def test_other_backgrounds_than_those_of_bg_are_allowed(
+    copy: Path, change: Callable[[int], int]
+) -> None:
     """Darker ones, for example: they have not been exchanged."""
     path = copy / "bg/bg_001.jpg"
     with Image.open(path) as image:
-        dark = image.point(lambda value: value // 2)
+        other = image.point(change)
     path.unlink()
-    dark.save(path, quality=95)
+    other.save(path, quality=95)
     assert check(copy, workers=0, progress=False) == []
 
 
