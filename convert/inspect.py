@@ -53,11 +53,12 @@ def count_lines(manifest: Manifest) -> list[str]:
     source = manifest.counts["source_bytes"]
     for name, form in manifest.formats.items():
         stored = sum(manifest.files[f].bytes for f in (*form.files, form.index))
-        lines.append(
-            f"{name}: {stored:,} bytes, {100 * stored / source:.1f} % of the source's {source:,}"
+        small = any(
+            f == beton.NAME and manifest.files[f].bytes < 4 * beton.PAGE for f in form.files
         )
-    if manifest.files.get(beton.NAME) and manifest.files[beton.NAME].bytes < 4 * beton.PAGE:
-        lines.append(f"an FFCV file is padded to pages of {beton.PAGE >> 20} MiB")
+        padded = f" (padded to pages of {beton.PAGE >> 20} MiB)" if small else ""
+        share = f"{100 * stored / source:.1f} % of the source's {source:,}"
+        lines.append(f"{name}: {stored:,} bytes{padded}, {share}")
     pixels = manifest.statistics["mask"].values
     unclear = manifest.counts.get("mask_ambiguous_pixels", 0)
     lines.append(

@@ -162,3 +162,24 @@ def test_tar_by_its_members(shards: Path) -> None:
                     assert row["size"] == member.size
                 seen.append(index)
     assert sorted(seen) == list(range(manifest["samples"]))
+
+
+def test_the_documented_loop_reads_tar_shards(
+    dataset: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("webdataset", reason="webdataset is not installed")
+    manifest = json.loads((shards / "manifest.json").read_text())
+    per_bg = manifest["samples_per_bg"]
+    text = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
+    loop = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[-1]
+    loop = loop.replace("36", str(per_bg)) + "    found.append((index, bg, fg_bg, mask, depth))\n"
+    names: dict[str, Any] = {"found": []}
+    monkeypatch.chdir(shards.parent)
+    exec(loop.replace("shards/", f"{shards.name}/"), names)
+    assert len(names["found"]) > 1
+    backgrounds = sorted((dataset / "bg").iterdir())
+    for index, bg, *images in names["found"]:
+        expected = source_pixels(dataset, index, per_bg)
+        assert np.array_equal(bg, np.asarray(Image.open(backgrounds[index // per_bg])))
+        for field, image in zip(FIELDS, images, strict=True):
+            assert np.array_equal(image, expected[field])
