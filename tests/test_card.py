@@ -99,7 +99,9 @@ def test_a_card_that_a_user_has_changed_stays(folder: Path, tmp_path: Path) -> N
         assert CliRunner().invoke(train.main, command).exit_code == 0
         assert (run / "README.md").read_text() == "license: mine"
         (run / "README.md").unlink()
-        assert CliRunner().invoke(train.main, command).exit_code == 0
+        again = CliRunner().invoke(train.main, command)
+    assert again.exit_code == 0
+    assert "all stages are trained already; the run is scored again\n" in again.stdout
     assert (run / "README.md").read_bytes() == (folder / "README.md").read_bytes()
 
 

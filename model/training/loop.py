@@ -46,6 +46,8 @@ def fit_run(
     run.record(compile=choose_compile(config.compile, network.device, world_size=config.world_size))
     if about := config.about_ranks():
         reporter.line(about)
+    if run.finished:
+        reporter.line("all stages are trained already; the run is scored again")
     for number in range(run.position.stage, len(stages)):
         stage = stages[number]
         with open_stage(run.config, stage) as data, listing_skipped(data.training, data.validation):

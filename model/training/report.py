@@ -190,6 +190,8 @@ def score_table(
     if len(sections) > 1 and spread:
         lines.append(f"Spread of the first rows ({sections[0][0].strip('- ')}):")
     for kind, group in spread.items():
+        if group.groups == 1:
+            continue  # its worst and its best are the score above
         for name in (name for name in FIGURES if name in group.figures):
             figure = group.figures[name]
             line = f"{titles[name]} over {group.groups} {GROUPS[kind]} {_known(group)}: "

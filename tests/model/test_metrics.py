@@ -160,6 +160,8 @@ def test_interval_equals_that_of_resampled_groups(outputs: tuple[Tensor, ...]) -
     # One group gives no interval over groups.
     one = group_spread(table, np.zeros(SAMPLES), np.array([]))
     assert one.figures["depth_rmse"].interval is None
+    text = score_table([("", {"network": pooled_scores(table)})], "title", {"bg": one})
+    assert "worst" not in text
 
 
 @pytest.mark.parametrize(
