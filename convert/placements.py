@@ -53,7 +53,10 @@ def read_placements(
     """
     rows = load_array(path, PLACEMENT, (int(group_starts[-1]),), fix)
     groups = np.repeat(np.arange(len(group_starts) - 1), np.diff(group_starts))
-    impossible = {"the background is not that of the sample": rows["bg"] != groups}
+    impossible = {
+        "the background is not that of the sample": rows["bg"] != groups,
+        f"fg is not in 0..{len(rows) - 1}": rows["fg"] >= len(rows),
+    }
     _require_possible(path, impossible | _impossible_places(rows, size), fix)
     return rows
 
@@ -98,7 +101,6 @@ def _impossible_places(rows: np.ndarray, size: tuple[int, int]) -> dict[str, np.
         f"scale is not above 0 and at most {height}": ~(
             (rows["scale"] > 0) & (rows["scale"] <= height)
         ),
-        f"fg is not in 0..{len(rows) - 1}": rows["fg"] >= len(rows),
     }
 
 

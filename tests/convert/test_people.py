@@ -27,9 +27,10 @@ from maskdepth.convert.dataset.plan import make_plan
 from maskdepth.convert.dataset.remake import remake
 from maskdepth.convert.errors import DataError
 from maskdepth.convert.inspect import table
+from maskdepth.convert.layout import Layout
 from maskdepth.convert.manifest import ShardFile, read_manifest
 from maskdepth.convert.pack import PackConfig, pack
-from maskdepth.convert.placements import OTHER, read_others, write_placements
+from maskdepth.convert.placements import OTHER, PLACEMENT, read_others, write_placements
 from maskdepth.convert.show import contact_sheet
 from maskdepth.convert.source import OthersFile, read_metadata, read_source
 from maskdepth.convert.style import Style
@@ -405,3 +406,37 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     others = np.load(tmp_path / "out/others.npy")
     assert set(others["sample"]) == set(range(4))  # the other one of two
     assert (others["fg"] != np.load(tmp_path / "out/placements.npy")["fg"]).all()
+
+
+def test_a_table_with_fewer_rows_than_foregrounds(tmp_path: Path) -> None:
+    placements = np.zeros(16, PLACEMENT)
+    placements["fg"], placements["scale"] = np.arange(16) // 2, 0.5
+    write_placements(tmp_path / "placements.npy", placements)
+    others = np.zeros(2, OTHER)
+    others["sample"], others["fg"], others["scale"] = (4, 9), (7, 3), 0.5
+    write_placements(tmp_path / "others.npy", others)
+    layout = Layout(
+        height=32, width=32, group_starts=np.array([0, 16]), samples_per_fg=None,
+        table=tmp_path / "placements.npy", others=tmp_path / "others.npy",
+    )  # fmt: skip
+    assert layout.other_placements["fg"].tolist() == [7, 3]
+
+
+def test_the_draws_of_a_seed_never_change() -> None:
+    """Otherwise another version would not continue what this one has begun to compose."""
+    plan = make_plan(backgrounds=1, foregrounds=3, placements=2, seed=5, style=Style(people=(2, 3)))
+    shapes = {0: Shape(200, 80), 1: Shape(300, 100), 2: Shape(100, 50)}
+    rows = draw_placements(plan, shapes)
+    assert rows[["x", "y"]].tolist() == [
+        (100, 104), (155, 82), (50, 34), (27, 97), (169, 84), (148, 25),
+    ]  # fmt: skip
+    assert draw_others(plan, shapes, rows)[["sample", "fg", "flipped", "x", "y"]].tolist() == [
+        (0, 2, 1, 1, 94), (0, 1, 1, 141, 39), (1, 2, 1, 35, 43), (2, 2, 0, 136, 58),
+        (3, 2, 1, 158, 32), (4, 0, 0, 81, 21), (5, 0, 1, 93, 114), (5, 1, 1, 74, 10),
+    ]  # fmt: skip
+    plan = make_plan(
+        backgrounds=1, foregrounds=3, placements=2, seed=5, style=Style(heights=(0.2, 0.6))
+    )
+    assert draw_placements(plan, shapes)[["x", "y"]].tolist() == [
+        (108, 12), (9, 12), (9, 40), (77, 104), (93, 55), (110, 156),
+    ]  # fmt: skip

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from maskdepth.convert.moments import Moments
-from maskdepth.convert.placements import PLACEMENT, write_placements
+from maskdepth.convert.placements import OTHER, PLACEMENT, write_placements
 from maskdepth.loaders import Layout, split_indices
 from maskdepth.model.training.provenance import count_seen, fingerprint, seen_note
 
@@ -60,6 +60,22 @@ def test_a_table_of_samples_counts_in_their_place(tmp_path: Path) -> None:
     assert fingerprint(found["a"], "bg") == fingerprint(found["b"], "bg")
     seen = count_seen(found["a"].layout, np.arange(12), np.arange(12, 24))
     assert seen == {"samples": 0, "backgrounds": 0, "foregrounds": 3}
+
+
+def test_further_foregrounds_count_if_the_split_holds_out_foregrounds(tmp_path: Path) -> None:
+    rows = np.zeros(24, PLACEMENT)
+    rows["bg"], rows["fg"], rows["scale"] = np.arange(24) // 6, np.arange(24) % 3, 0.5
+    write_placements(tmp_path / "table", rows)
+    found = []
+    for sample, fg in ((3, 1), (3, 2), (4, 1)):
+        others = np.zeros(1, OTHER)
+        others["sample"], others["fg"], others["scale"] = sample, fg, 0.5
+        path = tmp_path / f"others-{sample}-{fg}"
+        write_placements(path, others)
+        layout = replace(LAYOUT, samples_per_fg=None, table=tmp_path / "table", others=path)
+        found.append(replace(SAME, layout=layout))
+    assert len({fingerprint(data, "fg") for data in found}) == 3
+    assert len({fingerprint(data, "bg") for data in found}) == 1
 
 
 def test_seen_samples_and_groups_are_counted() -> None:
