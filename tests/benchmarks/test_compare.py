@@ -58,6 +58,18 @@ def test_the_threshold_and_the_measure_are_options(tmp_path: Path) -> None:
     done = compare(tmp_path, result(), slow, "--measure", "cpu_us_per_sample")
     assert "cpu_us_per_sample: median (range) before -> after" in done.output
     assert "no difference found" in done.output
+    costly = result()
+    case = costly.cases["ours"]
+    repeats = [repeat.model_copy(update={"cpu_s": 1.5}) for repeat in case.repeats]
+    costly = costly.model_copy(
+        update={"cases": {"ours": CaseResult(repeats=repeats, parameters=case.parameters)}}
+    )
+    for before, after, line in (
+        (result(), costly, "50.0% worse"), (costly, result(), "33.3% better"),
+    ):  # fmt: skip
+        done = compare(tmp_path, before, after, "--measure", "cpu_us_per_sample")
+        assert line in done.output
+        assert done.exit_code == (line == "50.0% worse")
 
 
 def test_other_arguments_are_not_compared(tmp_path: Path) -> None:

@@ -185,3 +185,11 @@ def test_any_draw_gives_images(values: list[float], size: float) -> None:
 def test_values_out_of_range(field: str, value: float) -> None:
     with pytest.raises(DataError, match=f"{field} of the camera"):
         Camera(**{field: value})
+
+
+def test_the_draws_of_a_sample_never_change() -> None:
+    """Otherwise a run that is resumed by another version trains on other changes."""
+    found = uniform(torch.tensor([0, 5, 2**40 - 1]), 3, 7, 2)
+    expected = [[1191936, 12900476], [4569018, 1296542], [15491985, 881191]]
+    assert (found * 2**24).to(torch.int64).tolist() == expected
+    assert sum(DRAWS.values()) == COLUMNS == 27

@@ -73,6 +73,24 @@ def test_changes_grow_with_the_movement() -> None:
     assert noise.std() == pytest.approx(5, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("change", "largest"),
+    [
+        (Disturbance(gain=0.2), 0.2 * 100), (Disturbance(offset=10), 10),
+        (Disturbance(gamma=0.1), 255 * ((100 / 255) ** 0.9 - 100 / 255)),
+    ],
+)  # fmt: skip
+def test_light_changes_by_up_to_the_largest_value(change: Disturbance, largest: float) -> None:
+    gray = torch.full((60, 3, 8, 8), 100, dtype=torch.uint8)
+    mask = torch.zeros(60, 1, 8, 8, dtype=torch.uint8)
+    photo = disturb(Batch(gray, mask, mask, torch.arange(60)), change).fg_bg.float()
+    assert (photo.amax((2, 3)) == photo.amin((2, 3))).all()
+    differences = photo[:, :, 0, 0] - 100
+    assert differences.abs().max() <= largest + 0.5
+    assert differences.max() > 0.8 * largest - 0.5
+    assert differences.min() < -0.8 * largest + 0.5
+
+
 def test_aligning_removes_the_difference() -> None:
     bg = torch.from_numpy(np.stack([texture(SIDE, SIDE, seed) for seed in range(3)]))
     bg = bg.permute(0, 3, 1, 2)
