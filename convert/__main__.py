@@ -205,7 +205,11 @@ def depth(
 @click.option("--json", "as_json", is_flag=True, help="Print all problems as JSON.")
 @_WORKERS
 def check(dataset: Path, samples_per_fg: int | None, as_json: bool, workers: int | None) -> None:
-    """List every problem for which `pack` would refuse DATASET; exit 1 if there is any."""
+    """List every problem for which `pack` would refuse DATASET; exit 1 if there is any.
+
+    DATASET has JPEG files of one size: a background is bg/B.jpg, and its composites, masks and
+    depth maps have the same names in fg_bg/B, fg_bg_mask/B and fg_bg_depth/B.
+    """
     from maskdepth.convert.check import check as run
     from maskdepth.convert.check import summarise
 
@@ -258,7 +262,11 @@ def pack(
     scheduler: str | None,
     **options: object,
 ) -> None:
-    """Convert DATASET to SHARDS."""
+    """Convert DATASET to SHARDS.
+
+    DATASET has JPEG files of one size: a background is bg/B.jpg, and its composites, masks and
+    depth maps have the same names in fg_bg/B, fg_bg_mask/B and fg_bg_depth/B.
+    """
     from maskdepth.convert.manifest import FORMATS
     from maskdepth.convert.pack import PackConfig
     from maskdepth.convert.pack import pack as run

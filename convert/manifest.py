@@ -369,7 +369,7 @@ def read_manifest(shards: str | Path) -> Manifest:
     if form != FORMAT or version not in range(1, VERSION + 1):
         raise DataError(
             f"{path}: found {shown(form)} version {shown(version)}, expected {FORMAT!r} version "
-            f"1 to {VERSION}; pack again with this version of the program"
+            f"1 to {VERSION}; pack again with this version of the program, or use a newer one"
         )
     try:
         values = check_signature(value, text)
