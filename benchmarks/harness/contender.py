@@ -37,6 +37,12 @@ Epochs = Callable[[int], Iterable[Images | int]]
 
 _CONTEXT = multiprocessing.get_context("spawn")
 _PATIENCE_S = 600.0
+_PEERS = (
+    "array_record", "grain", "lancedb", "litdata", "spdl", "torchcodec", "turboloader",
+    "webdataset",
+)  # fmt: skip
+_EXTRAS = {**dict.fromkeys(_PEERS, "peers"), "streaming": "peers-streaming"}
+"""Packages of other libraries -> the extra that has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,14 +112,22 @@ def _serve(pipe: Connection, contender: Contender, log: str) -> None:
     except EOFError:
         return  # the parent has closed the pipe
     except BaseException as error:
-        # The last line: a worker's error carries its complete traceback.
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        reason = lines[-1] if ":" in lines[-1] else f"{type(error).__name__}: {lines[-1]}"
         if not isinstance(error, (ImportError, Unavailable)):  # their reason says all
             traceback.print_exc()
         sys.stderr.flush()
         with suppress(OSError):  # the parent was interrupted, and no one reads the reason
-            pipe.send((False, reason))
+            pipe.send((False, reason_of(error)))
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a contender cannot run, in one line; of a package of an extra, how to install it."""
+    package = (getattr(error, "name", None) or "").partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and package in _EXTRAS:
+        extra = _EXTRAS[package]
+        return f"{package} is not installed: pip install 'maskdepth[{extra}]'"
+    # The last line: a worker's error carries its complete traceback.
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1] if ":" in lines[-1] else f"{type(error).__name__}: {lines[-1]}"
 
 
 def _print_to(log: str) -> None:

@@ -23,6 +23,7 @@ from maskdepth.benchmarks.harness.contender import (
     Unavailable,
     _serve,
     race,
+    reason_of,
 )
 from maskdepth.benchmarks.harness.images import Images, Scale, Truth, WrongImages, check, read_truth
 from maskdepth.benchmarks.harness.options import Loading
@@ -131,6 +132,18 @@ def test_a_race_times_correct_contenders_and_reports_why_others_are_skipped() ->
     assert "no_such_library" in skipped["import"]
     assert skipped["dies"] == "its process ended with code 3"
     assert "up to 1 levels" in skipped["pixel"]
+
+
+def test_what_a_missing_library_needs_is_said() -> None:
+    for module, extra in (("litdata.streaming", "peers"), ("streaming", "peers-streaming")):
+        error = ModuleNotFoundError(f"No module named '{module}'", name=module)
+        package = module.partition(".")[0]
+        expected = f"{package} is not installed: pip install 'maskdepth[{extra}]'"
+        assert reason_of(error) == expected
+    other = ModuleNotFoundError("No module named 'a.b'", name="a.b")
+    assert reason_of(other) == "ModuleNotFoundError: No module named 'a.b'"
+    assert reason_of(ValueError("first\nlast: x")) == "last: x"
+    assert reason_of(ValueError()) == "ValueError: ValueError"
 
 
 def test_a_contender_that_is_not_optional_must_not_fail() -> None:
