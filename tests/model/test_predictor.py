@@ -454,3 +454,15 @@ def test_figures_of_curves_are_beside_the_titles(
     loss, iou, _ = figures[0].axes
     assert (loss.get_title("right"), len(loss.texts)) == ("last 0.5000", 0)
     assert (iou.get_title("right"), iou.texts[0].get_text()) == ("", "not trained so far")
+
+
+def test_a_pixel_is_of_the_person_above_the_threshold(predictor: Predictor, tmp_path: Path) -> None:
+    torch.nn.init.zeros_(predictor.network.mask_decoder.outc.weight)  # a probability of 0.5
+    torch.nn.init.zeros_(predictor.network.mask_decoder.outc.get_parameter("bias"))
+    Image.fromarray(texture(40, 40)).save(tmp_path / "photo.png")
+    Image.fromarray(texture(40, 40, 1)).save(tmp_path / "empty.png")
+    pairs = pair_images(str(tmp_path / "empty.png"), str(tmp_path / "photo.png"))
+    for threshold, expected in ((0.5, 0), (0.49, 255)):
+        ((paths, _),) = predict_files(predictor, pairs, tmp_path / "out", threshold=threshold)
+        with Image.open(paths[0]) as mask:
+            assert (np.asarray(mask) == expected).all()
