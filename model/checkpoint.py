@@ -230,7 +230,12 @@ def _width(tensors: Mapping[str, Tensor]) -> int:
 
 
 def _read_state_dict(path: Path) -> Mapping[str, Tensor]:
-    value = load_plain(path)
+    try:
+        value = load_plain(path)
+    except ModelError as error:
+        raise ModelError(
+            f"{error.message}; name RUN_DIR/best.safetensors, or a .pth file"
+        ) from None
     if isinstance(value, Mapping) and "position" in value:
         raise ModelError(
             f"checkpoint {path}: found the state of a run; expected best.safetensors, beside it"

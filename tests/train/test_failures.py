@@ -68,7 +68,7 @@ MISTAKES = {
     "fit {data} {tmp}/new --width 2 --width=3": "--width: found 2 and 3, expected one",
     "fit {data} {tmp}/new --loader dali": "found a data set, expected shards; run `python -m",
     "evaluate {data} {tmp}/none.safetensors": "no such file",
-    "evaluate {data} {tmp}/used/notes.txt": "notes.txt: expected a file of tensors",
+    "evaluate {data} {tmp}/used/notes.txt": "; name RUN_DIR/best.safetensors, or a .pth file",
     "evaluate {data} {tmp}/used": "used: found a folder; expected .*used/best.safetensors",
     "predict {best} --bg {tmp}/x.jpg --fg-bg {tmp}/x.jpg {tmp}/new": "no such file",
     "predict {best} --bg {image} --fg-bg a --fg-bg b {tmp}/new": "--fg-bg: found a and b, expec",
