@@ -121,7 +121,7 @@ def run_check(
     began = time.monotonic()
     code = _run(command, log, environment, limit_s)
     wall_s = time.monotonic() - began
-    reason = "" if code == 0 else f"{_ending(code, limit_s)}; {last_error(log)}"
+    reason = "" if code == 0 else f"{_ending(code, limit_s)}; {last_line(log)}"
     if check.measures:
         # A process that crashes at its end may have written a complete result.
         wrong = _why_unusable(check.name, measured)
@@ -188,8 +188,8 @@ def _ending(code: int | None, limit_s: float) -> str:
     return f"exit code {code}"
 
 
-def last_error(log: Path) -> str:
-    """The last line of a log; where Python crashed, its reason and the innermost call."""
+def last_line(log: Path) -> str:
+    """The last line of a log; where Python crashed or was ended, the innermost call, and why."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - _LOG_TAIL))
         text = file.read().decode(errors="replace")
@@ -200,5 +200,7 @@ def last_error(log: Path) -> str:
         if line.startswith("Fatal Python error: "):
             stack = iter(lines[at:])
             any(one.startswith("Current thread") for one in stack)  # leaves what follows it
-            return f"{line} {next(stack, '')}"[:_REASON_LENGTH]
+            # How it ended is known where it was aborted, for example at the end of its time.
+            what = "it was at" if line == "Fatal Python error: Aborted" else line
+            return f"{what} {next(stack, '')}"[:_REASON_LENGTH]
     return lines[-1][-_REASON_LENGTH:]

@@ -18,7 +18,7 @@ from maskdepth.benchmarks.__main__ import main
 from maskdepth.benchmarks.gpu_check import join_epochs, select
 from maskdepth.benchmarks.harness import checks as harness
 from maskdepth.benchmarks.harness import plan as plans
-from maskdepth.benchmarks.harness.checks import Check, last_error
+from maskdepth.benchmarks.harness.checks import Check, last_line
 from maskdepth.benchmarks.harness.plan import Drawn, Plan
 from maskdepth.benchmarks.harness.results import CaseResult, make_result, read_result
 from maskdepth.benchmarks.report.page import PAGE
@@ -141,7 +141,7 @@ def test_the_log_of_a_crash_gives_its_place(tmp_path: Path) -> None:
         '  File "b", line 2 in wait', '  File "c", line 3', "", "Extension modules: numpy",
     )  # fmt: skip
     log.write_text("\n".join(lines))
-    assert last_error(log) == 'Fatal Python error: Aborted File "b", line 2 in wait'
+    assert last_line(log) == 'it was at File "b", line 2 in wait'
 
 
 @pytest.mark.parametrize("device", [(), ("--device", "auto"), ("--device", "cuda:1")])
