@@ -49,7 +49,10 @@ ROWS = {
 """The network and the baselines: name -> title, and the figures that are defined for it."""
 GROUPS = {"bg": "backgrounds", "fg": "foregrounds"}
 PRIOR_NOTE = "* depth here is a ground-plane prior, not measured: how well that is repeated"
-NOTE = f"delta1, SILog: pixels with a target depth of at least {VALID_DEPTH:g}; SILog x 100"
+NOTE = (
+    "RMSE x10: of values times 10, as the original work gives it; delta1, SILog: pixels with a "
+    f"target depth of at least {VALID_DEPTH:g}; SILog x 100"
+)
 
 EXAMPLES = 6
 """Samples shown in the picture of an evaluation."""
