@@ -88,14 +88,13 @@ def predict_files(
             unusable.append(error.message)
             continue
         found, same = register(bg, fg_bg), np.array_equal(bg, fg_bg)
-        is_aligned = align and found.found
-        if is_aligned:
+        if align:
             bg = found.align(bg)
         mask, depth = predictor.predict_image(bg, fg_bg)
         make_folder(out)
         replace_together(_results(paths, bg, fg_bg, mask > threshold, depth, predictor, made_of))
         note = f"{pair.fg_bg}: {found.describe(*bg.shape[:2])}"
-        note += "; aligned" if is_aligned else "; bg is used as it is"
+        note += "; aligned" if align and found.found else "; bg is used as it is"
         note += _SAME if same else _warning(found, bg, align)
         yield Predicted(paths, note)
     raise_all(unusable, "these pairs were not predicted")

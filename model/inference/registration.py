@@ -53,7 +53,12 @@ class Registration(NamedTuple):
     brightness: float
 
     def align(self, bg: np.ndarray) -> np.ndarray:
-        """bg moved onto fg_bg, with its exposure; uint8 (H, W, 3). Borders are repeated."""
+        """bg moved onto fg_bg, with its exposure; bg itself if no movement was found.
+
+        uint8 (H, W, 3). Borders are repeated.
+        """
+        if not self.found:
+            return bg
         levels = np.arange(256)[:, None] * self.gain + self.offset
         table = levels.round().clip(0, 255).astype(np.uint8)[None]
         return np.asarray(cv2.LUT(_warp(bg, self.matrix), table))
