@@ -88,7 +88,10 @@ def multiplied_tiff() -> bytes:
 
 
 def rotated(pixels: np.ndarray, orientation: int, form: str = "PNG", **options: Any) -> bytes:
-    """An image whose EXIF orientation makes it upright."""
+    """An image whose EXIF orientation makes it upright.
+
+    The tag says which sides are the first row and column, by the standard's table.
+    """
     stored = {
         1: pixels, 2: pixels[:, ::-1], 3: pixels[::-1, ::-1], 4: pixels[::-1],
         5: pixels.swapaxes(0, 1), 6: np.rot90(pixels), 7: pixels[::-1, ::-1].swapaxes(0, 1),
