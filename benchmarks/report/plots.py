@@ -188,7 +188,7 @@ def speedrun(result: Result) -> Canvas:
     colours = {name: f"C{at}" for at, name in enumerate(dict.fromkeys(name for name, _ in runs))}
     arguments = {"mask_iou": "target_iou", "depth_rmse": "target_rmse"}
     goals = {what: float(str(result.arguments[name])) for what, name in arguments.items()}
-    target = "target: " + " and ".join(f"{goal:g}" for goal in goals.values())
+    target = "target: " + " and ".join(f"{goal:.4f}" for goal in goals.values())
     spent = [float(case.parameters["pflop"]) for cases in runs.values() for case in cases]
     for axes, (figure, title) in zip(panels, scores.titles(result).items(), strict=True):
         labelled: set[str] = set()
